@@ -32,6 +32,7 @@ mod fragments;
 mod io;
 mod link;
 mod noise;
+pub mod paced;
 mod prefix;
 mod slot;
 #[cfg(test)]

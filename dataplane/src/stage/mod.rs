@@ -4,6 +4,7 @@
 //! ingress   length, header, channel, replay window; sorts out what control gets
 //! open      forward: takes a layer off and authenticates; backward: puts a layer on
 //! pool      holds cells until the mixing rule releases them, shuffled
+//! rounds    in place of the pool in paced classes: the same number of cells leaves in each round
 //! seal      enciphers the header for the next link, groups by neighbour
 //! ```
 //!
@@ -13,4 +14,5 @@
 pub mod ingress;
 pub mod open;
 pub mod pool;
+pub mod rounds;
 pub mod seal;

@@ -60,7 +60,7 @@ impl Info {
 
 /// Length of the onion that arrives at hop `i`, counted from 1: S_i.
 pub const fn onion_len(shape: Shape, suite: Suite, i: usize) -> usize {
-    (suite.head_len() + INFO_LEN + TAG_LEN) * (shape.hops() - i + 1)
+    suite.part_len() * (shape.hops() - i + 1)
 }
 
 /// How S_i is spread over the cells of link `i`.

@@ -8,7 +8,8 @@ use std::fmt;
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use thiserror::Error;
 
-use super::BadSetup;
+use super::{BadSetup, INFO_LEN};
+use crate::cell::TAG_LEN;
 use crate::kdf::{LowOrder, Secret, extract, x25519, x25519_public};
 
 /// Bytes of an X25519 public key.
@@ -49,6 +50,11 @@ impl Suite {
             Suite::X25519 => E_LEN,
             Suite::Hybrid => E_LEN + MLKEM_CIPHERTEXT_LEN,
         }
+    }
+
+    /// Bytes of one hop's part of an onion: H, and the encrypted info with its tag.
+    pub const fn part_len(self) -> usize {
+        self.head_len() + INFO_LEN + TAG_LEN
     }
 }
 

@@ -1,0 +1,254 @@
+//! The parameters of a paced class (SPEC 9.16).
+
+use std::ops::RangeInclusive;
+
+use thiserror::Error;
+use wire::cell::Class;
+use wire::setup::Suite;
+use wire::shards::Shards;
+
+use super::timetable::Timetable;
+
+pub const PERIOD_MS: RangeInclusive<u16> = 5..=100;
+pub const CELLS: RangeInclusive<u8> = 1..=32;
+pub const ROUNDS_MAX: u16 = 8192;
+pub const COPIES: RangeInclusive<u8> = 1..=4;
+pub const GAP: RangeInclusive<u8> = 1..=4;
+pub const SEATS: RangeInclusive<u16> = 1..=16_384;
+pub const LOOPS_MAX: u8 = 64;
+pub const SLACK_MS: RangeInclusive<u16> = 1..=500;
+pub const STEP_MS: RangeInclusive<u16> = 1..=500;
+pub const NAME_MAX: usize = 16;
+/// Rounds that a hop holds before it releases them: a delay may not exceed them.
+const AHEAD_MAX: u32 = 8;
+/// The class byte of a paced class is that of its size with this bit.
+const PACED: u8 = 0x10;
+
+/// The parameters of a paced class, the same for all hops and users. Its fields have the names of SPEC 9.16.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacedTerms {
+    pub size: Class,
+    pub name: String,
+    /// T: ms between two rounds.
+    pub period_ms: u16,
+    /// c: cells of a channel in a round.
+    pub cells: u8,
+    /// R: rounds of a batch.
+    pub rounds: u16,
+    /// How often a data cell is sent on link 1.
+    pub copies: u8,
+    /// Rounds between two copies.
+    pub gap: u8,
+    /// True if cells repeat the frames of the round before.
+    pub repeat: bool,
+    /// Mix 1 fills batches of fewer channels with noise.
+    pub n_min: u16,
+    /// Channels of a batch at Mix 1.
+    pub seats: u16,
+    /// Most pairs of loops of a mix.
+    pub loops: u8,
+    pub slack_ms: u16,
+    /// step_2 to step_h.
+    pub steps_ms: Vec<u16>,
+}
+
+/// Why a chain refuses the terms of a paced class.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum BadPacedTerms {
+    #[error("name must be 1 to {NAME_MAX} of the characters a-z, 0-9 and - (got {0:?})")]
+    Name(String),
+    #[error("{key} must be {least} to {most} (got {found})")]
+    Range { key: &'static str, least: u32, most: u32, found: u32 },
+    #[error("rounds must be a power of two up to {ROUNDS_MAX} (got {0})")]
+    Rounds(u16),
+    #[error("steps_ms must have {expected} steps, one for each link after the first (got {found})")]
+    Steps { expected: usize, found: usize },
+    #[error("copies, gap and slack_ms delay a cell for {delay_ms} ms at Mix 1: at most {most_ms} with this period_ms")]
+    Delay { delay_ms: u32, most_ms: u32 },
+    #[error("a step of {step_ms} ms is too long: at most {most_ms} with this period_ms")]
+    Step { step_ms: u16, most_ms: u32 },
+    #[error("rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them")]
+    Phase { cells: usize, slots: u64 },
+    #[error(
+        "a setup may come {late_ms} ms after the interval of its keys began, but keys last {most_ms} ms beyond their \
+         epoch: lower rounds, period_ms or the interval, or raise the epoch"
+    )]
+    Keys { late_ms: u64, most_ms: u64 },
+}
+
+impl PacedTerms {
+    /// The number of the class in headers, setups and the chain id.
+    pub const fn class_byte(&self) -> u8 {
+        PACED | self.size as u8
+    }
+
+    /// Bytes of a body: P + 16.
+    pub const fn body_len(&self) -> usize {
+        self.size.payload() + wire::cell::TAG_LEN
+    }
+
+    /// Its rounds, in a chain of `hops` hops.
+    pub fn timetable(&self, hops: usize) -> Timetable {
+        Timetable::new(self, hops)
+    }
+
+    /// How a setup is spread over cells on link `link`.
+    pub fn setup_shards(&self, suite: Suite, hops: usize, link: usize) -> Shards {
+        let len = suite.part_len() * (hops - link + 1) + TOKEN_LEN;
+        Shards::of(len, self.size.payload())
+    }
+
+    /// Its part of the chain id.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend([self.class_byte(), self.name.len() as u8]);
+        out.extend(self.name.as_bytes());
+        out.extend(self.period_ms.to_be_bytes());
+        out.push(self.cells);
+        out.extend(self.rounds.to_be_bytes());
+        out.extend([self.copies, self.gap, u8::from(self.repeat)]);
+        out.extend(self.n_min.to_be_bytes());
+        out.extend(self.seats.to_be_bytes());
+        out.push(self.loops);
+        out.extend(self.slack_ms.to_be_bytes());
+        out.extend(self.steps_ms.iter().flat_map(|step| step.to_be_bytes()));
+    }
+
+    /// Checks ranges and what they must have in common.
+    ///
+    /// # Errors
+    /// See [`BadPacedTerms`].
+    pub fn check(&self, suite: Suite, hops: usize, interval_s: u32, epoch_s: u32) -> Result<(), BadPacedTerms> {
+        let is_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        if !(1..=NAME_MAX).contains(&self.name.len()) || !self.name.bytes().all(is_name) {
+            return Err(BadPacedTerms::Name(self.name.clone()));
+        }
+        within("period_ms", PERIOD_MS, self.period_ms)?;
+        within("cells", CELLS, self.cells)?;
+        within("copies", COPIES, self.copies)?;
+        within("gap", GAP, self.gap)?;
+        within("seats", SEATS, self.seats)?;
+        within("n_min", 1..=self.seats, self.n_min)?;
+        within("loops", 0..=LOOPS_MAX, self.loops)?;
+        within("slack_ms", SLACK_MS, self.slack_ms)?;
+        self.steps_ms.iter().try_for_each(|step| within("steps_ms", STEP_MS, *step))?;
+        if !self.rounds.is_power_of_two() || self.rounds > ROUNDS_MAX {
+            return Err(BadPacedTerms::Rounds(self.rounds));
+        }
+        if self.steps_ms.len() != hops - 1 {
+            return Err(BadPacedTerms::Steps { expected: hops - 1, found: self.steps_ms.len() });
+        }
+        let period_ms = u32::from(self.period_ms);
+        let most_ms = (AHEAD_MAX - 2) * period_ms;
+        let delay_ms = u32::from(self.copies - 1) * u32::from(self.gap) * period_ms + u32::from(self.slack_ms);
+        if delay_ms > most_ms {
+            return Err(BadPacedTerms::Delay { delay_ms, most_ms });
+        }
+        if let Some(step_ms) = self.steps_ms.iter().copied().find(|step| u32::from(*step) > most_ms) {
+            return Err(BadPacedTerms::Step { step_ms, most_ms });
+        }
+        let (cells, slots) = (self.setup_shards(suite, hops, 1).total(), self.timetable(hops).used());
+        if slots < cells as u64 {
+            return Err(BadPacedTerms::Phase { cells, slots });
+        }
+        let late_ms = u64::from(interval_s) * 1000 + u64::from(self.rounds) * u64::from(self.period_ms) / 2;
+        let most_ms = u64::from(epoch_s) * 1000 / 6;
+        if late_ms > most_ms {
+            return Err(BadPacedTerms::Keys { late_ms, most_ms });
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the meeting's token behind the exit's info (SPEC 9.8.1).
+pub const TOKEN_LEN: usize = 32;
+
+fn within<T: Copy + PartialOrd + Into<u32>>(
+    key: &'static str,
+    range: RangeInclusive<T>,
+    found: T,
+) -> Result<(), BadPacedTerms> {
+    if range.contains(&found) {
+        return Ok(());
+    }
+    Err(BadPacedTerms::Range { key, least: (*range.start()).into(), most: (*range.end()).into(), found: found.into() })
+}
+
+/// The defaults of SPEC 9.16, for tests.
+#[cfg(test)]
+pub(crate) fn voice(hops: usize) -> PacedTerms {
+    PacedTerms {
+        size: Class::S,
+        name: "voice".to_owned(),
+        period_ms: 10,
+        cells: 1,
+        rounds: 2048,
+        copies: 2,
+        gap: 1,
+        repeat: false,
+        n_min: 8,
+        seats: 256,
+        loops: 2,
+        slack_ms: 8,
+        steps_ms: vec![5; hops - 1],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setup_has_the_shards_of_the_specification() {
+        let table = |size, hops| {
+            let terms = PacedTerms { size, ..voice(hops) };
+            let on_link = |link| terms.setup_shards(Suite::Hybrid, hops, link);
+            (1..=hops).map(|link| (on_link(link).data, on_link(link).parity)).collect::<Vec<_>>()
+        };
+        assert_eq!(table(Class::S, 4)[0].0, 23);
+        assert_eq!(table(Class::S, 4)[1..], [(17, 5), (12, 3), (6, 3)]);
+        assert_eq!(table(Class::S, 8)[0].0, 45);
+        assert_eq!(table(Class::S, 8)[1..], [(39, 10), (34, 9), (28, 7), (23, 6), (17, 5), (12, 3), (6, 3)]);
+        assert_eq!(table(Class::M, 4)[1..], [(4, 3), (3, 3), (2, 3)]);
+        assert_eq!(table(Class::L, 8)[0].0, 7);
+    }
+
+    #[test]
+    fn terms_out_of_range_are_named() {
+        let check = |terms: &PacedTerms| terms.check(Suite::Hybrid, 4, 60, 3600).map_err(|bad| bad.to_string());
+        assert_eq!(check(&voice(4)), Ok(()));
+        let refused = |change: fn(&mut PacedTerms)| {
+            let mut terms = voice(4);
+            change(&mut terms);
+            check(&terms).unwrap_err()
+        };
+        for (change, expected) in [
+            ((|terms| terms.name = "Voice".into()) as fn(&mut PacedTerms), "name must be 1 to 16 of the characters"),
+            (|terms| terms.name.clear(), "name must be 1 to 16"),
+            (|terms| terms.period_ms = 4, "period_ms must be 5 to 100 (got 4)"),
+            (|terms| terms.cells = 33, "cells must be 1 to 32"),
+            (|terms| terms.n_min = 257, "n_min must be 1 to 256 (got 257)"),
+            (|terms| terms.rounds = 2000, "rounds must be a power of two"),
+            (|terms| terms.rounds = 256, "a setup has 29 cells, and a phase has 18 rounds"),
+            (|terms| terms.steps_ms.truncate(2), "must have 3 steps, one for each link after the first (got 2)"),
+            (|terms| (terms.gap, terms.copies) = (4, 3), "delay a cell for 88 ms at Mix 1: at most 60"),
+            (|terms| terms.steps_ms[1] = 61, "a step of 61 ms is too long: at most 60"),
+        ] {
+            let found = refused(change);
+            assert!(found.contains(expected), "{found}");
+        }
+        assert_eq!(check(&PacedTerms { gap: 4, ..voice(4) }), Ok(()), "48 ms of eight rounds");
+        assert_eq!(check(&PacedTerms { rounds: 512, ..voice(4) }), Ok(()), "the least for m = 3");
+        let long = PacedTerms { rounds: 8192, period_ms: 100, ..voice(4) };
+        assert_eq!(check(&long), Ok(()));
+        let bad = long.check(Suite::Hybrid, 4, 60, 1800);
+        assert_eq!(bad, Err(BadPacedTerms::Keys { late_ms: 469_600, most_ms: 300_000 }));
+    }
+
+    #[test]
+    fn encoding_is_that_of_the_specification() {
+        let mut out = Vec::new();
+        voice(4).encode(&mut out);
+        let expected = hex_literal::hex!("11 05 766f696365 000a 01 0800 02 01 00 0008 0100 02 0008 0005 0005 0005");
+        assert_eq!(out, expected);
+    }
+}
