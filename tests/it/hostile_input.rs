@@ -5,7 +5,7 @@
 //! The sender waits until the node has read what it sent, so that none of it is lost in the kernel and every
 //! count below is exact.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
