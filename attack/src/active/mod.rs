@@ -16,7 +16,7 @@ const LOOKS: [f64; 10] = [1.0, 2.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0
 
 /// Deviations from chance, for the flow with the highest score, that count as found. Over all flows, delays and looks,
 /// chance hardly reaches 4.
-const FOUND: f64 = 5.0;
+const FOUND: f64 = 6.0;
 
 /// The longest delay from the access link to the flow, in nanoseconds.
 const LONGEST_DELAY: u64 = 320_000_000;
@@ -52,10 +52,10 @@ pub fn detect(record: &Record, plan: &Plan) -> Detection {
     let flows = record.datagrams(true);
     let cells: Vec<u64> =
         record.access.get(plan.target()).map(|place| record.cells(&place.forward).collect()).unwrap_or_default();
-    let delays = delays(record);
+    let probed = probed_delays(record);
     let strengths = |until: u64| match plan {
-        Plan::DelayWatermark(plan) => watermark::delayed(&flows, plan, &delays, until),
-        Plan::DropWatermark(plan) => watermark::dropped(&flows, &cells, plan, &delays, until),
+        Plan::DelayWatermark(plan) => watermark::delayed(&flows, plan, &all_delays(), until),
+        Plan::DropWatermark(plan) => watermark::dropped(&flows, &cells, plan, &probed, until),
         Plan::Isolation(plan) => isolation::alone(&flows, plan, until),
     };
 
@@ -76,15 +76,19 @@ pub fn detect(record: &Record, plan: &Plan) -> Detection {
     }
 }
 
+/// The delays from the adversary's clock to the flow that are tried. Its relay may add to the delay of the chain.
+fn all_delays() -> Vec<u64> {
+    (0..=LONGEST_DELAY).step_by(STEP as usize).collect()
+}
+
 /// The delays from the access link to the flow that are tried: those that the adversary's own user saw, or all.
-fn delays(record: &Record) -> Vec<u64> {
-    let (mut from, mut to) = (0, LONGEST_DELAY);
-    if record.probe.len() >= PROBES {
-        let delay = Delay::measured(record);
-        let limit = |share: f32| u64::try_from(delay.quantile(share)).unwrap_or(0).min(LONGEST_DELAY);
-        (from, to) = (limit(0.05).saturating_sub(STEP), limit(0.95) + STEP);
+fn probed_delays(record: &Record) -> Vec<u64> {
+    if record.probe.len() < PROBES {
+        return all_delays();
     }
-    (from..=to).step_by(STEP as usize).collect()
+    let delay = Delay::measured(record);
+    let limit = |share: f32| u64::try_from(delay.quantile(share)).unwrap_or(0).min(LONGEST_DELAY);
+    (limit(0.05).saturating_sub(STEP)..=limit(0.95) + STEP).step_by(STEP as usize).collect()
 }
 
 fn strongest(strengths: &[f64]) -> Option<usize> {
