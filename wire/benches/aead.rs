@@ -1,4 +1,4 @@
-//! The AEAD engines compared with the libraries, in ns per job.
+//! The AEAD engines compared with the libraries, and UIV+ with GCM of the same engine, in ns per job.
 //!
 //! `cargo bench -p wire --bench aead [-- WORD...]`; every word must occur in a row's name. Jobs come in batches of 64,
 //! as in a mix. Sealed cells are copied into place before each measurement, so they are in the cache as after a receive
@@ -9,7 +9,10 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use aws_lc_rs::cipher::{AES_128, AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
-use wire::gcm::{Aead, Aes128, Aes256, Cipher, Engine, Job, Stream, ctr_batch, open_batch, seal_batch};
+use wire::gcm::{
+    Aead, Aes128, Aes256, Cipher, Engine, Job, PolyvalKey, Stream, UIV_KEY_LEN, UivKey, ctr_batch, decipher_batch,
+    encipher_batch, open_batch, seal_batch,
+};
 
 const BATCH: usize = 64;
 const ROUNDS: usize = 9;
@@ -26,6 +29,8 @@ enum Path {
 
 /// One way to process a batch, with keys from index `at` on, wrapping around.
 type Work = Box<dyn Fn(usize, &mut [Vec<u8>])>;
+/// The same, borrowed.
+type Run<'a> = &'a dyn Fn(usize, &mut [Vec<u8>]);
 
 fn secret(len: usize, i: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + i) as u8 ^ (i >> 8) as u8).collect()
@@ -172,6 +177,52 @@ fn row<C: Sized128or256>(path: Path, len: usize, keys: usize) -> Vec<(&'static s
     candidates.iter().zip(rounds).map(|((name, _), medians)| (*name, median(medians))).collect()
 }
 
+/// GCM open, UIV+ in both ways and a link's tag, by one engine, in ns per job of `len` bytes.
+fn uiv_row(engine: Engine, len: usize, keys: usize, batch: usize) -> [f64; 4] {
+    let secret = |i: usize| secret(UIV_KEY_LEN, i);
+    let whole = |i| *secret(i).first_chunk::<UIV_KEY_LEN>().expect("its length");
+    let part = |i| *secret(i).first_chunk::<16>().expect("it is longer");
+    let gcm: Vec<_> = (0..keys).map(|i| Aead::<Aes128>::prepare_for(engine, &part(i))).collect();
+    let uiv: Vec<_> = (0..keys).map(|i| UivKey::prepare_for(engine, &whole(i))).collect();
+    let tag = PolyvalKey::prepare_for(engine, &part(0));
+    fn jobs<'a, K>(keys: &'a [K], at: usize, cells: &'a mut [Vec<u8>]) -> arrayvec::ArrayVec<Job<'a, K>, BATCH> {
+        let keys = keys.iter().cycle().skip(at % keys.len());
+        keys.zip(cells).map(|(key, cell)| Job::new(key, NONCE, cell)).collect()
+    }
+    let works: [Run<'_>; 4] = [
+        &|at, cells| {
+            let mut jobs = jobs(&gcm, at, cells);
+            open_batch(&mut jobs);
+            assert!(jobs.iter().all(|job| job.ok));
+        },
+        &|at, cells| encipher_batch(&mut jobs(&uiv, at, cells)),
+        &|at, cells| decipher_batch(&mut jobs(&uiv, at, cells)),
+        &|_, cells| cells.iter().for_each(|cell| _ = black_box(tag.link_tag(cell))),
+    ];
+    let mut sealed: Vec<_> = (0..keys.max(batch)).map(|i| vec![i as u8; len]).collect();
+    for (i, cells) in sealed.chunks_mut(BATCH).enumerate() {
+        seal_batch(&mut jobs(&gcm, i * BATCH, cells));
+    }
+    let mut cells = vec![vec![0; len]; batch];
+    let mut rounds = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        for (work, medians) in works.iter().zip(&mut rounds) {
+            let mut samples = Vec::with_capacity(BATCHES);
+            for i in 0..BATCHES * BATCH / batch {
+                let at = i * batch % (sealed.len() / batch * batch);
+                for (cell, sealed) in cells.iter_mut().zip(&sealed[at..]) {
+                    cell.copy_from_slice(sealed);
+                }
+                let start = Instant::now();
+                work(at, black_box(&mut cells));
+                samples.push(start.elapsed().as_nanos() as f64 / batch as f64);
+            }
+            medians.push(median(samples));
+        }
+    }
+    rounds.map(median)
+}
+
 /// Expansion only, in ns per key.
 fn setup(engine: Engine) -> (f64, f64) {
     let time = |prepare: &dyn Fn(usize)| {
@@ -223,6 +274,25 @@ fn main() {
                 row.iter().for_each(|(_, ns)| print!("{ns:12.1}"));
                 println!();
             }
+        }
+    }
+    println!(
+        "\n{:48}{:>12}{:>12}{:>12}{:>12}{:>16}",
+        "", "GCM open", "encipher", "decipher", "link tag", "encipher/open"
+    );
+    for engine in Engine::all() {
+        for (len, keys, batch) in [224, 1168, 1344].into_iter().flat_map(|len| {
+            [(1, BATCH), (64, BATCH), (4096, BATCH), (20000, BATCH), (64, 8), (64, 4), (64, 1)]
+                .map(|(keys, batch)| (len, keys, batch))
+        }) {
+            let name = format!("uiv {} {len} bytes {keys:5} keys batches of {batch}", engine.name());
+            if !words.iter().all(|word| name.contains(word.as_str())) {
+                continue;
+            }
+            let row = uiv_row(engine, len, keys, batch);
+            print!("{name:48}");
+            row.iter().for_each(|ns| print!("{ns:12.1}"));
+            println!("{:16.2}", row[1] / row[0]);
         }
     }
     if words.is_empty() {

@@ -525,11 +525,12 @@ macro_rules! width {
             }
 
             /// # Safety
-            /// As [`uiv::both`].
+            /// All keys are of this engine, and UIV+ can process the lengths of all bodies.
+            #[inline(never)]
             #[target_feature(enable = $features)]
-            unsafe fn uiv_pass(ctr: Option<uiv::Ctr<'_>>, hash: Option<uiv::Hash<'_>>) -> __m128i {
-                // SAFETY: this function has the vector's features; the caller guarantees the rest.
-                unsafe { uiv::both::<$vector, $steps>(ctr, hash) }
+            unsafe fn process(jobs: &mut [Job<'_, UivKey>], way: uiv::Way) {
+                // SAFETY: this function has the vector's features; a key of this variant has this width's powers.
+                unsafe { uiv::process::<$vector, $steps>(jobs, way) };
             }
 
             /// # Safety
@@ -537,8 +538,8 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             pub(in crate::gcm) unsafe fn encipher_batch(jobs: &mut [Job<'_, UivKey>]) -> usize {
                 let own = own(jobs);
-                // SAFETY: this function has the vector's features; a key of this variant has this width's powers.
-                unsafe { uiv::encipher(own, uiv_pass) };
+                // SAFETY: the caller guarantees the lengths.
+                unsafe { process(own, uiv::Way::Encipher) };
                 own.len()
             }
 
@@ -547,8 +548,8 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             pub(in crate::gcm) unsafe fn decipher_batch(jobs: &mut [Job<'_, UivKey>]) -> usize {
                 let own = own(jobs);
-                // SAFETY: as in `encipher_batch`.
-                unsafe { uiv::decipher(own, uiv_pass) };
+                // SAFETY: the same.
+                unsafe { process(own, uiv::Way::Decipher) };
                 own.len()
             }
 
@@ -557,7 +558,7 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             pub(in crate::gcm) unsafe fn polyval(key: &HashKey, text: &[u8]) -> [u8; BLOCK] {
                 // SAFETY: this function has the vector's features; the caller guarantees the rest.
-                unsafe { uiv::polyval(key, text, uiv_pass) }
+                unsafe { uiv::polyval::<$vector, $steps>(key, text) }
             }
         }
     };

@@ -40,6 +40,11 @@ unsafe impl<const N: usize> Vector for Model<N> {
     }
 
     #[inline(never)]
+    unsafe fn fill(block: __m128i) -> Self {
+        Model([block; N])
+    }
+
+    #[inline(never)]
     unsafe fn load(at: *const u8) -> Self {
         // SAFETY: the caller guarantees all bytes.
         unsafe { Self::load_part(at, 0, Self::LEN) }
@@ -256,17 +261,17 @@ fn agrees_on_uiv<const N: usize, const K: usize>() {
             bodies
         };
         // SAFETY: the CPU has AES-NI and PCLMULQDQ, which the model needs; the key is for its lanes.
-        let enciphered = run(&key, &|jobs| unsafe { uiv::encipher(jobs, uiv::both::<Model<N>, K>) });
+        let enciphered = run(&key, &|jobs| unsafe { uiv::process::<Model<N>, K>(jobs, uiv::Way::Encipher) });
         assert!(enciphered == run(&oracle, &|jobs| encipher_batch(jobs)), "{N} lanes encipher {lengths:?}");
         // SAFETY: the same.
-        let deciphered = run(&key, &|jobs| unsafe { uiv::decipher(jobs, uiv::both::<Model<N>, K>) });
+        let deciphered = run(&key, &|jobs| unsafe { uiv::process::<Model<N>, K>(jobs, uiv::Way::Decipher) });
         assert!(deciphered == run(&oracle, &|jobs| decipher_batch(jobs)), "{N} lanes decipher {lengths:?}");
     }
     let hash = PolyvalKey::prepare_for(reference, &[5; 16]);
     for len in (0..=BODY_MAX).step_by(16) {
         let text: Vec<u8> = (0..len).map(|i| (i * 31) as u8).collect();
         // SAFETY: the CPU has AES-NI and PCLMULQDQ, which the model needs; the key is for its lanes.
-        let made = unsafe { uiv::polyval(&HashKey::polyval(&[5; 16], N), &text, uiv::both::<Model<N>, K>) };
+        let made = unsafe { uiv::polyval::<Model<N>, K>(&HashKey::polyval(&[5; 16], N), &text) };
         assert_eq!(made, hash.hash(&text), "{N} lanes hash {len}");
     }
 }

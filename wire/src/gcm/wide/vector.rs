@@ -33,6 +33,12 @@ pub(super) unsafe trait Vector: Copy {
     /// The CPU has this type's instructions; 16 bytes at `at` may be read.
     unsafe fn splat(at: *const u8) -> Self;
 
+    /// The block in every lane.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions.
+    unsafe fn fill(block: __m128i) -> Self;
+
     /// The bytes at `at`.
     ///
     /// # Safety
@@ -145,6 +151,12 @@ unsafe impl Vector for Ymm {
     unsafe fn splat(at: *const u8) -> Self {
         // SAFETY: the caller guarantees the CPU and for 16 bytes.
         Ymm(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn fill(block: __m128i) -> Self {
+        // SAFETY: the caller guarantees the CPU.
+        Ymm(unsafe { _mm256_broadcastsi128_si256(block) })
     }
 
     #[inline(always)]
@@ -332,6 +344,12 @@ unsafe impl Vector for Zmm {
     unsafe fn splat(at: *const u8) -> Self {
         // SAFETY: the caller guarantees the CPU and for 16 bytes.
         Zmm(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn fill(block: __m128i) -> Self {
+        // SAFETY: the caller guarantees the CPU.
+        Zmm(unsafe { _mm512_broadcast_i32x4(block) })
     }
 
     #[inline(always)]
