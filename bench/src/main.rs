@@ -118,7 +118,7 @@ enum Command {
     ///   eddy-bench attack --from records --attackers likelihood,correlation
     #[command(verbatim_doc_comment)]
     Attack(AttackArgs),
-    /// Run one stage of a cell's path in memory, for a profiler
+    /// Run stages of a cell's path in memory, for a profiler
     Stage(StageArgs),
 }
 

@@ -1,11 +1,14 @@
-//! The AEAD engines against each other. Every engine that this CPU can run seals, opens and enciphers a batch of
-//! jobs with any lengths, keys and addresses. The results must equal those of `rustcrypto`, and no other byte may
-//! change.
+//! The engines against each other. Every engine that this CPU can run seals, opens and enciphers a batch of jobs with
+//! any lengths, keys and addresses, by GCM, CTR and UIV+. The results must equal those of `rustcrypto`, and no other
+//! byte may change.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wire::gcm::{Aead, Aes128, Aes256, Cipher, Engine, Job, Stream, ctr_batch, open_batch, seal_batch};
+use wire::gcm::{
+    Aead, Aes128, Aes256, BODY_MAX, Cipher, Engine, Job, PolyvalKey, Stream, UIV_KEY_LEN, UivKey, ctr_batch,
+    decipher_batch, encipher_batch, open_batch, seal_batch,
+};
 
 /// A job: the gap before it, the length of its text, and its key.
 struct Place {
@@ -65,6 +68,36 @@ fn run<C: Cipher>(secrets: &[C::Key], jobs: &[Place], flip: u16, fill: &[u8]) {
     }
 }
 
+/// UIV+, both ways, and the tags of the results on a link.
+fn run_uiv(secrets: &[[u8; 32]; 2], jobs: &[Place], fill: &[u8]) {
+    // Lengths that UIV+ takes.
+    let fit = |place: &Place| Place { len: place.len % (BODY_MAX as u16 / 16 - 1) * 16 + 16, ..*place };
+    let jobs: Vec<Place> = jobs.iter().map(fit).collect();
+    let len: usize = jobs.iter().map(|job| usize::from(job.gap) + 16 + usize::from(job.len)).sum();
+    let memory: Vec<u8> = fill.iter().copied().chain([0x5a]).cycle().take(len + 64).collect();
+    let scene = |engine| {
+        let key = |secret: &[u8; 32]| {
+            let bytes: [u8; UIV_KEY_LEN] = std::array::from_fn(|i| secret[i % 32] ^ i as u8);
+            UivKey::prepare_for(engine, &bytes)
+        };
+        let keys: Vec<_> = secrets.iter().map(key).collect();
+        let mut enciphered = Scene { jobs: &jobs, memory: memory.clone() };
+        enciphered.run(&keys, encipher_batch);
+        let mut back = Scene { jobs: &jobs, memory: enciphered.memory.clone() };
+        back.run(&keys, decipher_batch);
+        assert!(back.memory == memory, "{} deciphers what it enciphered", engine.name());
+        let mut deciphered = Scene { jobs: &jobs, memory: memory.clone() };
+        deciphered.run(&keys, decipher_batch);
+        let whole = enciphered.memory.len() / 16 * 16;
+        let tag = PolyvalKey::prepare_for(engine, secrets[0].first_chunk().expect("32 bytes"));
+        (tag.hash(&enciphered.memory[..whole]), enciphered.memory, deciphered.memory)
+    };
+    let want = scene(Engine::named("rustcrypto").expect("it runs everywhere"));
+    for engine in Engine::all() {
+        assert!(scene(engine) == want, "{} is not UIV+", engine.name());
+    }
+}
+
 fuzz_target!(|input: (bool, [[u8; 32]; 2], u16, Vec<(u8, u16, u8)>, &[u8])| {
     let (long, secrets, flip, jobs, fill) = input;
     let jobs: Vec<_> = jobs.into_iter().take(8).map(|(gap, len, key)| Place { gap, len: len % 4200, key }).collect();
@@ -72,5 +105,6 @@ fuzz_target!(|input: (bool, [[u8; 32]; 2], u16, Vec<(u8, u16, u8)>, &[u8])| {
         run::<Aes256>(&secrets, &jobs, flip, fill);
     } else {
         run::<Aes128>(&secrets.map(|secret| *secret.first_chunk().expect("32 bytes")), &jobs, flip, fill);
+        run_uiv(&secrets, &jobs, fill);
     }
 });

@@ -29,6 +29,8 @@ enum Path {
 
 /// One way to process a batch, with keys from index `at` on, wrapping around.
 type Work = Box<dyn Fn(usize, &mut [Vec<u8>])>;
+/// The same, borrowed.
+type Run<'a> = &'a dyn Fn(usize, &mut [Vec<u8>]);
 
 fn secret(len: usize, i: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + i) as u8 ^ (i >> 8) as u8).collect()
@@ -187,7 +189,7 @@ fn uiv_row(engine: Engine, len: usize, keys: usize, batch: usize) -> [f64; 4] {
         let keys = keys.iter().cycle().skip(at % keys.len());
         keys.zip(cells).map(|(key, cell)| Job::new(key, NONCE, cell)).collect()
     }
-    let works: [&dyn Fn(usize, &mut [Vec<u8>]); 4] = [
+    let works: [Run<'_>; 4] = [
         &|at, cells| {
             let mut jobs = jobs(&gcm, at, cells);
             open_batch(&mut jobs);

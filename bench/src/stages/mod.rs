@@ -7,10 +7,12 @@
 //! ```text
 //! mix     ingress: Gate::admit     pool: Pool::admit, release     seal: Sealer::run
 //! ends    wrap: all layers of an entry     frames: datagrams into cells, and out of them
+//! paced   wide: UIV+ of a mix              open: GCM of the same length, to compare
 //! ```
 
 mod ends;
 mod mix;
+mod paced;
 
 use std::net::SocketAddr;
 
@@ -31,8 +33,9 @@ const FIRST_NUMBER: u32 = 1000;
 
 #[derive(Args, Debug)]
 pub struct StageArgs {
-    /// ingress, pool, seal, wrap or frames
-    stage: String,
+    /// ingress, pool, seal, wrap, frames, wide or open; several take turns
+    #[arg(required = true)]
+    stages: Vec<String>,
     /// Number of runs
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -41,32 +44,49 @@ pub struct StageArgs {
     time: bool,
 }
 
-/// Runs the command: a stage, repeatedly.
+/// A stage that was asked for, and its results.
+struct Chosen {
+    name: &'static str,
+    stage: Box<dyn Stage>,
+    cells: usize,
+    times: Vec<f64>,
+}
+
+/// Runs the command: stages, repeatedly.
 ///
 /// # Errors
 /// There is no such stage, or its result is wrong.
 pub fn run(args: &StageArgs) -> anyhow::Result<()> {
-    let mut all = all();
-    let names = all.each_ref().map(|(name, _)| *name).join(", ");
-    let wanted = all.iter_mut().find(|(name, _)| *name == args.stage);
-    let (_, stage) = wanted.with_context(|| format!("unknown stage {:?}: expected one of {names}", args.stage))?;
-    let (mut cells, mut times) = (0, Vec::new());
-    for _ in 0..args.rounds {
-        stage.prepare();
-        // Under valgrind the clock must stay unread: rustix takes it from the vDSO, which valgrind does not show.
-        let start = args.time.then(own_time);
-        let of_round = stage.run();
-        if let Some(start) = start {
-            times.push((own_time() - start).as_nanos() as f64 / of_round as f64);
-        }
-        cells += of_round;
+    let mut chosen = Vec::new();
+    for wanted in &args.stages {
+        let all = all();
+        let names = all.each_ref().map(|(name, _)| *name).join(", ");
+        let found = all.into_iter().find(|(name, _)| name == wanted);
+        let (name, stage) = found.with_context(|| format!("unknown stage {wanted:?}: expected one of {names}"))?;
+        chosen.push(Chosen { name, stage, cells: 0, times: Vec::new() });
     }
-    ensure!(stage.is_correct(), "the last round of {} has a wrong result", args.stage);
-    if args.time {
-        let [least, most] = range(&times);
-        println!("{:.1} ns/cell ({least:.1} to {most:.1})", median(times.into_iter()));
-    } else {
-        println!("{cells}");
+    for _ in 0..args.rounds {
+        for Chosen { stage, cells, times, .. } in &mut chosen {
+            stage.prepare();
+            // Under valgrind the clock must stay unread: rustix takes it from the vDSO, which valgrind does not show.
+            let start = args.time.then(own_time);
+            let of_round = stage.run();
+            if let Some(start) = start {
+                times.push((own_time() - start).as_nanos() as f64 / of_round as f64);
+            }
+            *cells += of_round;
+        }
+    }
+    let alone = chosen.len() == 1;
+    for Chosen { name, mut stage, cells, times } in chosen {
+        ensure!(stage.is_correct(), "the last round of {name} has a wrong result");
+        let name = if alone { String::new() } else { format!("{name:8}") };
+        if args.time {
+            let [least, most] = range(&times);
+            println!("{name}{:.1} ns/cell ({least:.1} to {most:.1})", median(times.into_iter()));
+        } else {
+            println!("{name}{cells}");
+        }
     }
     Ok(())
 }
@@ -84,13 +104,15 @@ trait Stage {
 }
 
 /// All stages, in the order of the path. Each name is that of the function that is counted.
-fn all() -> [(&'static str, Box<dyn Stage>); 5] {
+fn all() -> [(&'static str, Box<dyn Stage>); 7] {
     [
         ("ingress", Box::new(mix::Ingress::new())),
         ("pool", Box::new(mix::Pooling::new())),
         ("seal", Box::new(mix::Sealing::new())),
         ("wrap", Box::new(ends::Wrapping::new())),
         ("frames", Box::new(ends::Packing::new())),
+        ("wide", Box::new(paced::Wide::new())),
+        ("open", Box::new(paced::Open::new())),
     ]
 }
 
