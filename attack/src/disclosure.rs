@@ -49,7 +49,8 @@ pub fn statistical(sessions: &[Session], users: usize, destinations: usize) -> S
 /// What each user adds to each destination's activity, as the least squares over all sessions have it: other users
 /// that are often online together with one are taken out. Users (rows) by destinations (columns).
 ///
-/// Source: F. Pérez-González and C. Troncoso, Understanding Statistical Disclosure: A Least Squares Approach, PETS 2012.
+/// Source: F. Pérez-González and C. Troncoso, Understanding Statistical Disclosure: A Least Squares Approach, PETS
+/// 2012.
 pub fn least_squares(sessions: &[Session], users: usize, destinations: usize) -> Scores {
     // The normal equations. Users whose presence does not vary are told apart by nothing: a ridge keeps their
     // shares equal. A last column of ones takes what no user causes.

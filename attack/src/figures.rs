@@ -95,8 +95,8 @@ pub fn margins(scores: &Scores) -> Scores {
     })
 }
 
-/// The ROC curve of scores over all pairs, of [`margins`] if it belongs to [`Figures::auc`]: (false positive rate, true positive rate), at most about 200 points, closer
-/// together where false positives are few.
+/// The ROC curve of scores over all pairs, of [`margins`] if it belongs to [`Figures::auc`]: (false positive rate,
+/// true positive rate), at most about 200 points, closer together where false positives are few.
 pub fn roc_points(scores: &Scores, truth: &Truth) -> Vec<(f64, f64)> {
     let pairs = Pairs::new(scores, truth);
     let all = pairs.curve(&vec![1; truth.0.len()]);

@@ -55,10 +55,6 @@ drops! {
     Ahead => "ahead",
     /// Accepted before.
     Replay => "replay",
-    /// Paced classes: for a round that has been released.
-    Late => "late",
-    /// Paced classes: for a round too far ahead.
-    Early => "early",
     /// The layer is not authentic.
     Forged => "forged",
     /// Control's queue is full.

@@ -156,8 +156,8 @@ impl Isolation {
     }
 }
 
-/// Number `index` of the secret's stream: SplitMix64 (G. Steele, D. Lea and C. Flood, Fast Splittable Pseudorandom Number
-/// Generators, OOPSLA 2014).
+/// Number `index` of the secret's stream: SplitMix64 (G. Steele, D. Lea and C. Flood, Fast Splittable Pseudorandom
+/// Number Generators, OOPSLA 2014).
 fn draw(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_mul(0xbf58_476d_1ce4_e5b9).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for _ in 0..2 {

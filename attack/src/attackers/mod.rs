@@ -31,8 +31,8 @@ use crate::{
     directions::Way,
 };
 
-/// The attackers that only listen and whose names are `wanted`. Those that learn are trained with `examples`, which come
-/// from other seeds than the records that they attack; without examples they use assumptions of their own.
+/// The attackers that only listen and whose names are `wanted`. Those that learn are trained with `examples`, which
+/// come from other seeds than the records that they attack; without examples they use assumptions of their own.
 pub fn passive(examples: &[Example<'_>], wanted: impl Fn(&str) -> bool) -> Vec<Box<dyn Attacker>> {
     let mut chosen = untrained();
     chosen.retain(|attacker| wanted(&attacker.name()));

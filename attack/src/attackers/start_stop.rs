@@ -75,7 +75,8 @@ impl Edges {
     }
 }
 
-/// The sum over `edges` of how near the nearest of `others` is. An edge without one within reach counts against the pair.
+/// The sum over `edges` of how near the nearest of `others` is. An edge without one within reach counts against the
+/// pair.
 fn near(edges: &[i64], others: &[i64]) -> f64 {
     let score = |edge: &i64| {
         let after = others.partition_point(|other| other < edge);

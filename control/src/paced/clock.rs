@@ -106,8 +106,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A clock cell came at `now_ns`, by this node's clock. A cell that is older than the latest one, or whose times are
-    /// impossible, is not compared.
+    /// A clock cell came at `now_ns`, by this node's clock. A cell that is older than the latest one, or whose times
+    /// are impossible, is not compared.
     pub fn take(&mut self, cell: ClockCell, now_ns: u64) {
         if self.latest.is_some_and(|(sent, _)| cell.sent <= sent) {
             return;

@@ -16,7 +16,6 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
 
 use crate::buffer::{Cell, FreeList, Opened};
-use crate::ledger::DropReason;
 use noise::Noise;
 
 /// Rounds beyond the last released one from which a hop accepts cells (SPEC 9.4, step 5).
@@ -27,6 +26,15 @@ pub const AHEAD_MAX: u64 = 8;
 pub struct Place {
     pub channel: usize,
     pub sub: u8,
+}
+
+/// Why a cell finds no place in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untimely {
+    /// Its round has been released.
+    Late,
+    /// Its round is too far ahead.
+    Early,
 }
 
 /// Where the contents of a place came from.
@@ -93,11 +101,11 @@ impl Rounds {
     /// Checks whether a round can still, or already, be taken: steps 5 of SPEC 9.4.
     ///
     /// # Errors
-    /// [`DropReason::Late`] or [`DropReason::Early`].
-    pub fn check(&self, round: u64) -> Result<(), DropReason> {
+    /// See [`Untimely`].
+    pub fn check(&self, round: u64) -> Result<(), Untimely> {
         match round.cmp(&(self.released + 1)) {
-            Ordering::Less => Err(DropReason::Late),
-            _ if round > self.released + AHEAD_MAX => Err(DropReason::Early),
+            Ordering::Less => Err(Untimely::Late),
+            _ if round > self.released + AHEAD_MAX => Err(Untimely::Early),
             _ => Ok(()),
         }
     }
@@ -256,7 +264,7 @@ mod tests {
     fn only_the_next_eight_rounds_are_taken() {
         let mut hop = Hop::new(2, 1, 1);
         let verdicts = |hop: &Hop| [98, 99, 100, 107, 108].map(|round| hop.rounds.check(round));
-        let (late, early) = (Err(DropReason::Late), Err(DropReason::Early));
+        let (late, early) = (Err(Untimely::Late), Err(Untimely::Early));
         assert_eq!(verdicts(&hop), [late, late, Ok(()), Ok(()), early]);
         hop.release(0, false);
         assert_eq!(hop.rounds.released(), 100);

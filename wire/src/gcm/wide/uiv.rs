@@ -117,8 +117,8 @@ impl<V: Vector> Pass<V> {
     #[inline(always)]
     unsafe fn enciphers(&mut self, ctr: Ctr<'_>) {
         let (pad, _) = measure::<V>(ctr.len);
-        // SAFETY: the caller guarantees the CPU. X_L's lane has the number -1, and lanes before it have less, down to -4:
-        // NUMBERS has those of all lanes.
+        // SAFETY: the caller guarantees the CPU. X_L's lane has the number -1, and lanes before it have less, down to
+        // -4: NUMBERS has those of all lanes.
         unsafe {
             let numbers = NUMBERS[NUMBERED_FROM - 1 - pad / BLOCK..].as_ptr().cast();
             self.counters = V::fill(ctr.start).add(V::load(numbers));
@@ -152,8 +152,8 @@ impl<V: Vector> Pass<V> {
     #[inline(always)]
     unsafe fn step<const E: usize, const H: usize>(&mut self, ends: bool) {
         let (rounds, powers) = (opaque(self.rounds), opaque(self.powers));
-        // SAFETY: the pointers stay within the 11 round keys and the powers of the keys, and within the vectors that the
-        // caller guarantees. Bytes in front of X_R are masked out.
+        // SAFETY: the pointers stay within the 11 round keys and the powers of the keys, and within the vectors that
+        // the caller guarantees. Bytes in front of X_R are masked out.
         unsafe {
             let round_key = |round: usize| V::splat(rounds.add(round * BLOCK));
             let mut blocks = [self.counters; E];
@@ -380,8 +380,8 @@ pub(super) enum Way {
 /// Processes all bodies. `K` is `V::STEPS`. Both ways share the code of a pass.
 ///
 /// # Safety
-/// The CPU has the instructions of `V`, AES-NI and PCLMULQDQ; all keys are of wide engines and for the lanes of `V`; UIV+
-/// can process the lengths of all bodies.
+/// The CPU has the instructions of `V`, AES-NI and PCLMULQDQ; all keys are of wide engines and for the lanes of `V`;
+/// UIV+ can process the lengths of all bodies.
 #[inline(always)]
 pub(super) unsafe fn process<V: Vector, const K: usize>(jobs: &mut [Job<'_, Prepared>], way: Way) {
     // The bodies whose left side and whose keystream are due when body i is hashed: i - block_lag, i - ctr_lag.
