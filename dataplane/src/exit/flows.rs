@@ -252,10 +252,10 @@ impl Flows {
         self.flows[id.index()].as_mut()
     }
 
-    /// The usage of all flows with limits, with their peers' addresses.
-    pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
+    /// The usage of all flows with limits, with their channels and their peers' addresses.
+    pub(crate) fn usages(&self) -> impl Iterator<Item = (ChannelIndex, &Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
-            (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
+            (Some(usage), Target::Peer { to, .. }) => Some((flow.channel, usage, to.ip())),
             _ => None,
         })
     }

@@ -99,7 +99,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match flow.target {
             Target::Peer { socket, to } => {
                 let may = match &mut flow.usage {
-                    Some(usage) => self.limiter.forward(usage, to.ip(), now),
+                    Some(usage) => self.limiter.forward(flow.channel, usage, to.ip(), now),
                     None => Ok(()),
                 };
                 match may {
