@@ -117,11 +117,11 @@ fn names_have_a_rate_of_which_each_channel_gets_a_part() {
         assert_eq!(asked + refused.len(), count);
         asked
     };
-    assert_eq!([0, 1, 2].map(|channel| ask(&mut bench, channel, 60)), [20, 10, 5]);
+    assert_eq!([0, 1, 2].map(|channel| ask(&mut bench, channel, 60)), [10, 5, 3]);
     bench.now += SECOND;
-    assert_eq!(ask(&mut bench, 0, 60), 20, "others' part stays free");
+    assert_eq!(ask(&mut bench, 0, 60), 10, "others' part stays free");
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.drops(DropReason::NameRate), ledger.held), (40 + 50 + 55 + 40, 55));
+    assert_eq!((ledger.drops(DropReason::NameRate), ledger.held), (50 + 55 + 57 + 50, 28));
 }
 
 #[test]
