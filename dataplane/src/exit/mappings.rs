@@ -24,8 +24,8 @@ impl MappingId {
     }
 }
 
-/// A socket, and the channel for which it counts: the one that opened it, even after its flows have moved, and when that
-/// has ended, one that has its flows.
+/// A socket, and the channel for which it counts: the one that opened it, even after its flows have moved, and when
+/// that has ended, one that has its flows.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
     pub(super) socket: SocketId,

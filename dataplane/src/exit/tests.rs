@@ -312,6 +312,20 @@ fn names_beyond_controls_queue_are_refused() {
 }
 
 #[test]
+fn entry_learns_that_an_idle_flow_has_lost_its_socket() {
+    let mut bench = Bench::with(Class::S, 2, |settings| settings.caps.sockets = 1);
+    bench.send(0, 5, address(9));
+    bench.now += 30 * SECOND;
+    bench.send(1, 6, address(9));
+    let said = bench.said(|frame| match *frame {
+        Frame::Close { flow } => Some((flow, None)),
+        Frame::Status { flow, code } => Some((flow, Some(code))),
+        _ => None,
+    });
+    assert_eq!(said, [(5, Some(Status::Open)), (5, None), (6, Some(Status::Open))]);
+}
+
+#[test]
 fn flow_order_of_a_turn_cannot_be_drawn_again() {
     let mut bench = Bench::new(Class::S, 1);
     for _ in 0..2 {

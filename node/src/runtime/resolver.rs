@@ -1,8 +1,8 @@
 //! Resolves names for the exit, with hickory-resolver on a thread of its own.
 //!
-//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer, which has no addresses if there
-//! is none within [`DEADLINE`]: a slow name server must not keep the places of others. Without the thread it is empty. Addresses come in the order in which they are to be tried (`address_order`). The data plane decides which of
-//! them may be used.
+//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread, and after
+//! [`DEADLINE`], it is empty: a slow name server must not keep the places of others. Addresses come in the order in
+//! which they are to be tried (`address_order`). The data plane decides which of them may be used.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

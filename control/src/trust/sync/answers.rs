@@ -19,8 +19,8 @@ use crate::config::Rate;
 pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 /// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
 const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
-/// A link that has been up for no longer than this has a queue of its own for its first cells, as many as [`LINK_CELLS`]
-/// has at once: a new user needs a bundle, and a prefix has few new links a second.
+/// Links that have been up for no longer than this have a queue of their own for their first cells, as many as
+/// [`LINK_CELLS`] has at once: a new user needs a bundle, and a prefix has few new links a second.
 const NEW_FOR: Duration = Duration::from_secs(5);
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
@@ -235,7 +235,7 @@ impl Answers {
         self.serve_queue(view, clocks, out);
     }
 
-    /// Answers those who wait for the budget: new links and others in turn, of each the one that has waited for longest.
+    /// Answers those who wait for the budget: new links and others in turn, each in their order.
     fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
         if self.queue_at > clocks.0 {
             return;
