@@ -67,7 +67,7 @@ start_node a mix --config node.toml
 for host in a x; do until_true "$host is ready" grep -q "ready: " "$dir/$host/log"; done
 background far python3 "$dir/traffic.py" echo "${address[far]}"
 start_user user1
-start_traffic user1 before
+start_traffic user1 throughout
 
 for rate in "${rates[@]}"; do
     for source in own forged; do
@@ -78,12 +78,14 @@ for rate in "${rates[@]}"; do
         sleep 2
         joined=$(date +%s%N)
         start_user user2
+        start_traffic user2 "new-$case"
         took=$((($(date +%s%N) - joined) / 1000000))
         wait "$flood" || fail "the flood failed"
         end_traffic "$case"
         read -r sent lost which <"$dir/traffic-$case"
         echo "$source, $(<"$dir/flood"): $lost of $sent datagrams of a user lost; a new one was in after $took ms"
         [[ $lost == 0 ]] || fail "a running link lost $lost of $sent datagrams: $which"
+        end_traffic "new-$case"
         ((took <= 5000)) || fail "the new user got in only after $took ms"
         kill "${pid[user2]}"
         wait "${pid[user2]}" 2>/dev/null || true
@@ -91,7 +93,9 @@ for rate in "${rates[@]}"; do
         rm -f "$dir/user2/"{log,entry.sock,entry.state}
     done
 done
-end_traffic before
+end_traffic throughout
+read -r sent lost which <"$dir/traffic-throughout"
+[[ $lost == 0 ]] || fail "a running link lost $lost of $sent datagrams over all floods: $which"
 status a '", ".join(f"{why} {count}" for why, count in sorted(report["refused"].items()))'
 no_node_failed
 echo "passed in $((SECONDS - began)) s"

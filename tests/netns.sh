@@ -1,5 +1,5 @@
-# Nodes in network namespaces of their own, on one Ethernet, for scripts that are sourced with: the array `hosts`, the
-# map `address` and the variable `eddy` (empty: the release build). As root; skips otherwise.
+# Nodes in network namespaces of their own, on one Ethernet. Sourced by scripts that define the array `hosts`, the map
+# `address` and the variable `eddy` (empty: the release build). As root; skips otherwise.
 
 skip() {
     echo "skipped: $1"

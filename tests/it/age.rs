@@ -1,4 +1,4 @@
-//! Age: a node that did not run for a while drops what has waited meanwhile, and a mix that ends sends what it holds.
+//! Age: a node that did not run for a while drops what waited in the meantime, and a mix that ends sends what it holds.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,15 +7,13 @@ use crate::common::nodes::{Nodes, Plan};
 use crate::common::process::exclusive;
 use crate::common::traffic::{Load, Traffic};
 
-/// Many more than there are cores.
-const BUSY_THREADS: usize = 16;
-
 /// `EDDY_STARVE_SECONDS=60` for the record in docs/BENCHMARKS.md.
 #[test]
 fn busy_host_costs_no_channel() {
     let seconds = std::env::var("EDDY_STARVE_SECONDS").map_or(8, |s| s.parse::<u64>().unwrap());
     let _lock = exclusive();
     // Nothing is replaced by age meanwhile.
+    let busy_threads = 8 * std::thread::available_parallelism().unwrap().get();
     let mut nodes = Nodes::start(Plan { mixes: 3, channels: 4, ..Plan::quiet() });
     nodes.wait_for_channels();
     let pids = nodes.pids();
@@ -23,7 +21,7 @@ fn busy_host_costs_no_channel() {
     let before = opened(&nodes);
 
     let stop = Arc::<AtomicBool>::default();
-    let busy: Vec<_> = (0..BUSY_THREADS)
+    let busy: Vec<_> = (0..busy_threads)
         .map(|_| {
             let stop = stop.clone();
             std::thread::spawn(move || {
@@ -39,7 +37,7 @@ fn busy_host_costs_no_channel() {
     busy.into_iter().for_each(|thread| thread.join().unwrap());
 
     let after = opened(&nodes);
-    println!("{seconds} s with {BUSY_THREADS} busy threads: {counts:?}, {} channels given up", after - before);
+    println!("{seconds} s with {busy_threads} busy threads: {counts:?}, {} channels given up", after - before);
     assert_eq!(after, before, "no channel was given up: {:#?}", nodes.said(0));
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     nodes.assert_unharmed(&pids);

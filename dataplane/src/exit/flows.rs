@@ -17,7 +17,7 @@ use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, MappingId, Mappings};
 use super::names::{Names, QUESTIONS_MAX, QueryId, Waiting};
-use super::quota::{Caps, Quota, Share};
+use super::quota::{Caps, Quota, Share, may_have_another};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
@@ -31,6 +31,8 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub(super) const FLOWS_MAX: usize = 1 << 16;
 /// Datagrams in flight find a flow under its old number for this long after it has moved.
 const MOVED: Nanos = 5 * SECOND;
+/// A client that has sent nothing for this long loses its socket if none is left for a channel that has none.
+const YIELDS_AFTER: Nanos = 30 * SECOND;
 
 /// The destination of a flow.
 pub(super) enum Target {
@@ -108,6 +110,12 @@ pub(super) struct Flows {
     names: Names,
     /// Further addresses of names.
     pub fallbacks: Fallbacks,
+    /// Clients that may have to give up their sockets, the one that has been idle for longest last.
+    idlers: Vec<MappingId>,
+    /// When they are looked for again.
+    look_for_idlers: Nanos,
+    /// Flows whose sockets were given to others.
+    evicted: Vec<(ChannelIndex, u16)>,
     wheel: Wheel,
     due: Vec<u32>,
 }
@@ -127,6 +135,9 @@ impl Flows {
             aliases: Map::default(),
             names: Names::default(),
             fallbacks: Fallbacks::default(),
+            idlers: Vec::new(),
+            look_for_idlers: now,
+            evicted: Vec::new(),
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
         }
@@ -233,7 +244,7 @@ impl Flows {
             let (ip, datagrams) = self.fallbacks.next(id, now)?;
             again.extend(datagrams);
             let to = SocketAddr::new(ip, left.port());
-            if self.connect(apps, id, to).is_ok() {
+            if self.connect(apps, id, to, now).is_ok() {
                 break to;
             }
         };
@@ -252,10 +263,10 @@ impl Flows {
         self.flows[id.index()].as_mut()
     }
 
-    /// The usage of all flows with limits, with their peers' addresses.
-    pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
+    /// The usage of all flows with limits, with their channels and their peers' addresses.
+    pub(crate) fn usages(&self) -> impl Iterator<Item = (ChannelIndex, &Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
-            (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
+            (Some(usage), Target::Peer { to, .. }) => Some((flow.channel, usage, to.ip())),
             _ => None,
         })
     }
@@ -338,7 +349,8 @@ impl Flows {
         if mine >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
         }
-        if mine >= self.caps.sockets.max(FLOWS_MAX) - self.len() {
+        let all = self.caps.sockets.max(FLOWS_MAX);
+        if !may_have_another(mine, all - self.len(), all / 4) {
             return Err(DropReason::FlowsFull);
         }
         self.quota.take(channel, Share::FLOW);
@@ -382,9 +394,14 @@ impl Flows {
         now: Nanos,
     ) -> Result<(), DropReason> {
         let id = self.add(channel, number, map, token, Target::Unconnected, now)?;
-        self.connect(apps, id, to).inspect_err(|_| {
+        self.connect(apps, id, to, now).inspect_err(|_| {
             self.close(apps, id);
         })
+    }
+
+    /// True if a channel may ask for another name.
+    pub(super) fn may_ask(&self, channel: ChannelIndex) -> bool {
+        may_have_another(self.quota.of(channel).questions, QUESTIONS_MAX - self.names.len(), QUESTIONS_MAX / 2)
     }
 
     /// Opens a flow whose name must be resolved; returns the question's number.
@@ -399,7 +416,7 @@ impl Flows {
         port: u16,
         now: Nanos,
     ) -> Result<QueryId, DropReason> {
-        if self.quota.of(channel).questions >= QUESTIONS_MAX - self.names.len() {
+        if !self.may_ask(channel) {
             return Err(DropReason::NamesFull);
         }
         let query = self.names.draw();
@@ -414,26 +431,73 @@ impl Flows {
     ///
     /// # Errors
     /// No socket is available.
-    pub(super) fn connect(&mut self, apps: &mut impl Apps, id: FlowId, to: SocketAddr) -> Result<(), DropReason> {
-        let flow = self.flows[id.index()].as_mut().expect("a live flow");
-        let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
+    pub(super) fn connect(
+        &mut self,
+        apps: &mut impl Apps,
+        id: FlowId,
+        to: SocketAddr,
+        now: Nanos,
+    ) -> Result<(), DropReason> {
+        let &Flow { channel, mapping, .. } = self.flows[id.index()].as_ref().expect("a live flow");
+        let socket = match self.mappings.socket(mapping, to.is_ipv6()) {
             Some(socket) => socket,
             None => {
-                if self.quota.of(flow.channel).sockets >= self.caps.sockets - self.mappings.sockets() {
+                let (own, all) = (self.quota.of(channel).sockets, self.caps.sockets);
+                if !may_have_another(own, all - self.sockets(), all / 4) && !(own == 0 && self.evict_idler(apps, now)) {
                     return Err(DropReason::SocketsFull);
                 }
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
-                self.quota.take(flow.channel, Share::SOCKET);
-                self.mappings.hold(flow.mapping, to.is_ipv6(), socket, flow.channel);
+                self.quota.take(channel, Share::SOCKET);
+                self.mappings.hold(mapping, to.is_ipv6(), socket, channel);
                 socket
             }
         };
+        let flow = self.flows[id.index()].as_mut().expect("a live flow");
         // Two flows of a client to one peer (an address and its name): answers go to the newer.
         flow.target = Target::Peer { socket, to };
         if self.by_peer.insert((socket, to), id).is_some_and(|older| older != id) {
             flow.shadows = true;
         }
         Ok(())
+    }
+
+    /// Ends the flows of the client that has sent nothing for longest, if that is [`YIELDS_AFTER`], so that a socket is
+    /// free. Looks for such clients at most once a second.
+    fn evict_idler(&mut self, apps: &mut impl Apps, now: Nanos) -> bool {
+        let is_idle = |seen: &Nanos| seen + YIELDS_AFTER <= now;
+        if self.idlers.is_empty() && now >= self.look_for_idlers {
+            self.look_for_idlers = now + SECOND;
+            let seen = |id| Some((self.last_seen(id).filter(is_idle)?, id));
+            let mut idlers: Vec<_> = self.mappings.with_sockets().filter_map(seen).collect();
+            idlers.sort_unstable_by_key(|(seen, _)| std::cmp::Reverse(*seen));
+            self.idlers.extend(idlers.into_iter().map(|(_, id)| id));
+        }
+        while let Some(mapping) = self.idlers.pop() {
+            // It may have sent since, or have ended.
+            if self.last_seen(mapping).as_ref().is_some_and(is_idle) {
+                for id in self.mappings.flows(mapping).to_vec() {
+                    self.evicted.extend(self.place(id));
+                    self.close(apps, id);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// When a client has sent last. `None` if one of its flows has no peer, or it has ended.
+    fn last_seen(&self, mapping: MappingId) -> Option<Nanos> {
+        let seen = |id: &FlowId| match self.flows[id.index()].as_ref()? {
+            Flow { target: Target::Peer { .. }, seen, .. } => Some(*seen),
+            _ => None,
+        };
+        let (first, others) = self.mappings.flows(mapping).split_first()?;
+        others.iter().try_fold(seen(first)?, |latest, id| Some(latest.max(seen(id)?)))
+    }
+
+    /// The flows that have ended since the last call because their sockets were given to others.
+    pub(super) fn take_evicted(&mut self) -> Vec<(ChannelIndex, u16)> {
+        std::mem::take(&mut self.evicted)
     }
 
     /// A flow has left its peer: answers from there go to another flow of the client with that peer, if there is one.
@@ -474,11 +538,9 @@ impl Flows {
                 waiting.len()
             }
         };
-        for Held { socket, opener } in self.mappings.remove_flow(flow.mapping, id) {
+        for Held { socket, counts_for } in self.mappings.remove_flow(flow.mapping, id) {
             apps.close(socket);
-            if let Some(opener) = opener {
-                self.quota.give_back(opener, Share::SOCKET);
-            }
+            self.quota.give_back(counts_for, Share::SOCKET);
         }
         waited
     }
@@ -503,7 +565,12 @@ impl Flows {
         let ids: Vec<FlowId> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
         let waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
         if self.quota.forget(channel) {
-            self.mappings.forget_opener(channel);
+            let Flows { mappings, flows, quota, .. } = self;
+            mappings.bequeath(channel, |flow| {
+                let heir = flows[flow.index()].as_ref().expect("a mapping lists live flows").channel;
+                quota.take(heir, Share::SOCKET);
+                heir
+            });
             self.names.forget_channel(channel);
         }
         waited

@@ -99,7 +99,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match flow.target {
             Target::Peer { socket, to } => {
                 let may = match &mut flow.usage {
-                    Some(usage) => self.limiter.forward(usage, to.ip(), now),
+                    Some(usage) => self.limiter.forward(flow.channel, usage, to.ip(), now),
                     None => Ok(()),
                 };
                 match may {
@@ -129,6 +129,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no
     /// answer while the name is being resolved. A refusal is remembered for the datagram behind it.
     fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
+        self.report_evicted();
         match done {
             Ok(()) => {
                 self.refused.remove(&(channel, number));
@@ -178,8 +179,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if !self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
             return Err(DropReason::OpenRate);
         }
-        if matches!(to, Address::Name(..)) && !self.may_resolve(channel, now) {
-            return Err(DropReason::NameRate);
+        if matches!(to, Address::Name(..)) {
+            // A name that cannot be asked for does not count.
+            if !self.flows.may_ask(channel) {
+                return Err(DropReason::NamesFull);
+            }
+            if !self.may_resolve(channel, now) {
+                return Err(DropReason::NameRate);
+            }
         }
         match to {
             Address::Ip(to) => {
@@ -244,7 +251,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut done = Err(nothing);
         for (i, ip) in candidates.iter().enumerate() {
             let to = SocketAddr::new(*ip, port);
-            done = self.flows.connect(&mut self.endpoint.apps, id, to).map(|()| to);
+            done = self.flows.connect(&mut self.endpoint.apps, id, to, now).map(|()| to);
             if done.is_ok() {
                 self.flows.fallbacks.add(id, &candidates[i + 1..]);
                 break;
@@ -302,6 +309,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
             && flow.may_report(now)
         {
             self.report_status(channel, number, Status::Unreachable);
+        }
+        self.report_evicted();
+    }
+
+    /// Notifies the entries of flows that have ended because their sockets were given to others.
+    fn report_evicted(&mut self) {
+        for (channel, flow) in self.flows.take_evicted() {
+            let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
         }
     }
 

@@ -24,12 +24,12 @@ impl MappingId {
     }
 }
 
-/// A socket, and the channel that opened it, as long as that channel lives. The socket counts for that channel even
-/// after its flows have moved.
+/// A socket, and the channel for which it counts: the one that opened it, even after its flows have moved, and when
+/// that has ended, one that has its flows.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
     pub(super) socket: SocketId,
-    pub(super) opener: Option<ChannelIndex>,
+    pub(super) counts_for: ChannelIndex,
 }
 
 /// The sockets of one client.
@@ -104,7 +104,7 @@ impl Mappings {
 
     /// Gives a client a socket that `opener` has opened.
     pub(super) fn hold(&mut self, id: MappingId, ipv6: bool, socket: SocketId, opener: ChannelIndex) {
-        *self.at(id).held(ipv6) = Some(Held { socket, opener: Some(opener) });
+        *self.at(id).held(ipv6) = Some(Held { socket, counts_for: opener });
         self.by_socket.insert(socket, id);
     }
 
@@ -139,12 +139,21 @@ impl Mappings {
         self.by_key.retain(|(of, _), _| *of != channel);
     }
 
-    /// A channel that opened sockets has ended.
-    pub(super) fn forget_opener(&mut self, channel: ChannelIndex) {
-        let held = self.list.iter_mut().flatten().flat_map(|mapping| [&mut mapping.v4, &mut mapping.v6]);
-        for held in held.flatten() {
-            held.opener.take_if(|of| *of == channel);
+    /// A channel has ended whose sockets are still in use: each counts for the channel of its client's newest flow now.
+    pub(super) fn bequeath(&mut self, channel: ChannelIndex, mut heir: impl FnMut(FlowId) -> ChannelIndex) {
+        for mapping in self.list.iter_mut().flatten() {
+            let newest = *mapping.flows.last().expect("a mapping ends with its last flow");
+            for held in [&mut mapping.v4, &mut mapping.v6].into_iter().flatten() {
+                if held.counts_for == channel {
+                    held.counts_for = heir(newest);
+                }
+            }
         }
+    }
+
+    /// The clients that have a socket; one with two may come twice.
+    pub(super) fn with_sockets(&self) -> impl Iterator<Item = MappingId> {
+        self.by_socket.values().copied()
     }
 
     #[cfg(test)]

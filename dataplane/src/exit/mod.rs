@@ -246,6 +246,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some(record) = self.endpoint.table.remove(channel) else { return };
         self.endpoint.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.endpoint.apps, channel);
+        self.limiter.forget(channel);
         self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();
         self.reassembling -= fragments as u64;
@@ -325,7 +326,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 return Err(DropReason::TooLarge);
             }
             if let Some(usage) = &mut flow.usage {
-                limiter.backward(usage, from.ip(), false, now)?;
+                limiter.backward(flow.channel, usage, from.ip(), false, now)?;
             }
             return packer.put(flow.channel, &frame, free);
         };
@@ -333,7 +334,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {
-            limiter.backward(usage, from.ip(), true, now)?;
+            limiter.backward(flow.channel, usage, from.ip(), true, now)?;
         }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
         if now >= flow.peer_due {

@@ -291,14 +291,11 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_freed() {
 
 #[test]
 fn names_beyond_controls_queue_are_refused() {
-    let mut bench = Bench::new(Class::S, 10);
-    let mut asked = 0;
-    for channel in 0..10 {
-        for flow in 0..30 {
-            bench.open(channel, flow, Address::Name("example.org", 53));
-            bench.frame(channel, &Frame::Dgram { flow, data: b"x" });
-            asked += 1;
-        }
+    let mut bench = Bench::new(Class::S, 250);
+    let asked = 250;
+    for channel in 0..250 {
+        bench.open(channel, 0, Address::Name("example.org", 53));
+        bench.frame(channel, &Frame::Dgram { flow: 0, data: b"x" });
     }
     let refused = bench.statuses().len() as u64;
     let room = 256 - crate::punt::RESERVED as u64;
@@ -312,6 +309,20 @@ fn names_beyond_controls_queue_are_refused() {
     assert_eq!((ledger.held, ledger.sent), (0, room));
     bench.open(0, 40, Address::Name("example.org", 53));
     assert_eq!(bench.exit.flows.len() as u64, room + 1);
+}
+
+#[test]
+fn entry_learns_that_an_idle_flow_has_lost_its_socket() {
+    let mut bench = Bench::with(Class::S, 2, |settings| settings.caps.sockets = 1);
+    bench.send(0, 5, address(9));
+    bench.now += 30 * SECOND;
+    bench.send(1, 6, address(9));
+    let said = bench.said(|frame| match *frame {
+        Frame::Close { flow } => Some((flow, None)),
+        Frame::Status { flow, code } => Some((flow, Some(code))),
+        _ => None,
+    });
+    assert_eq!(said, [(5, Some(Status::Open)), (5, None), (6, Some(Status::Open))]);
 }
 
 #[test]

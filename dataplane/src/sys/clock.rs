@@ -26,7 +26,7 @@ pub fn is_clock_kept() -> io::Result<bool> {
 }
 
 /// How long the datagram that was received last from a socket had waited there. `None` if it arrived before the first
-/// call, and if the kernel does not say.
+/// call, and if the kernel does not say. Nothing if the clock has been set back since to before its arrival.
 pub(crate) fn last_waited(socket: BorrowedFd<'_>) -> Option<Duration> {
     const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
     let before = SystemTime::UNIX_EPOCH.elapsed().ok()?;
@@ -34,9 +34,19 @@ pub(crate) fn last_waited(socket: BorrowedFd<'_>) -> Option<Duration> {
     let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
     // SAFETY: the kernel writes one timespec, which is local and writable; the fd is borrowed.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSTAMPNS as _, &raw mut time) };
+    let after = SystemTime::UNIX_EPOCH.elapsed().ok()?;
     let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
-    let arrived = Duration::new(seconds, nanos);
-    (result == 0 && arrived < before).then(|| before - arrived)
+    if result == 0 { since(Duration::new(seconds, nanos), before, after) } else { None }
+}
+
+/// The time since an arrival, according to clocks read before and after the kernel was asked for it. An arrival between
+/// the two is the time of the call: the kernel has noted none.
+fn since(arrived: Duration, before: Duration, after: Duration) -> Option<Duration> {
+    match arrived {
+        _ if arrived < before => Some(before - arrived),
+        _ if arrived <= after => None,
+        _ => Some(Duration::ZERO),
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +61,12 @@ mod tests {
             Err(why) => assert_eq!(why.raw_os_error(), Some(libc::EPERM), "{why}"),
         }
         assert!(before.elapsed().unwrap() < std::time::Duration::from_secs(60), "reading sets nothing");
+    }
+
+    #[test]
+    fn datagram_from_before_the_clock_was_set_back_is_new() {
+        let since = |arrived| since(Duration::from_secs(arrived), Duration::from_secs(10), Duration::from_secs(12));
+        assert_eq!([7, 10, 12].map(since), [Some(Duration::from_secs(3)), None, None]);
+        assert_eq!(since(13), Some(Duration::ZERO));
     }
 }

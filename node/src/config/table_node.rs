@@ -230,8 +230,9 @@ pub static NODE: &[Key] = &[
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_UNANSWERED as i64),
         doc: "Most datagrams that all users together may send to one address before it answers; 0 disables the limit. \
-              Keeps users from flooding a host that does not answer. Hosts of an IPv6 /64 count as one. Forgotten \
-              after ten minutes.",
+              Keeps users from flooding a host that does not answer. One channel gets half at most, and when they are \
+              used up all channels together 10 first ones a second. Hosts of an IPv6 /64 count as one. Forgotten after \
+              ten minutes.",
         example: "1000",
     },
     Key {
@@ -257,8 +258,9 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 1_000_000),
         default: DefaultValue::Integer(MAX_NAME_RATE as i64),
-        doc: "Names resolved per second, for all users together; 0 disables the limit. A channel that had k of them \
-              in this second gets another one only while more than k are left, so one user cannot take them all.",
+        doc: "Names resolved per second, for all users together; 0 disables the limit. Half is kept for channels \
+              that had none in this second; of the rest a channel that had k gets another one only while more than k \
+              are left, so one user cannot take them all.",
         example: "200",
     },
     Key {

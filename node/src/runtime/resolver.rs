@@ -1,12 +1,13 @@
 //! Resolves names for the exit, with hickory-resolver on a thread of its own.
 //!
-//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread it is
-//! empty. Addresses come in the order in which they are to be tried (`address_order`). The data plane decides which of
-//! them may be used.
+//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread, and after
+//! [`DEADLINE`], it is empty: a slow name server must not keep the places of others. Addresses come in the order in
+//! which they are to be tried (`address_order`). The data plane decides which of them may be used.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::sys::Waker;
@@ -20,6 +21,8 @@ use crate::runtime::address_order;
 
 /// Addresses of a name that are considered.
 const ADDRESSES_MAX: usize = 64;
+/// The longest time that a question takes.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// The addresses found for a question.
 pub type Answer = (QueryId, Vec<IpAddr>);
@@ -51,15 +54,7 @@ impl Resolver {
                 while let Some((query, name)) = asked.recv().await {
                     let (resolver, answer, waker) = (resolver.clone(), answer.clone(), waker.clone());
                     tokio::spawn(async move {
-                        // A trailing dot: the name is whole, search domains do not apply.
-                        let name = if name.ends_with('.') { name.into_string() } else { format!("{name}.") };
-                        let found = match name.trim_end_matches('.').parse::<IpAddr>() {
-                            Ok(ip) => vec![ip],
-                            Err(_) => match resolver.lookup_ip(name).await {
-                                Ok(found) => in_order(found.iter()),
-                                Err(_) => Vec::new(),
-                            },
-                        };
+                        let found = addresses(&resolver, &name).await;
                         // There is room: the data plane has one open question for each place.
                         let _ = answer.try_send((query, found));
                         waker.wake();
@@ -84,6 +79,19 @@ impl Resolver {
     }
 }
 
+/// The addresses of a name, in the order in which they are to be tried. None if it has none, or nobody says so in time.
+async fn addresses(resolver: &TokioResolver, name: &str) -> Vec<IpAddr> {
+    let name = name.trim_end_matches('.');
+    if let Ok(ip) = name.parse() {
+        return vec![ip];
+    }
+    // A trailing dot: the name is whole, search domains do not apply.
+    match tokio::time::timeout(DEADLINE, resolver.lookup_ip(format!("{name}."))).await {
+        Ok(Ok(found)) => in_order(found.iter()),
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    }
+}
+
 /// Checks that an exit has a name server. Does not contact it.
 ///
 /// # Errors
@@ -93,7 +101,7 @@ pub fn check(server: Option<SocketAddr>) -> Result<(), StartError> {
 }
 
 fn configured(server: Option<SocketAddr>) -> Result<TokioResolver, StartError> {
-    let builder = match server {
+    let mut builder = match server {
         Some(server) => {
             let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
             connections.iter_mut().for_each(|connection| connection.port = server.port());
@@ -103,6 +111,8 @@ fn configured(server: Option<SocketAddr>) -> Result<TokioResolver, StartError> {
         }
         None => TokioResolver::builder_tokio().map_err(|why| StartError::Resolver(why.to_string()))?,
     };
+    // A lost datagram is sent again before the deadline.
+    builder.options_mut().timeout = DEADLINE / 2;
     builder.build().map_err(|why| StartError::Resolver(why.to_string()))
 }
 
@@ -121,5 +131,19 @@ mod tests {
     fn sorting_considers_a_bounded_number_of_addresses() {
         let many = (0..=255).map(|last| IpAddr::from([127, 0, 0, last]));
         assert_eq!(in_order(many).len(), ADDRESSES_MAX);
+    }
+
+    /// The clock of the test jumps to the next timer whenever nothing else happens.
+    #[test]
+    fn name_server_that_does_not_reply_costs_two_seconds() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let resolver = configured(Some(silent.local_addr().unwrap())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let began = tokio::time::Instant::now();
+            assert_eq!(addresses(&resolver, "name.example").await, Vec::<IpAddr>::new());
+            assert!(began.elapsed() < 2 * DEADLINE, "{:?}", began.elapsed());
+            assert_eq!(addresses(&resolver, "192.0.2.1").await, [IpAddr::from([192, 0, 2, 1])]);
+        });
     }
 }

@@ -19,6 +19,9 @@ use crate::config::Rate;
 pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 /// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
 const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
+/// Links that have been up for no longer than this have a queue of their own for their first cells, as many as
+/// [`LINK_CELLS`] has at once: a new user needs a bundle, and a prefix has few new links a second.
+const NEW_FOR: Duration = Duration::from_secs(5);
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
 
@@ -28,11 +31,54 @@ struct Link {
     content_len: usize,
     asks: Bucket,
     cells: Bucket,
-    /// The ask that waits for its bundle, or in the queue.
+    up_since: Duration,
+    /// Cells that it has been sent.
+    sent: u32,
+    /// The ask that waits for its bundle, or in a queue.
     waiting: Option<Ask>,
     is_queued: bool,
     /// The interval for which an older bundle was sent.
     answered_old: Option<u64>,
+}
+
+impl Link {
+    fn is_new(&self, now: Duration) -> bool {
+        now <= self.up_since + NEW_FOR && self.sent < LINK_CELLS.burst
+    }
+}
+
+/// Entries whose answers the budget of all had no room for: new links and others in turn, each in their order.
+#[derive(Default)]
+struct Queue {
+    new: VecDeque<LinkId>,
+    others: VecDeque<LinkId>,
+    is_turn_of_others: bool,
+}
+
+impl Queue {
+    /// True if a link, new or not, has to queue.
+    fn must_wait(&self, is_new: bool) -> bool {
+        !self.new.is_empty() || !is_new && !self.others.is_empty()
+    }
+
+    fn push(&mut self, id: LinkId, is_new: bool) {
+        if is_new { self.new.push_back(id) } else { self.others.push_back(id) }
+    }
+
+    fn front(&mut self) -> Option<LinkId> {
+        let [first, second] = self.in_turn();
+        first.front().or(second.front()).copied()
+    }
+
+    fn pop(&mut self) {
+        let [first, second] = self.in_turn();
+        first.pop_front().or_else(|| second.pop_front());
+        self.is_turn_of_others = !self.is_turn_of_others;
+    }
+
+    fn in_turn(&mut self) -> [&mut VecDeque<LinkId>; 2] {
+        if self.is_turn_of_others { [&mut self.others, &mut self.new] } else { [&mut self.new, &mut self.others] }
+    }
 }
 
 /// The links of entries, and what they wait for. An ask takes as long however many there are.
@@ -41,8 +87,7 @@ pub(super) struct Answers {
     cells: Bucket,
     /// When bundles may be complete that entries wait for.
     look_at: Duration,
-    /// Entries whose answers the budget of all had no room for, in the order in which they are served.
-    queue: VecDeque<LinkId>,
+    queue: Queue,
     /// When the queue is looked at again.
     queue_at: Duration,
 }
@@ -53,7 +98,7 @@ impl Answers {
             links: BTreeMap::new(),
             cells: Bucket::new(ANSWER_CELLS, now),
             look_at: Duration::MAX,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             queue_at: Duration::MAX,
         }
     }
@@ -61,7 +106,16 @@ impl Answers {
     pub(super) fn link_up(&mut self, id: LinkId, content_len: usize, now: Duration) {
         let asks = Bucket::new(VERIFICATIONS, now);
         let cells = Bucket::new(LINK_CELLS, now);
-        let link = Link { content_len, asks, cells, waiting: None, is_queued: false, answered_old: None };
+        let link = Link {
+            content_len,
+            asks,
+            cells,
+            up_since: now,
+            sent: 0,
+            waiting: None,
+            is_queued: false,
+            answered_old: None,
+        };
         self.links.insert(id, link);
     }
 
@@ -108,7 +162,7 @@ impl Answers {
     }
 
     /// Answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or until
-    /// it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
+    /// it is its turn. Those who wait are queued, so that nobody is served more often by asking more often.
     fn answer(
         &mut self,
         view: &View,
@@ -143,7 +197,8 @@ impl Answers {
             }
             (count, fitting) = (count + more, fitting + 1);
         }
-        let waits = !is_its_turn && !self.queue.is_empty();
+        let is_new = link.is_new(now);
+        let waits = !is_its_turn && self.queue.must_wait(is_new);
         if link.cells.tokens(now) < count {
             link.waiting = None;
             return Err(Refused::RateLimited);
@@ -151,13 +206,14 @@ impl Answers {
         if waits || !self.cells.take_many(now, count) {
             link.waiting = Some(ask);
             if !std::mem::replace(&mut link.is_queued, true) {
-                self.queue.push_back(id);
+                self.queue.push(id, is_new);
             }
             self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
             // It is answered in its turn.
             return Ok(());
         }
         link.cells.take_many(now, count);
+        link.sent = link.sent.saturating_add(count);
         if is_old {
             link.answered_old = Some(ask.interval);
         }
@@ -179,13 +235,13 @@ impl Answers {
         self.serve_queue(view, clocks, out);
     }
 
-    /// Answers those who wait for the budget, the first ones first.
+    /// Answers those who wait for the budget: new links and others in turn, each in their order.
     fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
         if self.queue_at > clocks.0 {
             return;
         }
         self.queue_at = Duration::MAX;
-        while let Some(id) = self.queue.front().copied() {
+        while let Some(id) = self.queue.front() {
             // Its link may be gone, or its ask answered, given up, or for another bundle that is not complete.
             let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
             if let Some(ask) = self.links.get_mut(&id).and_then(|link| link.waiting.take_if(is_ready)) {
@@ -194,7 +250,7 @@ impl Answers {
                     return;
                 }
             }
-            self.queue.pop_front();
+            self.queue.pop();
             if let Some(link) = self.links.get_mut(&id) {
                 link.is_queued = false;
             }

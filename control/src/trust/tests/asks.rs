@@ -76,6 +76,51 @@ fn entries_that_always_ask_leave_answers_to_others() {
     }
 }
 
+/// One prefix has all the links that it gets, and asks on each for all of a bundle: the user whose link came last does
+/// not wait until each of them has been answered.
+#[test]
+fn new_link_is_answered_before_those_that_were_answered() {
+    const GREEDY: u32 = 512;
+    let mut world = World::new(4, Class::S, (60, 3600), 0.0);
+    world.run(2000);
+    let (start, wall) = (world.now(), world.wall(0));
+    let content = world.shape.control_content(Direction::Backward, 1);
+    let trust = &mut world.hops[0].trust;
+    let interval = trust.view().times().interval_at(wall);
+    assert!(trust.view().complete(interval).is_some());
+    let whole = blank_ask(interval).to_bytes();
+    (0..GREEDY).for_each(|number| trust.link_up(LinkId(100 + number), Peer::Entry, content, start));
+    let (honest, comes_ms) = (LinkId(100 + GREEDY), 20_000);
+    let (mut first, mut after) = (None, 0);
+    for ms in (0..comes_ms + 10_000).step_by(50) {
+        let now = start + Duration::from_millis(ms);
+        for number in 0..GREEDY {
+            let _ = trust.take(now, wall + ms, LinkId(100 + number), &whole);
+        }
+        if ms == comes_ms {
+            trust.link_up(honest, Peer::Entry, content, now);
+        }
+        if ms >= comes_ms && first.is_none() {
+            trust.take(now, wall + ms, honest, &whole).unwrap();
+        }
+        trust.tick(&mut world.rng, now, wall + ms);
+        let mut steps = VecDeque::from(trust.steps());
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Send(link, _) if link == honest => first = first.or(Some(ms)),
+                Step::Send(..) => after += usize::from(ms >= comes_ms && first.is_none()),
+                Step::Save(number) => {
+                    trust.saved(number, now, wall + ms);
+                    steps.extend(trust.steps());
+                }
+                Step::Event(_) => {}
+            }
+        }
+    }
+    assert!(first.is_some_and(|first| first <= comes_ms + 200), "{first:?} ms");
+    assert!(after <= 5000 / 4, "{after} cells to others before");
+}
+
 /// Hop 1 sends hop 2 twenty asks every 5 ms in addition to its own, for ten seconds.
 fn asked_by_a_greedy_hop(class: Class, asks: impl Fn(&View, u64, usize) -> Ask) {
     let mut world = World::new(4, class, (1, 10), 0.0);

@@ -76,6 +76,7 @@ fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
 #[test]
 fn sockets_are_bounded_and_a_refused_flow_leaves_nothing() {
     let (mut flows, mut apps) = exit();
+    // The last one is for a channel that has none.
     for channel in 0..4 {
         assert_eq!(flows.open(&mut apps, (ChannelIndex(channel), 0), 1, [channel as u8; 16], peer(1), 0), Ok(()));
     }
@@ -176,18 +177,18 @@ fn assert_empty(flows: &mut Flows, apps: &mut MemApps) {
 #[test]
 fn a_channel_has_no_more_sockets_than_are_left_to_the_others() {
     let (mut flows, mut apps, _) = exit_with(1024, 100);
-    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (50, DropReason::SocketsFull));
-    assert_eq!(fill(&mut flows, &mut apps, 2, 0), (25, DropReason::SocketsFull));
-    assert_eq!(fill(&mut flows, &mut apps, 3, 0), (13, DropReason::SocketsFull));
-    assert_eq!(flows.sockets(), 88);
-    assert!((0..50).all(|number| flows.at(ChannelIndex(1), number).is_some()), "who has some keeps them");
+    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (38, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 2, 0), (19, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 3, 0), (9, DropReason::SocketsFull));
+    assert_eq!(flows.sockets(), 66);
+    assert!((0..38).all(|number| flows.at(ChannelIndex(1), number).is_some()), "who has some keeps them");
     // Moving what it has gives a channel room for nothing more.
-    for number in 0..50 {
+    for number in 0..38 {
         assert_eq!(flows.relocate(ChannelIndex(4), number, &token(1, number), 0), Ok(()));
     }
-    assert_eq!(fill(&mut flows, &mut apps, 1, 50), (0, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 1, 38), (0, DropReason::SocketsFull));
     flows.close_channel(&mut apps, ChannelIndex(2));
-    assert_eq!(fill(&mut flows, &mut apps, 3, 13), (12, DropReason::SocketsFull), "there is room again");
+    assert_eq!(fill(&mut flows, &mut apps, 3, 9), (10, DropReason::SocketsFull), "there is room again");
     [1, 3, 4].into_iter().for_each(|channel| {
         flows.close_channel(&mut apps, ChannelIndex(channel));
     });
@@ -195,18 +196,69 @@ fn a_channel_has_no_more_sockets_than_are_left_to_the_others() {
 }
 
 #[test]
-fn what_a_channel_opened_is_nobodys_share_when_it_has_ended() {
+fn sockets_of_an_ended_channel_count_for_that_of_their_flows() {
     let (mut flows, mut apps, _) = exit_with(1024, 100);
     fill(&mut flows, &mut apps, 1, 0);
-    for number in 0..50 {
+    for number in 0..38 {
         assert_eq!(flows.relocate(ChannelIndex(2), number, &token(1, number), 0), Ok(()));
     }
+    assert_eq!(flows.quota.of(ChannelIndex(2)).sockets, 0);
     flows.close_channel(&mut apps, ChannelIndex(1));
-    assert_eq!(flows.sockets(), 50);
+    assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(2)).sockets), (38, 38));
+    assert_eq!(fill(&mut flows, &mut apps, 2, 38), (0, DropReason::SocketsFull));
     // Index 1 is another entry's now.
-    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (25, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (19, DropReason::SocketsFull));
     flows.close_channel(&mut apps, ChannelIndex(2));
     flows.close_channel(&mut apps, ChannelIndex(1));
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// Channels take what they get, one after the other. Newcomers would find nothing once a dozen have halved what the one
+/// before had left.
+#[test]
+fn greedy_channels_leave_sockets_and_questions_to_newcomers() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    (0..20).for_each(|channel| {
+        fill(&mut flows, &mut apps, channel, 0);
+        let mut ask = |number| flows.open_name((ChannelIndex(channel), number), number, token(channel, number), 53, 0);
+        assert!((2000..4000).any(|number| ask(number).is_err()));
+    });
+    assert!(flows.sockets() > 3000 && flows.names.len() > QUESTIONS_MAX / 2 - 20);
+    for channel in 100..200 {
+        assert_eq!(flows.open(&mut apps, (ChannelIndex(channel), 0), 0, token(channel, 0), peer(1), 0), Ok(()));
+        assert!(flows.open_name((ChannelIndex(channel), 1), 1, token(channel, 1), 53, 0).is_ok());
+    }
+}
+
+#[test]
+fn idle_client_gives_its_socket_to_a_channel_without_any() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4);
+    let mut open = |flows: &mut Flows, (channel, number): (u32, u16), map: u16, now: Nanos| {
+        flows.open(&mut apps, (ChannelIndex(channel), number), map, token(channel, number), peer(number), now)
+    };
+    for channel in 0..4 {
+        assert_eq!(open(&mut flows, (channel, 0), 0, SECOND * Nanos::from(channel)), Ok(()));
+    }
+    // The client that came first has a second flow.
+    assert_eq!(open(&mut flows, (0, 1), 0, 20 * SECOND), Ok(()));
+    assert_eq!(open(&mut flows, (9, 0), 0, YIELDS_AFTER), Err(DropReason::SocketsFull));
+    // Channel 1 has been idle for longest. A channel that has a socket gets no other.
+    let now = YIELDS_AFTER + 3 * SECOND;
+    assert_eq!(open(&mut flows, (3, 1), 1, now), Err(DropReason::SocketsFull));
+    assert_eq!(open(&mut flows, (9, 0), 0, now), Ok(()));
+    assert_eq!(flows.take_evicted(), [(ChannelIndex(1), 0)]);
+    // The next one that is idle; one has sent since they were listed.
+    let (id, _) = flows.at(ChannelIndex(2), 0).unwrap();
+    flows.touch(id, now);
+    assert_eq!(open(&mut flows, (10, 0), 0, now), Ok(()));
+    assert_eq!(flows.take_evicted(), [(ChannelIndex(3), 0)]);
+    assert_eq!(open(&mut flows, (11, 0), 0, now), Err(DropReason::SocketsFull));
+    assert_eq!(flows.sockets(), 4);
+    assert_eq!(open(&mut flows, (11, 0), 0, 10_000 * SECOND), Ok(()));
+    assert_eq!(flows.take_evicted(), [(ChannelIndex(0), 0), (ChannelIndex(0), 1)]);
+    (0..12).for_each(|channel| {
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+    });
     assert_empty(&mut flows, &mut apps);
 }
 
@@ -216,21 +268,22 @@ fn flows_of_an_exit_are_bounded() {
     let mut open = |flows: &mut Flows, channel: u32, number: u16| {
         flows.open(&mut apps, (ChannelIndex(channel), number), 0, token(channel, number), peer(number), 0)
     };
-    let mut channel = 0;
-    let refused = loop {
-        let refused = (0..1024).find_map(|number| open(&mut flows, channel, number).err());
-        channel += 1;
-        if channel == 200 {
-            break refused;
-        }
-    };
-    assert_eq!(refused, Some(DropReason::FlowsFull));
+    // Greedy channels get three quarters of all, and the others one each.
+    let greedy: Vec<_> =
+        (0..200).map(|channel| (0..1024).find_map(|number| open(&mut flows, channel, number).err())).collect();
+    assert_eq!((greedy[0], greedy[199]), (None, Some(DropReason::FlowsFull)));
+    assert!((FLOWS_MAX * 3 / 4..FLOWS_MAX * 3 / 4 + 200).contains(&flows.len()), "{}", flows.len());
+    let last = 200 + (FLOWS_MAX - flows.len()) as u32;
+    // Those that come now use the sockets of others, which is not what this test is about.
+    let add = |channel| flows.add(ChannelIndex(channel), 0, 0, token(channel, 0), Target::Unconnected, 0);
+    let firsts: Vec<FlowId> = (200..last).map(add).collect::<Result<_, _>>().unwrap();
     assert_eq!(flows.len(), FLOWS_MAX);
-    assert_eq!(open(&mut flows, 500, 0), Err(DropReason::FlowsFull));
+    assert_eq!(open(&mut flows, last, 0), Err(DropReason::FlowsFull));
     assert!(flows.at(ChannelIndex(0), 1023).is_some());
     flows.close_channel(&mut apps, ChannelIndex(0));
-    assert_eq!(flows.open(&mut apps, (ChannelIndex(500), 0), 0, token(500, 0), peer(1), 0), Ok(()));
-    (1..501).for_each(|channel| {
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(last), 0), 0, token(last, 0), peer(1), 0), Ok(()));
+    firsts.into_iter().for_each(|id| _ = flows.close(&mut apps, id));
+    (1..200).chain([last]).for_each(|channel| {
         flows.close_channel(&mut apps, ChannelIndex(channel));
     });
     assert_empty(&mut flows, &mut apps);
@@ -271,14 +324,14 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
         unreachable!("there is a bound")
     };
     let (first, why) = ask(&mut flows, 1);
-    assert_eq!((first.len(), why), (QUESTIONS_MAX / 2, DropReason::NamesFull));
+    assert_eq!((first.len(), why), (QUESTIONS_MAX / 4, DropReason::NamesFull));
     let (second, why) = ask(&mut flows, 2);
-    assert_eq!((second.len(), why), (QUESTIONS_MAX / 4, DropReason::NamesFull));
+    assert_eq!((second.len(), why), (QUESTIONS_MAX / 8, DropReason::NamesFull));
     // Who hangs up has asked all the same; an answer makes room, whether anybody waits for it or not.
     flows.close_channel(&mut apps, ChannelIndex(1));
     assert_eq!(flows.names.len(), first.len() + second.len());
     first.into_iter().for_each(|query| assert!(flows.answered(query).is_none()));
-    assert_eq!(ask(&mut flows, 3).0.len(), QUESTIONS_MAX * 3 / 8);
+    assert_eq!(ask(&mut flows, 3).0.len(), QUESTIONS_MAX * 3 / 16);
     flows.close_channel(&mut apps, ChannelIndex(2));
     flows.close_channel(&mut apps, ChannelIndex(3));
     (0..1000).for_each(|query| assert!(flows.answered(QueryId(query)).is_none()));
@@ -290,8 +343,10 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
     let (mut flows, mut apps, _) = exit_with(1024, 4096);
     let mut queries = Vec::new();
     for number in 0..65 {
-        queries.push(flows.open_name((ChannelIndex(1), number), number, token(1, number), 53, 0).unwrap());
-        let (id, _) = flows.at(ChannelIndex(1), number).unwrap();
+        // A channel has 64 questions at most.
+        let channel = ChannelIndex(1 + u32::from(number / 64));
+        queries.push(flows.open_name((channel, number), number, token(channel.0, number), 53, 0).unwrap());
+        let (id, _) = flows.at(channel, number).unwrap();
         for _ in 0..WAITING_PER_FLOW {
             let want = if number < 64 { Ok(()) } else { Err(DropReason::NameQueueFull) };
             assert_eq!(flows.wait(id, b"x", 0), want);
@@ -303,9 +358,10 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
     }
     assert_eq!(flows.waiting(), WAITING_MAX);
     assert_eq!(flows.answered(queries[0]).map(|(_, _, data)| data.len()), Some(WAITING_PER_FLOW));
-    let (id, _) = flows.at(ChannelIndex(1), 64).unwrap();
+    let (id, _) = flows.at(ChannelIndex(2), 64).unwrap();
     assert_eq!(flows.wait(id, b"x", 0), Ok(()));
-    assert_eq!(flows.close_channel(&mut apps, ChannelIndex(1)), 63 * WAITING_PER_FLOW + 1);
+    assert_eq!(flows.close_channel(&mut apps, ChannelIndex(1)), 63 * WAITING_PER_FLOW);
+    assert_eq!(flows.close_channel(&mut apps, ChannelIndex(2)), 1);
     queries.into_iter().for_each(|query| drop(flows.answered(query)));
     assert_empty(&mut flows, &mut apps);
 }

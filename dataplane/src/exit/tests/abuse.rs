@@ -117,11 +117,11 @@ fn names_have_a_rate_of_which_each_channel_gets_a_part() {
         assert_eq!(asked + refused.len(), count);
         asked
     };
-    assert_eq!([0, 1, 2].map(|channel| ask(&mut bench, channel, 60)), [20, 10, 5]);
+    assert_eq!([0, 1, 2].map(|channel| ask(&mut bench, channel, 60)), [10, 5, 3]);
     bench.now += SECOND;
-    assert_eq!(ask(&mut bench, 0, 60), 20, "others' part stays free");
+    assert_eq!(ask(&mut bench, 0, 60), 10, "others' part stays free");
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.drops(DropReason::NameRate), ledger.held), (40 + 50 + 55 + 40, 55));
+    assert_eq!((ledger.drops(DropReason::NameRate), ledger.held), (50 + 55 + 57 + 50, 28));
 }
 
 #[test]
@@ -152,12 +152,38 @@ fn silent_destination_gets_one_budget_over_all_channels() {
     let said = bench.statuses();
     assert!(said.contains(&(9, Status::Unreachable)));
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.sent, ledger.drops(DropReason::Unanswered)), (100, 900));
+    // Each channel gets one more while more are left than it has used.
+    assert_eq!((ledger.sent, ledger.drops(DropReason::Unanswered)), (50 + 25, 925));
     // Closing flows gives nothing back.
     bench.frame(0, &Frame::Close { flow: 0 });
     bench.open(0, 20, Address::Ip(address(3000)));
     bench.flood(0, 20, 10);
-    assert_eq!(bench.turn().datagrams.forward.drops(DropReason::Unanswered), 910);
+    assert_eq!(bench.turn().datagrams.forward.drops(DropReason::Unanswered), 935);
+}
+
+/// Some channels send to a port of a destination where nobody answers, until they are refused: flows of others to its
+/// other ports still open, and are not limited once they have an answer.
+#[test]
+fn no_user_closes_a_destination_for_others() {
+    const HOSTILE: u32 = 20;
+    let limits = Limits { unanswered: Some(100), ..Limits::default() };
+    let mut bench = Bench::with(Class::L, HOSTILE + 1, |settings| settings.limits = limits);
+    for channel in 0..HOSTILE {
+        bench.open(channel, 1, Address::Ip(address(7)));
+        bench.flood(channel, 1, 200);
+    }
+    let sent = bench.turn().datagrams.forward.sent;
+    assert!((100..=110).contains(&sent), "{sent}, with a burst of first datagrams");
+    assert_eq!(bench.delivered(address(7)) as u64, sent);
+    bench.now += SECOND;
+    bench.send(HOSTILE, 1, address(9));
+    bench.turn();
+    let exit = bench.net.receive(address(9)).expect("a first datagram").from;
+    bench.net.send(Datagram { from: address(9), to: exit, bytes: b"hello".to_vec() });
+    bench.turn();
+    bench.flood(HOSTILE, 1, 1000);
+    bench.turn();
+    assert_eq!(bench.delivered(address(9)), 1000);
 }
 
 #[test]
