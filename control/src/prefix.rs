@@ -36,8 +36,8 @@ impl Prefix {
     }
 }
 
-/// True if a prefix that has `own` of `used` places gets no other of `most`: after the first it gets one more only while
-/// more are free than it has. So k prefixes that take turns leave one part in k + 1 to others, and one after the
+/// True if a prefix that has `own` of `used` places gets no other of `most`: after the first it gets one more only
+/// while more are free than it has. So k prefixes that take turns leave one part in k + 1 to others, and one after the
 /// other one part in 2^k.
 pub(crate) fn has_its_share(own: usize, used: usize, most: usize) -> bool {
     own > 0 && most.saturating_sub(used) <= own

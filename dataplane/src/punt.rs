@@ -168,9 +168,9 @@ impl PuntSender {
         self.room() > RESERVED && self.send(punt)
     }
 
-    /// Queues a handshake datagram. Three kinds have a part of the ring each, so a flood of one leaves the others theirs:
-    /// halves from previous hops and entries that claim no cookie, because their mac2 is zeros, halves that claim one,
-    /// and the answers of the next hop.
+    /// Queues a handshake datagram. Three kinds have a part of the ring each, so a flood of one leaves the others
+    /// theirs: halves from previous hops and entries that claim no cookie, because their mac2 is zeros, halves that
+    /// claim one, and the answers of the next hop.
     #[must_use]
     pub(crate) fn send_handshake(&mut self, side: Side, from: SocketAddr, datagram: Bytes) -> bool {
         let claims = !datagram.bytes().ends_with(&[0; MAC2_LEN]);

@@ -61,8 +61,8 @@ impl Dropping {
         Dropping { socket, seen: AtomicU64::new(0) }
     }
 
-    /// Datagrams dropped. The kernel counts them in 32 bits, which a flood uses up in some hours: looks that are further
-    /// apart miss 2^32 of them.
+    /// Datagrams dropped. The kernel counts them in 32 bits, which a flood uses up in some hours: looks that are
+    /// further apart miss 2^32 of them.
     fn count(&self) -> u64 {
         let update = |seen: u64| {
             let now = sys::kernel_drops(&self.socket).ok()? as u32;
@@ -88,9 +88,9 @@ impl DoorCounts {
 }
 
 impl Door {
-    /// Binds more sockets to the port of each of `links`, one for each lane, and has the kernel sort what arrives there:
-    /// halves of `half_len` bytes, and what is shorter than `cell_len`. They join bursts if `gro` is set, as the links
-    /// must: the kernel may ask any socket of a port.
+    /// Binds more sockets to the port of each of `links`, one for each lane, and has the kernel sort what arrives
+    /// there: halves of `half_len` bytes, and what is shorter than `cell_len`. They join bursts if `gro` is set, as the
+    /// links must: the kernel may ask any socket of a port.
     ///
     /// # Errors
     /// The port belongs to another user, or the kernel does not sort. Then it still delivers everything to the links.

@@ -1,8 +1,8 @@
 //! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
 //! ([`crate::runtime::bridge`]).
 //!
-//! Starts and stops the threads. Control sends handshake datagrams itself, on duplicates of the link sockets; everything
-//! else is sent by the workers.
+//! Starts and stops the threads. Control sends handshake datagrams itself, on duplicates of the link sockets;
+//! everything else is sent by the workers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
