@@ -11,6 +11,7 @@ use wire::kdf::{Secret, x25519_public};
 use wire::setup::Suite;
 
 use crate::prefix::Prefix;
+use crate::rate::Rate;
 use crate::trust::hop::{CertifiedKeys, HopState};
 use crate::trust::view::View;
 use crate::trust::{ChainTerms, ClassTerms, SignedDescriptor, Signer, Times, Validity};
@@ -140,6 +141,8 @@ pub struct Caps {
     pub channels: usize,
     /// Open channels of one entry link: 4096.
     pub channels_per_entry_link: usize,
+    /// Half-open and open channels of the entries of one prefix: 64.
+    pub channels_per_prefix: usize,
     /// Setups per second on one entry link: 5, burst 20.
     pub setups_per_entry_link: Rate,
     /// Setups per second of the node: 1000, burst 512. At a mix they are no more than leave every half-open channel the
@@ -157,19 +160,12 @@ impl Default for Caps {
             half_open_per_entry_link: 64,
             channels: 1 << 16,
             channels_per_entry_link: 4096,
+            channels_per_prefix: 64,
             setups_per_entry_link: Rate { per_second: 5, burst: 20 },
             setups: Rate { per_second: 1000, burst: 512 },
             handshakes: Rate { per_second: 1000, burst: 2000 },
         }
     }
-}
-
-/// The size of a token bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    pub per_second: u32,
-    /// Most tokens that it holds.
-    pub burst: u32,
 }
 
 /// Most setups that one pair of keys can remember: 2^26.
@@ -220,6 +216,15 @@ impl Config {
         let address = address.to_canonical();
         let is_exempt = address.is_loopback() || self.shared_prefixes.iter().any(|shared| shared.contains(&address));
         (self.faces_entries() && !is_exempt).then(|| Prefix::of(address))
+    }
+
+    /// True if two addresses are in one prefix, or are the same where prefixes do not count.
+    pub(crate) fn is_same_source(&self, one: IpAddr, other: IpAddr) -> bool {
+        let source = |address: IpAddr| match self.prefix(address) {
+            None if self.faces_entries() => (None, Some(address.to_canonical())),
+            _ => (Some(Prefix::of(address)), None),
+        };
+        source(one) == source(other)
     }
 
     /// Setups per second of the node.

@@ -47,11 +47,12 @@ impl Context {
         u128::try_from(self.wall_at_zero + now.as_nanos() as i128).unwrap_or(0)
     }
 
-    /// True if the previous hop may send from this address, as far as its descriptors and the operator name any.
+    /// True if the previous hop's descriptors or the operator name this address. If they name none, as in a descriptor
+    /// with DNS names only, every address is unknown.
     pub(crate) fn is_previous(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        let mut known = self.contacts.previous_addresses.iter().chain(&self.config.previous).peekable();
-        known.peek().is_none() || known.any(|one| one.to_canonical() == address)
+        let mut known = self.contacts.previous_addresses.iter().chain(&self.config.previous);
+        known.any(|one| one.to_canonical() == address)
     }
 
     pub(crate) fn refuse(&mut self, why: Refusal) {

@@ -28,7 +28,7 @@ type Secret = Zeroizing<[u8; 32]>;
 #[derive(Default)]
 pub(crate) struct Cookies {
     current: Option<(Duration, Secret)>,
-    before: Option<Secret>,
+    previous: Option<Secret>,
 }
 
 impl Cookies {
@@ -38,7 +38,7 @@ impl Cookies {
             let mut secret = Zeroizing::new([0; 32]);
             rng.fill_bytes(&mut secret[..]);
             let recent = |(drawn, _): &(Duration, Secret)| now.saturating_sub(*drawn) < 2 * SECRET_LIFE;
-            self.before = self.current.replace((now, secret)).filter(recent).map(|(_, secret)| secret);
+            self.previous = self.current.replace((now, secret)).filter(recent).map(|(_, secret)| secret);
         }
         &self.current.as_ref().expect("it was drawn above").1
     }
@@ -54,7 +54,7 @@ impl Cookies {
             return false;
         }
         self.rotate(rng, now);
-        let secrets = self.current.iter().map(|(_, secret)| secret).chain(&self.before);
+        let secrets = self.current.iter().map(|(_, secret)| secret).chain(&self.previous);
         secrets.map(|secret| cookie(secret, from)).any(|cookie| mac(&cookie, half.before_mac2).ct_eq(half.mac2).into())
     }
 }

@@ -2,7 +2,8 @@
 
 macro_rules! refusals {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why something that a peer sent was refused. Counted, never answered, never logged one by one.
+        /// Why something that a peer sent was refused. Counted and never logged one by one. Two of them are answered:
+        /// [`Refusal::CookieRequired`] by a cookie, [`Refusal::StaleTimestamp`] by a challenge.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(usize)]
         pub enum Refusal { $($(#[$doc])* $variant,)* }
@@ -25,7 +26,7 @@ refusals! {
     HalfDuplicate = "half-duplicate",
     /// A half of message 1 whose other half did not arrive in time, or that made room for another.
     HalfIncomplete = "half-incomplete",
-    /// A half of message 1 without a valid cookie while one is required.
+    /// A half of message 1, or a whole one with a stale timestamp, without a valid cookie while one is required.
     CookieRequired = "cookie-required",
     /// A cookie or a challenge that does not authenticate.
     AnswerForged = "answer-forged",
@@ -95,6 +96,8 @@ refusals! {
     PrefixChannelsFull = "prefix-channels-full",
     /// Too many channels on this node.
     ChannelsFull = "channels-full",
+    /// The next hop is not connected yet: this node has just started, or has just lost it.
+    NextHopStarting = "next-hop-starting",
     /// The next hop is not connected.
     NextHopDown = "next-hop-down",
     /// A setup that this node has opened before.
@@ -121,6 +124,8 @@ pub struct Counters {
     refused: [u64; Refusal::ALL.len()],
     /// Messages 1 sent.
     pub handshakes_started: u64,
+    /// Whole messages 1 from others that cost public-key work, whether they were accepted or not.
+    pub handshakes_read: u64,
     /// Messages 2 sent or accepted.
     pub handshakes_done: u64,
     /// Setups sent (entry), or opened (hops).
@@ -144,6 +149,7 @@ impl Default for Counters {
         Counters {
             refused: [0; Refusal::ALL.len()],
             handshakes_started: 0,
+            handshakes_read: 0,
             handshakes_done: 0,
             setups: 0,
             channels_opened: 0,

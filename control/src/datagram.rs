@@ -11,7 +11,7 @@ use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use subtle::ConstantTimeEq;
-use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, INITIATION, NK_HALF_LEN, RESPONSE_LEN};
 
 /// Noise bytes of message 1, NK: e 32, payload 32 + 1184, tag 16.
 pub(crate) const NK_MESSAGE_LEN: usize = 32 + 32 + 1184 + 16;
@@ -35,7 +35,7 @@ const _: () = {
 #[repr(u8)]
 pub(crate) enum MessageKind {
     /// Message 1, in two halves.
-    Initiation = 1,
+    Initiation = INITIATION,
     /// Message 2.
     Response = 2,
     /// The answer to a half that is not accepted.
@@ -60,7 +60,7 @@ pub(crate) struct Parsed<'a> {
 pub(crate) fn parse(datagram: &[u8], half_len: usize) -> Option<Parsed<'_>> {
     let head: &[u8; HEAD_LEN] = datagram.first_chunk()?;
     let (kind, len, parts) = match head[0] {
-        1 => (MessageKind::Initiation, half_len, 2),
+        INITIATION => (MessageKind::Initiation, half_len, 2),
         2 => (MessageKind::Response, RESPONSE_LEN, 1),
         3 => (MessageKind::Answer, COOKIE_LEN, 2),
         _ => return None,
@@ -143,6 +143,7 @@ impl Mac1Key {
 mod tests {
     use super::*;
     use hex_literal::hex;
+    use wire::handshake::half_head;
 
     #[test]
     fn mac1_is_keyed_blake2s_of_16_bytes() {
@@ -162,6 +163,8 @@ mod tests {
             assert!(parsed.iter().all(|half| key.accepts(half) && half.index == 7));
             assert_eq!(parsed.each_ref().map(|half| half.part), [0, 1]);
             assert_eq!([parsed[0].noise, parsed[1].noise].concat(), noise);
+            // The kernel finds bursts of halves by these bytes.
+            assert!(halves.iter().zip([0, 1]).all(|(half, part)| half.starts_with(&half_head(part))));
         }
     }
 

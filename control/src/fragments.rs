@@ -1,4 +1,4 @@
-//! Puts messages together that arrive in parts: message 1 in two halves, a setup in several shards.
+//! Joins messages that arrive in parts: message 1 in two halves, a setup in several shards.
 //!
 //! Bounded in number and time: when all entries are taken, the oldest is dropped, so a flood must
 //! overtake the missing part and not only arrive before the first one (SPEC 4.2, 5.3).
@@ -66,6 +66,29 @@ impl<K: PartialEq> Joiner<K> {
     /// True if more than a quarter of the places is taken.
     pub(crate) fn is_filling(&self) -> bool {
         4 * self.waiting.len() > self.capacity
+    }
+
+    /// As [`Joiner::join`]. If `most` other messages of the same source wait, the oldest of them is given up first.
+    pub(crate) fn join_of_source(
+        &mut self,
+        now: Duration,
+        key: K,
+        (index, needed): (u8, usize),
+        bytes: &[u8],
+        most: usize,
+        is_of_source: impl Fn(&K) -> bool,
+    ) -> (Joined, usize) {
+        let mut given_up = self.expire(now);
+        if !self.waiting.iter().any(|partial| partial.key == key) {
+            let mut of_source = (0..self.waiting.len()).filter(|at| is_of_source(&self.waiting[*at].key));
+            let oldest = of_source.next();
+            if let Some(oldest) = oldest.filter(|_| of_source.count() + 1 >= most) {
+                self.waiting.remove(oldest);
+                given_up += 1;
+            }
+        }
+        let (joined, more) = self.join(now, key, index, needed, bytes);
+        (joined, given_up + more)
     }
 
     /// Takes in part `index` of a message that needs any `needed` of its parts. Also returns how many
@@ -167,6 +190,20 @@ mod tests {
         assert_eq!(joiner.join(ms(300), 300, 0, 2, &[1]), (Joined::Incomplete, 1));
         assert_eq!(joiner.join(ms(301), 0, 1, 2, &[1]), (Joined::Incomplete, 1), "the oldest was given up");
         assert_eq!(joiner.join(ms(2000), 9, 1, 2, &[1]), (Joined::Incomplete, 256));
+    }
+
+    #[test]
+    fn source_with_its_share_gives_up_its_own_oldest() {
+        let mut joiner = Joiner::new(256, ms(1000));
+        let mut join = |key: (char, u16), index| {
+            joiner.join_of_source(ms(9), key, (index, 2), &[index], 8, |other| other.0 == key.0)
+        };
+        assert_eq!(join(('b', 0), 0), (Joined::Incomplete, 0));
+        let given_up: usize = (0..1000).map(|n| join(('a', n), 0).1).sum();
+        assert_eq!(given_up, 1000 - 8);
+        assert!(matches!(join(('b', 0), 1), (Joined::Complete(_), 0)));
+        assert!(matches!(join(('a', 992), 1), (Joined::Complete(_), 0)), "its latest eight wait");
+        assert_eq!(join(('a', 991), 1), (Joined::Incomplete, 0));
     }
 
     #[test]

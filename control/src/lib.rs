@@ -18,7 +18,6 @@ use wire::cell::{CellKind, Header};
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
 
-mod admission;
 mod channel;
 mod config;
 mod contacts;
@@ -34,16 +33,18 @@ mod link;
 mod noise;
 pub mod paced;
 mod prefix;
+mod rate;
 mod slot;
 #[cfg(test)]
 mod tests;
 pub mod trust;
 
 pub use channel::ACK_COPIES_MAX;
-pub use config::{BadConfig, Caps, Config, NodeKeys, Rate, Role, Timing, TrustSetup};
+pub use config::{BadConfig, Caps, Config, NodeKeys, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output};
+pub use rate::Rate;
 
 use crate::channel::{Channels, Keys};
 use crate::contacts::{Contacts, Static};
@@ -269,7 +270,7 @@ impl Control {
             match step {
                 Step::Save(number) if Some(number) != last_save => {}
                 Step::Save(number) => cx.out.push_back(Output::Save(number)),
-                Step::Send(link, content) => links.inject_trust(cx, now, link, content),
+                Step::Send(link, content) => links.inject_trust(cx, now, link, &content),
                 Step::Event(event) => cx.event(Event::Trust(event)),
             }
         }

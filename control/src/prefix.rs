@@ -8,13 +8,12 @@ use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, Update};
 use rand::Rng;
 
-use crate::admission::Bucket;
-use crate::config::Rate;
+use crate::rate::{Bucket, Rate};
 
 /// Handshakes and setups of a prefix at Mix 1.
 pub(crate) const PREFIX: Rate = Rate { per_second: 10, burst: 40 };
-/// Buckets of a table. A prefix shares its own with others by chance.
-const PLACES: usize = 4096;
+/// Buckets of a table. Prefixes with equal hashes share a bucket.
+const BUCKETS: usize = 4096;
 
 /// A /32 of IPv4 or a /48 of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +36,13 @@ impl Prefix {
     }
 }
 
+/// True if a prefix that has `own` of `used` places gets no other of `most`: after the first it gets one more only
+/// while more are free than it has. So k prefixes that take turns leave one part in k + 1 to others, and one after the
+/// other one part in 2^k.
+pub(crate) fn has_its_share(own: usize, used: usize, most: usize) -> bool {
+    own > 0 && most.saturating_sub(used) <= own
+}
+
 /// A token bucket for each prefix, in memory of a fixed size.
 pub(crate) struct Buckets {
     /// Drawn at the first use, so that nobody can choose prefixes that share a bucket.
@@ -46,7 +52,7 @@ pub(crate) struct Buckets {
 
 impl Buckets {
     pub(crate) fn new(rate: Rate, now: Duration) -> Buckets {
-        Buckets { key: None, buckets: (0..PLACES).map(|_| Bucket::new(rate, now)).collect() }
+        Buckets { key: None, buckets: (0..BUCKETS).map(|_| Bucket::new(rate, now)).collect() }
     }
 
     fn bucket(&mut self, rng: &mut impl Rng, prefix: Prefix) -> &mut Bucket {
@@ -57,8 +63,8 @@ impl Buckets {
         });
         let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(key), &[], &[]).expect("a key of 32 bytes");
         mac.update(&prefix.0);
-        let place = u64::from_be_bytes(mac.finalize_fixed().into()) as usize % PLACES;
-        &mut self.buckets[place]
+        let hash = u64::from_be_bytes(mac.finalize_fixed().into()) as usize;
+        &mut self.buckets[hash % BUCKETS]
     }
 
     /// Takes a token of this prefix. False if there is none.
@@ -85,6 +91,23 @@ mod tests {
         assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
         assert_eq!(of("2001:db8:1:ffff::1"), of("2001:db8:1::2"));
         assert_ne!(of("2001:db8:1::1"), of("2001:db8:2::1"));
+    }
+
+    #[test]
+    fn prefixes_leave_one_part_to_others() {
+        let may_take = |own: &[usize], at: usize| !has_its_share(own[at], own.iter().sum(), 1024);
+        for k in 1..6 {
+            let (mut in_turns, mut one_by_one) = (vec![0; k], vec![0; k]);
+            while let Some(at) = (0..k).filter(|at| may_take(&in_turns, *at)).min_by_key(|at| in_turns[*at]) {
+                in_turns[at] += 1;
+            }
+            while let Some(at) = (0..k).find(|at| may_take(&one_by_one, *at)) {
+                one_by_one[at] += 1;
+            }
+            let left = [in_turns, one_by_one].map(|own| 1024 - own.iter().sum::<usize>());
+            assert_eq!(left, [1024 / (k + 1), 1024 >> k], "{k} prefixes");
+        }
+        assert!(!has_its_share(0, 1024, 1024), "the cap of the node is checked elsewhere");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
 pub const RESERVED: usize = 64;
-/// Handshakes that claim a cookie take at most a quarter of the ring, and so do those that claim none (SPEC 4.9.4).
+/// Handshakes of each kind take at most a quarter of the ring (SPEC 4.9.4).
 const HANDSHAKE_PARTS: usize = 4;
 
 /// One message to control.
@@ -145,8 +145,8 @@ pub struct PuntSender {
     ring: rtrb::Producer<Punt>,
     waker: Arc<Waker>,
     unsignalled: bool,
-    /// Handshakes in the ring: those without a cookie, and others.
-    handshakes: [Arc<AtomicUsize>; 2],
+    /// Handshakes in the ring: halves without a cookie, halves that claim one, and what the next hop sends.
+    handshakes: [Arc<AtomicUsize>; 3],
     /// Ends of channels that found the ring full: at most one per channel.
     owed: VecDeque<Punt>,
 }
@@ -168,18 +168,20 @@ impl PuntSender {
         self.room() > RESERVED && self.send(punt)
     }
 
-    /// Queues a handshake datagram. Those from previous hops and entries that claim no cookie, because their mac2 is
-    /// zeros, and those that claim one have a part of the ring each: a flood of one leaves the other its own.
+    /// Queues a handshake datagram. Three kinds have a part of the ring each, so a flood of one leaves the others
+    /// theirs: halves from previous hops and entries that claim no cookie, because their mac2 is zeros, halves that
+    /// claim one, and the answers of the next hop.
     #[must_use]
     pub(crate) fn send_handshake(&mut self, side: Side, from: SocketAddr, datagram: Bytes) -> bool {
-        let claims = side == Side::Down || !datagram.bytes().ends_with(&[0; MAC2_LEN]);
-        let (waiting, most) = (&self.handshakes[usize::from(claims)], self.ring.buffer().capacity() / HANDSHAKE_PARTS);
+        let claims = !datagram.bytes().ends_with(&[0; MAC2_LEN]);
+        let kind = if side == Side::Down { 2 } else { usize::from(claims) };
+        let (waiting, most) = (&self.handshakes[kind], self.ring.buffer().capacity() / HANDSHAKE_PARTS);
         let before = waiting.load(Ordering::Relaxed);
         if before >= most {
             return false;
         }
         waiting.fetch_add(1, Ordering::Relaxed);
-        let (place, is_crowded) = (HandshakePlace(waiting.clone()), !claims && 2 * before >= most);
+        let (place, is_crowded) = (HandshakePlace(waiting.clone()), kind == 0 && 2 * before >= most);
         self.send_modestly(Punt::Handshake { side, from, datagram, is_crowded, place })
     }
 
@@ -225,11 +227,13 @@ mod tests {
         let mut punts = PuntSender::new(ring, Arc::new(Waker::new().unwrap()));
         let from = SocketAddr::from(([192, 0, 2, 1], 1));
         let mut handshake =
-            |mac2: u8| punts.send_handshake(Side::Up, from, Bytes::copy(&[mac2; wire::handshake::NK_HALF_LEN]));
-        assert_eq!((0..300).filter(|_| handshake(0)).count(), 256 / HANDSHAKE_PARTS);
-        assert_eq!((0..300).filter(|_| handshake(1)).count(), 256 / HANDSHAKE_PARTS);
+            |side, mac2: u8| punts.send_handshake(side, from, Bytes::copy(&[mac2; wire::handshake::NK_HALF_LEN]));
+        for (side, mac2) in [(Side::Up, 0), (Side::Up, 1), (Side::Down, 0)] {
+            let taken = (0..300).filter(|_| handshake(side, mac2)).count();
+            assert_eq!(taken, 256 / HANDSHAKE_PARTS, "{side:?} {mac2}");
+        }
         let activity = || Punt::Activity { link: LinkId(1), received: true, sent: false };
-        assert_eq!((0..300).filter(|_| punts.send(activity())).count(), 256 - 2 * (256 / HANDSHAKE_PARTS));
+        assert_eq!((0..300).filter(|_| punts.send(activity())).count(), 256 - 3 * (256 / HANDSHAKE_PARTS));
         (0..1000).for_each(|channel| punts.ended(ChannelIndex(channel), EndReason::Idle));
         assert_eq!(punts.owed.len(), 1000);
         let mut ended = Vec::new();

@@ -245,7 +245,7 @@ pub struct Handshakes {
     pub keepalives: u64,
     /// Cookies given, while handshakes need them.
     pub cookies: u64,
-    /// Handshakes refused per second for their number, while there is a flood of them.
+    /// Handshake datagrams refused per second for their number, while there is a flood of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flood_per_s: Option<u64>,
     /// Challenges given to the previous hop, whose clock was ahead.

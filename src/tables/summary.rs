@@ -132,7 +132,7 @@ fn no_channel(node: &NodeReport) -> String {
 fn flood(node: &NodeReport) -> String {
     let per_s = node.handshakes.flood_per_s;
     per_s.map_or(String::new(), |per_s| {
-        format!("flood of handshakes: {per_s} refused per second; cookies are asked for\n")
+        format!("handshake flood: refusing {per_s} handshake datagrams per second, requiring cookies\n")
     })
 }
 
@@ -319,7 +319,11 @@ mod tests {
         assert!(!render(&node).contains("flood"));
         node.handshakes.flood_per_s = Some(1200);
         fits(&render(&node));
-        assert!(render(&node).contains("\nflood of handshakes: 1200 refused per second"), "{}", render(&node));
+        assert!(
+            render(&node).contains("\nhandshake flood: refusing 1200 handshake datagrams per second"),
+            "{}",
+            render(&node)
+        );
     }
 
     #[test]

@@ -310,21 +310,24 @@ class Responder(End):
         if kind != HALF or part > 1:
             raise Refused("handshake-malformed")
         # 4.9.2
-        if self.wants_cookies:
-            cookie = make_cookie(self.secret, source)
-            if with_mac2(datagram, cookie) != datagram:
-                if part == 0:
-                    self.sock.sendto(make_answer(COOKIE, index, self.me.noise, datagram, cookie), source)
-                return
-            self.proven += 1
+        has_cookie = with_mac2(datagram, make_cookie(self.secret, source)) == datagram
+        if self.wants_cookies and not has_cookie:
+            if part == 0:
+                self.give_cookie(index, source, datagram)
+            return
+        self.proven += has_cookie
         # 4.2.4
-        halves = self.halves.setdefault((source, index), {})
+        halves = self.halves.setdefault((source, index, has_cookie), {})
         if part in halves:
             raise Refused("half-duplicate")
         halves[part] = text, datagram
         if len(halves) == 2:
-            del self.halves[source, index]
-            self.message_1(halves[0][0] + halves[1][0], index, source, halves[0][1])
+            del self.halves[source, index, has_cookie]
+            self.message_1(halves[0][0] + halves[1][0], index, source, halves[0][1], has_cookie)
+
+    def give_cookie(self, index, source, half):
+        cookie = make_cookie(self.secret, source)
+        self.sock.sendto(make_answer(COOKIE, index, self.me.noise, half, cookie), source)
 
     def path(self, _link, _content):
         raise Refused("cell-malformed")
@@ -332,7 +335,7 @@ class Responder(End):
     def answer(self, _datagram):
         raise Refused("wrong-side")
 
-    def message_1(self, text, index, source, half):
+    def message_1(self, text, index, source, half, has_cookie):
         noise = Noise(self.pattern, False, self.me.prologue, self.me.noise, self.private)
         payload = noise.read(text)
         front, key = payload[:-1184], payload[-1184:]
@@ -350,6 +353,9 @@ class Responder(End):
                 self.challenge, front = None, struct.pack(">QI", (1 << 62) + 10 + int(time.time()), 0)
                 self.challenged += 1
             elif front <= self.stamp:  # 4.1.5
+                if not has_cookie:  # 4.10
+                    self.give_cookie(index, source, half)
+                    return
                 self.challenge = self.challenge or os.urandom(8)
                 answer = make_answer(CHALLENGE, index, self.me.noise, half, self.challenge + bytes(8))
                 self.sock.sendto(answer, source)

@@ -259,10 +259,13 @@ def check_ik_attacks(report, name, chain, client, node):
         loop.until(lambda: index in node.answered, "message 2")
         client.echo(os.urandom(30))
 
-    def attack(what, reason, count, index, halves):
+    def attack(what, reason, count, index, halves, challenges=0):
         with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count):
             answers = end.drops["unexpected-response"]
+            challenges += end.answers[CHALLENGE]
             end.send_halves(halves)
+            # 4.10: a cookie, the same halves with it, then the challenge.
+            loop.until(lambda: end.answers[CHALLENGE] >= challenges, "a challenge")
             sound()
             assert index not in node.answered, "it was answered"
             same("second answers", end.drops["unexpected-response"], answers)
@@ -274,8 +277,8 @@ def check_ik_attacks(report, name, chain, client, node):
     index, halves = end.message_1(stamp)
     end.send_halves(halves)
     loop.until(lambda: index in node.answered, "message 2")
-    attack("the timestamp of the last handshake", "stale-timestamp", 1, *end.message_1(stamp))
-    attack("an older timestamp", "stale-timestamp", 1, *end.message_1(older))
+    attack("the timestamp of the last handshake", "stale-timestamp", 1, *end.message_1(stamp), challenges=1)
+    attack("an older timestamp", "stale-timestamp", 1, *end.message_1(older), challenges=1)
     with report.check("IK: stale timestamps bring challenges, which are answered"):
         same("challenges", end.answers[CHALLENGE], 2)
     index, halves = end.message_1()

@@ -1,4 +1,4 @@
-//! Lengths of the handshake datagrams (SPEC 4.2).
+//! Lengths of the handshake datagrams, and the first bytes of message 1 (SPEC 4.2).
 //!
 //! The length alone distinguishes a handshake from a cell: no cell of any chain has one of these
 //! lengths. Control makes and reads the datagrams; the data plane sorts by length.
@@ -13,6 +13,14 @@ pub const RESPONSE_LEN: usize = 1176;
 pub const COOKIE_LEN: usize = 64;
 /// The end of each half: zeros if its sender has no cookie.
 pub const MAC2_LEN: usize = 16;
+
+/// Kind of message 1.
+pub const INITIATION: u8 = 1;
+
+/// The first bytes of a half of message 1; part 0 is the first half, part 1 the second.
+pub const fn half_head(part: u8) -> [u8; 4] {
+    [INITIATION, part, 0, 0]
+}
 
 /// All four.
 pub const HANDSHAKE_LENS: [usize; 4] = [COOKIE_LEN, NK_HALF_LEN, IK_HALF_LEN, RESPONSE_LEN];

@@ -236,6 +236,7 @@ pub(crate) fn wide_caps() -> Caps {
         half_open_per_entry_link: 1 << 14,
         channels: 1 << 18,
         channels_per_entry_link: 1 << 18,
+        channels_per_prefix: 1 << 18,
         setups_per_entry_link: rate,
         // A node refuses a rate whose setups of an epoch it could not remember.
         setups: Rate { per_second: 10_000, burst: 1 << 13 },

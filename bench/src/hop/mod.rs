@@ -37,6 +37,7 @@ use wire::cell::Class;
 pub use self::cases::RowSet;
 use self::cases::{Case, Group};
 use self::cores::Cores;
+use self::flood::{FloodKind, FloodPlan};
 use self::mix_process::MixOptions;
 use self::relay::RelayKind;
 use self::result::{Flooded, Sample};
@@ -74,6 +75,9 @@ pub struct HopArgs {
     /// Repeat each round under a flood of RATE forged handshakes per second, and once while it goes to another port
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Measurement")]
     forged: Option<u32>,
+    /// The flood of --forged: lone halves, GSO bursts of them, or empty datagrams
+    #[arg(long, value_enum, default_value = "halves", value_name = "KIND", help_heading = "Measurement")]
+    forged_kind: FloodKind,
     #[command(flatten)]
     output: OutputArgs,
 
@@ -168,6 +172,7 @@ pub(crate) fn one_row(
         cells: 1 << 16,
         no_sink_gro: false,
         forged: None,
+        forged_kind: FloodKind::Halves,
         output: OutputArgs::default(),
         class: Class::L,
         offload: Offload::Auto,
@@ -275,6 +280,10 @@ impl<'a> Bench<'a> {
         })
     }
 
+    fn flood(&self) -> Option<FloodPlan> {
+        self.args.forged.map(|rate| FloodPlan { kind: self.args.forged_kind, rate })
+    }
+
     /// One round of the mix and of every relay.
     fn sample(&self, testbed: &mut Testbed, case: &Case) -> anyhow::Result<Sample> {
         let Case { direction, entries, channels, pool } = *case;
@@ -290,7 +299,7 @@ impl<'a> Bench<'a> {
         let mix = testbed.measure(round)?;
         Ok(Sample {
             mix,
-            flooded: self.args.forged.map(|rate| flooded(testbed, round, rate)).transpose()?,
+            flooded: self.flood().map(|flood| flooded(testbed, round, flood)).transpose()?,
             gso: testbed.relay(RelayKind::Gso, round, cells)?,
             mmsg: testbed.relay(RelayKind::Mmsg, round, SINGLE_PACKETS)?,
             single: testbed.relay(RelayKind::Single, round, SINGLE_PACKETS / 2)?,
@@ -298,6 +307,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn flooded(testbed: &mut Testbed, round: Round, rate: u32) -> anyhow::Result<Flooded> {
-    Ok(Flooded { mix: testbed.measure_flooded(round, rate)?, beside: testbed.measure_beside_flood(round, rate)? })
+fn flooded(testbed: &mut Testbed, round: Round, flood: FloodPlan) -> anyhow::Result<Flooded> {
+    Ok(Flooded { mix: testbed.measure_flooded(round, flood)?, beside: testbed.measure_beside_flood(round, flood)? })
 }

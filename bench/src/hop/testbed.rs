@@ -16,7 +16,7 @@ use wire::ids::Side;
 use wire::link::HeaderKey;
 
 use super::cores::Cores;
-use super::flood::Flood;
+use super::flood::{Flood, FloodPlan};
 use super::generator::{Delivery, Generator, Sink};
 use super::mix_process::{MixOptions, MixProcess};
 use super::neighbour::{Neighbour, Receive};
@@ -283,7 +283,7 @@ impl Testbed {
         self.measure_under(round, None)
     }
 
-    fn measure_under(&mut self, round: Round, flood: Option<(SocketAddr, u32)>) -> anyhow::Result<Measurement> {
+    fn measure_under(&mut self, round: Round, flood: Option<(SocketAddr, FloodPlan)>) -> anyhow::Result<Measurement> {
         self.refresh()?;
         self.serve();
         let own = |testbed: &Testbed| match round.direction {
@@ -293,7 +293,7 @@ impl Testbed {
         let time_before = self.mix.time_at_rest()?;
         let (before, own_before) = (self.mix.report()?, own(self));
         let noise = self.mix.noise()?;
-        let flood = flood.map(|(to, rate)| Flood::start(to, &noise, rate, self.cores.load)).transpose()?;
+        let flood = flood.map(|(to, plan)| Flood::start(to, &noise, plan, self.cores.load)).transpose()?;
         let (delivery, checked) = match self.play(round) {
             Ok(done) => done,
             Err(why) => {
@@ -336,23 +336,23 @@ impl Testbed {
         })
     }
 
-    /// Measures one round while `rate` forged handshakes arrive per second. The processor time includes their cost.
+    /// Measures one round while forged handshakes arrive. The processor time includes their cost.
     /// Drops and `closed` are not those of the cells alone.
     ///
     /// # Errors
     /// As [`Testbed::measure`], or the flood cannot be sent.
-    pub(crate) fn measure_flooded(&mut self, round: Round, rate: u32) -> anyhow::Result<Measurement> {
-        self.measure_under(round, Some((self.mix.up, rate)))
+    pub(crate) fn measure_flooded(&mut self, round: Round, flood: FloodPlan) -> anyhow::Result<Measurement> {
+        self.measure_under(round, Some((self.mix.up, flood)))
     }
 
     /// Measures one round while the same flood goes to a port where nobody reads, so that only the load core has it.
     ///
     /// # Errors
     /// As [`Testbed::measure_flooded`].
-    pub(crate) fn measure_beside_flood(&mut self, round: Round, rate: u32) -> anyhow::Result<Measurement> {
+    pub(crate) fn measure_beside_flood(&mut self, round: Round, flood: FloodPlan) -> anyhow::Result<Measurement> {
         let nobody = UdpSocket::bind("127.0.0.1:0")?;
         sys::size_receive_buffer(&nobody, 1)?;
-        self.measure_under(round, Some((nobody.local_addr()?, rate)))
+        self.measure_under(round, Some((nobody.local_addr()?, flood)))
     }
 
     /// Sends the cells of the last round, or the first of them, through a relay in place of the mix.

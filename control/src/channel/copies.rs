@@ -18,19 +18,18 @@ const COPIES: u8 = 2;
 /// Contents that wait for their next cell.
 pub const ACK_COPIES_MAX: usize = 4096;
 
-struct Copy {
+struct Pending {
     due: Duration,
     to: LinkChannel,
     sub: u8,
     content: Vec<u8>,
-    /// Cells to send, this one included.
-    left: u8,
+    cells_to_send: u8,
 }
 
 /// Ack contents that wait for their second or third cell. All wait equally long, so the first is due
 /// first.
 #[derive(Default)]
-pub(super) struct AckCopies(VecDeque<Copy>);
+pub(super) struct AckCopies(VecDeque<Pending>);
 
 impl AckCopies {
     /// Sends the first cell of an ack content, and plans the others.
@@ -48,23 +47,23 @@ impl AckCopies {
             cx.refuse(Refusal::AckCopiesFull);
             return;
         }
-        self.0.push_back(Copy { due: now + cx.config.ack_period(), to, sub, content, left: COPIES });
+        self.0.push_back(Pending { due: now + cx.config.ack_period(), to, sub, content, cells_to_send: COPIES });
     }
 
     /// Sends what is due.
     pub(super) fn tick(&mut self, cx: &mut Context, links: &mut Links, now: Duration) {
-        while let Some(mut copy) = self.0.pop_front_if(|copy| copy.due <= now) {
-            inject(cx, links, now, copy.to, copy.sub, &copy.content);
-            copy.left -= 1;
-            if copy.left > 0 {
-                copy.due = now + cx.config.ack_period();
-                self.0.push_back(copy);
+        while let Some(mut next) = self.0.pop_front_if(|next| next.due <= now) {
+            inject(cx, links, now, next.to, next.sub, &next.content);
+            next.cells_to_send -= 1;
+            if next.cells_to_send > 0 {
+                next.due = now + cx.config.ack_period();
+                self.0.push_back(next);
             }
         }
     }
 
     pub(super) fn due(&self) -> Option<Duration> {
-        self.0.front().map(|copy| copy.due)
+        self.0.front().map(|next| next.due)
     }
 }
 

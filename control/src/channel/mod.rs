@@ -17,13 +17,13 @@ use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::HopSecrets;
 
 use self::copies::AckCopies;
-use crate::admission::Bucket;
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::io::{Change, Event};
 use crate::link::Links;
 use crate::prefix::{Buckets, PREFIX};
+use crate::rate::Bucket;
 
 /// An id is not drawn again on its link for this long after its use.
 const ID_COOLDOWN: Duration = Duration::from_secs(180);

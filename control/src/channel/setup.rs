@@ -20,7 +20,7 @@ use crate::counters::Refusal;
 use crate::draw::draw_secret;
 use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
-use crate::prefix::Prefix;
+use crate::prefix::{Prefix, has_its_share};
 use crate::trust::keyring::{Keyring, NotOpened};
 
 /// What opens setups.
@@ -91,7 +91,7 @@ impl Channels {
             _ if is_exit => None,
             Some(next_hop) => Some(next_hop),
             // The nodes of a chain start in any order, so this is not a fault yet. The entry retries.
-            None if links.is_starting(now) => return Ok(()),
+            None if links.is_starting(now) => return Err(Refusal::NextHopStarting),
             None => return Err(Refusal::NextHopDown),
         };
         self.admit(cx, links, now, up.0)?;
@@ -172,11 +172,11 @@ impl Channels {
     ) -> Result<(), Refusal> {
         let (half_open, open) = links.channels_of_prefix(&cx.config, prefix);
         let caps = &cx.config.caps;
-        if half_open > 0 && caps.half_open.saturating_sub(self.half_open.len()) <= half_open {
+        if has_its_share(half_open, self.half_open.len(), caps.half_open) {
             return Err(Refusal::PrefixHalfOpenFull);
         }
         let (own, all) = (open + half_open, self.open_count + self.half_open.len());
-        if own > 0 && caps.channels.saturating_sub(all) <= own {
+        if own >= caps.channels_per_prefix || has_its_share(own, all, caps.channels) {
             return Err(Refusal::PrefixChannelsFull);
         }
         let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, prefix));

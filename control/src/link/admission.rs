@@ -5,25 +5,45 @@ use std::time::Duration;
 
 use wire::ids::Side;
 
-use crate::admission::Bucket;
-use crate::config::{Config, Rate};
+use crate::config::Config;
 use crate::context::Context;
-use crate::cookie::{Answer, Cookies};
+use crate::cookie::{Answer, Cookies, TEXT_LEN};
 use crate::counters::Refusal;
-use crate::datagram::Parsed;
+use crate::datagram::{MAC_LEN, Parsed};
 use crate::io::{Event, Output};
 use crate::prefix::{Buckets, PREFIX, Prefix};
+use crate::rate::{Bucket, Rate};
 
-/// Cookies are required for this long after there was reason to.
+/// How long cookies stay required after the last trigger.
 const LOAD_LASTS: Duration = Duration::from_secs(1);
-/// Cookies that are given. One takes control some microseconds.
+/// Rate of cookie replies; one costs control a few microseconds.
 const COOKIES: Rate = Rate { per_second: 20_000, burst: 2_000 };
+/// Challenges to addresses of the previous hop, and as many to others.
+const CHALLENGES: Rate = Rate { per_second: 5, burst: 5 };
 /// Messages 1 between hops from addresses that are not the previous hop's.
 const ELSEWHERE: Rate = Rate { per_second: 2, burst: 2 };
 /// The same of all prefixes.
 const ELSEWHERE_IN_ALL: Rate = Rate { per_second: 50, burst: 50 };
 /// Such an address is reported this often.
 const ELSEWHERE_REPORT: Duration = Duration::from_secs(60);
+
+/// A message 1 that gets kind 3 in its place.
+pub(super) struct Asked<'a> {
+    pub(super) from: SocketAddr,
+    pub(super) index: u32,
+    /// Of part 0.
+    pub(super) mac1: &'a [u8; MAC_LEN],
+    /// Index in [`Context::statics`] of the static that it was made for.
+    pub(super) own: usize,
+}
+
+impl Asked<'_> {
+    pub(super) fn answer(&self, cx: &mut Context, kind: Answer, text: &[u8; TEXT_LEN]) {
+        let responder = &cx.statics[self.own].public;
+        let datagram = kind.seal(&mut cx.rng, self.index, responder, self.mac1, text);
+        cx.out.push_back(Output::Send { side: Side::Up, to: self.from, datagram });
+    }
+}
 
 pub(super) struct Admission {
     /// Limits public-key work.
@@ -35,8 +55,10 @@ pub(super) struct Admission {
     elsewhere_reported: Option<Duration>,
     /// IK: the peer of the link that is up.
     peer: Option<IpAddr>,
-    cookies: Cookies,
+    pub(super) cookies: Cookies,
     cookie_bucket: Bucket,
+    /// IK: limits challenges, to addresses of the previous hop and to others.
+    challenges: [Bucket; 2],
     /// Cookies are required until then.
     loaded_until: Duration,
 }
@@ -51,6 +73,7 @@ impl Admission {
             peer: None,
             cookies: Cookies::default(),
             cookie_bucket: Bucket::new(COOKIES, now),
+            challenges: [Bucket::new(CHALLENGES, now), Bucket::new(CHALLENGES, now)],
             loaded_until: Duration::ZERO,
         }
     }
@@ -91,22 +114,19 @@ impl Admission {
         Some((cx.config.prefix(from.ip())?, self.prefixes.as_mut()?))
     }
 
-    /// Answers part 0 of a half that needs a cookie by one.
-    pub(super) fn give_cookie(
-        &mut self,
-        cx: &mut Context,
-        now: Duration,
-        from: SocketAddr,
-        half: &Parsed<'_>,
-        own: usize,
-    ) {
-        if half.part == 0 && self.cookie_bucket.take(now) {
-            let cookie = self.cookies.of(&mut cx.rng, now, from);
-            let mac1 = half.mac1.first_chunk().expect("a half has one");
-            let datagram = Answer::Cookie.seal(&mut cx.rng, half.index, &cx.statics[own].public, mac1, &cookie);
-            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+    /// Answers part 0 of a half by a cookie.
+    pub(super) fn give_cookie(&mut self, cx: &mut Context, now: Duration, asked: &Asked<'_>) {
+        if self.cookie_bucket.take(now) {
+            let cookie = self.cookies.of(&mut cx.rng, now, asked.from);
+            asked.answer(cx, Answer::Cookie, &cookie);
             cx.counters.cookies += 1;
         }
+    }
+
+    /// IK: takes a token for a challenge. Addresses that are not the previous hop's have others.
+    pub(super) fn may_challenge(&mut self, cx: &Context, now: Duration, from: SocketAddr) -> bool {
+        let is_elsewhere = self.is_elsewhere(cx, from);
+        self.challenges[usize::from(is_elsewhere)].take(now)
     }
 
     /// Limits the public-key work that messages 1 from this address cause.
@@ -115,7 +135,7 @@ impl Admission {
         cx: &mut Context,
         now: Duration,
         from: SocketAddr,
-        is_proven: bool,
+        has_cookie: bool,
     ) -> Result<(), Refusal> {
         if self.is_elsewhere(cx, from) {
             if self.elsewhere_reported.is_none_or(|last| now.saturating_sub(last) >= ELSEWHERE_REPORT) {
@@ -128,7 +148,7 @@ impl Admission {
             }
         }
         if let Some((prefix, buckets)) = self.prefix(cx, from)
-            && !buckets[usize::from(is_proven)].take(&mut cx.rng, now, prefix)
+            && !buckets[usize::from(has_cookie)].take(&mut cx.rng, now, prefix)
         {
             return Err(Refusal::PrefixRateLimited);
         }

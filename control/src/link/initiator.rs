@@ -23,7 +23,7 @@ use crate::io::{Event, Output};
 use crate::noise::{InitiatorState, Pattern, Terms};
 
 /// Messages 1 that may wait for a response at once.
-const PENDING_MAX: usize = 4;
+pub(super) const PENDING_MAX: usize = 4;
 /// A message 1 waits this long for its response.
 const RESPONSE_WAIT: Duration = Duration::from_secs(5);
 /// Forged messages 2, and cookies, that cost work, for each message 1.
@@ -129,7 +129,7 @@ impl Initiator {
         })
     }
 
-    /// The link is gone. What an entry knows of its way would tell Mix 1 whose link the next one is (SPEC 7.3.7).
+    /// The link is gone. An entry forgets the route that worked, or Mix 1 could recognise its next link (SPEC 7.3.7).
     pub(super) fn link_ended(&mut self, cx: &mut Context) {
         if self.terms.pattern == Pattern::Nk {
             (self.worked, self.tries, self.resolve_at) = (None, 0, Duration::ZERO);
@@ -303,14 +303,8 @@ impl Links {
         self.down = Some(id);
         let was_up = self.down_ready().is_some();
         self.install_slot(cx, now, id, peer, &secrets);
-        let side = Side::Down;
-        cx.event(if was_up {
-            Event::LinkRenewed { side, link: id, peer }
-        } else {
-            Event::LinkUp { side, link: id, peer }
-        });
-
         let link = self.link_mut(id).expect("it was installed above");
+        link.report_up(cx, was_up);
         link.unanswered_since = None;
         // The responder sends nothing under the new keys before it has seen a cell under them.
         keepalive(cx, now, link);

@@ -14,13 +14,13 @@ use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
 use zeroize::Zeroizing;
 
-use crate::admission::Bucket;
 use crate::config::{Config, Timing};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::fragments::{Decided, Joiner};
 use crate::io::{Change, Event};
 use crate::prefix::Prefix;
+use crate::rate::Bucket;
 use crate::slot::Slot;
 
 mod admission;
@@ -29,12 +29,12 @@ mod path;
 mod responder;
 mod room;
 
-use initiator::Initiator;
+use initiator::{Initiator, PENDING_MAX};
 use path::Moving;
 use responder::Responder;
 
 /// Overwritten `next` slots whose tokens a link remembers: as many as an initiator has messages 1 unanswered.
-const OVERWRITTEN_MAX: usize = 4;
+const OVERWRITTEN_MAX: usize = PENDING_MAX;
 /// Lifetime of a link that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
 /// Incomplete setups of an entry's link. An entry has fewer setups in flight.
@@ -69,7 +69,8 @@ pub(crate) struct Link {
     /// The first cell sent since the last one received.
     unanswered_since: Option<Duration>,
     silence_reported: bool,
-    was_up: bool,
+    /// It had current keys at some time: its initiator has proven that it holds them.
+    was_promoted: bool,
     /// Ephemerals of the latest accepted messages 1, so that none is accepted twice.
     ephemerals: VecDeque<[u8; 32]>,
     /// Tokens of the latest `next` slots that a newer handshake has overwritten: their initiator may hold them.
@@ -139,11 +140,24 @@ impl Link {
             self.moving = (from != self.peer).then(|| Moving::new(cx, now, from));
         }
         cx.change(Change::Promote { link: self.id, slot: slot.id, peer: self.peer });
-        self.was_up = true;
+        self.was_promoted = true;
         self.previous = self.current.replace(slot);
+        self.report_up(cx, was_up);
+        self.follow_move(cx, now);
+    }
+
+    /// Reports that it has new keys. `was_up` if it had others.
+    fn report_up(&self, cx: &mut Context, was_up: bool) {
         let (side, link, peer) = (self.side, self.id, self.peer);
         cx.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
-        self.follow_move(cx, now);
+    }
+
+    /// Seals and injects a link cell with this content, filled up with zeros. False if the link cannot send.
+    fn send_content(&mut self, cx: &mut Context, now: Duration, content: &[u8], at_once: bool) -> bool {
+        let mut filled = vec![0; content_len(&cx.config, self.side)];
+        filled[..content.len()].copy_from_slice(content);
+        let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &filled, at_once };
+        self.inject(cx, now, &cell)
     }
 
     /// Seals and injects a cell under the current slot.
@@ -222,11 +236,10 @@ impl Links {
     }
 
     /// Seals and injects the content of an ask or a part, which does not wait in the pool (SPEC 7.8.8).
-    pub(crate) fn inject_trust(&mut self, cx: &mut Context, now: Duration, link: LinkId, mut content: Vec<u8>) {
-        let Some(link) = self.link_mut(link) else { return };
-        content.resize(content_len(&cx.config, link.side), 0);
-        let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: true };
-        link.inject(cx, now, &cell);
+    pub(crate) fn inject_trust(&mut self, cx: &mut Context, now: Duration, link: LinkId, content: &[u8]) {
+        if let Some(link) = self.link_mut(link) {
+            link.send_content(cx, now, content, true);
+        }
     }
 
     /// Opens a control cell. The first authentic one under `next` promotes that slot.
@@ -330,7 +343,7 @@ impl Links {
             }
             Side::Down => {
                 link.peer = peer;
-                link.was_up = true;
+                link.was_promoted = true;
                 link.echoes = 0;
                 link.previous = link.current.replace(slot);
             }
@@ -363,7 +376,7 @@ impl Links {
             owed_since: None,
             unanswered_since: None,
             silence_reported: false,
-            was_up: false,
+            was_promoted: false,
             ephemerals: VecDeque::new(),
             overwritten: VecDeque::new(),
             channels: 0,
@@ -389,7 +402,7 @@ impl Links {
             }
         }
         cx.change(Change::RetireLink { link: id });
-        if link.was_up {
+        if link.was_promoted {
             cx.event(Event::LinkDown { side: link.side, link: id });
         }
     }
@@ -493,12 +506,9 @@ fn tai64n(unix_ns: u128) -> [u8; 12] {
 }
 
 fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
-    let mut content = vec![0; content_len(&cx.config, link.side)];
-    content[0] = LinkContent::Keepalive as u8;
     // Noted also without a slot to send under: otherwise the next wake would be in the past.
     link.owed_since = None;
-    let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: false };
-    if link.inject(cx, now, &cell) {
+    if link.send_content(cx, now, &[LinkContent::Keepalive as u8], false) {
         cx.counters.keepalives += 1;
     }
 }

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use rand::Rng;
 use subtle::ConstantTimeEq;
-use wire::cell::CellKind;
 use wire::ids::{LinkId, Side};
 use wire::link::LinkContent;
 
-use super::{Link, Links, Outgoing, content_len, keepalive};
+use super::{Link, Links, keepalive};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::io::{Change, Event};
@@ -61,15 +60,7 @@ impl Link {
         }
         moving.probes += 1;
         let token = moving.token;
-        self.send_at_once(cx, now, LinkContent::Path, &token);
-    }
-
-    fn send_at_once(&mut self, cx: &mut Context, now: Duration, kind: LinkContent, bytes: &[u8]) {
-        let mut content = vec![0; content_len(&cx.config, self.side)];
-        content[0] = kind as u8;
-        content[1..=bytes.len()].copy_from_slice(bytes);
-        let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: true };
-        self.inject(cx, now, &cell);
+        self.send_content(cx, now, &[&[LinkContent::Path as u8], &token[..]].concat(), true);
     }
 }
 
@@ -86,10 +77,10 @@ impl Links {
         let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let token = content.get(1..=TOKEN_LEN).ok_or(Refusal::CellMalformed)?;
         match (kind, link.side) {
-            // An honest responder asks no more often. Each answer is a measurement of this node.
+            // An honest responder asks no more often. Each echo lets the responder time this node.
             (LinkContent::Path, Side::Down) if link.echoes < PROBES.len() => {
                 link.echoes += 1;
-                link.send_at_once(cx, now, LinkContent::Echo, token);
+                link.send_content(cx, now, &[&[LinkContent::Echo as u8], token].concat(), true);
             }
             (LinkContent::Echo, Side::Up) => {
                 if link.moving.take_if(|moving| moving.token[..].ct_eq(token).into()).is_some() {

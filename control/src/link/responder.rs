@@ -9,10 +9,9 @@ use subtle::ConstantTimeEq;
 use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
 use wire::ids::{LinkId, Side};
 
-use super::admission::Admission;
+use super::admission::{Admission, Asked};
 use super::{Link, Links, tai64n};
-use crate::admission::Bucket;
-use crate::config::{Config, Rate};
+use crate::config::Config;
 use crate::contacts::Static;
 use crate::context::Context;
 use crate::cookie::{Answer, TEXT_LEN};
@@ -29,10 +28,10 @@ const EPHEMERALS_PER_LINK: usize = 16;
 const EPHEMERALS_MAX: usize = 4096;
 /// Halves of message 1 that wait for their other half.
 const HALVES_MAX: usize = 256;
+/// Of those with a cookie, the most of one prefix. The other half of an honest message follows at once.
+const HALVES_PER_SOURCE: usize = 8;
 /// The longest wait of each half.
 const HALVES_WAIT: Duration = Duration::from_secs(1);
-/// Challenges that are given.
-const CHALLENGES: Rate = Rate { per_second: 5, burst: 5 };
 /// A challenge waits this long for its message 1.
 const CHALLENGE_WAIT: Duration = Duration::from_secs(10);
 /// A timestamp that begins so answers a challenge.
@@ -46,11 +45,10 @@ pub(super) struct Responder {
     /// By source and initiator's index.
     halves: Joiner<(SocketAddr, u32)>,
     /// The same, of those with a cookie.
-    proven_halves: Joiner<(SocketAddr, u32)>,
+    cookie_halves: Joiner<(SocketAddr, u32)>,
     admission: Admission,
     /// IK: challenges that wait, by static of the previous hop, and the time they were drawn.
     challenges: HashMap<[u8; 32], (Duration, [u8; CHALLENGE_LEN])>,
-    challenge_bucket: Bucket,
     /// IK: last accepted timestamp of each static of the previous hop. Whoever stole one cannot lock out another.
     last_timestamps: HashMap<[u8; 32], [u8; 12]>,
     seen: HashSet<[u8; 32]>,
@@ -63,10 +61,10 @@ struct Whole {
     noise: Vec<u8>,
     /// Of part 0.
     mac1: [u8; MAC_LEN],
-    /// The place of this node's static that it was made for.
+    /// Index in [`Context::statics`] of the static that it was made for.
     own: usize,
     /// Its source has a cookie.
-    is_proven: bool,
+    has_cookie: bool,
 }
 
 impl Responder {
@@ -80,10 +78,9 @@ impl Responder {
                 terms: Terms::new(pattern, chain, link, config.psk_up.as_ref()),
                 half_len,
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
-                proven_halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
+                cookie_halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 admission: Admission::new(config, now),
                 challenges: HashMap::new(),
-                challenge_bucket: Bucket::new(CHALLENGES, now),
                 last_timestamps: HashMap::new(),
                 seen: HashSet::new(),
                 seen_order: VecDeque::new(),
@@ -109,20 +106,29 @@ impl Responder {
         // Descriptors name the statics that are answered under, several while keys are replaced.
         let accepts = |own: &Static| cx.contacts.own.contains(&own.public) && own.mac1.accepts(parsed);
         let own = cx.statics.iter().position(accepts).ok_or(Refusal::BadMac1)?;
-        let is_proven = self.admission.has_cookie(cx, now, from, parsed);
-        if !is_proven {
+        let has_cookie = self.admission.has_cookie(cx, now, from, parsed);
+        if !has_cookie {
             (0..self.halves.expire(now)).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
             if self.halves.is_filling() {
                 self.admission.require_cookies(now);
             }
             if self.admission.requires_cookie(cx, now, from) {
-                self.admission.give_cookie(cx, now, from, parsed, own);
+                if parsed.part == 0 {
+                    let mac1 = parsed.mac1.first_chunk().expect("a half has one");
+                    self.admission.give_cookie(cx, now, &Asked { from, index: parsed.index, mac1, own });
+                }
                 return Err(Refusal::CookieRequired);
             }
         }
-        let halves = if is_proven { &mut self.proven_halves } else { &mut self.halves };
+        let (key, part) = ((from, parsed.index), parsed.part);
         let kept = [parsed.noise, parsed.mac1].concat();
-        let (joined, given_up) = halves.join(now, (from, parsed.index), parsed.part, 2, &kept);
+        let (joined, given_up) = if has_cookie {
+            let is_of_source = |other: &(SocketAddr, u32)| cx.config.is_same_source(other.0.ip(), from.ip());
+            self.cookie_halves.join_of_source(now, key, (part, 2), &kept, HALVES_PER_SOURCE, is_of_source)
+        } else {
+            // The source may be forged, so none has a share that others could use up.
+            self.halves.join(now, key, part, 2, &kept)
+        };
         (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
@@ -132,18 +138,21 @@ impl Responder {
                 let (first, second) = kept.split_at(kept.len() / 2);
                 let parts = first.split_last_chunk().zip(second.split_last_chunk::<MAC_LEN>());
                 let ((first, mac1), (second, _)) = parts.expect("each half has a mac1");
-                Ok(Some(Whole { noise: [first, second].concat(), mac1: *mac1, own, is_proven }))
+                Ok(Some(Whole { noise: [first, second].concat(), mac1: *mac1, own, has_cookie }))
             }
         }
     }
 
     /// IK: the static and the timestamp of message 1, if it is from the previous hop and the timestamp is newer than
     /// the last accepted one or answers a challenge. The responder's own time takes the place of a challenge.
+    ///
+    /// A stale timestamp of a source without a cookie gets a cookie: replays from forged sources would use up the
+    /// challenges.
     fn check_initiator(
         &mut self,
         cx: &mut Context,
         now: Duration,
-        (from, index, mac1, own): (SocketAddr, u32, &[u8; MAC_LEN], usize),
+        (asked, has_cookie): (&Asked<'_>, bool),
         state: &ResponderState,
     ) -> Result<([u8; 32], [u8; 12]), Refusal> {
         let known = |initiator: &[u8; 32]| cx.contacts.previous.contains(initiator);
@@ -161,7 +170,11 @@ impl Responder {
         if self.last_timestamps.get(&initiator).is_none_or(|last| timestamp > *last) {
             return Ok((initiator, timestamp));
         }
-        if self.challenge_bucket.take(now) {
+        if !has_cookie {
+            self.admission.give_cookie(cx, now, asked);
+            return Err(Refusal::CookieRequired);
+        }
+        if self.admission.may_challenge(cx, now, asked.from) {
             let (_, challenge) = self.challenges.entry(initiator).or_insert_with(|| {
                 let mut bytes = [0; CHALLENGE_LEN];
                 cx.rng.fill_bytes(&mut bytes);
@@ -169,8 +182,7 @@ impl Responder {
             });
             let mut text = [0; TEXT_LEN];
             text[..CHALLENGE_LEN].copy_from_slice(challenge);
-            let datagram = Answer::Challenge.seal(&mut cx.rng, index, &cx.statics[own].public, mac1, &text);
-            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+            asked.answer(cx, Answer::Challenge, &text);
             cx.counters.challenges += 1;
         }
         Err(Refusal::StaleTimestamp)
@@ -210,15 +222,16 @@ impl Links {
         if responder.seen.contains(&ephemeral) {
             return Err(Refusal::HandshakeReplayed);
         }
-        responder.admission.admit(cx, now, from, whole.is_proven)?;
+        responder.admission.admit(cx, now, from, whole.has_cookie)?;
+        cx.counters.handshakes_read += 1;
         let own = &cx.statics[whole.own].secret;
         let state = ResponderState::read(&mut cx.rng, &responder.terms, own, &whole.noise)
             .map_err(|_| Refusal::HandshakeForged)?;
         let timestamp = match responder.terms.pattern {
             Pattern::Nk => None,
             Pattern::Ik => {
-                let asked = (from, parsed.index, &whole.mac1, whole.own);
-                let checked = responder.check_initiator(cx, now, asked, &state);
+                let asked = Asked { from, index: parsed.index, mac1: &whole.mac1, own: whole.own };
+                let checked = responder.check_initiator(cx, now, (&asked, whole.has_cookie), &state);
                 if checked == Err(Refusal::StaleTimestamp) {
                     // It gets one challenge.
                     responder.remember(ephemeral);
@@ -298,6 +311,9 @@ mod tests {
     use wire::handshake::is_handshake_len;
 
     use super::*;
+    use crate::Control;
+    use crate::cookie::set_mac2;
+    use crate::datagram::frame;
     use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
 
     #[test]
@@ -329,6 +345,41 @@ mod tests {
         }
         assert_eq!(world.refused(1, Refusal::HandshakeReplayed), 1);
         assert_eq!(world.node(1).link(Side::Up).1.next(), next);
+    }
+
+    /// A half of message 1 with a cookie.
+    fn receive(world: &mut World, from: SocketAddr, index: u32, part: u8) -> Result<Option<Whole>, Refusal> {
+        let now = world.now;
+        let Control { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control;
+        let responder = links.responder.as_mut().unwrap();
+        let key = Mac1Key::of(&cx.statics[0].public);
+        let mut half = frame(MessageKind::Initiation, part, index, &[part; datagram::NK_MESSAGE_LEN / 2], &key);
+        set_mac2(&mut half, &responder.admission.cookies.of(&mut cx.rng, now, from));
+        responder.receive_half(cx, now, from, &datagram::parse(&half, NK_HALF_LEN).unwrap())
+    }
+
+    #[test]
+    fn source_with_a_cookie_pushes_out_no_halves_of_others() {
+        let mut world = World::new(Plan::new(Class::L, 1));
+        let [user, attacker] = [6, 7].map(|last| SocketAddr::from(([6, 6, 6, last], 7)));
+        assert!(matches!(receive(&mut world, user, 1, 0), Ok(None)));
+        for index in 0..2 * HALVES_MAX as u32 {
+            let from = SocketAddr::new(attacker.ip(), 1000 + index as u16);
+            assert!(matches!(receive(&mut world, from, index, 0), Ok(None)));
+        }
+        assert!(matches!(receive(&mut world, user, 1, 1), Ok(Some(_))));
+        assert!(world.refused(1, Refusal::HalfIncomplete) >= 2 * HALVES_MAX as u64 - HALVES_PER_SOURCE as u64);
+    }
+
+    #[test]
+    fn challenges_elsewhere_take_none_from_the_previous_hop() {
+        let mut world = World::new(Plan::new(Class::L, 2));
+        let now = world.now;
+        let Control { cx, links, .. } = &mut world.nodes.get_mut(&2).unwrap().control;
+        let admission = &mut links.responder.as_mut().unwrap().admission;
+        let elsewhere = SocketAddr::from(([6, 6, 6, 6], 7));
+        let mut given = |from| (0..100).filter(|_| admission.may_challenge(cx, now, from)).count();
+        assert_eq!((given(elsewhere), given(down_address(1))), (5, 5));
     }
 
     #[test]

@@ -9,13 +9,13 @@ use wire::ids::{LinkId, Side};
 use super::{Link, Links};
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::prefix::Prefix;
+use crate::prefix::{Prefix, has_its_share};
 
 /// Links with one address and port. A data thread tries the keys of each on every cell from there.
 const LINKS_PER_ADDRESS: usize = 4;
 
 impl Links {
-    /// NK: refuses an address for a link that goes on if other links have their share of it.
+    /// Refuses an address and port for a link that goes on if it has as many other links as it may have.
     pub(super) fn check_address(&self, id: LinkId, from: SocketAddr) -> Result<(), Refusal> {
         let is_at = |link: &&Link| {
             let mut slots = [&link.current, &link.next, &link.previous].into_iter().flatten();
@@ -27,37 +27,37 @@ impl Links {
     }
 
     /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
-    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, of the prefix that has
-    /// most, oldest first. Links with channels never go.
+    /// (SPEC 4.5.5, 4.11). Links that were never promoted go first, then those of the prefix that has most, each time
+    /// the oldest first. Links with channels never go.
     pub(super) fn make_room(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> Result<(), Refusal> {
         let up = || self.iter().filter(|link| link.side == Side::Up);
         let at_address = |link: &&Link| link.peer == from;
         if up().filter(at_address).count() >= LINKS_PER_ADDRESS {
             let empty = up().filter(at_address).filter(|link| link.carries_no_channels());
-            let victim = empty.min_by_key(|link| (link.was_up, link.created_at)).map(|link| link.id);
+            let victim = empty.min_by_key(|link| (link.was_promoted, link.created_at)).map(|link| link.id);
             self.retire(cx, victim.ok_or(Refusal::PrefixLinksFull)?);
         }
 
-        // Only links that were up count: anybody makes others from forged addresses.
+        // Only promoted links count: anybody makes others from forged addresses.
         let prefix_of = |link: &Link| cx.config.prefix(link.peer.ip());
         let up = || self.iter().filter(|link| link.side == Side::Up);
         let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
-        up().filter(|link| link.was_up).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
+        up().filter(|link| link.was_promoted).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
         let links = up().count();
         let used = of_prefix.values().sum::<usize>();
         let cap = cx.config.caps.links;
         let prefix = cx.config.prefix(from.ip());
         let own = of_prefix.get(&prefix).copied().unwrap_or(0);
-        let has_share = prefix.is_some() && own > 0 && own >= cap.saturating_sub(used);
+        let has_share = prefix.is_some() && has_its_share(own, used, cap);
         let unused = links - used;
         let victim = (links >= cap || has_share).then(|| {
             let may_go = |link: &&Link| {
                 let is_own = prefix.is_none() || prefix_of(link) == prefix;
-                link.carries_no_channels() && (is_own || !has_share && (!link.was_up || own == 0))
+                link.carries_no_channels() && (is_own || !has_share && (!link.was_promoted || own == 0))
             };
             let order = |link: &&Link| {
                 let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
-                (link.was_up, std::cmp::Reverse(rivals), link.created_at)
+                (link.was_promoted, std::cmp::Reverse(rivals), link.created_at)
             };
             let refused = if has_share { Refusal::PrefixLinksFull } else { Refusal::LinksFull };
             up().filter(may_go).min_by_key(order).map(|link| link.id).ok_or(refused)

@@ -80,7 +80,7 @@ fn misuse_trust(world: &mut World, link: LinkId, kind: ItemKind, item: &[u8]) {
     let tap = std::mem::replace(&mut world.tap, Box::new(|_, _| Fate::Pass));
     let Control { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control;
     for part in message::cut(kind, item, shape.payload()) {
-        links.inject_trust(cx, now, link, part);
+        links.inject_trust(cx, now, link, &part);
     }
     world.input(1, Input::Activity { link, received: false, sent: true });
     world.tap = tap;

@@ -20,8 +20,7 @@ use super::Malformed;
 use super::encoding::sha256;
 use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cells, cut};
 use super::view::View;
-use crate::admission::Bucket;
-use crate::config::Rate;
+use crate::rate::{Bucket, Rate};
 
 /// What is unanswered is sent again after this.
 const AGAIN: Duration = Duration::from_millis(250);

@@ -124,6 +124,82 @@ fn channels_of_a_prefix_leave_as_many_to_others() {
 }
 
 #[test]
+fn channels_of_a_prefix_have_a_cap_of_their_own() {
+    for is_shared in [false, true] {
+        let mut plan = Plan::new(Class::L, 1);
+        plan.channels = 0;
+        plan.caps.channels_per_prefix = 10;
+        if is_shared {
+            plan.shared_prefixes = vec!["6.6.6.6/32".parse().unwrap()];
+        }
+        let mut world = World::new(plan);
+        for entry in [100, 101] {
+            let address = |port| SocketAddr::from(([6, 6, 6, 6], port));
+            world.start_as(entry, 0, address(2 * entry as u16), address(2 * entry as u16 + 1));
+            world.run_for(secs(2));
+            world.want_channels(entry, 8);
+        }
+        start_entry(&mut world, 99);
+        world.run_for(secs(2));
+        world.want_channels(99, 4);
+        world.run_for(secs(20));
+        let open: usize = [100, 101].map(|entry| world.node(entry).control.open_channels()).iter().sum();
+        assert_eq!(open, if is_shared { 16 } else { 10 });
+        assert_eq!(world.refused(1, Refusal::PrefixChannelsFull) > 0, !is_shared);
+        assert_eq!(world.node(99).control.open_channels(), 4, "another prefix has its own");
+    }
+}
+
+#[test]
+fn handshakes_of_a_prefix_are_rate_limited() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    let mut world = World::new(plan);
+    let entries = 100..200;
+    for entry in entries.clone() {
+        let address = |port| SocketAddr::from(([6, 6, 6, 6], port));
+        world.start_as(entry, 0, address(2 * entry as u16), address(2 * entry as u16 + 1));
+        // Not all at once, because few halves of a prefix wait for their others.
+        world.run_for(ms(3));
+    }
+    start_entry(&mut world, 99);
+    world.run_for(ms(50));
+    // Half of the tokens without a cookie, then all of those with one.
+    let connected = |world: &World| entries.clone().filter(|entry| world.node(*entry).has_link(Side::Down)).count();
+    assert!((50..75).contains(&connected(&world)), "{}", connected(&world));
+    assert!(world.refused(1, Refusal::PrefixRateLimited) > 0);
+    assert_eq!(world.refused(1, Refusal::HandshakeRateLimited), 0);
+    assert!(world.node(99).has_link(Side::Down), "another prefix has its own tokens");
+    world.run_for(secs(20));
+    assert_eq!(connected(&world), 100, "there are tokens again");
+}
+
+#[test]
+fn setups_of_a_prefix_are_rate_limited() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.setups_per_entry_link = MANY;
+    plan.caps.channels_per_prefix = 1000;
+    let mut world = World::new(plan);
+    start_entry(&mut world, 99);
+    world.run_for(secs(2));
+    world.want_channels(0, 100);
+    let start = world.now;
+    for second in 1..=3 {
+        world.run_until(start + secs(second), |_| false);
+        let passed = world.node(1).control.counters().setups;
+        assert!(passed <= 40 + 10 * second, "{passed} setups after {second} s");
+    }
+    assert!(world.refused(1, Refusal::PrefixSetupsRateLimited) > 0);
+    assert_eq!(world.refused(1, Refusal::SetupsRateLimited) + world.refused(1, Refusal::LinkSetupsRateLimited), 0);
+    world.want_channels(99, 4);
+    world.run_for(secs(1));
+    assert!(world.has_channels(99, 4), "another prefix has its own tokens");
+    world.run_for(secs(60));
+    assert!(world.has_channels(0, 100), "there are tokens again");
+}
+
+#[test]
 fn shared_prefix_may_take_all_links() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.links = 8;

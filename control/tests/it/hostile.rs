@@ -78,7 +78,9 @@ fn older_message_1_does_not_replace_a_newer() {
         world.run_for(secs(20));
         assert!(world.has_channels(0, 4), "position {position}");
         if position == 2 {
-            assert_eq!(world.refused(2, Refusal::StaleTimestamp), 1);
+            // A challenge is only for who answers a cookie.
+            assert_eq!(world.refused(2, Refusal::CookieRequired), 1);
+            assert_eq!(world.node(2).control.counters().challenges, 0);
         }
     }
 }

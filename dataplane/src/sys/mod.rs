@@ -26,6 +26,6 @@ pub(crate) use prefetch::prefetch_lines;
 #[cfg(test)]
 pub(crate) use socket::refuse_gso;
 pub use socket::{enable_gro, is_half_full, kernel_drops, report_errors, size_receive_buffer};
-pub use steer::steer_halves;
+pub use steer::{Steering, refuse_all, steer};
 pub use uring::Ring;
 pub use waker::Waker;

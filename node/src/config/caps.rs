@@ -14,6 +14,7 @@ pub(super) fn read(table: &Table<'_>) -> Caps {
         handshakes: rate("handshakes_per_s", "handshakes_burst"),
         channels: size("channels"),
         channels_per_entry_link: size("channels_per_entry_link"),
+        channels_per_prefix: size("channels_per_prefix"),
         half_open: size("half_open"),
         half_open_per_entry_link: size("half_open_per_entry_link"),
         setups: rate("setups_per_s", "setups_burst"),
@@ -22,13 +23,14 @@ pub(super) fn read(table: &Table<'_>) -> Caps {
 }
 
 /// The values of all keys, as a generated file has them.
-pub fn values(caps: &Caps) -> [(&'static str, usize); 11] {
+pub fn values(caps: &Caps) -> [(&'static str, usize); 12] {
     [
         ("links", caps.links),
         ("handshakes_per_s", caps.handshakes.per_second as usize),
         ("handshakes_burst", caps.handshakes.burst as usize),
         ("channels", caps.channels),
         ("channels_per_entry_link", caps.channels_per_entry_link),
+        ("channels_per_prefix", caps.channels_per_prefix),
         ("half_open", caps.half_open),
         ("half_open_per_entry_link", caps.half_open_per_entry_link),
         ("setups_per_s", caps.setups.per_second as usize),

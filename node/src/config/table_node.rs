@@ -88,8 +88,8 @@ pub static NODE: &[Key] = &[
         roles: &[Mix],
         kind: Kind::Texts("IP or IP/BITS"),
         default: DefaultValue::Value("[]"),
-        doc: "mix1: networks whose many users share few addresses, such as a carrier's NAT. Their links, handshakes and \
-              setups are not counted by address, so a single host there can take all that mix1 has: list no network \
+        doc: "mix1: networks whose many users share few addresses, such as a carrier's NAT. Their links, channels, \
+              handshakes and setups are not counted by address, so a single host there can take all that mix1 has: list no network \
               larger than necessary.",
         example: "[\"198.51.100.0/24\"]",
     },
@@ -136,7 +136,7 @@ pub static NODE: &[Key] = &[
         roles: &[Entry],
         kind: Kind::Integer(1, 256),
         default: DefaultValue::Integer(CHANNELS as i64),
-        doc: "Channels to keep open; clients are spread over them.",
+        doc: "Channels to keep open; clients are spread over them. mix1 admits at most 64 of one address by default.",
         example: "4",
     },
     Key {
@@ -445,6 +445,12 @@ pub static CAPS: &[Key] = &[
     cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once."),
     cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB."),
     cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at mix1."),
+    cap(
+        "channels_per_prefix",
+        CHANNELS_MAX,
+        64,
+        "Channels of one address, or IPv6 /48, at mix1; `shared_prefixes` are exempt.",
+    ),
     cap("half_open", HALF_OPEN_MAX, 4096, "Channels that wait for their acks; beyond it the oldest goes."),
     cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at mix1."),
     cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second."),

@@ -188,7 +188,8 @@ impl Bridge {
         self.backlog.is_empty()
     }
 
-    /// A handshake datagram. `is_crowded` if the queue in which it waited was half full.
+    /// A handshake datagram. `is_crowded` if the queue in which it waited was half full. Returns true if it cost
+    /// public-key work.
     pub fn take_handshake(
         &mut self,
         side: Side,
@@ -196,11 +197,13 @@ impl Bridge {
         datagram: &mut [u8],
         is_crowded: bool,
         now: Duration,
-    ) {
+    ) -> bool {
         if is_crowded {
             self.control.queue_fills(now);
         }
+        let before = self.control.counters().handshakes_read;
         self.control.handle(now, Input::Handshake { side, from, datagram });
+        self.control.counters().handshakes_read > before
     }
 
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {

@@ -26,16 +26,16 @@ use crate::runtime::resolver::Resolver;
 use crate::runtime::sockets::HandshakeSockets;
 use crate::runtime::trust_keeper::TrustKeeper;
 
-/// If control wakes later than this after it was due, the node did not run.
+/// If control wakes later than this after it was due, it did not run.
 const STALLED: Duration = Duration::from_millis(250);
 
 pub(super) struct ControlThread {
     pub(super) bridge: Bridge,
-    /// Of an exit.
+    /// Only at an exit.
     pub(super) resolver: Option<Resolver>,
-    /// Of an exit.
+    /// Only at an exit.
     pub(super) own_addresses: Option<OwnAddresses>,
-    /// Of a mix with a floor.
+    /// Only at a mix with a floor.
     pub(super) meter_alarm: Option<MeterAlarm>,
     pub(super) trust: TrustKeeper,
     pub(super) next_names: NextNames,
@@ -43,7 +43,7 @@ pub(super) struct ControlThread {
     pub(super) reload: Arc<AtomicBool>,
     pub(super) sockets: HandshakeSockets,
     pub(super) door: Option<Door>,
-    /// Of an entry.
+    /// Only at an entry.
     pub(super) icmp: Option<Icmp>,
     pub(super) log: Log,
     pub(super) flood: Flood,
@@ -108,14 +108,15 @@ impl ControlThread {
         }
     }
 
-    /// Waits until `wake` or until another thread wakes this one, at most for [`DOOR_PAUSE`] while handshakes are not
-    /// to wake it. Wakes at least every [`STALLED`], because only the clock shows that the node was paused.
-    fn wait(&mut self, poller: &Poller, wake: Duration, is_door_shut: bool) {
+    /// Waits until `wake`, a handshake, or until another thread wakes this one. With `ignores_handshakes` they do not
+    /// wake it, and it waits for [`DOOR_PAUSE`] at most. Wakes at least every [`STALLED`], because only the clock shows
+    /// that this thread did not run.
+    fn wait(&mut self, poller: &Poller, wake: Duration, ignores_handshakes: bool) {
         let clock = self.reporter.clock;
         loop {
-            let due = wake.min(clock.elapsed() + if is_door_shut { DOOR_PAUSE } else { STALLED });
+            let due = wake.min(clock.elapsed() + if ignores_handshakes { DOOR_PAUSE } else { STALLED });
             let timeout = due.saturating_sub(clock.elapsed());
-            let events = if is_door_shut {
+            let events = if ignores_handshakes {
                 self.waker.wait(timeout);
                 self.waker.clear();
                 1

@@ -1,7 +1,8 @@
 //! Floods of handshakes: one line when a flood begins, one when it has ended, and its rate for the report.
 //!
-//! A node refuses handshakes without an answer, so strangers cannot choose how often a line is written. Refusals for
-//! their number alone say that there are more than it takes (SPEC 4.9).
+//! A refused datagram gets no line of its own, so strangers cannot choose how often one is written. Refusals for their
+//! number alone say that there are more than the node takes (SPEC 4.9). Those for want of a cookie count datagrams, of
+//! which a handshake has two, and the others whole handshakes.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::runtime::log::Trouble;
 
-/// Refusals of handshakes for their number.
+/// Refusals of handshake datagrams for their number.
 const FOR_NUMBER: [Refusal; 4] =
     [Refusal::CookieRequired, Refusal::HandshakeRateLimited, Refusal::PrefixRateLimited, Refusal::ElsewhereRateLimited];
 /// Refusals per second from which on it is a flood: a neighbour behind a NAT causes a few.
@@ -52,22 +53,22 @@ impl Flood {
         match self.news(now, refused) {
             Some(News::Began { per_s }) => warn!(
                 per_s,
-                "more handshakes arrive than this node takes: {per_s} a second are refused, and cookies are asked for; users \
-                 and neighbours that answer them still get in (OPERATE, Under a flood)"
+                "handshake flood: refusing {per_s} handshake datagrams per second and requiring cookies; senders that answer \
+                 a cookie still connect"
             ),
             Some(News::Ended { lasted, refused }) => {
                 let (lasted_s, per_s) = (lasted.as_secs_f64().round(), refused as f64 / lasted.as_secs_f64());
                 info!(
                     lasted_s,
                     refused,
-                    "the flood of handshakes has ended after {lasted_s} s: {refused} were refused, {per_s:.0} a second"
+                    "handshake flood over after {lasted_s} s: {refused} handshake datagrams refused, {per_s:.0} per second"
                 );
             }
             None => {}
         }
     }
 
-    /// Handshakes refused per second, while a flood lasts.
+    /// Handshake datagrams refused per second, while a flood lasts.
     pub(super) fn per_s(&self) -> Option<u64> {
         self.lasting.as_ref().map(|lasting| lasting.per_s)
     }

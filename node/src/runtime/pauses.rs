@@ -1,4 +1,4 @@
-//! Pauses of a node: times in which its threads did not run, because they were stopped or the host was busy.
+//! Pauses of the control thread: times in which it did not run. Most pauses are those of the whole node.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Pauses {
 }
 
 impl Pauses {
-    /// Logs that the node did not run from `since` to `now`.
+    /// Logs that control did not run from `since` to `now`.
     pub(super) fn note(&mut self, since: Duration, now: Duration) {
         if !self.is_due(since, now) {
             return;
@@ -24,8 +24,8 @@ impl Pauses {
         let paused_s = now.saturating_sub(since).as_secs_f64();
         warn!(
             paused_s,
-            "this node did not run for {paused_s:.1} s: datagrams that waited for it meanwhile are dropped (`aged`); it was \
-             stopped, or the host was suspended or has too little processor time"
+            "the control thread did not run for {paused_s:.1} s: the node was stopped, the host was suspended or busy, or the \
+             disk is slow; if workers stopped too, what waited is dropped (`aged`)"
         );
     }
 

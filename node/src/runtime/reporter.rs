@@ -44,12 +44,12 @@ pub(super) struct Reporter {
     pub(super) sockets: Arc<Vec<UdpSocket>>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
-    /// Of an entry.
+    /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
     pub(super) readiness: Arc<Readiness>,
     pub(super) turns: Vec<Arc<Turns>>,
     pub(super) clock: Clock,
-    /// Of a mix: the class of its cells, and the floor of its meter.
+    /// Only at a mix: the class of its cells, and the floor of its meter.
     pub(super) meter: Option<(Class, u32)>,
 }
 

@@ -29,7 +29,7 @@ use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tracing::{info, warn};
+use tracing::warn;
 use wire::cell::Shape;
 use wire::handshake::half_len;
 use wire::ids::Side;
@@ -121,7 +121,7 @@ impl Workers {
             profiles: Vec::new(),
             turns: Vec::new(),
             wakers: ends.iter().map(|ends| ends.waker.clone()).collect(),
-            door: door(position, &sockets.up, offloads),
+            door: door(chain.shape(), position, &sockets.up, offloads),
         };
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
         let mut builder = Builder { chain, position, lanes, config, offloads, spawn, io_reported: false, workers };
@@ -358,13 +358,19 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
 }
 
 /// The door of a node that has a previous hop. Logs why it has none.
-fn door(position: usize, links: &[UdpSocket], offloads: Offloads) -> Option<Door> {
+fn door(shape: Shape, position: usize, links: &[UdpSocket], offloads: Offloads) -> Option<Door> {
     if links.is_empty() {
         return None;
     }
-    let door = Door::open(links, half_len(position), offloads.gro);
-    door.inspect_err(|why| info!("no sockets of their own for handshakes ({why}): a flood of them slows cells down"))
-        .ok()
+    let cell_len = lengths(shape, position, Side::Up).cell;
+    let door = Door::open(links, half_len(position), cell_len, offloads.gro);
+    door.inspect_err(|why| {
+        warn!(
+            "handshakes share the sockets of cells ({why}), so a flood of them slows cells down: let the user that runs \
+             the node bind `up` (OPERATE, Under systemd)"
+        );
+    })
+    .ok()
 }
 
 /// The system calls of a link socket. Logs the reason once if they are not the configured ones.

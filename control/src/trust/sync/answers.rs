@@ -12,8 +12,7 @@ use super::super::message::{ASK, Ask, ItemKind, PART, cells, cut};
 use super::super::view::{Bundle, View};
 use super::items::{Item, descriptor_item, lacks_signatures, signatures_item};
 use super::{Outgoing, Refused, VERIFICATIONS};
-use crate::admission::Bucket;
-use crate::config::Rate;
+use crate::rate::{Bucket, Rate};
 
 /// Cells with which Mix 1 answers all its entries.
 pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };

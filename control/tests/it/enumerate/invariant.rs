@@ -98,7 +98,7 @@ pub struct Monitor {
     /// The ends have shared a slot.
     is_shared: bool,
     /// Bytes of handshake datagrams that the attacker has sent and not received.
-    stolen: usize,
+    attacker_credit: usize,
     /// By hop and interval.
     signed: BTreeMap<(usize, u64), [u8; 32]>,
 }
@@ -113,7 +113,7 @@ impl Monitor {
             disturbed_at: None,
             is_lossless: true,
             is_shared: false,
-            stolen: 0,
+            attacker_credit: 0,
             signed: BTreeMap::new(),
         }
     }
@@ -130,7 +130,7 @@ impl Monitor {
     }
 
     pub fn attacker_sends(&mut self, packet: &Packet) {
-        self.stolen += handshake_len(packet);
+        self.attacker_credit += handshake_len(packet);
     }
 
     /// Before an event.
@@ -144,8 +144,9 @@ impl Monitor {
         self.check_path(world)?;
         self.check_loss(world)?;
         for packet in sent.iter().filter(|packet| packet.to == attacker()) {
-            let rest = self.stolen.checked_sub(handshake_len(packet));
-            self.stolen = rest.ok_or((Invariant::Answer, "the attacker gets more than it has sent".to_owned()))?;
+            let rest = self.attacker_credit.checked_sub(handshake_len(packet));
+            self.attacker_credit =
+                rest.ok_or((Invariant::Answer, "the attacker gets more than it has sent".to_owned()))?;
         }
         if let Moment::Arrived(at) = moment {
             self.check_refusal(world, at, sent)?;

@@ -10,12 +10,8 @@
 //!
 //! The attacker sends on what it receives unless a sequence says otherwise: keeping it is a loss.
 //!
-//! # What it finds
-//!
-//! [`PATH_THEFT`], [`CLOCK_LOCKOUT`] and [`CHANNEL_LOSS`] name what the enumeration finds in the code as it is, each
-//! with a shortest sequence. A fix sets its constant to `None`: then the same enumerations must find nothing. To show
-//! that they would, remove the fix and run `cargo test -p control --test it -- enumerate::`: a test fails and prints
-//! the sequence in words.
+//! The enumeration finds nothing. It found path theft, clock lock-out and channel loss before their fixes (BENCHMARKS,
+//! Enumeration).
 //!
 //! # Longer runs
 //!
@@ -29,7 +25,6 @@ mod step;
 
 use std::time::{Duration, Instant};
 
-use invariant::Invariant;
 use run::{Bound, Scenario};
 use scenario::*;
 use step::{Sequence, describe};
@@ -41,27 +36,13 @@ use crate::sim::ms;
 /// is left for what is under way.
 const RECOVERY: Duration = ms(500 + 1040 + 2 * 1000 + 500);
 
-/// Path theft (SPEC 8.11) in three messages: the attacker's copy of message 1 arrives first, it passes message 2 on to
-/// the initiator, and its copy of the first cell arrives first. None once a link defends its address.
-const PATH_THEFT: Option<(Invariant, &str)> = None;
-
-/// A hop whose clock ran an hour ahead restarts with the right one: for an hour its timestamps are stale. None once
-/// stale timestamps are answered.
-const CLOCK_LOCKOUT: Option<(Invariant, &str)> = None;
-
-/// A message 1 of an entry arrives after the next one, so the responder has the keys of the earlier one, and the entry
-/// those of the later one. The token of the later one then names nothing: the entry gets a new link, without its
-/// channels. None once the token of an overwritten `next` still names its link.
-const CHANNEL_LOSS: Option<(Invariant, &str)> = None;
-
-/// Enumerates a scenario. It must find what is expected and nothing else.
-fn expect(scenario: &Scenario, bound: Bound, expected: impl IntoIterator<Item = (Invariant, &'static str)>) {
+/// Enumerates a scenario. It must find nothing.
+fn expect_nothing(scenario: &Scenario, bound: Bound) {
     let start = Instant::now();
     let report = scenario.enumerate(bound, 1);
     report.print(scenario.name, bound, start.elapsed());
-    let found = report.found.iter().map(|(which, (sequence, _))| (*which, sequence.to_string()));
-    let expected = expected.into_iter().map(|(which, sequence)| (which, sequence.to_owned()));
-    assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{}: see above", scenario.name);
+    let found: Vec<_> = report.found.iter().map(|(which, (sequence, _))| (*which, sequence.to_string())).collect();
+    assert_eq!(found, [], "{}: see above", scenario.name);
 }
 
 /// About 400 sequences of each scenario.
@@ -75,53 +56,52 @@ const LONGER: Bound = Bound { messages: 6, deviations: 3 };
 
 #[test]
 fn start_survives_all_short_sequences() {
-    expect(&START_IK, SHORTER, None);
-    expect(&START_NK, SHORTER, None);
+    expect_nothing(&START_IK, SHORTER);
+    expect_nothing(&START_NK, SHORTER);
 }
 
 #[test]
 fn renewal_between_hops_survives_all_short_sequences() {
-    expect(&RENEWAL_IK, SHORT, PATH_THEFT);
+    expect_nothing(&RENEWAL_IK, SHORT);
 }
 
 #[test]
 fn renewal_of_an_entry_survives_all_short_sequences() {
-    expect(&RENEWAL_NK, SHORT, PATH_THEFT.into_iter().chain(CHANNEL_LOSS));
+    expect_nothing(&RENEWAL_NK, SHORT);
 }
 
 #[test]
 fn theft_fails_in_longer_sequences() {
-    expect(&THEFT, LONGER, PATH_THEFT);
-    expect(&THEFT_BY_DATA, SHORT, PATH_THEFT);
+    expect_nothing(&THEFT, LONGER);
+    expect_nothing(&THEFT_BY_DATA, SHORT);
 }
 
 #[test]
 fn restart_between_hops_survives_all_short_sequences() {
-    expect(&RESTART_IK, SHORTER, None);
+    expect_nothing(&RESTART_IK, SHORTER);
 }
 
 #[test]
 fn restart_of_an_entry_survives_all_short_sequences() {
-    expect(&RESTART_NK, SHORTER, None);
+    expect_nothing(&RESTART_NK, SHORTER);
 }
 
 #[test]
 fn roaming_entry_survives_all_short_sequences() {
-    // A loss causes the handshake, then the same happens.
-    expect(&ROAM, SHORTER, CHANNEL_LOSS.map(|(which, _)| (which, "xh")));
+    expect_nothing(&ROAM, SHORTER);
 }
 
 #[test]
 fn corrected_clock_survives_all_short_sequences() {
-    expect(&CLOCK, SHORTER, CLOCK_LOCKOUT);
-    expect(&CLOCK_BEHIND, SINGLE, CLOCK_LOCKOUT);
+    expect_nothing(&CLOCK, SHORTER);
+    expect_nothing(&CLOCK_BEHIND, SINGLE);
 }
 
 #[test]
 fn epoch_change_survives_all_short_sequences() {
-    expect(&BUNDLE, SHORTER, None);
-    expect(&PUBLICATION, SINGLE, None);
-    expect(&BUNDLE_OF_3, SINGLE, None);
+    expect_nothing(&BUNDLE, SHORTER);
+    expect_nothing(&PUBLICATION, SINGLE);
+    expect_nothing(&BUNDLE_OF_3, SINGLE);
 }
 
 const ALL: [Scenario; 14] = [

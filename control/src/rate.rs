@@ -1,11 +1,14 @@
-//! Limits on the work that peers can cause: token buckets (SPEC 5.9).
-//!
-//! They have a bound from the configuration and refuse when it is reached. The caps on links and channels are checked
-//! where those tables are, the replay cache is in [`crate::trust::keyring`].
+//! Rates and the token buckets that enforce them (SPEC 5.9).
 
 use std::time::Duration;
 
-use crate::config::Rate;
+/// The size of a token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    /// Most tokens that it holds.
+    pub burst: u32,
+}
 
 /// A token bucket; starts full. The data plane has another (`dataplane/src/rate.rs`), which does not know this crate.
 pub(crate) struct Bucket {
