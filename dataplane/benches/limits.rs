@@ -10,6 +10,10 @@ use dataplane::SECOND;
 use dataplane::exit::limits::{Limiter, Limits, Usage};
 use dataplane::rate::Rate;
 use rustix::time::{ClockId, clock_gettime};
+use wire::ids::ChannelIndex;
+
+/// All flows are of one channel.
+const CHANNEL: ChannelIndex = ChannelIndex(0);
 
 fn cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -31,7 +35,7 @@ fn main() {
         let (mut out, mut back, mut now) = (Vec::new(), Vec::new(), 0);
         for (ip, usage) in &mut flows {
             // From here on it may have what it wants.
-            assert_eq!(limiter.backward(usage, *ip, true, 0), Ok(()));
+            assert_eq!(limiter.backward(CHANNEL, usage, *ip, true, 0), Ok(()));
         }
         for _ in 0..ROUNDS {
             for (times, backward) in [(&mut out, false), (&mut back, true)] {
@@ -41,8 +45,8 @@ fn main() {
                     // So slow that nobody reaches a rate.
                     now += SECOND / 500_000;
                     let done = match backward {
-                        true => limiter.backward(usage, *ip, true, now),
-                        false => limiter.forward(usage, *ip, now),
+                        true => limiter.backward(CHANNEL, usage, *ip, true, now),
+                        false => limiter.forward(CHANNEL, usage, *ip, now),
                     };
                     assert_eq!(black_box(done), Ok(()));
                 }
