@@ -26,8 +26,8 @@ impl<A: Attacker> Attacker for Assigned<A> {
         self.0.applies(record)
     }
 
-    fn train(&mut self, examples: &[Example<'_>]) {
-        self.0.train(examples);
+    fn learn(&mut self, examples: &[Example<'_>]) {
+        self.0.learn(examples);
     }
 
     fn scores(&self, record: &Record) -> Scores {

@@ -16,7 +16,7 @@ pub trait Attacker: Sync {
     }
 
     /// Learns from records of other seeds. Most attackers do not learn.
-    fn train(&mut self, _examples: &[Example<'_>]) {}
+    fn learn(&mut self, _examples: &[Example<'_>]) {}
 
     /// A score for each user (row) and flow (column): the higher, the more alike. Only the order of scores matters.
     fn scores(&self, record: &Record) -> Scores;

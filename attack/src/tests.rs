@@ -142,7 +142,7 @@ fn visible_losses_are_found_by_outage() {
     for exit in [Exit::Honest, Exit::Corrupt] {
         let mut outage = Outage::new(exit);
         let assumed = top1(&outage, &run(2, bursts, 1));
-        outage.train(&examples);
+        outage.learn(&examples);
         let learnt = top1(&outage, &run(2, bursts, 1));
         assert!(assumed >= 0.8 && learnt >= 0.9, "{exit:?}: {assumed} and {learnt}");
     }
@@ -150,7 +150,7 @@ fn visible_losses_are_found_by_outage() {
     let one_copy = top1(&outage, &run(1, Loss::Independent(0.01), 1));
     assert!(one_copy >= 0.9, "{one_copy}");
     // Copies repair single losses: what is left needs a minute or more.
-    outage.train(&examples);
+    outage.learn(&examples);
     let repaired = top1(&outage, &run(3, Loss::Independent(0.01), 1));
     assert!(repaired <= 0.2, "{repaired}");
 }

@@ -49,7 +49,8 @@ fn foreign_gso_bursts_are_counted_per_datagram() {
             (64 * cell + 1, cell, [64, 0, 1]),
             (50 * (cell - 1), cell - 1, [0, 50, 0]),
             (50 * (cell + 1), cell + 1, [0, 50, 0]),
-            (128, 1, [0, 128, 0]),
+            // Shorter than a cell as a whole: at a port with sockets for halves the kernel drops it as one.
+            (128, 1, [0, if port.direction == Direction::Forward { 1 } else { 128 }, 0]),
             (3 * 1400 + 9, 1400, [0, 4, 0]),
         ];
         let mut want = [0; 3];

@@ -56,7 +56,7 @@ impl Attacker for Learned {
     }
 
     /// Equal examples and seeds give equal trees.
-    fn train(&mut self, examples: &[Example<'_>]) {
+    fn learn(&mut self, examples: &[Example<'_>]) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let (mut rows, mut labels) = (Vec::new(), Vec::new());
         for example in examples {
@@ -225,7 +225,7 @@ mod tests {
         let runs = [run(chain, seconds, 11), run(chain, seconds, 12)];
         let examples: Vec<Example<'_>> = runs.iter().map(|(record, truth)| Example { record, truth }).collect();
         let mut learned = Learned::new(1);
-        learned.train(&examples);
+        learned.learn(&examples);
         learned
     }
 

@@ -36,7 +36,7 @@ use crate::{
 pub fn passive(examples: &[Example<'_>], wanted: impl Fn(&str) -> bool) -> Vec<Box<dyn Attacker>> {
     let mut chosen = untrained();
     chosen.retain(|attacker| wanted(&attacker.name()));
-    chosen.iter_mut().for_each(|attacker| attacker.train(examples));
+    chosen.iter_mut().for_each(|attacker| attacker.learn(examples));
     chosen
 }
 

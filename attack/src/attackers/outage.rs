@@ -83,7 +83,7 @@ impl Attacker for Outage {
     }
 
     /// Learns how often the flow shows losses of the link.
-    fn train(&mut self, examples: &[Example<'_>]) {
+    fn learn(&mut self, examples: &[Example<'_>]) {
         let mut counts = Counts::default();
         let usable = || examples.iter().filter(|example| self.applies(example.record));
         for example in usable() {

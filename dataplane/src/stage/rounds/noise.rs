@@ -59,7 +59,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn noise_differs_from_cell_to_cell_and_from_what_the_buffer_held() {
+    fn noise_differs_from_cell_to_cell() {
         let mut free = FreeList::new(3);
         let mut noise = Noise::new(224, ChaCha20Rng::seed_from_u64(3));
         let mut seen = std::collections::HashSet::new();
