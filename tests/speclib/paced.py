@@ -5,7 +5,7 @@ import math
 import struct
 
 from .protocol import (
-    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, FROM, OPEN, PEER, SESSION, STATUS, AGAIN,
+    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, FROM, OPEN, PAD, PEER, SESSION, STATUS, AGAIN,
     Class, Header, Refused, Slot,
     ack_contents, aes_ecb, expand, extract, frame, parse_frames, seal, shard_counts, unseal, xor,
 )  # fmt: skip
@@ -160,6 +160,35 @@ def offsets(period, copies, gap, slack, steps):
     return forward, backward
 
 
+class Lead:
+    """9.5.5: at which own time an entry sends a round. Times are ms, one call of `moved` per step."""
+
+    def __init__(self, period, copies, gap, slack):
+        self.late, self.early = (copies - 1) * gap * period + slack, 8 * period - slack
+        self.value, self.samples, self.peer, self.sent = None, [], 0, False
+
+    def sample(self, now, peer, received):
+        """A clock cell of Mix 1 that came at `now` by the entry's own clock."""
+        if peer in (0, self.peer):
+            return
+        self.peer = peer
+        self.samples.append((now, received - peer))
+        self.samples = [one for one in self.samples[:-16] if one[0] > now - 40_000] + self.samples[-16:]
+        latest = [one for _, one in self.samples[-16:]]
+        if not self.sent:
+            self.value = min(one for _, one in self.samples)
+        elif len(latest) == 16 and (min(latest) > self.value + self.late or max(latest) < self.value - self.early):
+            self.value, self.samples = min(latest), self.samples[-16:]
+
+    def moved(self, now, passed):
+        """The lead at `now`, when `passed` have passed since the last call."""
+        latest = [one for at, one in self.samples if at > now - 40_000]
+        if self.sent and latest:
+            most = passed * 100e-6
+            self.value += max(-most, min(most, min(latest) - self.value))
+        return self.value
+
+
 def phase_rounds(hops, rounds):
     """9.7: L and u."""
     length = (rounds - 64) // (2 * hops)
@@ -173,6 +202,31 @@ def slot_counts(size, link, rounds, seats, loops):
     return -(-seats * sum(shard_counts(size, link)) // u), -(-seats * 3 * ack_contents(size) // u)
 
 
+def link_window(size, link, rounds, seats, loops):
+    """9.1.3: W of 3.9.2 for the keys of a link."""
+    need = 8 * (sum(slot_counts(size, link, rounds, seats, loops)) + 2) if link > 1 else 0
+    return max(4096, 1 << (need - 1).bit_length())
+
+
+def copied_rounds(number_of_round, first, copies, gap):
+    """9.6.4: rounds of which link 1 carries cells in this round; `first` is the first one of the link."""
+    return [one for j in range(copies) if (one := number_of_round - j * gap) >= first]
+
+
+def refused_terms(size, period, rounds, copies, gap, slack, steps, interval, epoch):
+    """9.16.2: the conditions that fail; interval and epoch in s."""
+    forward, backward = offsets(period, copies, gap, slack, steps)
+    k = shard_counts(size, 1)[0]
+    rules = {
+        "delay": max(forward[0], *steps) + 2 * period <= 8 * period,
+        "acks": backward[0] <= 48 * period,
+        "phase": phase_rounds(size.hops, rounds)[1] >= k + max(3, math.ceil(k / 4)),
+        "keys": interval * 1000 + rounds * period / 2 + backward[-1] <= epoch * 1000 / 6,
+        "parts": interval * 1000 >= 240 * size.hops * period,
+    }
+    return [name for name, holds in rules.items() if not holds]
+
+
 # ---- 9.11, 9.12 Frames ----
 
 ENDS = {DGRAM, FRAG, CLOSE}
@@ -182,6 +236,22 @@ PACED_FRAMES = {FORWARD: ENDS | {OPEN, SESSION, AGAIN}, BACKWARD: ENDS | {STATUS
 def again(frames):
     """9.11.7: the frames of the round before, as they were encoded."""
     return frame(AGAIN, len(frames), frames)
+
+
+def open_at_entry(hops, sub, number_of_round, body, meeting=None, own_salt=None):
+    """9.11.8, 9.11.9: "data" or "meeting", and the frames that take effect. Frames of the exit have none in a
+    meeting."""
+    t = tweak(sub, number_of_round)
+    x = unwrap(hops[:-1], t, body)
+    try:
+        inner = hops[-1].open(BACKWARD, sub, number_of_round, x)
+    except Refused:
+        if meeting is None:
+            raise
+        return "meeting", meeting.open(t, own_salt, unwrap(hops[-1:], t, x))[1]
+    if meeting is not None and inner[0] != PAD:
+        raise Refused("garbled")
+    return "data", b"" if meeting is not None else inner
 
 
 # ---- 9.13 Meetings ----

@@ -20,7 +20,8 @@ has `content`.
   are their indexes.
 * `data` (9.3.2, 9.11.6, 9.11.7): a forward cell to a destination at every link. Its frames are AGAIN, SESSION,
   DGRAM.
-* `answer` (9.3.3): a backward cell at every link, with STATUS of the session.
+* `answer` (9.3.3): a backward cell at every link, with STATUS of the session. An entry whose channel serves a
+  meeting refuses it as `garbled` (9.11.9).
 * `call` (9.13): a meeting body from the channel of `setup` to a second channel, whose sec[0] of each hop are in
   `peer`: at every link forward, and backward to the other entry. The second channel has the numbers of links
   + 1."""
@@ -35,8 +36,9 @@ from .protocol import (
     setup_shards, shard_counts, x25519,
 )  # fmt: skip
 from .paced import (
-    PACED_FRAMES, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
-    again, class_terms, offsets, parse_meeting, phase_rounds, polyval, tweak, unwrap, wrap,
+    PACED_FRAMES, Lead, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
+    again, class_terms, copied_rounds, link_window, offsets, open_at_entry, parse_meeting, phase_rounds, polyval,
+    refused_terms, tweak, unwrap, wrap,
 )  # fmt: skip
 from .report import same
 from .trust import sha256
@@ -250,6 +252,7 @@ def check_refusals(known, file):
     refuses("garbled", meeting.open, t, bytes(8), flip_bit(x, 100))
     refuses("garbled", meeting.open, tweak(SUB, call["round"] + 1), bytes(8), x)
 
+    check_meeting_entry(file, p, meeting)
     datagram, session = frame(DGRAM, 0, 1, b"x"), frame(SESSION, bytes(16))
     forward, backward = PACED_FRAMES[FORWARD], PACED_FRAMES[BACKWARD]
     for kinds, text in (
@@ -270,6 +273,68 @@ def check_refusals(known, file):
         refuses("bad-frames", parse_meeting, text, p)
     for text in (session, again(datagram)):
         refuses("bad-frames", parse_frames, text, FORWARD)  # a free class
+
+
+def check_meeting_entry(file, p, meeting):
+    """9.11.9: the exit has k_e, and cannot put frames into a call."""
+    hops = [PacedHop([bytes.fromhex(hop[way]) for way, _ in DIRECTIONS]) for hop in file["setup"]["hops"]]
+    peer = [PacedHop([bytes.fromhex(sec) for sec in secs]) for secs in file["peer"]]
+    answer, call = file["answer"], file["call"]
+    got = open_at_entry(hops, SUB, answer["round"], bytes.fromhex(answer["links"][0]["body"]))
+    same("to destinations", got, ("data", bytes.fromhex(answer["inner"])))
+    got = open_at_entry(peer, SUB, call["round"], bytes.fromhex(call["backward"][0]["body"]), meeting, bytes(8))
+    same("of the other entry", got, ("meeting", bytes.fromhex(call["inner"])))
+    for frames in (bytes.fromhex(answer["inner"]), frame(DGRAM, 0, 1, b"x"), frame(DGRAM, 0, 0), b""):
+        body = hops[-1].seal(BACKWARD, SUB, answer["round"], frames.ljust(p, b"\0"))
+        for hop in reversed(hops[:-1]):
+            body = hop.wide[BACKWARD].enc(tweak(SUB, answer["round"]), body)
+        arguments = (hops, SUB, answer["round"], body, meeting, bytes(8))
+        if frames:
+            refuses("garbled", open_at_entry, *arguments)
+        else:
+            same("waiting", open_at_entry(*arguments), ("data", b""))
+
+
+def check_times():
+    """9.5.5, 9.6.4, 9.1.3, 9.16.2"""
+    size = PacedClass("S", 4, Suite2)
+    every = 16 * 10  # ms between clock cells
+    for name, delays, most, final in (
+        ("none", lambda at: 0, 0, 0),
+        ("on and off, 12 s each", lambda at: 17 * (at // 12_000 % 2), 0, 0),
+        ("7 ms for good", lambda at: 7 * (at > 60_000), 7, 7),
+        ("a ramp of 1 ms in 6 s", lambda at: max(0, min(30, (at - 60_000) / 6000)), 20.1, 20),
+        ("a longer path", lambda at: 30 * (at > 60_000), 30, 30),
+        ("one early sample", lambda at: 90 if at < 60_000 or at >= 60_000 + every else 0, 4.1, None),
+    ):
+        lead, first = Lead(10, 2, 1, 8), delays(0)
+        moves = []
+        for at in range(0, 300_000, every):
+            lead.sample(at, at + 1, at + 1 + 20 + delays(at))
+            moves.append(lead.moved(at, every) - 20 - first)
+            lead.sent = True
+        same(f"lead, {name}", max(map(abs, moves)) <= most, True)
+        if final is not None:
+            same(f"lead, {name}, at the end", abs(moves[-1] - final) < 0.1, True)
+    lead = Lead(10, 2, 1, 8)
+    for received in (25, 21, 30):
+        lead.sample(received, 1, received)  # one sample: the peer is the same
+    same("a peer counts once", lead.value, 24)
+
+    same("rounds on link 1", copied_rounds(100, 97, 3, 2), [100, 98])
+    same("windows", [link_window(size, link, 2048, 256, 2) for link in (1, 2)], [4096, 4096])
+    same("window, large", link_window(PacedClass("S", 8, Suite2), 2, 2048, 16384, 2), 131072)
+    terms = dict(period=10, rounds=2048, copies=2, gap=1, slack=8, steps=[5, 5, 5], interval=10, epoch=3600)
+    eight = PacedClass("S", 8, Suite2)
+    for size_of, changes, want in (
+        (size, {}, []),
+        (size, {"gap": 6}, ["delay"]),
+        (size, {"period": 20}, ["parts"]),
+        (size, {"rounds": 256}, ["phase"]),
+        (size, {"epoch": 100}, ["keys"]),
+        (eight, {"period": 5, "steps": [30] * 7}, ["acks"]),
+    ):
+        same(f"terms with {changes}", refused_terms(size_of, **{**terms, **changes}), want)
 
 
 def refuses(reason, function, *arguments):
@@ -304,3 +369,5 @@ def check_paced(report, known, path):
             same(f"paths that differ in {path.name}", differences("", file, have), [])
     with report.check("vectors: what a paced class refuses"):
         check_refusals(known, have)
+    with report.check("vectors: times, windows and terms of paced classes"):
+        check_times()
