@@ -6,7 +6,8 @@
 //! part. Refused are unknown types, truncated frames, frames in the wrong direction, addresses that
 //! have another spelling, and too many datagrams. Paced classes and meetings have frames of their own
 //! and allow fewer others (SPEC 9.11.7, 9.12, 9.13.6): [`parse_paced`], [`parse_meeting`]. The meaning of
-//! OPEN and MOVE, and their repetition (SPEC 3.12), belong to the ends of the chain. [`crate::reassembly`] puts fragments together again.
+//! OPEN and MOVE, and their repetition (SPEC 3.12), belong to the ends of the chain.
+//! [`crate::reassembly`] puts fragments together again.
 
 mod fragment;
 mod parse;

@@ -28,14 +28,12 @@ pub struct MeetingSecret(Secret);
 /// Why a text is not a meeting secret. The messages do not show the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadSecret {
-    #[error(
-        "invalid meeting secret: expected one line with \"{PREFIX}\" and {DIGITS} hexadecimal digits, found no \"{PREFIX}\" at its start"
-    )]
+    #[error("invalid meeting secret: expected {PREFIX:?} and {DIGITS} hexadecimal digits, found another beginning")]
     Prefix,
-    #[error("invalid meeting secret: expected {DIGITS} hexadecimal digits behind \"{PREFIX}\", found {0} bytes")]
+    #[error("invalid meeting secret: expected {DIGITS} hexadecimal digits after {PREFIX:?}, found {0} bytes")]
     Length(usize),
     #[error(
-        "invalid meeting secret: expected {DIGITS} hexadecimal digits behind \"{PREFIX}\", found another character as number {0}"
+        "invalid meeting secret: expected {DIGITS} hexadecimal digits after {PREFIX:?}, number {0} is another byte"
     )]
     Digit(usize),
 }
