@@ -130,7 +130,7 @@ fn shards_of(shape: Shape, suite: Suite, link: usize, onion: &[u8]) -> Vec<Vec<u
 /// Measures processor time in memory.
 fn costs(suite: Suite, class: Class, mixes: usize, rounds: u32) -> anyhow::Result<Row> {
     let shape = Shape::new(class, mixes + 1)?;
-    let info = Info { suite, class, lifetime_s: 3600, first: 0 };
+    let info = Info { suite, class, paced: false, lifetime_s: 3600, first: 0 };
     let key = SetupKey::generate(suite, Secret::new([7; 32]));
     let hops = vec![HopPublic { setup: key.public(), descriptor_hash: [1; 32] }; shape.hops()];
     let code = setup::shards(shape, suite, 1);

@@ -29,7 +29,7 @@ static CHAINS: LazyLock<[Chain; 4]> = LazyLock::new(|| {
 
 fn chain(suite: Suite, class: Class, n: usize) -> Chain {
     let shape = Shape::new(class, n).expect("it is a chain");
-    let info = Info { suite, class, lifetime_s: 3600, first: 0 };
+    let info = Info { suite, class, paced: false, lifetime_s: 3600, first: 0 };
     let key = SetupKey::generate(suite, Secret::new([9; 32]));
     let hop = HopPublic { setup: key.public(), descriptor_hash: [1; 32] };
     let shares = (0..n as u8).map(|i| hop.setup.share(Secret::new([0x40 + i; 32]))).collect();

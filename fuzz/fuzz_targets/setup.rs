@@ -24,7 +24,7 @@ static CHAINS: LazyLock<[Chain; 2]> = LazyLock::new(|| Suite::ALL.map(chain));
 
 fn chain(suite: Suite) -> Chain {
     let shape = Shape::new(Class::S, HOPS).expect("five hops are a chain");
-    let info = Info { suite, class: Class::S, lifetime_s: 3600, first: 0 };
+    let info = Info { suite, class: Class::S, paced: false, lifetime_s: 3600, first: 0 };
     let key = SetupKey::generate(suite, Secret::new([9; 32]));
     let hop = HopPublic { setup: key.public(), descriptor_hash: [1; 32] };
     let shares = (0..HOPS as u8).map(|i| hop.setup.share(Secret::new([0x40 + i; 32]))).collect();

@@ -107,6 +107,16 @@ pub enum CellKind {
 }
 
 impl CellKind {
+    pub(crate) const fn from_wire(byte: u8) -> Option<CellKind> {
+        match byte {
+            0 => Some(CellKind::Data),
+            1 => Some(CellKind::Setup),
+            2 => Some(CellKind::Ack),
+            3 => Some(CellKind::Link),
+            _ => None,
+        }
+    }
+
     /// True if cells of this kind may travel in `direction`.
     pub const fn travels(self, direction: Direction) -> bool {
         match self {
@@ -124,7 +134,7 @@ pub struct Header {
     pub channel: u32,
     /// Sequence number of 40 bits, per channel and direction, or per link key.
     pub seq: u64,
-    /// Cell within a round (paced classes, reserved), or fragment index; 0 in data cells of free classes.
+    /// Index of a shard of a setup or of a content of an ack; 0 in data and link control cells.
     pub sub: u8,
     pub kind: CellKind,
     pub class: Class,
@@ -163,13 +173,7 @@ impl Header {
         if block[11] != class as u8 {
             return Err(BadHeader::Class);
         }
-        let kind = match block[10] {
-            0 => CellKind::Data,
-            1 => CellKind::Setup,
-            2 => CellKind::Ack,
-            3 => CellKind::Link,
-            _ => return Err(BadHeader::Kind),
-        };
+        let kind = CellKind::from_wire(block[10]).ok_or(BadHeader::Kind)?;
         let mut seq = [0; 8];
         seq[3..8].copy_from_slice(&block[4..9]);
         Ok(Header {
@@ -191,15 +195,15 @@ impl Header {
         }
         nonce
     }
+}
 
-    /// Nonce of a setup, ack or link cell: iv XOR the first twelve header bytes (SPEC 3.6).
-    pub(crate) fn control_nonce(&self, iv: &[u8; 12]) -> [u8; 12] {
-        let mut nonce = *iv;
-        for (n, b) in nonce.iter_mut().zip(&self.to_block()[..12]) {
-            *n ^= b;
-        }
-        nonce
+/// Nonce of a setup, ack or link cell: iv XOR the first twelve bytes of its header in the clear (SPEC 3.6).
+pub(crate) fn control_nonce(block: &Block, iv: &[u8; 12]) -> [u8; 12] {
+    let mut nonce = *iv;
+    for (n, b) in nonce.iter_mut().zip(&block[..12]) {
+        *n ^= b;
     }
+    nonce
 }
 
 /// The lengths of a chain: its class and its number of key hops (SPEC 2.3).
@@ -317,6 +321,7 @@ mod tests {
         assert_ne!(data, Header { sub: 1, ..base }.data_nonce(&iv));
         assert_ne!(data, Header { kind: CellKind::Link, ..base }.data_nonce(&iv));
         assert_eq!(data, Header { channel: 2, ..base }.data_nonce(&iv), "the channel chooses the key");
-        assert_ne!(base.control_nonce(&iv), Header { channel: 2, ..base }.control_nonce(&iv));
+        let control = |header: Header| control_nonce(&header.to_block(), &iv);
+        assert_ne!(control(base), control(Header { channel: 2, ..base }));
     }
 }

@@ -7,7 +7,7 @@ use aes::Aes128;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use zeroize::Zeroizing;
 
-use crate::cell::{Block, Header, TAG_LEN};
+use crate::cell::{Block, Header, TAG_LEN, control_nonce};
 use crate::gcm::{AeadKey, Job, Prepared, open_batch, prepare, seal_batch};
 use crate::kdf::{Secret, expand, extract};
 
@@ -41,13 +41,23 @@ impl ControlKey {
 
     /// Seals a body in place; its last [`TAG_LEN`] bytes become the tag.
     pub fn seal(&self, header: &Header, body: &mut [u8]) {
-        seal_batch(&mut [Job::new(&self.0, header.control_nonce(self.0.iv()), body)]);
+        self.seal_under(&header.to_block(), body);
+    }
+
+    /// [`Self::seal`] under a header in the clear, of any class.
+    pub fn seal_under(&self, header: &Block, body: &mut [u8]) {
+        seal_batch(&mut [Job::new(&self.0, control_nonce(header, self.0.iv()), body)]);
     }
 
     /// Opens a body in place and returns its content. None if it is not authentic.
     pub fn open<'a>(&self, header: &Header, body: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        self.open_under(&header.to_block(), body)
+    }
+
+    /// [`Self::open`] under a header in the clear, of any class.
+    pub fn open_under<'a>(&self, header: &Block, body: &'a mut [u8]) -> Option<&'a mut [u8]> {
         let content = body.len().checked_sub(TAG_LEN)?;
-        let mut jobs = [Job::new(&self.0, header.control_nonce(self.0.iv()), &mut *body)];
+        let mut jobs = [Job::new(&self.0, control_nonce(header, self.0.iv()), &mut *body)];
         open_batch(&mut jobs);
         let ok = jobs[0].ok;
         ok.then(|| &mut body[..content])
@@ -63,6 +73,10 @@ pub struct LinkSecrets {
     pub control_i2r: Zeroizing<[u8; 28]>,
     /// Key and iv of control cells.
     pub control_r2i: Zeroizing<[u8; 28]>,
+    /// Key of the link tags of forward cells, in paced classes (SPEC 9.2.2).
+    pub tag_i2r: Zeroizing<[u8; 16]>,
+    /// Key of the link tags of backward cells.
+    pub tag_r2i: Zeroizing<[u8; 16]>,
     /// The resumption token by which the next handshake refers to this one.
     pub resume: Zeroizing<[u8; 32]>,
 }
@@ -76,6 +90,8 @@ impl LinkSecrets {
             header_r2i: expand(&prk, "eddy1 hdr r2i"),
             control_i2r: expand(&prk, "eddy1 ctl i2r"),
             control_r2i: expand(&prk, "eddy1 ctl r2i"),
+            tag_i2r: expand(&prk, "eddy1 tag i2r"),
+            tag_r2i: expand(&prk, "eddy1 tag r2i"),
             resume: expand(&prk, "eddy1 resume"),
         }
     }

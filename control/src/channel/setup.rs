@@ -32,7 +32,7 @@ pub(crate) struct Keys<'a> {
 
 /// The info that every setup of this chain carries.
 pub(crate) fn info(config: &Config) -> Info {
-    Info { suite: config.suite(), class: config.shape.class(), lifetime_s: config.lifetime_s(), first: 0 }
+    Info { suite: config.suite(), class: config.shape.class(), paced: false, lifetime_s: config.lifetime_s(), first: 0 }
 }
 
 impl Channels {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use thiserror::Error;
-use wire::cell::Class;
+use wire::cell::{Class, Direction};
 use wire::setup::Suite;
 use wire::shards::Shards;
 
@@ -21,6 +21,10 @@ pub const STEP_MS: RangeInclusive<u16> = 1..=500;
 pub const NAME_MAX: usize = 16;
 /// Rounds that a hop holds before it releases them: a delay may not exceed them.
 const AHEAD_MAX: u32 = 8;
+/// Rounds after which the answer to a round leaves Mix 1 at the latest.
+const ANSWER_MAX: u64 = 48;
+/// Rounds for each hop in which the parts of a bundle reach an entry.
+const BUNDLE_ROUNDS: u64 = 240;
 /// The class byte of a paced class is that of its size with this bit.
 const PACED: u8 = 0x10;
 
@@ -69,6 +73,10 @@ pub enum BadPacedTerms {
     Step { step_ms: u16, most_ms: u32 },
     #[error("rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them")]
     Phase { cells: usize, slots: u64 },
+    #[error("the first hop answers {late_ms} ms after a round begins: at most {most_ms} with this period_ms")]
+    Answer { late_ms: u64, most_ms: u64 },
+    #[error("the interval must be at least {least_ms} ms with this period_ms and so many hops (got {interval_ms})")]
+    Interval { interval_ms: u64, least_ms: u64 },
     #[error(
         "a setup may come {late_ms} ms after the interval of its keys began, but keys last {most_ms} ms beyond their \
          epoch: lower rounds, period_ms or the interval, or raise the epoch"
@@ -150,7 +158,18 @@ impl PacedTerms {
         if slots < cells as u64 {
             return Err(BadPacedTerms::Phase { cells, slots });
         }
-        let late_ms = u64::from(interval_s) * 1000 + u64::from(self.rounds) * u64::from(self.period_ms) / 2;
+        let (period_ms, interval_ms) = (u64::from(self.period_ms), u64::from(interval_s) * 1000);
+        let times = self.timetable(hops);
+        let (late_ms, most_ms) = (times.offset(Direction::Backward, 1) / 1_000_000, ANSWER_MAX * period_ms);
+        if late_ms > most_ms {
+            return Err(BadPacedTerms::Answer { late_ms, most_ms });
+        }
+        let least_ms = BUNDLE_ROUNDS * hops as u64 * period_ms;
+        if interval_ms < least_ms {
+            return Err(BadPacedTerms::Interval { interval_ms, least_ms });
+        }
+        let last_ms = times.offset(Direction::Backward, hops) / 1_000_000;
+        let late_ms = interval_ms + u64::from(self.rounds) * period_ms / 2 + last_ms;
         let most_ms = u64::from(epoch_s) * 1000 / 6;
         if late_ms > most_ms {
             return Err(BadPacedTerms::Keys { late_ms, most_ms });
@@ -239,9 +258,12 @@ mod tests {
         assert_eq!(check(&PacedTerms { gap: 4, ..voice(4) }), Ok(()), "48 ms of eight rounds");
         assert_eq!(check(&PacedTerms { rounds: 512, ..voice(4) }), Ok(()), "the least for m = 3");
         let long = PacedTerms { rounds: 8192, period_ms: 100, ..voice(4) };
-        assert_eq!(check(&long), Ok(()));
-        let bad = long.check(Suite::Hybrid, 4, 60, 1800);
-        assert_eq!(bad, Err(BadPacedTerms::Keys { late_ms: 469_600, most_ms: 300_000 }));
+        assert!(check(&long).unwrap_err().contains("the interval must be at least 96000 ms"));
+        let epoch = |epoch_s| long.check(Suite::Hybrid, 4, 96, epoch_s);
+        assert_eq!(epoch(3600), Ok(()));
+        assert_eq!(epoch(1800), Err(BadPacedTerms::Keys { late_ms: 505_724, most_ms: 300_000 }));
+        let slow = PacedTerms { period_ms: 5, steps_ms: vec![30; 7], ..voice(8) }.check(Suite::Hybrid, 8, 60, 3600);
+        assert_eq!(slow, Err(BadPacedTerms::Answer { late_ms: 434, most_ms: 240 }));
     }
 
     #[test]

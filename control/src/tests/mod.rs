@@ -71,7 +71,7 @@ fn misuse_setup(world: &mut World, channel: u32, onion: &[u8], less: usize) {
     }
 }
 
-const INFO: Info = Info { suite: Suite::Hybrid, class: Class::L, lifetime_s: 3600, first: 0 };
+const INFO: Info = Info { suite: Suite::Hybrid, class: Class::L, paced: false, lifetime_s: 3600, first: 0 };
 
 /// A chain whose exit's cells are lost from the first setup on, so that channels stay half-open.
 fn without_acks(class: Class, mixes: usize) -> World {

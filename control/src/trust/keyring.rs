@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     const CHAIN: [u8; 32] = [0xcc; 32];
-    const INFO: Info = Info { suite: Suite::X25519, class: Class::L, lifetime_s: 60, first: 0 };
+    const INFO: Info = Info { suite: Suite::X25519, class: Class::L, paced: false, lifetime_s: 60, first: 0 };
     /// E = 600 s, I = 10 s: epoch 1 is used from 610 s to 1210 s.
     const RUNNING: u64 = 700_000;
 

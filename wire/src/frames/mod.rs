@@ -4,8 +4,10 @@
 //! turns a datagram that is too long for one cell into fragments. A cell is checked as a whole before
 //! any of its frames is handed out: one bad frame drops the cell, so a cell never takes effect in
 //! part. Refused are unknown types, truncated frames, frames in the wrong direction, addresses that
-//! have another spelling, and too many datagrams. The meaning of OPEN and MOVE, and their repetition
-//! (SPEC 3.12), belong to the ends of the chain. [`crate::reassembly`] puts fragments together again.
+//! have another spelling, and too many datagrams. Paced classes and meetings have frames of their own
+//! and allow fewer others (SPEC 9.11.7, 9.12, 9.13.6): [`parse_paced`], [`parse_meeting`]. The meaning of
+//! OPEN and MOVE, and their repetition (SPEC 3.12), belong to the ends of the chain.
+//! [`crate::reassembly`] puts fragments together again.
 
 mod fragment;
 mod parse;
@@ -14,7 +16,7 @@ mod write;
 pub use fragment::{
     DGRAM_OVERHEAD, FRAG_OVERHEAD, FRAGMENTS_MAX, Split, fragment_count, max_datagram_len, max_single_cell_len, split,
 };
-pub use parse::{BadFrames, Frames, parse};
+pub use parse::{BadFrames, Frames, parse, parse_meeting, parse_paced};
 pub use write::{Writer, Written};
 
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +31,17 @@ pub const DATAGRAMS_MAX: usize = 32;
 /// The same of a cell with `payload` inner bytes.
 pub const fn datagrams_max(payload: usize) -> usize {
     if payload <= Class::S.payload() { DATAGRAMS_MAX_S } else { DATAGRAMS_MAX }
+}
+
+/// Bytes of an AGAIN frame before its frames.
+pub const AGAIN_OVERHEAD: usize = 3;
+/// The flow of a STATUS that answers SESSION; no flow has this number (SPEC 9.12.6).
+pub const SESSION_FLOW: u16 = 0xffff;
+
+/// The frames other than AGAIN of a cell, in bytes, with room for `inner` bytes: P, or P - 8 in a meeting. `repeat` is
+/// true if AGAIN may travel with them. Datagrams are split for as many bytes as these (SPEC 9.11.7, 9.13.6).
+pub const fn fresh_max(inner: usize, repeat: bool) -> usize {
+    if repeat { inner - AGAIN_OVERHEAD } else { inner }
 }
 
 /// First number that a REPORT cannot carry.
@@ -51,6 +64,8 @@ mod frame_type {
     pub(super) const PONG: u8 = 0x09;
     pub(super) const PEER: u8 = 0x0a;
     pub(super) const FROM: u8 = 0x0b;
+    pub(super) const SESSION: u8 = 0x0c;
+    pub(super) const AGAIN: u8 = 0x0d;
 }
 
 /// First byte of an address: the numbers of SOCKS, except for IPv6.
@@ -188,6 +203,11 @@ pub enum Frame<'a> {
         from: SocketAddr,
         data: &'a [u8],
     },
+    /// The session that the channel's frames belong to; forward, in paced classes.
+    Session([u8; 16]),
+    /// The frames of the round before, as they were encoded, without AGAIN and PAD; in paced classes with repeat.
+    /// [`Frames::of_again`] reads them.
+    Again(&'a [u8]),
 }
 
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
@@ -205,14 +225,19 @@ impl Frame<'_> {
             Frame::Ping(_) | Frame::Pong(_) => 1 + 8,
             Frame::Peer { from, .. } => 1 + 2 + ip_len(from),
             Frame::From { from, data, .. } => 1 + 2 + ip_len(from) + 2 + data.len(),
+            Frame::Session(_) => 1 + 16,
+            Frame::Again(frames) => AGAIN_OVERHEAD + frames.len(),
         }
     }
 
-    /// True if frames of this type may travel in `direction`.
+    /// True if frames of this type may travel in `direction`. SESSION and AGAIN travel in paced classes only, and AGAIN
+    /// backward only in meetings.
     pub const fn travels(&self, direction: Direction) -> bool {
         match self {
             Frame::Dgram { .. } | Frame::Frag { .. } | Frame::Close { .. } | Frame::Ping(_) | Frame::Pong(_) => true,
-            Frame::Open { .. } | Frame::Move { .. } => matches!(direction, Direction::Forward),
+            Frame::Open { .. } | Frame::Move { .. } | Frame::Session(_) | Frame::Again(_) => {
+                matches!(direction, Direction::Forward)
+            }
             Frame::Status { .. } | Frame::Report { .. } | Frame::Peer { .. } | Frame::From { .. } => {
                 matches!(direction, Direction::Backward)
             }
@@ -224,8 +249,8 @@ impl Frame<'_> {
         matches!(self, Frame::Dgram { .. } | Frame::Frag { .. } | Frame::From { .. })
     }
 
-    /// True if the layout can carry the values of all fields.
-    fn is_expressible(&self) -> bool {
+    /// True if the layout can carry the values of all fields in a cell with `payload` inner bytes.
+    fn is_expressible(&self, payload: usize) -> bool {
         match *self {
             Frame::Dgram { data, .. } | Frame::From { data, .. } => data.len() <= usize::from(u16::MAX),
             Frame::Frag { index, data, .. } => {
@@ -233,6 +258,9 @@ impl Frame<'_> {
             }
             Frame::Open { to: Address::Name(name, _), .. } => is_host_name(name.as_bytes()),
             Frame::Report { highest, received } => highest < U40_END && received < U40_END,
+            Frame::Again(frames) => {
+                frames.len() <= usize::from(u16::MAX) && parse::check_again(frames, payload, |_| Ok(())).is_ok()
+            }
             _ => true,
         }
     }
@@ -246,6 +274,25 @@ mod tests {
 
     const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
+    type Parser = fn(&[u8]) -> Result<Frames<'_>, BadFrames>;
+    /// Of every kind of cell.
+    const PARSERS: [Parser; 5] = [
+        |inner| parse(inner, Direction::Forward),
+        |inner| parse(inner, Direction::Backward),
+        |inner| parse_paced(inner, Direction::Forward, true),
+        |inner| parse_paced(inner, Direction::Backward, true),
+        |inner| parse_meeting(inner, true),
+    ];
+
+    /// A frame as it is encoded.
+    fn one(frame: &Frame<'_>) -> Vec<u8> {
+        let mut bytes = vec![0; frame.len()];
+        let mut writer = Writer::new(&mut bytes);
+        assert!(writer.put(frame));
+        writer.finish();
+        bytes
+    }
+
     /// A frame that owns what it refers to.
     #[derive(Clone, Debug)]
     enum Owned {
@@ -254,6 +301,8 @@ mod tests {
         OpenIp(u16, u16, Token, SocketAddr),
         OpenName(u16, u16, Token, String, u16),
         From(u16, SocketAddr, Vec<u8>),
+        /// Of one datagram.
+        Again(Vec<u8>),
         Plain(Frame<'static>),
     }
 
@@ -271,6 +320,7 @@ mod tests {
                     Frame::Open { flow: *flow, map: *map, token: *token, to: Address::Name(name, *port) }
                 }
                 Owned::From(flow, from, data) => Frame::From { flow: *flow, from: *from, data },
+                Owned::Again(frames) => Frame::Again(frames),
                 Owned::Plain(frame) => *frame,
             }
         }
@@ -295,6 +345,8 @@ mod tests {
             any::<(u16, Token)>().prop_map(|(flow, token)| Owned::Plain(Frame::Move { flow, token })),
             (0..U40_END, 0..U40_END).prop_map(|(highest, received)| Owned::Plain(Frame::Report { highest, received })),
             any::<[u8; 8]>().prop_map(|echo| Owned::Plain(Frame::Ping(echo))),
+            any::<[u8; 16]>().prop_map(|session| Owned::Plain(Frame::Session(session))),
+            data().prop_map(|data| Owned::Again(one(&Frame::Dgram { flow: 0, data: &data }))),
             any::<[u8; 8]>().prop_map(|echo| Owned::Plain(Frame::Pong(echo))),
             (any::<u16>(), socket()).prop_map(|(flow, from)| Owned::Plain(Frame::Peer { flow, from })),
             (any::<u16>(), socket(), data()).prop_map(|(flow, from, data)| Owned::From(flow, from, data)),
@@ -317,13 +369,13 @@ mod tests {
                 }
                 inner
             });
-        prop_oneof![written, prop::collection::vec(prop_oneof![0u8..13, any::<u8>()], 0..100)]
+        prop_oneof![written, prop::collection::vec(prop_oneof![0u8..15, any::<u8>()], 0..100)]
     }
 
     #[test]
     fn frame_bytes_match_the_specification() {
         let token = hex!("000102030405060708090a0b0c0d0e0f");
-        let frames: [(Frame<'_>, &[u8]); 14] = [
+        let frames: [(Frame<'_>, &[u8]); 16] = [
             (Frame::Dgram { flow: 0x1234, data: b"hi" }, &hex!("01 1234 0002 6869")),
             (Frame::Frag { flow: 1, id: 0xabcd, index: 7, last: true, data: &[9] }, &hex!("02 0001 abcd 87 0001 09")),
             (Frame::Frag { flow: 1, id: 2, index: 0, last: false, data: &[] }, &hex!("02 0001 0002 00 0000")),
@@ -350,6 +402,8 @@ mod tests {
                 Frame::From { flow: 3, from: "192.0.2.1:53".parse().unwrap(), data: b"hi" },
                 &hex!("0b 0003 04 c0000201 0035 0002 6869"),
             ),
+            (Frame::Session(token), &hex!("0c 000102030405060708090a0b0c0d0e0f")),
+            (Frame::Again(&hex!("04 0003 01 0004 0000")), &hex!("0d 0008 04 0003 01 0004 0000")),
         ];
         for (frame, bytes) in frames {
             let mut inner = vec![0xff; bytes.len() + 3];
@@ -362,21 +416,40 @@ mod tests {
             assert_eq!(frame.len(), bytes.len());
             for direction in BOTH {
                 let want = if frame.travels(direction) { Ok(vec![frame]) } else { Err(BadFrames::Direction) };
-                assert_eq!(parse(&inner, direction).map(Iterator::collect::<Vec<_>>), want);
+                let paced = matches!(frame, Frame::Session(_) | Frame::Again(_));
+                let free = parse(&inner, direction).map(Iterator::collect::<Vec<_>>);
+                assert_eq!(free, if paced { Err(BadFrames::Type) } else { want.clone() });
+                if paced {
+                    assert_eq!(parse_paced(&inner, direction, true).map(Iterator::collect), want);
+                }
             }
         }
+    }
+
+    #[test]
+    fn paced_lengths_match_the_specification() {
+        // The longest DGRAM and a FRAG that is not the last, of a cell with this many inner bytes.
+        let lengths = |inner, repeat| {
+            let room = fresh_max(inner, repeat);
+            let mut parts = split(room, 0, 0, &[0; 1000][..room]);
+            let Some(Frame::Frag { data, .. }) = parts.next() else { panic!("it is longer than a cell") };
+            (max_single_cell_len(room), data.len())
+        };
+        const P: usize = 208;
+        assert_eq!([lengths(P, false), lengths(P, true)], [(P - 5, P - 8), (P - 8, P - 11)]);
+        assert_eq!([lengths(P - 8, false), lengths(P - 8, true)], [(P - 13, P - 16), (P - 16, P - 19)]);
     }
 
     proptest! {
         #[test]
         fn frames_roundtrip_through_a_cell(
             frames in prop::collection::vec(frame(), 0..8),
-            direction in prop::sample::select(&BOTH),
+            parser in prop::sample::select(&PARSERS),
         ) {
             let mut inner = [0xee; 1328];
             let mut writer = Writer::new(&mut inner);
             let mut put = Vec::new();
-            for frame in frames.iter().map(Owned::frame).filter(|f| f.travels(direction)) {
+            for frame in frames.iter().map(Owned::frame).filter(|frame| parser(&one(frame)).is_ok()) {
                 let room = writer.room();
                 if writer.put(&frame) {
                     prop_assert_eq!(room - writer.room(), frame.len());
@@ -386,17 +459,17 @@ mod tests {
                 }
             }
             writer.finish();
-            let back: Vec<_> = parse(&inner, direction).unwrap().collect();
+            let back: Vec<_> = parser(&inner).unwrap().collect();
             prop_assert_eq!(back, put);
         }
 
         #[test]
-        fn parsed_frames_write_the_same_bytes(inner in near_frames(), direction in prop::sample::select(&BOTH)) {
-            if let Ok(frames) = parse(&inner, direction) {
+        fn parsed_frames_write_the_same_bytes(inner in near_frames(), parser in prop::sample::select(&PARSERS)) {
+            if let Ok(frames) = parser(&inner) {
                 let mut again = vec![0xee; inner.len()];
                 let mut writer = Writer::new(&mut again);
                 for frame in frames {
-                    prop_assert!(frame.travels(direction) && writer.put(&frame));
+                    prop_assert!(writer.put(&frame));
                 }
                 let end = writer.written().bytes;
                 prop_assert_eq!(&again[..end], &inner[..end]);

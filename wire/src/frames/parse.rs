@@ -11,6 +11,7 @@ use crate::cell::Direction;
 /// Why the payload of a cell is refused. Counted, never answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum BadFrames {
+    /// Also a type that is known but not allowed in this class.
     #[error("unknown frame type")]
     Type,
     /// A frame that ends after the cell.
@@ -29,39 +30,120 @@ pub enum BadFrames {
     /// More datagrams than [`datagrams_max`].
     #[error("too many datagrams")]
     Datagrams,
+    /// An AGAIN without frames, or with PAD or another AGAIN inside.
+    #[error("bad repetition")]
+    Again,
+    /// In a meeting, where all flows are 0.
+    #[error("frame of a flow in a meeting")]
+    Flow,
 }
 
-/// Checks the whole payload of a cell, and only then hands out its frames. PAD ends the frames; bytes
+/// Checks the whole payload of a cell of a free class, and only then hands out its frames. PAD ends the frames; bytes
 /// after it are ignored.
 ///
 /// # Errors
 /// The first bad frame in the payload, or too many datagrams in all. The cell must be dropped.
 pub fn parse(payload: &[u8], direction: Direction) -> Result<Frames<'_>, BadFrames> {
-    let mut rest = payload;
-    let mut datagrams = 0;
-    while let Some(frame) = take_frame(&mut rest)? {
-        if !frame.travels(direction) {
-            return Err(BadFrames::Direction);
-        }
-        datagrams += usize::from(frame.is_datagram());
-    }
-    if datagrams > datagrams_max(payload.len()) {
-        return Err(BadFrames::Datagrams);
-    }
-    Ok(Frames { rest: payload })
+    check(payload, payload.len(), |frame| match frame {
+        Frame::Session(_) | Frame::Again(_) => Err(BadFrames::Type),
+        _ if !frame.travels(direction) => Err(BadFrames::Direction),
+        _ => Ok(()),
+    })
 }
 
-/// The frames of a cell that [`parse`] has checked.
+/// [`parse`] of a paced class, to or from the exit (SPEC 9.11.7, 9.12). `repeat` is that of the class: without it AGAIN
+/// is refused, too.
+///
+/// # Errors
+/// As [`parse`], also of the frames inside AGAIN.
+pub fn parse_paced(payload: &[u8], direction: Direction, repeat: bool) -> Result<Frames<'_>, BadFrames> {
+    check_with_again(payload, |frame| match frame {
+        Frame::Move { .. } | Frame::Report { .. } | Frame::Ping(_) | Frame::Pong(_) => Err(BadFrames::Type),
+        Frame::Again(_) if !repeat => Err(BadFrames::Type),
+        _ if !frame.travels(direction) => Err(BadFrames::Direction),
+        _ => Ok(()),
+    })
+}
+
+/// [`parse`] of the P - 8 inner bytes of a meeting (SPEC 9.13.6).
+///
+/// # Errors
+/// As [`parse_paced`], or a flow is not 0.
+pub fn parse_meeting(inner: &[u8], repeat: bool) -> Result<Frames<'_>, BadFrames> {
+    check_with_again(inner, |frame| match *frame {
+        Frame::Dgram { flow: 0, .. } | Frame::Frag { flow: 0, .. } => Ok(()),
+        Frame::Dgram { .. } | Frame::Frag { .. } => Err(BadFrames::Flow),
+        Frame::Again(_) if repeat => Ok(()),
+        _ => Err(BadFrames::Type),
+    })
+}
+
+/// Checks all frames of a text, up to PAD. Its bound on datagrams is that of a cell with `payload` inner bytes.
+#[inline]
+fn check<'a>(
+    text: &'a [u8],
+    payload: usize,
+    allow: impl Fn(&Frame<'a>) -> Result<(), BadFrames>,
+) -> Result<Frames<'a>, BadFrames> {
+    let mut rest = text;
+    let mut datagrams = 0;
+    while let Some(frame) = take_frame(&mut rest)? {
+        allow(&frame)?;
+        datagrams += usize::from(frame.is_datagram());
+    }
+    if datagrams > datagrams_max(payload) {
+        return Err(BadFrames::Datagrams);
+    }
+    Ok(Frames { rest: text })
+}
+
+/// [`check`], also of the frames inside AGAIN, which have a bound of their own.
+fn check_with_again<'a>(
+    payload: &'a [u8],
+    allow: impl Fn(&Frame<'a>) -> Result<(), BadFrames>,
+) -> Result<Frames<'a>, BadFrames> {
+    check(payload, payload.len(), |frame| {
+        allow(frame)?;
+        match frame {
+            Frame::Again(frames) => check_again(frames, payload.len(), &allow),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Checks the frames inside an AGAIN (SPEC 9.12.3).
+pub(super) fn check_again<'a>(
+    frames: &'a [u8],
+    payload: usize,
+    allow: impl Fn(&Frame<'a>) -> Result<(), BadFrames>,
+) -> Result<(), BadFrames> {
+    let read = check(frames, payload, |frame| match frame {
+        Frame::Again(_) => Err(BadFrames::Again),
+        _ => allow(frame),
+    })?;
+    // PAD, or nothing, ends the frames before the end of the text.
+    let len: usize = read.map(|frame| frame.len()).sum();
+    if frames.is_empty() || len < frames.len() { Err(BadFrames::Again) } else { Ok(()) }
+}
+
+/// The frames of a cell that were checked.
 #[derive(Clone, Debug)]
 pub struct Frames<'a> {
     rest: &'a [u8],
+}
+
+impl<'a> Frames<'a> {
+    /// Those inside an AGAIN of a cell that was checked.
+    pub fn of_again(frames: &'a [u8]) -> Frames<'a> {
+        Frames { rest: frames }
+    }
 }
 
 impl<'a> Iterator for Frames<'a> {
     type Item = Frame<'a>;
 
     fn next(&mut self) -> Option<Frame<'a>> {
-        // `parse` has checked every frame up to the end, so there is no error here.
+        // Every frame up to the end is checked, so there is no error here.
         take_frame(&mut self.rest).ok().flatten()
     }
 }
@@ -161,6 +243,8 @@ fn take_frame<'a>(rest: &mut &'a [u8]) -> Result<Option<Frame<'a>>, BadFrames> {
         frame_type::PONG => Frame::Pong(take(rest)?),
         frame_type::PEER => Frame::Peer { flow: take_u16(rest)?, from: take_ip(rest)? },
         frame_type::FROM => Frame::From { flow: take_u16(rest)?, from: take_ip(rest)?, data: take_data(rest)? },
+        frame_type::SESSION => Frame::Session(take(rest)?),
+        frame_type::AGAIN => Frame::Again(take_data(rest)?),
         _ => return Err(BadFrames::Type),
     };
     Ok(Some(frame))
@@ -175,7 +259,9 @@ mod tests {
     fn one_bad_frame_drops_the_whole_cell() {
         let token = "000102030405060708090a0b0c0d0e0f";
         let cases = [
-            ("0c".to_owned(), BadFrames::Type),
+            (format!("0c {token}"), BadFrames::Type),
+            ("0d 0003 040001".to_owned(), BadFrames::Type),
+            ("0e".to_owned(), BadFrames::Type),
             ("ff".to_owned(), BadFrames::Type),
             ("01 0001 0003 aabb".to_owned(), BadFrames::Truncated),
             ("01 0001 00".to_owned(), BadFrames::Truncated),
@@ -216,6 +302,82 @@ mod tests {
                 assert_eq!(parse(&cell(max), direction).unwrap().count(), 2 + max);
                 assert_eq!(parse(&cell(max + 1), direction).err(), Some(BadFrames::Datagrams));
             }
+        }
+    }
+
+    /// The reason why frames are refused in a paced class with repeat and, in a meeting, with it.
+    fn reasons(inner: &[u8]) -> [Option<BadFrames>; 3] {
+        let paced = |direction| parse_paced(inner, direction, true).err();
+        [paced(Direction::Forward), paced(Direction::Backward), parse_meeting(inner, true).err()]
+    }
+
+    #[test]
+    fn paced_classes_allow_other_frames() {
+        use BadFrames::{Direction as Way, Flow, Type};
+        let token = [7; 16];
+        let cases: [(&[&[u8]], [Option<BadFrames>; 3]); 14] = [
+            (&[&hex!("01 0000 0001 aa")], [None; 3]),
+            (&[&hex!("02 0000 0001 80 0001 aa")], [None; 3]),
+            (&[&hex!("01 0001 0001 aa")], [None, None, Some(Flow)]),
+            (&[&hex!("02 0001 0001 80 0001 aa")], [None, None, Some(Flow)]),
+            (&[&hex!("03 0000 0001"), &token, &hex!("04 c0000201 0035")], [None, Some(Way), Some(Type)]),
+            (&[&hex!("04 0000")], [None, None, Some(Type)]),
+            (&[&hex!("05 ffff 05")], [Some(Way), None, Some(Type)]),
+            (&[&hex!("06 0001"), &token], [Some(Type); 3]),
+            (&[&hex!("07 0000000001 0000000001")], [Some(Type); 3]),
+            (&[&hex!("08 0000000000000000")], [Some(Type); 3]),
+            (&[&hex!("09 0000000000000000")], [Some(Type); 3]),
+            (&[&hex!("0a 0001 04 c0000201 0035")], [Some(Way), None, Some(Type)]),
+            (&[&hex!("0b 0001 04 c0000201 0035 0000")], [Some(Way), None, Some(Type)]),
+            (&[&[frame_type::SESSION], &token], [None, Some(Way), Some(Type)]),
+        ];
+        for (parts, expected) in cases {
+            let frame = parts.concat();
+            assert_eq!(reasons(&frame), expected, "{frame:02x?}");
+            // The frames inside AGAIN obey the same rules. Backward AGAIN travels in meetings only.
+            let again = [&[frame_type::AGAIN, 0, frame.len() as u8], &frame[..]].concat();
+            assert_eq!(reasons(&again), [expected[0], Some(Way), expected[2]], "{again:02x?}");
+            assert_eq!(parse_paced(&again, Direction::Forward, false).err(), Some(Type), "a class without repeat");
+            assert_eq!(parse_meeting(&again, false).err(), Some(Type));
+        }
+    }
+
+    #[test]
+    fn bad_repetition_drops_the_whole_cell() {
+        let datagram = hex!("01 0000 0001 aa");
+        let again = |frames: &[u8]| [&[frame_type::AGAIN, 0, frames.len() as u8], frames].concat();
+        let cases = [
+            (again(&[]), BadFrames::Again),
+            (again(&[frame_type::PAD]), BadFrames::Again),
+            (again(&[&datagram[..], &[frame_type::PAD]].concat()), BadFrames::Again),
+            (again(&again(&datagram)), BadFrames::Again),
+            (again(&datagram[..5]), BadFrames::Truncated),
+            (again(&[0x0e]), BadFrames::Type),
+            (again(&datagram)[..8].to_vec(), BadFrames::Truncated),
+            (again(&hex!("02 0000 0001 08 0000")), BadFrames::Fragment),
+        ];
+        for (bad, reason) in cases {
+            let inner = [&datagram[..], &bad].concat();
+            assert_eq!(parse_paced(&inner, Direction::Forward, true).err(), Some(reason), "{bad:02x?}");
+            assert_eq!(parse_meeting(&inner, true).err(), Some(reason), "{bad:02x?}");
+        }
+    }
+
+    #[test]
+    fn repeated_datagrams_have_a_bound_of_their_own() {
+        for (payload, max) in [(208, 8), (200, 8), (1328, 32), (1320, 32)] {
+            let cell = |repeated, fresh| {
+                let datagrams = |count| [frame_type::DGRAM, 0, 0, 0, 0].repeat(count);
+                let len = u16::try_from(5 * repeated).unwrap().to_be_bytes();
+                let mut inner = [&[frame_type::AGAIN], &len[..], &datagrams(repeated), &datagrams(fresh)].concat();
+                inner.resize(payload, frame_type::PAD);
+                inner
+            };
+            let both =
+                |inner: &[u8]| [parse_paced(inner, Direction::Forward, true).err(), parse_meeting(inner, true).err()];
+            assert_eq!(both(&cell(max, max)), [None; 2]);
+            assert_eq!(both(&cell(max + 1, 1)), [Some(BadFrames::Datagrams); 2]);
+            assert_eq!(both(&cell(1, max + 1)), [Some(BadFrames::Datagrams); 2]);
         }
     }
 

@@ -40,9 +40,9 @@ impl<'a> Writer<'a> {
 
     /// Appends a frame. False, without any change, if it does not fit, if the cell has its maximum of
     /// datagrams, or if the layout cannot carry it (a malformed name, an index over 7, a count over 40
-    /// bits). [`super::parse`] accepts every frame that is written.
+    /// bits, bad frames of an AGAIN). The parser accepts every frame that is written where it may travel.
     pub fn put(&mut self, frame: &Frame<'_>) -> bool {
-        if frame.len() > self.room() || !frame.is_expressible() {
+        if frame.len() > self.room() || !frame.is_expressible(self.payload.len()) {
             return false;
         }
         if frame.is_datagram() {
@@ -116,6 +116,14 @@ impl<'a> Writer<'a> {
                 self.ip(from);
                 self.data(data);
             }
+            Frame::Session(session) => {
+                self.bytes(&[frame_type::SESSION]);
+                self.bytes(&session);
+            }
+            Frame::Again(frames) => {
+                self.bytes(&[frame_type::AGAIN]);
+                self.data(frames);
+            }
         }
         true
     }
@@ -182,6 +190,10 @@ mod tests {
         }
         assert!(!writer.put(&Frame::Frag { flow: 0, id: 0, index: 8, last: false, data: &[] }));
         assert!(!writer.put(&Frame::Report { highest: U40_END, received: 0 }));
+        let (pad, datagram) = ([0x04, 0, 1, 0x00], [0x01, 0, 1, 0, 0]);
+        for frames in [&[][..], &pad, &pad[..2], &[0x0d, 0, 3, 0x04, 0, 1], &datagram.repeat(33)] {
+            assert!(!writer.put(&Frame::Again(frames)), "{frames:02x?}");
+        }
         assert!(!writer.put(&Frame::Dgram { flow: 0, data: &[0; 596] }));
         assert!(writer.is_empty() && writer.room() == 600);
         assert!(writer.put(&Frame::Dgram { flow: 0, data: &[0; 595] }));

@@ -68,15 +68,15 @@ pub enum BadAck {
 }
 
 impl Pending {
-    /// Reads the slots of all hops from the contents of the [`ack_cells`], hop 1 first, and removes a
-    /// layer after each.
+    /// Reads the slots of the setup's hops from the contents of the [`ack_cells`], the nearest hop first, and removes
+    /// a layer after each.
     ///
     /// # Errors
     /// One wrong slot discards the setup.
     pub fn finish(&self, shape: Shape, contents: &mut [Vec<u8>]) -> Result<Vec<HopSecrets>, BadAck> {
         let mut all = Vec::with_capacity(self.hops.len());
-        for (hop, (x, prk0)) in self.hops.iter().enumerate() {
-            let i = hop + 1;
+        for (at, (x, prk0)) in self.hops.iter().enumerate() {
+            let i = shape.hops() - self.hops.len() + at + 1;
             let (cell, range) = slot(shape, i);
             let bytes = &contents[cell][range];
             let ephemeral: [u8; 32] = bytes[..32].try_into().expect("a slot is 48 bytes");

@@ -1,4 +1,4 @@
-//! The setup onion and its ack as bytes (SPEC 5.1, 5.2, 5.4).
+//! The setup onion and its ack as bytes (SPEC 5.1, 5.2, 5.4; of paced classes 9.8, 9.9).
 //!
 //! Pure functions: keys and randomness go in, bytes and secrets come out. The state machines that
 //! call them are in `control`. This is a slow path, so it may allocate. The suites differ in
@@ -19,11 +19,14 @@ use zeroize::Zeroizing;
 use crate::cell::{Class, Direction, Shape, TAG_LEN};
 use crate::gcm::{AeadKey, Job, Prepared, open_batch, prepare, seal_batch};
 use crate::kdf::{LowOrder, Secret, expand, expand_secret, extract, x25519, x25519_public};
+use crate::paced::PacedClass;
 use crate::shards::Shards;
 
 /// Protocol version in `info`.
 pub const VERSION: u8 = 1;
 const INFO_LEN: usize = 16;
+/// Bytes of the token behind the exit's info, in paced classes (SPEC 9.8.1).
+pub const TOKEN_LEN: usize = 32;
 
 /// The facts about a hop that a setup needs.
 #[derive(Clone, Debug)]
@@ -35,30 +38,42 @@ pub struct HopPublic {
 }
 
 /// The constants of a chain that every setup carries (SPEC 5.2). A field that varied would be a label
-/// by which hops recognise a channel.
+/// by which hops recognise a channel. Use [`Info::paced`] for a paced class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
     pub suite: Suite,
+    /// The class, or the size of the paced class.
     pub class: Class,
-    /// Lifetime of the channel, at most 3600 s.
+    pub paced: bool,
+    /// Lifetime of the channel, at most 3600 s; 0 in paced classes.
     pub lifetime_s: u16,
-    /// First sequence number of the channel: 0 in free classes.
+    /// First sequence number of the channel: 0 in free classes, the first round of its batch in paced ones.
     pub first: u64,
 }
 
 impl Info {
+    /// Of a channel for the batch with this first round (SPEC 9.8.1).
+    pub const fn paced(suite: Suite, class: PacedClass, first: u64) -> Info {
+        Info { suite, class: class.size(), paced: true, lifetime_s: 0, first }
+    }
+
+    /// Bytes behind the exit's info.
+    const fn token_len(self) -> usize {
+        if self.paced { TOKEN_LEN } else { 0 }
+    }
+
     fn to_bytes(self) -> [u8; INFO_LEN] {
         let mut out = [0; INFO_LEN];
         out[0] = VERSION;
         out[1] = self.suite as u8;
-        out[2] = self.class as u8;
+        out[2] = if self.paced { PacedClass::new(self.class).number() } else { self.class as u8 };
         out[4..6].copy_from_slice(&self.lifetime_s.to_be_bytes());
         out[6..11].copy_from_slice(&self.first.to_be_bytes()[3..8]);
         out
     }
 }
 
-/// Length of the onion that arrives at hop `i`, counted from 1: S_i.
+/// Length of the onion that arrives at hop `i`, counted from 1: S_i. In paced classes a token is behind it.
 pub const fn onion_len(shape: Shape, suite: Suite, i: usize) -> usize {
     suite.part_len() * (shape.hops() - i + 1)
 }
@@ -66,6 +81,11 @@ pub const fn onion_len(shape: Shape, suite: Suite, i: usize) -> usize {
 /// How S_i is spread over the cells of link `i`.
 pub const fn shards(shape: Shape, suite: Suite, i: usize) -> Shards {
     Shards::of(onion_len(shape, suite, i), shape.control_content(Direction::Forward, i))
+}
+
+/// The same in the paced class of the shape's size. On link 1 an entry may send more parity shards (SPEC 9.8.3).
+pub const fn paced_shards(shape: Shape, suite: Suite, i: usize) -> Shards {
+    Shards::of(onion_len(shape, suite, i) + TOKEN_LEN, shape.payload())
 }
 
 /// The secrets that the entry and one hop share after a setup (SPEC 5.1).
@@ -103,7 +123,7 @@ pub struct Pending {
     hops: Vec<(Secret, Secret)>,
 }
 
-/// Builds the onion of a chain, S_1. `shares` are those of hops 1..h, fresh for each attempt.
+/// Builds the onion of a free class, S_1. `shares` are those of hops 1..h, fresh for each attempt.
 ///
 /// # Errors
 /// A hop's public key is of low order.
@@ -116,16 +136,38 @@ pub fn build(
     shares: Vec<EntryShare>,
     info: Info,
 ) -> Result<(Vec<u8>, Pending), LowOrder> {
-    assert!(hops.len() == shape.hops() && shares.len() == shape.hops());
+    assert!(hops.len() == shape.hops());
+    build_with_token(shape, hops, shares, info, &[])
+}
+
+/// Builds an onion whose exit finds `token`, [`TOKEN_LEN`] bytes in paced classes and none in free ones. `hops` end
+/// with the exit. A mix leaves out itself and those before it: its loops begin behind it (SPEC 9.14).
+///
+/// # Errors
+/// A hop's public key is of low order.
+///
+/// # Panics
+/// There are more hops than the shape's, the number of shares or the length of the token is another, or a suite
+/// differs from that of `info`.
+pub fn build_with_token(
+    shape: Shape,
+    hops: &[HopPublic],
+    shares: Vec<EntryShare>,
+    info: Info,
+    token: &[u8],
+) -> Result<(Vec<u8>, Pending), LowOrder> {
+    assert!(hops.len() <= shape.hops() && shares.len() == hops.len() && token.len() == info.token_len());
     let head_len = info.suite.head_len();
-    let mut onion = Vec::new();
+    let before = shape.hops() - hops.len();
+    let mut onion = token.to_vec();
     let mut pending = Vec::with_capacity(hops.len());
-    for (i, (hop, share)) in hops.iter().zip(shares).enumerate().rev() {
+    for (at, (hop, share)) in hops.iter().zip(shares).enumerate().rev() {
+        let i = before + at + 1;
         let (head, agreed) = share.agree(&hop.setup)?;
         assert_eq!(head.len(), head_len, "a chain has one suite");
-        let prk0 = agreed.prk0(i + 1, shape.hops(), &hop.descriptor_hash, &head);
+        let prk0 = agreed.prk0(i, shape.hops(), &hop.descriptor_hash, &head);
         let key = setup_aead(&prk0);
-        let mut layer = Vec::with_capacity(onion_len(shape, info.suite, i + 1));
+        let mut layer = Vec::with_capacity(onion_len(shape, info.suite, i) + token.len());
         layer.extend_from_slice(&head);
         layer.extend_from_slice(&info.to_bytes());
         layer.append(&mut onion);
@@ -155,7 +197,7 @@ pub enum BadSetup {
 pub struct Opened {
     /// For the replay cache; see [`replay_tag`].
     pub tag: [u8; 16],
-    /// The onion for the next hop, S_{i+1}; empty at the exit.
+    /// The onion for the next hop, S_{i+1}. At the exit it is the token of a paced class, otherwise empty.
     pub rest: Vec<u8>,
     entry_ephemeral: [u8; 32],
     prk0: Secret,
@@ -179,7 +221,7 @@ pub fn open(
     info: Info,
     onion: &[u8],
 ) -> Result<Opened, BadSetup> {
-    if onion.len() != onion_len(shape, info.suite, i) || setup_key.suite() != info.suite {
+    if onion.len() != onion_len(shape, info.suite, i) + info.token_len() || setup_key.suite() != info.suite {
         return Err(BadSetup::Length);
     }
     let (head, sealed) = onion.split_at(info.suite.head_len());
@@ -235,7 +277,7 @@ mod tests {
 
     fn run(suite: Suite, class: Class, hops: usize, tamper: Option<(usize, usize)>) -> Result<(), BadAck> {
         let shape = Shape::new(class, hops).unwrap();
-        let info = Info { suite, class, lifetime_s: 3600, first: 0 };
+        let info = Info { suite, class, paced: false, lifetime_s: 3600, first: 0 };
         let (keys, publics) = keys(suite, hops);
         let (mut onion, pending) = build(shape, &publics, shares(&publics), info).unwrap();
         let mut secrets = Vec::new();
@@ -298,7 +340,7 @@ mod tests {
     fn setup_for_another_hop_or_descriptor_does_not_open() {
         for suite in Suite::ALL {
             let shape = Shape::new(Class::L, 3).unwrap();
-            let info = Info { suite, class: Class::L, lifetime_s: 3600, first: 0 };
+            let info = Info { suite, class: Class::L, paced: false, lifetime_s: 3600, first: 0 };
             let key = SetupKey::generate(suite, Secret::new([9; 32]));
             let hops = vec![HopPublic { setup: key.public(), descriptor_hash: [1; 32] }; 3];
             let (onion, _) = build(shape, &hops, shares(&hops), info).unwrap();
@@ -328,11 +370,94 @@ mod tests {
         }
     }
 
+    const FIRST: u64 = 163_840_000_000;
+
+    /// A setup of a paced class through the hops from `from` on, and its ack. The content that the hop `lost` waits
+    /// for does not come: it takes other bytes in its place.
+    fn run_paced(suite: Suite, hops: usize, from: usize, lost: Option<usize>) -> Result<(), BadAck> {
+        let shape = Shape::new(Class::S, hops).unwrap();
+        let info = Info::paced(suite, PacedClass::new(Class::S), FIRST);
+        let (keys, publics) = keys(suite, hops);
+        let publics = &publics[from - 1..];
+        let (mut onion, pending) = build_with_token(shape, publics, shares(publics), info, &[0x77; TOKEN_LEN]).unwrap();
+        let mut secrets = Vec::new();
+        for (i, public) in (from..).zip(publics) {
+            assert_eq!(onion.len(), onion_len(shape, suite, i) + 32);
+            let opened = open(shape, i, &[public.descriptor_hash], &keys[i - 1], info, &onion).unwrap();
+            onion.clone_from(&opened.rest);
+            secrets.push(opened.answer(Secret::new([0x80 + i as u8; 32])).unwrap());
+        }
+        assert_eq!(onion, [0x77; 32]);
+        let mut contents = vec![vec![0xaa; shape.payload()]; ack_cells(shape)];
+        for i in (from..=hops).rev() {
+            let (e, s) = &secrets[i - from];
+            for (sub, content) in (0..).zip(&mut contents) {
+                if lost == Some(i) {
+                    content.fill(0x55);
+                }
+                if i == hops {
+                    begin_ack(shape, sub, e, s, content);
+                } else {
+                    cover_ack(shape, i, sub, e, s, content);
+                }
+            }
+        }
+        let entry = pending.finish(shape, &mut contents)?;
+        assert_eq!(entry.len(), secrets.len());
+        assert!(entry.iter().zip(&secrets).all(|(mine, (_, theirs))| mine.forward.expose() == theirs.forward.expose()));
+        Ok(())
+    }
+
+    #[test]
+    fn paced_setup_brings_a_token_to_the_exit() {
+        for suite in Suite::ALL {
+            for hops in [2, 4, 8] {
+                // From the second hop on it is a loop of Mix 1.
+                (1..=hops).for_each(|from| run_paced(suite, hops, from, None).unwrap());
+            }
+            assert_eq!(run_paced(suite, 8, 1, Some(3)), Err(BadAck::Confirm(4)), "a lost content shows at the entry");
+        }
+    }
+
+    #[test]
+    fn paced_setup_for_another_batch_or_class_is_refused() {
+        let (keys, publics) = keys(Suite::Hybrid, 2);
+        let (shape, class) = (Shape::new(Class::S, 2).unwrap(), PacedClass::new(Class::S));
+        let info = Info::paced(Suite::Hybrid, class, FIRST);
+        let (onion, _) = build_with_token(shape, &publics, shares(&publics), info, &[7; TOKEN_LEN]).unwrap();
+        let try_open = |info, onion: &[u8]| open(shape, 1, &[[0; 32]], &keys[0], info, onion).map(drop);
+        assert_eq!(try_open(info, &onion), Ok(()));
+        assert_eq!(try_open(Info { first: FIRST + 2048, ..info }, &onion), Err(BadSetup::Info));
+        assert_eq!(try_open(Info { first: FIRST - 2048, ..info }, &onion), Err(BadSetup::Info));
+        assert_eq!(try_open(Info { lifetime_s: 1, ..info }, &onion), Err(BadSetup::Info));
+        assert_eq!(try_open(Info { class: Class::M, ..info }, &onion), Err(BadSetup::Info));
+        assert_eq!(try_open(Info { paced: false, ..info }, &onion), Err(BadSetup::Length));
+        assert_eq!(try_open(info, &onion[..onion.len() - TOKEN_LEN]), Err(BadSetup::Length));
+        let free = Info { paced: false, lifetime_s: 3600, first: 0, ..info };
+        let (onion, _) = build(shape, &publics, shares(&publics), free).unwrap();
+        assert_eq!(try_open(info, &onion), Err(BadSetup::Length));
+    }
+
+    #[test]
+    fn paced_setup_has_the_shards_of_the_specification() {
+        let table = |class, hops| {
+            let shape = Shape::new(class, hops).unwrap();
+            let counts = |i| paced_shards(shape, Suite::Hybrid, i);
+            (1..=hops).map(|i| (counts(i).data, counts(i).parity)).collect::<Vec<_>>()
+        };
+        assert_eq!(table(Class::S, 4)[0].0, 23);
+        assert_eq!(table(Class::S, 4)[1..], [(17, 5), (12, 3), (6, 3)]);
+        assert_eq!(table(Class::S, 8)[0].0, 45);
+        assert_eq!(table(Class::S, 8)[1..], [(39, 10), (34, 9), (28, 7), (23, 6), (17, 5), (12, 3), (6, 3)]);
+        assert_eq!(table(Class::M, 8)[1..], [(8, 3), (7, 3), (6, 3), (5, 3), (4, 3), (3, 3), (2, 3)]);
+        assert_eq!(table(Class::L, 4), [(4, 3), (3, 3), (2, 3), (1, 3)]);
+    }
+
     #[test]
     fn setup_of_one_suite_does_not_open_in_the_other() {
         let shape = Shape::new(Class::L, 3).unwrap();
         let [one, two] = Suite::ALL.map(|suite| {
-            let info = Info { suite, class: Class::L, lifetime_s: 3600, first: 0 };
+            let info = Info { suite, class: Class::L, paced: false, lifetime_s: 3600, first: 0 };
             let (keys, publics) = keys(suite, 3);
             (build(shape, &publics, shares(&publics), info).unwrap().0, keys, info)
         });
@@ -347,7 +472,7 @@ mod tests {
     fn tag_of_a_setup_covers_the_whole_head() {
         let (_, publics) = keys(Suite::Hybrid, 2);
         let shape = Shape::new(Class::S, 2).unwrap();
-        let info = Info { suite: Suite::Hybrid, class: Class::S, lifetime_s: 60, first: 0 };
+        let info = Info { suite: Suite::Hybrid, class: Class::S, paced: false, lifetime_s: 60, first: 0 };
         let (mut onion, _) = build(shape, &publics, shares(&publics), info).unwrap();
         let tag = |onion: &[u8]| replay_tag(Suite::Hybrid, onion).unwrap();
         let first = tag(&onion);

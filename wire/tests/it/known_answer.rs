@@ -48,26 +48,26 @@ use wire::layer::{EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::link::{ControlKey, HeaderKey, LinkContent, LinkSecrets};
 use wire::setup::{self, Encapsulation, EntryShare, HopPublic, HopSecrets, Info, SetupKey, Suite};
 
-const HOPS: usize = 4;
+pub(super) const HOPS: usize = 4;
 
 /// Arbitrary bytes that stay the same: HKDF-Expand of a zero key, with a name as info.
-fn fixed<const N: usize>(name: &str) -> [u8; N] {
+pub(super) fn fixed<const N: usize>(name: &str) -> [u8; N] {
     let mut out = [0; N];
     expand_info(&Secret::new([0; 32]), name.as_bytes(), &mut out).unwrap();
     out
 }
 
-fn hex(bytes: &[u8]) -> Value {
+pub(super) fn hex(bytes: &[u8]) -> Value {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
-struct Link {
-    secrets: LinkSecrets,
-    channel: u32,
+pub(super) struct Link {
+    pub(super) secrets: LinkSecrets,
+    pub(super) channel: u32,
 }
 
 impl Link {
-    fn new(i: usize) -> (Link, Value) {
+    pub(super) fn new(i: usize) -> (Link, Value) {
         let handshake_hash: [u8; 32] = fixed(&format!("handshake hash {i}"));
         let [k1, k2, ss] = ["k1", "k2", "ss"].map(|name| fixed::<32>(&format!("{name} {i}")));
         let secrets = LinkSecrets::derive(&handshake_hash, &k1, &k2, &ss);
@@ -184,19 +184,19 @@ fn backward_cell(shape: Shape, links: &[Link], hops: &[HopSecrets], seq: u64, in
 }
 
 /// A secret of the hop with index `i`.
-fn secret(name: &str, i: usize) -> Secret {
+pub(super) fn secret(name: &str, i: usize) -> Secret {
     Secret::new(fixed(&format!("{name} {}", i + 1)))
 }
 
 /// The hop with index `i`: its setup keys, and the entry's share for it.
-struct Hop {
-    key: SetupKey,
-    public: HopPublic,
-    share: EntryShare,
+pub(super) struct Hop {
+    pub(super) key: SetupKey,
+    pub(super) public: HopPublic,
+    pub(super) share: EntryShare,
 }
 
 impl Hop {
-    fn new(suite: Suite, i: usize) -> (Hop, Value) {
+    pub(super) fn new(suite: Suite, i: usize) -> (Hop, Value) {
         let (x25519, x) = (secret("setup", i), secret("x", i));
         let descriptor_hash = fixed(&format!("D {}", i + 1));
         let mut values = json!({
@@ -337,7 +337,7 @@ fn run_setup(shape: Shape, info: Info, links: &[Link]) -> (Vec<HopSecrets>, Valu
 
 fn compute() -> Value {
     let shape = Shape::new(Class::S, HOPS).unwrap();
-    let info = Info { suite: Suite::X25519, class: Class::S, lifetime_s: 3600, first: 0 };
+    let info = Info { suite: Suite::X25519, class: Class::S, paced: false, lifetime_s: 3600, first: 0 };
     let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
     let (entry, one, cells) = run_setup(shape, info, &links);
     let first_cells: Vec<Value> = cells.into_iter().map(|of_link| of_link[0].clone()).collect();
@@ -382,7 +382,7 @@ fn compute() -> Value {
 }
 
 /// Paths of the values that differ.
-fn differences(path: &str, want: &Value, have: &Value, out: &mut Vec<String>) {
+pub(super) fn differences(path: &str, want: &Value, have: &Value, out: &mut Vec<String>) {
     match (want, have) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
             a.iter().for_each(|(name, value)| differences(&format!("{path}.{name}"), value, &b[name], out));

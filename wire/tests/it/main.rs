@@ -2,5 +2,6 @@
 
 mod aead;
 mod known_answer;
+mod paced;
 mod uiv;
 mod vectors;

@@ -14,7 +14,7 @@ const BODIES: [usize; 3] = [224, 1168, 1344];
 
 /// Whether a text is enciphered or deciphered.
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Way {
+pub(super) enum Way {
     Encipher,
     Decipher,
 }
@@ -68,7 +68,7 @@ fn prf(keys: &[u8], cleared: u32, input: &[u8], first: u32, len: usize) -> Vec<u
 }
 
 /// UIV+ of Tor's proposal 359 for any tweak, length, and number of cleared bits.
-fn uiv(keys: &[u8], cleared: u32, tweak: &[u8], way: Way, text: &[u8]) -> Vec<u8> {
+pub(super) fn uiv(keys: &[u8], cleared: u32, tweak: &[u8], way: Way, text: &[u8]) -> Vec<u8> {
     let (left, right) = text.split_at(16);
     let (first, second) = keys.split_at(32);
     let stream = |left: &[u8]| prf(second, cleared, left, 0, right.len());
@@ -95,7 +95,7 @@ fn vectors(file: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     file.lines().skip(1).map(|line| line.split(' ').collect())
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(super) fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
