@@ -443,7 +443,8 @@ impl Flows {
             Some(socket) => socket,
             None => {
                 let (own, all) = (self.quota.of(channel).sockets, self.caps.sockets);
-                if !may_have_another(own, all - self.sockets(), all / 4) && !(own == 0 && self.evict_idler(apps, now)) {
+                let may_have_another = may_have_another(own, all - self.sockets(), all / 4);
+                if !(may_have_another || own == 0 && self.evict_idler(apps, now)) {
                     return Err(DropReason::SocketsFull);
                 }
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
