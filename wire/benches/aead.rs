@@ -187,7 +187,8 @@ fn uiv_row(engine: Engine, len: usize, keys: usize, batch: usize) -> [f64; 4] {
         let keys = keys.iter().cycle().skip(at % keys.len());
         keys.zip(cells).map(|(key, cell)| Job::new(key, NONCE, cell)).collect()
     }
-    let works: [&dyn Fn(usize, &mut [Vec<u8>]); 4] = [
+    type Work<'a> = &'a dyn Fn(usize, &mut [Vec<u8>]);
+    let works: [Work<'_>; 4] = [
         &|at, cells| {
             let mut jobs = jobs(&gcm, at, cells);
             open_batch(&mut jobs);
