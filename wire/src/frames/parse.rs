@@ -305,8 +305,10 @@ mod tests {
         }
     }
 
-    /// The reason why frames are refused in a paced class with repeat and, in a meeting, with it.
-    fn reasons(inner: &[u8]) -> [Option<BadFrames>; 3] {
+    /// Why a cell is refused in a paced class with repeat: forward, backward, in a meeting.
+    type Reasons = [Option<BadFrames>; 3];
+
+    fn reasons(inner: &[u8]) -> Reasons {
         let paced = |direction| parse_paced(inner, direction, true).err();
         [paced(Direction::Forward), paced(Direction::Backward), parse_meeting(inner, true).err()]
     }
@@ -315,7 +317,7 @@ mod tests {
     fn paced_classes_allow_other_frames() {
         use BadFrames::{Direction as Way, Flow, Type};
         let token = [7; 16];
-        let cases: [(&[&[u8]], [Option<BadFrames>; 3]); 14] = [
+        let cases: [(&[&[u8]], Reasons); 14] = [
             (&[&hex!("01 0000 0001 aa")], [None; 3]),
             (&[&hex!("02 0000 0001 80 0001 aa")], [None; 3]),
             (&[&hex!("01 0001 0001 aa")], [None, None, Some(Flow)]),
