@@ -1,7 +1,7 @@
 //! The table of configuration keys: name, roles, type, default, doc and example of each, in one place.
 //!
 //! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow
-//! from it. A new key of a node is a row of [`super::table_node`], a field of [`super::NodeConfig`] and the line that
+//! from it. A new key of a node is a row of `table_node.rs`, a field of [`super::NodeConfig`] and the line that
 //! reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};

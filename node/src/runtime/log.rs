@@ -3,7 +3,7 @@
 //! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals,
 //! and when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
 //!
-//! Neighbours: [`crate::runtime::control_thread`] feeds it on the control thread; the command decides where lines go.
+//! Neighbours: `runtime::control_thread` feeds it on the control thread; the command decides where lines go.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! Resolves names for the exit, with hickory-resolver on a thread of its own.
 //!
 //! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread, and after
-//! [`DEADLINE`], it is empty: a slow name server must not keep the places of others. Addresses come in the order in
+//! `DEADLINE`, it is empty: a slow name server must not keep the places of others. Addresses come in the order in
 //! which they are to be tried (`address_order`). The data plane decides which of them may be used.
 
 use std::net::{IpAddr, SocketAddr};
