@@ -1,7 +1,7 @@
 //! A rate limit for packets.
 //!
 //! A bucket is one integer and takes two additions, because there is one for each flow and address. Control has a
-//! bucket of its own (`control/src/admission.rs`): control and data plane do not know each other, and that one counts
+//! bucket of its own (`control/src/rate.rs`): control and data plane do not know each other, and that one counts
 //! tokens exactly, which matters at a few handshakes per second and costs floating point.
 
 use crate::{Nanos, SECOND};

@@ -159,13 +159,13 @@ class Chain:
         return self.counted(name)[reason]
 
     @contextlib.contextmanager
-    def counts(self, name, reason, more=1):
-        """The node counts this reason `more` times meanwhile, and no other."""
+    def counts(self, name, reason, more=1, also=()):
+        """The node counts this reason `more` times meanwhile, and no other but those in `also`."""
         before = self.counted(name)
         yield
         self.loop.until(lambda: self.count(name, reason) >= before[reason] + more, f"{reason} counted by {name}")
         found = self.counted(name) - before
-        for background in (*COMMON, *LATE):
+        for background in (*COMMON, *LATE, *also):
             del found[background]
         same(f"counted by {name}", found, {} if reason in (*COMMON, *LATE) else {reason: more})
 

@@ -260,7 +260,8 @@ def check_ik_attacks(report, name, chain, client, node):
         client.echo(os.urandom(30))
 
     def attack(what, reason, count, index, halves, challenges=0):
-        with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count):
+        also = ("cookie-required",) if challenges else ()
+        with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count, also):
             answers = end.drops["unexpected-response"]
             challenges += end.answers[CHALLENGE]
             end.send_halves(halves)

@@ -147,8 +147,7 @@ impl Channels {
             if link.channels + link.half_open >= caps.channels_per_entry_link {
                 return Err(Refusal::LinkChannelsFull);
             }
-            let peer = link.peer();
-            if let Some(prefix) = cx.config.prefix(peer.ip()) {
+            if let Some(prefix) = cx.config.prefix(link.home()) {
                 self.admit_of_prefix(cx, links, now, prefix)?;
             }
         }

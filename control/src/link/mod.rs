@@ -6,7 +6,7 @@
 //! control cells belongs to [`crate::channel`].
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use wire::cell::{CellKind, Direction, Header};
@@ -56,6 +56,9 @@ pub(crate) struct Link {
     side: Side,
     /// Where its cells go.
     peer: SocketAddr,
+    /// Its address when it was first promoted: that network's shares and buckets are charged for it (SPEC 4.11),
+    /// wherever it moves.
+    home: IpAddr,
     /// Probes answered under the current keys.
     echoes: usize,
     /// Another address that takes its place unless the initiator still receives there.
@@ -96,9 +99,9 @@ impl Link {
         self.side
     }
 
-    /// Where its cells go.
-    pub(crate) fn peer(&self) -> SocketAddr {
-        self.peer
+    /// The address whose network is charged for it.
+    pub(crate) fn home(&self) -> IpAddr {
+        self.home
     }
 
     fn carries_no_channels(&self) -> bool {
@@ -140,7 +143,9 @@ impl Link {
             self.moving = (from != self.peer).then(|| Moving::new(cx, now, from));
         }
         cx.change(Change::Promote { link: self.id, slot: slot.id, peer: self.peer });
-        self.was_promoted = true;
+        if !self.was_promoted {
+            (self.was_promoted, self.home) = (true, self.peer.ip());
+        }
         self.previous = self.current.replace(slot);
         self.report_up(cx, was_up);
         self.follow_move(cx, now);
@@ -220,7 +225,7 @@ impl Links {
 
     /// Half-open and open channels that entries of this prefix have.
     pub(crate) fn channels_of_prefix(&self, config: &Config, prefix: Prefix) -> (usize, usize) {
-        let of_prefix = |link: &&Link| link.side == Side::Up && config.prefix(link.peer.ip()) == Some(prefix);
+        let of_prefix = |link: &&Link| link.side == Side::Up && config.prefix(link.home) == Some(prefix);
         self.iter().filter(of_prefix).fold((0, 0), |sum, link| (sum.0 + link.half_open, sum.1 + link.channels))
     }
 
@@ -367,6 +372,7 @@ impl Links {
             id,
             side,
             peer,
+            home: peer.ip(),
             echoes: 0,
             moving: None,
             created_at: now,

@@ -39,7 +39,7 @@ impl Links {
         }
 
         // Only promoted links count: anybody makes others from forged addresses.
-        let prefix_of = |link: &Link| cx.config.prefix(link.peer.ip());
+        let prefix_of = |link: &Link| cx.config.prefix(link.home);
         let up = || self.iter().filter(|link| link.side == Side::Up);
         let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
         up().filter(|link| link.was_promoted).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);

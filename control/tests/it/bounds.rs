@@ -8,7 +8,7 @@ use wire::cell::Class;
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 
-use crate::sim::{Fate, Plan, World, ms, secs, up_address};
+use crate::sim::{Fate, Plan, World, down_address, ms, secs, up_address};
 
 /// Another entry with addresses of its own.
 fn start_entry(world: &mut World, number: u8) {
@@ -148,6 +148,30 @@ fn channels_of_a_prefix_have_a_cap_of_their_own() {
         assert_eq!(world.refused(1, Refusal::PrefixChannelsFull) > 0, !is_shared);
         assert_eq!(world.node(99).control.open_channels(), 4, "another prefix has its own");
     }
+}
+
+#[test]
+fn link_that_moves_stays_in_the_account_of_its_prefix() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.channels_per_prefix = 10;
+    let mut world = World::new(plan);
+    world.run_for(secs(2));
+    world.want_channels(0, 8);
+    world.run_for(secs(10));
+    let (link, moved) = (world.node(1).link(Side::Up).0, SocketAddr::from(([7, 7, 7, 7], 2000)));
+    world.nodes.get_mut(&0).unwrap().down_address = moved;
+    world.run_for(secs(6));
+    assert_eq!((world.node(1).link(Side::Up).0, world.node(1).link(Side::Up).1.peer), (link, moved));
+
+    let address = |port| SocketAddr::new(down_address(0).ip(), port);
+    world.start_as(101, 0, address(2001), address(2002));
+    world.run_for(secs(2));
+    world.want_channels(101, 8);
+    world.run_for(secs(20));
+    let open = [0, 101].map(|entry| world.node(entry).control.open_channels());
+    assert_eq!(open.iter().sum::<usize>(), 10, "{open:?}");
+    assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
 }
 
 #[test]

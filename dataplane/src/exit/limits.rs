@@ -141,6 +141,8 @@ impl Limiter {
         if most.is_some() || destination.is_some() {
             let own = most.map_or(0, |_| self.own(channel, to));
             let rows = self.rows(to);
+            // Never more than the address has: other addresses share the channel's few places.
+            let own = rows.iter().map(|row| row.unanswered).fold(own, u32::min);
             let is_within = |most: u32| rows.iter().any(|row| most.saturating_sub(row.unanswered) > own);
             let is_beyond = most.is_some_and(|most| !is_within(most));
             if is_beyond && !(own < FIRST_MAX && rows.iter().any(|row| row.first.has(FIRST, now))) {
