@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Hostile datagrams at every link port of every role: half of them from a stranger's address, half through the link.
-# Usage: .ci/hostile.sh [DATAGRAMS]   for each port, 10000000 unless given: hours. Prints the record in
+# Usage: .ci/hostile.sh [DATAGRAMS]   for each port, 10000000 unless given: half an hour or more. Prints the record in
 # docs/BENCHMARKS.md.
 # Runs in a network namespace without a route where one may be made. Where not, the exit's policy, which admits
 # loopback alone and is proven to before anything hostile is sent, has to be enough.
