@@ -31,7 +31,6 @@ mod fragments;
 mod io;
 mod link;
 mod noise;
-pub mod paced;
 mod prefix;
 mod rate;
 mod slot;

@@ -1,14 +1,31 @@
-//! Cells of paced classes as bytes: header, bodies, meetings (SPEC 9.2, 9.3, 9.13).
+//! Paced classes: cells as bytes, and what all hops and users of a chain compute from its terms and the time (SPEC 9).
+//!
+//! ```text
+//! cell, body, meeting   headers, layers, inner bodies
+//! terms                 the parameters of a class, and what a chain refuses
+//! timetable, slots      rounds, releases, batches and phases; the places of control cells
+//! clock                 a clock that never steps, and the offset of a neighbour's
+//! ```
 //!
 //! The classes differ from free ones in the header of data cells, which has a link tag, and in the layers: a hop
-//! encrypts a body of constant length with a wide-block cipher, whatever the body is. Times, places and batches belong
-//! to the callers. Control cells, setups, acks and inner frames are those of free classes, with the differences that
-//! [`crate::link`], [`crate::setup`] and [`crate::frames`] take as parameters.
+//! encrypts a body of constant length with a wide-block cipher, whatever the body is. Control cells, setups, acks and
+//! inner frames are those of free classes, with the differences that [`crate::link`], [`crate::setup`] and
+//! [`crate::frames`] take as parameters.
 
 mod body;
 mod cell;
+pub mod clock;
 mod meeting;
+mod slots;
+pub mod terms;
+mod timetable;
+
+/// Rounds beyond the last released one from which a hop accepts cells (SPEC 9.4, step 5).
+pub const AHEAD_MAX: u64 = 8;
 
 pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS, WrongLength};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
+pub use slots::{Slots, seats_on};
+pub use terms::PacedTerms;
+pub use timetable::{Phase, Timetable};

@@ -14,12 +14,10 @@ use std::cmp::Ordering;
 
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
+use wire::paced::AHEAD_MAX;
 
 use crate::buffer::{Cell, FreeList, Opened};
 use noise::Noise;
-
-/// Rounds beyond the last released one from which a hop accepts cells (SPEC 9.4, step 5).
-pub const AHEAD_MAX: u64 = 8;
 
 /// The place of a cell: a channel's index within its batch, and the number of the cell within the round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! When rounds are released (SPEC 9.5).
 
-use super::AHEAD_MAX;
+use wire::paced::AHEAD_MAX;
+
 use crate::Nanos;
 
 /// The releases of one direction at a hop, in ns since 1970 by the class's clock.

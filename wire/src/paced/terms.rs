@@ -2,12 +2,12 @@
 
 use std::ops::RangeInclusive;
 
+use crate::cell::Direction;
+use crate::setup::{Suite, TOKEN_LEN};
+use crate::shards::Shards;
 use thiserror::Error;
-use wire::cell::{Class, Direction};
-use wire::setup::Suite;
-use wire::shards::Shards;
 
-use super::timetable::Timetable;
+use super::{AHEAD_MAX, PacedClass, Timetable};
 
 pub const PERIOD_MS: RangeInclusive<u16> = 5..=100;
 pub const CELLS: RangeInclusive<u8> = 1..=32;
@@ -19,19 +19,15 @@ pub const LOOPS_MAX: u8 = 64;
 pub const SLACK_MS: RangeInclusive<u16> = 1..=500;
 pub const STEP_MS: RangeInclusive<u16> = 1..=500;
 pub const NAME_MAX: usize = 16;
-/// Rounds that a hop holds before it releases them: a delay may not exceed them.
-const AHEAD_MAX: u32 = 8;
 /// Rounds after which the answer to a round leaves Mix 1 at the latest.
 const ANSWER_MAX: u64 = 48;
 /// Rounds for each hop in which the parts of a bundle reach an entry.
 const BUNDLE_ROUNDS: u64 = 240;
-/// The class byte of a paced class is that of its size with this bit.
-const PACED: u8 = 0x10;
 
 /// The parameters of a paced class, the same for all hops and users. Its fields have the names of SPEC 9.16.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacedTerms {
-    pub size: Class,
+    pub class: PacedClass,
     pub name: String,
     /// T: ms between two rounds.
     pub period_ms: u16,
@@ -85,16 +81,6 @@ pub enum BadPacedTerms {
 }
 
 impl PacedTerms {
-    /// The number of the class in headers, setups and the chain id.
-    pub const fn class_byte(&self) -> u8 {
-        PACED | self.size as u8
-    }
-
-    /// Bytes of a body: P + 16.
-    pub const fn body_len(&self) -> usize {
-        self.size.payload() + wire::cell::TAG_LEN
-    }
-
     /// Its rounds, in a chain of `hops` hops.
     pub fn timetable(&self, hops: usize) -> Timetable {
         Timetable::new(self, hops)
@@ -103,12 +89,12 @@ impl PacedTerms {
     /// How a setup is spread over cells on link `link`.
     pub fn setup_shards(&self, suite: Suite, hops: usize, link: usize) -> Shards {
         let len = suite.part_len() * (hops - link + 1) + TOKEN_LEN;
-        Shards::of(len, self.size.payload())
+        Shards::of(len, self.class.size().payload())
     }
 
     /// Its part of the chain id.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend([self.class_byte(), self.name.len() as u8]);
+        out.extend([self.class.number(), self.name.len() as u8]);
         out.extend(self.name.as_bytes());
         out.extend(self.period_ms.to_be_bytes());
         out.push(self.cells);
@@ -146,7 +132,7 @@ impl PacedTerms {
             return Err(BadPacedTerms::Steps { expected: hops - 1, found: self.steps_ms.len() });
         }
         let period_ms = u32::from(self.period_ms);
-        let most_ms = (AHEAD_MAX - 2) * period_ms;
+        let most_ms = (AHEAD_MAX as u32 - 2) * period_ms;
         let delay_ms = u32::from(self.copies - 1) * u32::from(self.gap) * period_ms + u32::from(self.slack_ms);
         if delay_ms > most_ms {
             return Err(BadPacedTerms::Delay { delay_ms, most_ms });
@@ -178,9 +164,6 @@ impl PacedTerms {
     }
 }
 
-/// Bytes of the meeting's token behind the exit's info (SPEC 9.8.1).
-pub const TOKEN_LEN: usize = 32;
-
 fn within<T: Copy + PartialOrd + Into<u32>>(
     key: &'static str,
     range: RangeInclusive<T>,
@@ -194,9 +177,10 @@ fn within<T: Copy + PartialOrd + Into<u32>>(
 
 /// The defaults of SPEC 9.16, for tests.
 #[cfg(test)]
-pub(crate) fn voice(hops: usize) -> PacedTerms {
+pub(super) fn voice(hops: usize) -> PacedTerms {
+    use crate::cell::Class;
     PacedTerms {
-        size: Class::S,
+        class: PacedClass::new(Class::S),
         name: "voice".to_owned(),
         period_ms: 10,
         cells: 1,
@@ -215,11 +199,12 @@ pub(crate) fn voice(hops: usize) -> PacedTerms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cell::Class;
 
     #[test]
     fn setup_has_the_shards_of_the_specification() {
         let table = |size, hops| {
-            let terms = PacedTerms { size, ..voice(hops) };
+            let terms = PacedTerms { class: PacedClass::new(size), ..voice(hops) };
             let on_link = |link| terms.setup_shards(Suite::Hybrid, hops, link);
             (1..=hops).map(|link| (on_link(link).data, on_link(link).parity)).collect::<Vec<_>>()
         };

@@ -1,6 +1,6 @@
 //! Rounds, releases, batches and phases (SPEC 9.5, 9.7).
 
-use wire::cell::Direction;
+use crate::cell::Direction;
 
 use super::terms::PacedTerms;
 

@@ -1,9 +1,6 @@
 //! Control cells of a round: how many there are on each link, and which place each cell of a setup or an ack takes
 //! (SPEC 9.6, 9.8.7, 9.9.4).
 
-use rand::Rng;
-use rand::seq::SliceRandom;
-
 /// Places for the cells of setups, or of acks, on one link in one phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
@@ -26,18 +23,6 @@ impl Slots {
         debug_assert!(rank < self.seats && cell < self.cells);
         ((cell * self.seats + rank) / self.per_round) as u64
     }
-
-    /// Ranks for `count` setups or acks: uniformly random, without repetition.
-    ///
-    /// # Panics
-    /// If there are more than seats.
-    pub fn ranks(self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
-        assert!(count <= self.seats);
-        let mut ranks: Vec<usize> = (0..self.seats).collect();
-        ranks.shuffle(rng);
-        ranks.truncate(count);
-        ranks
-    }
 }
 
 /// Channels that a batch has on link `link`, from 1, with the loops of the mixes before it: seats_i.
@@ -49,9 +34,7 @@ pub fn seats_on(link: usize, seats: u16, loops: u8) -> usize {
 mod tests {
     use super::super::terms::voice;
     use super::*;
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha20Rng;
-    use wire::setup::Suite;
+    use crate::setup::Suite;
 
     fn setup_slots(hops: usize, link: usize) -> Slots {
         let terms = voice(hops);
@@ -80,19 +63,5 @@ mod tests {
             assert!(rounds.iter().all(|count| *count <= slots.per_round));
             assert_eq!(rounds.iter().sum::<usize>(), slots.seats * slots.cells);
         }
-    }
-
-    #[test]
-    fn ranks_do_not_depend_on_the_order_of_arrival() {
-        let slots = Slots::new(4, 3, 10);
-        let mut rng = ChaCha20Rng::seed_from_u64(8);
-        let mut counts = std::collections::HashMap::<Vec<usize>, u32>::new();
-        for _ in 0..12_000 {
-            *counts.entry(slots.ranks(2, &mut rng)).or_default() += 1;
-        }
-        assert_eq!(counts.len(), 12, "every ordered pair of different ranks");
-        // Chi-squared with 11 degrees of freedom: 31.3 has p = 0.001.
-        let chi: f64 = counts.values().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
-        assert!(chi < 31.3, "{counts:?}");
     }
 }
