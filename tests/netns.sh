@@ -120,6 +120,7 @@ declare -A pid
 start_node() { # HOST ROLE ARGUMENTS...
     local host=$1 role=$2
     shift 2
+    : >>"$dir/$host/log"
     (cd "$dir/$host" && exec ip netns exec "$tag-$host" "$eddy" "$role" "$@" >>out 2>>log) &
     pid[$host]=$!
     pids+=("$!")
