@@ -187,6 +187,11 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.profile.clone()
     }
 
+    /// Its sockets, towards the entry and towards the exit.
+    pub fn ports(&mut self) -> (&mut U, &mut D) {
+        (&mut self.up, &mut self.down)
+    }
+
     fn is_first(&self) -> bool {
         self.settings.position == 1
     }
