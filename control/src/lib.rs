@@ -183,7 +183,13 @@ impl Control {
             (CellKind::Link, _) => match LinkContent::from_wire(content[0]) {
                 Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
                 Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),
-                Some(LinkContent::Dummy | LinkContent::Keepalive | LinkContent::Clock) => Ok(()),
+                Some(
+                    LinkContent::Dummy
+                    | LinkContent::Keepalive
+                    | LinkContent::Clock
+                    | LinkContent::Report
+                    | LinkContent::Company,
+                ) => Ok(()),
                 None => Err(Refusal::UnknownLinkContent),
             },
             (CellKind::Data, _) | (CellKind::Setup, Part::Entry(..)) => Err(Refusal::CellMalformed),

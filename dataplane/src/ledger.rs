@@ -55,6 +55,18 @@ drops! {
     Ahead => "ahead",
     /// Accepted before.
     Replay => "replay",
+    /// Paced class: for a round that has been released.
+    Late => "late",
+    /// Paced class: for a round too far ahead.
+    Early => "early",
+    /// Paced class: a second copy on the link where copies are sent.
+    Copy => "copy",
+    /// Paced class: the link tag is not that of the body.
+    Tag => "bad-tag",
+    /// Paced class: noise took its place, because its batch has too few channels.
+    Floor => "floor",
+    /// Paced class: the hop woke too late to release its round.
+    Skipped => "skipped",
     /// The layer is not authentic.
     Forged => "forged",
     /// Control's queue is full.

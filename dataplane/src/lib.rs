@@ -25,6 +25,7 @@ pub mod ledger;
 pub mod links;
 pub mod meter;
 pub mod mix;
+pub mod paced;
 pub mod per_direction;
 pub mod punt;
 pub mod rate;

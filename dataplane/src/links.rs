@@ -12,6 +12,7 @@ use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
 use crate::batch::NO_PREFIX;
+use crate::command::LinkCommand;
 use crate::punt::{Punt, PuntSender};
 use crate::{MILLI, Nanos};
 
@@ -29,6 +30,10 @@ pub struct Slot {
 }
 
 impl Slot {
+    pub fn id(&self) -> SlotId {
+        self.id
+    }
+
     pub fn incoming(&self) -> &HeaderKey {
         &self.incoming
     }
@@ -93,6 +98,22 @@ pub struct Links {
 }
 
 impl Links {
+    /// Makes a change of control's.
+    pub fn apply(&mut self, command: LinkCommand) {
+        match command {
+            LinkCommand::Install { link, side, peer } => self.install(link, side, peer),
+            LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+                self.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
+            }
+            LinkCommand::Promote { link, slot, peer } => {
+                self.promote(link, slot, peer);
+            }
+            LinkCommand::Move { link, peer } => self.move_to(link, peer),
+            LinkCommand::RetireSlot { link, slot } => self.retire_slot(link, slot),
+            LinkCommand::Retire { link } => self.retire(link),
+        }
+    }
+
     /// Adds a link without slots.
     pub fn install(&mut self, id: LinkId, side: Side, peer: SocketAddr) {
         let at = id.index();

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::cell::{Header, MAX_CELL_LEN};
 use wire::handshake::MAC2_LEN;
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
+use wire::paced::PacedHeader;
 
+use crate::Nanos;
 use crate::entry::listener::ListenerId;
 use crate::exit::names::QueryId;
 use crate::sys::Waker;
@@ -39,6 +41,16 @@ pub enum Punt {
         from: SocketAddr,
         header: Header,
         body: Bytes,
+    },
+    /// The same in a paced class.
+    PacedCell {
+        link: LinkId,
+        slot: SlotId,
+        from: SocketAddr,
+        header: PacedHeader,
+        body: Bytes,
+        /// When it came, by the class's clock: for clock cells.
+        at: Nanos,
     },
     /// A data cell authenticated under the link's next slot: [`crate::command::LinkCommand::Promote`] is the answer.
     Promoted {

@@ -248,18 +248,7 @@ impl<C> Table<C> {
 
     /// Applies a change of a link.
     pub fn apply(&mut self, command: LinkCommand) {
-        match command {
-            LinkCommand::Install { link, side, peer } => self.links.install(link, side, peer),
-            LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
-                self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
-            }
-            LinkCommand::Promote { link, slot, peer } => {
-                self.links.promote(link, slot, peer);
-            }
-            LinkCommand::Move { link, peer } => self.links.move_to(link, peer),
-            LinkCommand::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
-            LinkCommand::Retire { link } => self.links.retire(link),
-        }
+        self.links.apply(command);
     }
 }
 

@@ -109,6 +109,10 @@ pub enum LinkContent {
     Ask = 3,
     /// A piece of a descriptor, a record or signatures.
     Part = 4,
+    /// The places of some rounds, in paced classes (SPEC 9.15.2).
+    Report = 5,
+    /// The company at Mix 1, in paced classes (SPEC 9.15.1).
+    Company = 6,
     /// Asks the initiator whether it still receives at its old address (SPEC 4.8).
     Path = 7,
     /// The answer.
@@ -123,6 +127,8 @@ impl LinkContent {
             2 => Some(LinkContent::Clock),
             3 => Some(LinkContent::Ask),
             4 => Some(LinkContent::Part),
+            5 => Some(LinkContent::Report),
+            6 => Some(LinkContent::Company),
             7 => Some(LinkContent::Path),
             8 => Some(LinkContent::Echo),
             _ => None,

@@ -59,12 +59,20 @@ pub struct Gate {
 
 /// The lengths that may arrive at the socket towards `side` of hop `position` (0 is the entry).
 pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
-    let (direction, link, handshakes): (_, _, &[usize]) = match (side, position) {
-        (Side::Up, 1) => (Direction::Forward, 1, &[NK_HALF_LEN]),
-        (Side::Up, i) => (Direction::Forward, i, &[IK_HALF_LEN]),
-        (Side::Down, i) => (Direction::Backward, i + 1, &[RESPONSE_LEN, COOKIE_LEN]),
+    let (direction, link) = match side {
+        Side::Up => (Direction::Forward, position),
+        Side::Down => (Direction::Backward, position + 1),
     };
-    Lengths { cell: shape.cell_len(direction, link), handshakes }
+    Lengths { cell: shape.cell_len(direction, link), handshakes: handshakes(position, side) }
+}
+
+/// The lengths of handshake datagrams that may arrive there.
+pub(crate) fn handshakes(position: usize, side: Side) -> &'static [usize] {
+    match (side, position) {
+        (Side::Up, 1) => &[NK_HALF_LEN],
+        (Side::Up, _) => &[IK_HALF_LEN],
+        (Side::Down, _) => &[RESPONSE_LEN, COOKIE_LEN],
+    }
 }
 
 impl Gate {

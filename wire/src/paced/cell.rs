@@ -102,8 +102,8 @@ impl PacedHeader {
 
     /// Reads a deciphered block as SPEC 9.4, step 3, demands: the link's class, and zeros behind it or the type of a
     /// data cell with a round near `running`, which is the last one released or, at an entry, the one it sends. None
-    /// if the block is not a header of this slot.
-    pub fn from_block(block: &Block, class: PacedClass, running: u64) -> Option<PacedHeader> {
+    /// if the block is not a header of this slot. Before an entry knows `running` no data cell is.
+    pub fn from_block(block: &Block, class: PacedClass, running: Option<u64>) -> Option<PacedHeader> {
         if block[11] != class.number() {
             return None;
         }
@@ -111,7 +111,7 @@ impl PacedHeader {
         let seq = u64::from_be_bytes([0, 0, 0, block[4], block[5], block[6], block[7], block[8]]);
         let tag = [block[12], block[13], block[14], block[15]];
         let fits = match kind {
-            CellKind::Data => seq.abs_diff(running) <= SLOT_ROUNDS,
+            CellKind::Data => running.is_some_and(|running| seq.abs_diff(running) <= SLOT_ROUNDS),
             CellKind::Setup | CellKind::Ack | CellKind::Link => tag == [0; LINK_TAG_LEN],
         };
         let channel = u32::from_be_bytes([block[0], block[1], block[2], block[3]]);
@@ -163,30 +163,30 @@ mod tests {
     fn data_header_needs_a_round_near_the_running_one() {
         let block = data().to_block();
         for running in [ROUND, ROUND - SLOT_ROUNDS, ROUND + SLOT_ROUNDS] {
-            assert_eq!(PacedHeader::from_block(&block, CLASS, running), Some(data()));
+            assert_eq!(PacedHeader::from_block(&block, CLASS, Some(running)), Some(data()));
         }
         for running in [0, ROUND - SLOT_ROUNDS - 1, ROUND + SLOT_ROUNDS + 1] {
-            assert_eq!(PacedHeader::from_block(&block, CLASS, running), None);
+            assert_eq!(PacedHeader::from_block(&block, CLASS, Some(running)), None);
         }
-        assert_eq!(PacedHeader::from_block(&block, PacedClass::new(Class::M), ROUND), None);
+        assert_eq!(PacedHeader::from_block(&block, PacedClass::new(Class::M), Some(ROUND)), None);
         let free = Header { channel: 1, seq: ROUND, sub: 0, kind: CellKind::Data, class: Class::S }.to_block();
-        assert_eq!(PacedHeader::from_block(&free, CLASS, ROUND), None, "a header of a free class");
+        assert_eq!(PacedHeader::from_block(&free, CLASS, Some(ROUND)), None, "a header of a free class");
     }
 
     #[test]
     fn control_header_needs_four_zeros_and_any_number() {
         for kind in [CellKind::Setup, CellKind::Ack, CellKind::Link] {
             let header = PacedHeader { seq: 7, kind, tag: [0; 4], ..data() };
-            assert_eq!(PacedHeader::from_block(&header.to_block(), CLASS, ROUND), Some(header));
+            assert_eq!(PacedHeader::from_block(&header.to_block(), CLASS, Some(ROUND)), Some(header));
             for byte in 12..16 {
                 let mut block = header.to_block();
                 block[byte] = 1;
-                assert_eq!(PacedHeader::from_block(&block, CLASS, 7), None);
+                assert_eq!(PacedHeader::from_block(&block, CLASS, Some(7)), None);
             }
         }
         let mut block = data().to_block();
         block[10] = 4;
-        assert_eq!(PacedHeader::from_block(&block, CLASS, ROUND), None, "an unknown type");
+        assert_eq!(PacedHeader::from_block(&block, CLASS, Some(ROUND)), None, "an unknown type");
     }
 
     #[test]

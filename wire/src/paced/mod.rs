@@ -4,6 +4,7 @@
 //! cell, body, meeting   headers, layers, inner bodies
 //! terms                 the parameters of a class, and what a chain refuses
 //! timetable, slots      rounds, releases, batches and phases; the places of control cells
+//! report                what neighbours tell each other about places and company
 //! clock                 a clock that never steps, and the offset of a neighbour's
 //! ```
 //!
@@ -16,6 +17,7 @@ mod body;
 mod cell;
 pub mod clock;
 mod meeting;
+mod report;
 mod slots;
 pub mod terms;
 mod timetable;
@@ -26,6 +28,7 @@ pub const AHEAD_MAX: u64 = 8;
 pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS, WrongLength};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
-pub use slots::{Slots, seats_on};
+pub use report::{COMPANY_LEN, Company, REPORT_LEN, Report};
+pub use slots::{ACK_COPIES, ControlSlots, SlotCount, Slots, ack_slots, seats_on, setup_slots};
 pub use terms::PacedTerms;
 pub use timetable::{Phase, Timetable};

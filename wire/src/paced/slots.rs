@@ -1,6 +1,17 @@
 //! Control cells of a round: how many there are on each link, and which place each cell of a setup or an ack takes
 //! (SPEC 9.6, 9.8.7, 9.9.4).
 
+use super::{PacedTerms, Phase, Timetable};
+use crate::cell::{Direction, Shape};
+use crate::setup::{Suite, ack_cells};
+
+/// Copies of each ack cell on links between hops (SPEC 9.9.4).
+pub const ACK_COPIES: usize = 3;
+/// On link 1, rounds with this divisor have a slot for a link cell.
+const LINK_EVERY: u64 = 8;
+/// Slots for link cells in each round between hops.
+const LINK_SLOTS: usize = 2;
+
 /// Places for the cells of setups, or of acks, on one link in one phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
@@ -30,29 +41,91 @@ pub fn seats_on(link: usize, seats: u16, loops: u8) -> usize {
     usize::from(seats) + 2 * usize::from(loops) * (link - 1)
 }
 
+/// The control slots of one link and direction (SPEC 9.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlSlots {
+    /// The phase in which setups or acks travel here.
+    phase: Phase,
+    /// Slots for their cells in each of its first rounds.
+    per_round: usize,
+    is_first_link: bool,
+}
+
+/// Control cells of one round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotCount {
+    /// Setup or ack cells.
+    pub placed: usize,
+    /// Link cells.
+    pub link: usize,
+}
+
+impl ControlSlots {
+    /// Those of link `link`, from 1, in a chain of `hops` hops.
+    ///
+    /// # Panics
+    /// No chain has so many hops.
+    pub fn new(terms: &PacedTerms, suite: Suite, hops: usize, link: usize, direction: Direction) -> ControlSlots {
+        let (phase, slots) = match direction {
+            Direction::Forward => (Phase::Setup(link), setup_slots(terms, suite, hops, link)),
+            Direction::Backward => (Phase::Ack(link), ack_slots(terms, hops, link)),
+        };
+        let is_first_link = link == 1;
+        ControlSlots { phase, per_round: if is_first_link { 1 } else { slots.per_round }, is_first_link }
+    }
+
+    /// The slots of a round.
+    pub fn of(&self, times: &Timetable, round: u64) -> SlotCount {
+        let has_placed = times.phase_of(round).is_some_and(|(phase, at)| phase == self.phase && at < times.used());
+        let link = match self.is_first_link {
+            true => usize::from(round.is_multiple_of(LINK_EVERY)),
+            false => LINK_SLOTS,
+        };
+        SlotCount { placed: if has_placed { self.per_round } else { 0 }, link }
+    }
+
+    /// Most control cells of a round.
+    pub fn most(&self) -> usize {
+        self.per_round + if self.is_first_link { 1 } else { LINK_SLOTS }
+    }
+}
+
+/// Places for setups on link `link`.
+pub fn setup_slots(terms: &PacedTerms, suite: Suite, hops: usize, link: usize) -> Slots {
+    let cells = terms.setup_shards(suite, hops, link).total();
+    Slots::new(seats_on(link, terms.seats, terms.loops), cells, terms.timetable(hops).used())
+}
+
+/// Places for acks on link `link`, from 2.
+///
+/// # Panics
+/// No chain has so many hops.
+pub fn ack_slots(terms: &PacedTerms, hops: usize, link: usize) -> Slots {
+    let shape = Shape::new(terms.class.size(), hops).expect("a chain has at most eight hops");
+    let cells = ACK_COPIES * ack_cells(shape);
+    Slots::new(seats_on(link, terms.seats, terms.loops), cells, terms.timetable(hops).used())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::terms::voice;
     use super::*;
     use crate::setup::Suite;
 
-    fn setup_slots(hops: usize, link: usize) -> Slots {
-        let terms = voice(hops);
-        let seats = seats_on(link, terms.seats, terms.loops);
-        let shards = terms.setup_shards(Suite::Hybrid, hops, link);
-        Slots::new(seats, shards.total(), terms.timetable(hops).used())
+    fn slots(hops: usize, link: usize) -> Slots {
+        setup_slots(&voice(hops), Suite::Hybrid, hops, link)
     }
 
     #[test]
     fn links_have_the_slots_of_the_example() {
-        assert_eq!((2..=4).map(|link| setup_slots(4, link).per_round).collect::<Vec<_>>(), [31, 22, 13]);
-        assert_eq!(Slots::new(seats_on(2, 256, 2), 3, 186).per_round, 5, "acks");
+        assert_eq!((2..=4).map(|link| slots(4, link).per_round).collect::<Vec<_>>(), [31, 22, 13]);
+        assert_eq!(ack_slots(&voice(4), 4, 2).per_round, 5, "acks");
     }
 
     #[test]
     fn every_place_is_taken_once_and_in_time() {
         for (hops, link) in [(2, 2), (4, 2), (4, 4), (8, 5)] {
-            let slots = setup_slots(hops, link);
+            let slots = slots(hops, link);
             let used = voice(hops).timetable(hops).used();
             let mut rounds = vec![0; used as usize];
             for rank in 0..slots.seats {
@@ -63,5 +136,25 @@ mod tests {
             assert!(rounds.iter().all(|count| *count <= slots.per_round));
             assert_eq!(rounds.iter().sum::<usize>(), slots.seats * slots.cells);
         }
+    }
+
+    #[test]
+    fn rounds_of_a_phase_have_slots_for_its_cells() {
+        let (terms, times) = (voice(4), voice(4).timetable(4));
+        let of = |link, direction| ControlSlots::new(&terms, Suite::Hybrid, 4, link, direction);
+        let first = times.first(7);
+        let totals = |slots: ControlSlots| {
+            let of_batch = (first..first + 2048).map(|round| slots.of(&times, round));
+            of_batch.fold((0, 0), |(placed, link), of| (placed + of.placed, link + of.link))
+        };
+        assert_eq!(totals(of(1, Direction::Forward)), (186, 256));
+        assert_eq!(totals(of(1, Direction::Backward)), (186, 256));
+        assert_eq!(totals(of(2, Direction::Forward)), (186 * 31, 4096));
+        assert_eq!(totals(of(2, Direction::Backward)), (186 * 5, 4096));
+        let second = times.rounds_of(7, Phase::Setup(2)).start;
+        let slots = of(2, Direction::Forward);
+        let placed = |round| slots.of(&times, round).placed;
+        assert_eq!([second - 1, second, second + 185, second + 186].map(placed), [0, 31, 31, 0]);
+        assert_eq!(slots.most(), 33);
     }
 }

@@ -88,7 +88,7 @@ fn data_cell(link: &Link, direction: Direction, place: Place, body: &[u8], offse
     let tag = key.link_tag(body);
     let header =
         PacedHeader { channel: link.channel + offset, seq: round, sub, kind: CellKind::Data, class: CLASS, tag };
-    let read = PacedHeader::from_block(&header.to_block(), CLASS, FIRST).unwrap();
+    let read = PacedHeader::from_block(&header.to_block(), CLASS, Some(FIRST)).unwrap();
     assert!(read == header && read.place() == place && read.is_tag_of(&key, body));
     cell(link, direction, header.to_block(), body)
 }

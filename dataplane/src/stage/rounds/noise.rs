@@ -39,7 +39,12 @@ impl Noise {
     /// # Panics
     /// If the stock is empty.
     pub(super) fn take(&mut self) -> Cell<Opened> {
-        self.stock.pop().expect("noise for every place is drawn before a release")
+        self.try_take().expect("noise for every place is drawn before a release")
+    }
+
+    /// A cell of the stock, if there is one.
+    pub(crate) fn try_take(&mut self) -> Option<Cell<Opened>> {
+        self.stock.pop()
     }
 
     /// Cells in the stock.

@@ -1,0 +1,98 @@
+//! Channels of a paced class, batch by batch (SPEC 9.7).
+
+use hashbrown::HashMap;
+use wire::cell::Direction;
+use wire::ids::LinkId;
+
+use super::ChannelAt;
+
+/// The running batch, the one before, whose last rounds still leave backward, and the one that is being set up.
+const BATCHES: usize = 3;
+
+/// A channel at a hop.
+pub(super) struct Channel<K> {
+    pub(super) up: ChannelAt,
+    /// None at the exit.
+    pub(super) down: Option<u32>,
+    pub(super) keys: K,
+}
+
+/// The channels of one batch; their indices are places in a round.
+pub(super) struct Batch<K> {
+    number: u64,
+    pub(super) channels: Vec<Channel<K>>,
+    up: HashMap<ChannelAt, u32, foldhash::fast::RandomState>,
+    down: HashMap<u32, u32, foldhash::fast::RandomState>,
+}
+
+/// All batches that a hop knows.
+pub(super) struct Batches<K> {
+    /// Rounds of a batch.
+    rounds: u64,
+    /// Most channels of a batch.
+    channels_max: usize,
+    /// Batch b is at b modulo [`BATCHES`].
+    batches: [Batch<K>; BATCHES],
+}
+
+impl<K> Batches<K> {
+    /// No channels, for batches of `rounds` rounds with at most `channels_max` channels.
+    pub(super) fn new(rounds: u64, channels_max: usize) -> Batches<K> {
+        let empty = |_| Batch { number: 0, channels: Vec::new(), up: HashMap::default(), down: HashMap::default() };
+        Batches { rounds, channels_max, batches: std::array::from_fn(empty) }
+    }
+
+    /// Adds a channel to a batch that has not begun. A batch three before is forgotten. False if the batch has its most
+    /// channels, or one with a number of this one's.
+    pub(super) fn add(&mut self, number: u64, channel: Channel<K>) -> bool {
+        let batch = &mut self.batches[(number % BATCHES as u64) as usize];
+        if batch.number != number {
+            batch.number = number;
+            batch.channels.clear();
+            batch.up.clear();
+            batch.down.clear();
+        }
+        let index = batch.channels.len() as u32;
+        let is_known =
+            batch.up.contains_key(&channel.up) || channel.down.is_some_and(|down| batch.down.contains_key(&down));
+        if batch.channels.len() >= self.channels_max || is_known {
+            return false;
+        }
+        batch.up.insert(channel.up, index);
+        if let Some(down) = channel.down {
+            batch.down.insert(down, index);
+        }
+        batch.channels.push(channel);
+        true
+    }
+
+    /// The channels of a round's batch.
+    pub(super) fn of_round(&self, round: u64) -> &[Channel<K>] {
+        self.batch(round).map_or(&[], |batch| &batch.channels)
+    }
+
+    fn batch(&self, round: u64) -> Option<&Batch<K>> {
+        let number = round / self.rounds;
+        Some(&self.batches[(number % BATCHES as u64) as usize]).filter(|batch| batch.number == number)
+    }
+
+    /// The index of the channel in a round to which a cell with this number belongs. `link` is that of an entry.
+    pub(super) fn find(&self, direction: Direction, round: u64, link: Option<LinkId>, number: u32) -> Option<usize> {
+        let batch = self.batch(round)?;
+        let index = match direction {
+            Direction::Forward => batch.up.get(&ChannelAt { link, number }),
+            Direction::Backward => batch.down.get(&number),
+        };
+        index.map(|index| *index as usize)
+    }
+
+    /// All keys of batches that ended before this round are wiped.
+    pub(super) fn forget_before(&mut self, round: u64) {
+        let first = round / self.rounds;
+        for batch in self.batches.iter_mut().filter(|batch| batch.number < first && !batch.channels.is_empty()) {
+            batch.channels.clear();
+            batch.up.clear();
+            batch.down.clear();
+        }
+    }
+}

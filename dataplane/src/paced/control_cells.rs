@@ -1,0 +1,114 @@
+//! Control cells that wait for their slots (SPEC 9.6).
+//!
+//! Cells of setups and acks have a round of their own. Link cells wait for the next slot, in the order of their kinds.
+//! A slot with nothing to carry gets a dummy, so the number of cells does not depend on what waits.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use wire::cell::CellKind;
+use wire::link::LinkContent;
+use wire::paced::SlotCount;
+
+/// Link cells of one kind that wait at most; more are dropped.
+const WAITING_MAX: usize = 64;
+/// The kinds of link cells by the order in which they get slots; what is not in it goes last.
+const ORDER: [&[LinkContent]; 5] = [
+    &[LinkContent::Keepalive],
+    &[LinkContent::Path, LinkContent::Echo],
+    &[LinkContent::Clock],
+    &[LinkContent::Report],
+    &[LinkContent::Company],
+];
+
+/// The content of a control cell of a paced class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    pub kind: CellKind,
+    /// 0 in link cells.
+    pub channel: u32,
+    pub sub: u8,
+    /// At most P bytes; zeros follow.
+    pub content: Vec<u8>,
+}
+
+impl Control {
+    /// A link cell.
+    pub(super) fn link(kind: LinkContent, content: &[u8]) -> Control {
+        let content = std::iter::once(kind as u8).chain(content.iter().copied()).collect();
+        Control { kind: CellKind::Link, channel: 0, sub: 0, content }
+    }
+
+    fn dummy() -> Control {
+        Control::link(LinkContent::Dummy, &[])
+    }
+}
+
+/// Control cells of one link and direction.
+#[derive(Default)]
+pub(super) struct ControlCells {
+    placed: HashMap<u64, Vec<Control>, foldhash::fast::RandomState>,
+    waiting: [VecDeque<Control>; ORDER.len() + 1],
+}
+
+impl ControlCells {
+    /// Adds a cell of a setup or an ack that leaves in this round.
+    pub(super) fn place(&mut self, round: u64, control: Control) {
+        self.placed.entry(round).or_default().push(control);
+    }
+
+    /// Adds a link cell. False if too many wait.
+    pub(super) fn wait(&mut self, control: Control) -> bool {
+        let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
+        let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
+        let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
+        let has_room = queue.len() < WAITING_MAX;
+        if has_room {
+            queue.push_back(control);
+        }
+        has_room
+    }
+
+    /// The cells of a round: as many as its slots. What was placed in earlier rounds has missed them.
+    pub(super) fn take(&mut self, round: u64, slots: SlotCount, out: &mut Vec<Control>) {
+        let mut placed = self.placed.remove(&round).unwrap_or_default();
+        self.placed.retain(|of, _| *of > round);
+        debug_assert!(placed.len() <= slots.placed, "more cells were placed than the round has slots");
+        placed.resize_with(slots.placed, Control::dummy);
+        out.append(&mut placed);
+        let waiting = self.waiting.iter_mut().flat_map(|queue| std::iter::from_fn(|| queue.pop_front()));
+        out.extend(waiting.chain(std::iter::repeat_with(Control::dummy)).take(slots.link));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_has_as_many_control_cells_as_slots() {
+        let mut cells = ControlCells::default();
+        let setup = |sub| Control { kind: CellKind::Setup, channel: 9, sub, content: vec![sub] };
+        cells.place(7, setup(1));
+        cells.place(8, setup(2));
+        let mut link = |kind| assert!(cells.wait(Control::link(kind, &[])));
+        [LinkContent::Ask, LinkContent::Company, LinkContent::Clock, LinkContent::Path].into_iter().for_each(&mut link);
+        let mut taken = |round, placed, link| {
+            let mut out = Vec::new();
+            cells.take(round, SlotCount { placed, link }, &mut out);
+            out.iter().map(|control| (control.kind, control.content[0])).collect::<Vec<_>>()
+        };
+        let (setup, link) = (CellKind::Setup, CellKind::Link);
+        assert_eq!(taken(7, 2, 2), [(setup, 1), (link, 0), (link, 8 - 1), (link, 2)]);
+        assert_eq!(taken(9, 1, 3), [(link, 0), (link, 6), (link, 3), (link, 0)], "round 8 was missed");
+        assert_eq!(taken(8, 0, 0), []);
+    }
+
+    #[test]
+    fn no_kind_waits_without_end() {
+        let mut cells = ControlCells::default();
+        let taken = (0..100).filter(|_| cells.wait(Control::link(LinkContent::Part, &[]))).count();
+        assert_eq!(taken, WAITING_MAX);
+        assert!(cells.wait(Control::link(LinkContent::Clock, &[])));
+    }
+}

@@ -1,0 +1,163 @@
+//! Arrival in a paced class: which slot a header belongs to, whether its place is open, and the link tag (SPEC 9.4,
+//! steps 1 to 6).
+//!
+//! Headers are deciphered slot by slot over all cells of a peer. What fails costs a counter.
+
+use std::net::SocketAddr;
+
+use wire::cell::{Block, CellKind, Direction};
+use wire::ids::{LinkId, Rank, Side, SlotId};
+use wire::paced::{PacedClass, PacedHeader};
+
+use super::links::PacedLinks;
+use crate::Nanos;
+use crate::batch::{Arrivals, RECEIVE_MAX};
+use crate::buffer::{Cell, FreeList, Sealed};
+use crate::ledger::{DropReason, Tally};
+use crate::punt::{Bytes, Punt, PuntSender};
+
+/// A data cell that has passed the gate, with what its owner knows of its place.
+pub(super) struct Arrived<P> {
+    pub(super) cell: Cell<Sealed>,
+    pub(super) header: PacedHeader,
+    pub(super) place: P,
+    pub(super) link: LinkId,
+    /// It arrived under the next slot of its link: the slot and the sender's address.
+    pub(super) next_slot: Option<(SlotId, SocketAddr)>,
+}
+
+struct Found {
+    link: LinkId,
+    slot: SlotId,
+    rank: Rank,
+    header: PacedHeader,
+}
+
+/// The gate of one socket.
+pub(super) struct Gate {
+    side: Side,
+    direction: Direction,
+    class: PacedClass,
+    /// Cells of a channel in a round.
+    cells: u8,
+    blocks: Vec<Block>,
+    found: Vec<Option<Found>>,
+    trial: Vec<Block>,
+    tried: Vec<usize>,
+}
+
+/// The time of an arrival, for control: by the class's clock.
+#[derive(Clone, Copy)]
+pub(super) struct ArrivalTime(pub(super) Nanos);
+
+impl Gate {
+    /// The gate of the socket towards `side`, in a class with `cells` cells of a channel in a round.
+    pub(super) fn new(side: Side, class: PacedClass, cells: u8) -> Gate {
+        Gate {
+            side,
+            direction: if side == Side::Up { Direction::Forward } else { Direction::Backward },
+            class,
+            cells,
+            blocks: Vec::with_capacity(RECEIVE_MAX),
+            found: Vec::with_capacity(RECEIVE_MAX),
+            trial: Vec::with_capacity(RECEIVE_MAX),
+            tried: Vec::with_capacity(RECEIVE_MAX),
+        }
+    }
+
+    /// Sorts a batch of arrivals: data cells with a good tag whose place is open are appended to `out`, everything else
+    /// is consumed or dropped, and counted. `running` is the last released round, or the one that an entry sends;
+    /// `place` does step 5.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
+    pub(super) fn admit<P>(
+        &mut self,
+        arrivals: &mut Arrivals,
+        links: &PacedLinks,
+        (running, at): (Option<u64>, ArrivalTime),
+        place: impl Fn(LinkId, &PacedHeader) -> Result<P, DropReason>,
+        punts: &mut PuntSender,
+        free: &mut FreeList,
+        tally: &mut Tally,
+        out: &mut Vec<Arrived<P>>,
+    ) {
+        tally.received += arrivals.len() as u64;
+        tally.drop_many(DropReason::Length, std::mem::take(&mut arrivals.odd));
+        tally.drop_many(DropReason::Cut, std::mem::take(&mut arrivals.cut));
+        tally.drop_many(DropReason::PuntFull, std::mem::take(&mut arrivals.handshakes_over));
+        for (from, datagram) in arrivals.handshakes.drain(..) {
+            if punts.send_handshake(self.side, from, datagram) {
+                tally.consumed += 1;
+            } else {
+                tally.drop(DropReason::PuntFull);
+            }
+        }
+        self.blocks.extend(arrivals.cells.iter().map(|cell| *cell.header()));
+        self.found.resize_with(arrivals.cells.len(), || None);
+        let mut from = 0;
+        for run in &arrivals.runs {
+            self.decipher(links, run.peer, from..from + run.count, running);
+            from += run.count;
+        }
+        let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
+        for (i, (mut cell, from)) in arrivals.cells.drain(..).zip(peers).enumerate() {
+            let verdict = match self.found[i].take() {
+                None if links.links.at(self.side, from).is_empty() => Err(DropReason::Stranger),
+                None => Err(DropReason::Header),
+                Some(Found { header, .. }) if !header.kind.travels(self.direction) => Err(DropReason::Kind),
+                Some(Found { link, slot, header, .. }) if header.kind != CellKind::Data => {
+                    let body = Bytes::copy(cell.body_mut(self.class.body_len()));
+                    let punted = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.0 });
+                    free.give(cell.into_buffer());
+                    if punted {
+                        tally.consumed += 1;
+                    } else {
+                        tally.drop(DropReason::PuntFull);
+                    }
+                    continue;
+                }
+                Some(Found { header, .. }) if header.sub >= self.cells => Err(DropReason::Sub),
+                Some(found) => place(found.link, &found.header).and_then(|place| {
+                    let body = cell.body_mut(self.class.body_len());
+                    let is_genuine = links.is_tag_of(found.link, found.slot, &found.header, body);
+                    is_genuine.then_some((found, place)).ok_or(DropReason::Tag)
+                }),
+            };
+            match verdict {
+                Ok((Found { link, slot, rank, header }, place)) => {
+                    let next_slot = (rank == Rank::Next).then_some((slot, from));
+                    out.push(Arrived { cell, header, place, link, next_slot });
+                }
+                Err(reason) => {
+                    tally.drop(reason);
+                    free.give(cell.into_buffer());
+                }
+            }
+        }
+        self.blocks.clear();
+        self.found.clear();
+    }
+
+    /// Tries the slots of the links at `peer` on one run of blocks, each slot on all that are left.
+    fn decipher(&mut self, links: &PacedLinks, peer: SocketAddr, run: std::ops::Range<usize>, running: Option<u64>) {
+        for &id in links.links.at(self.side, peer) {
+            let Some(link) = links.links.link(id) else { continue };
+            for (rank, slot) in link.slots() {
+                self.trial.clear();
+                self.tried.clear();
+                for i in run.clone().filter(|i| self.found[*i].is_none()) {
+                    self.trial.push(self.blocks[i]);
+                    self.tried.push(i);
+                }
+                if self.tried.is_empty() {
+                    return;
+                }
+                slot.incoming().decipher(&mut self.trial);
+                for (&i, block) in self.tried.iter().zip(&self.trial) {
+                    if let Some(header) = PacedHeader::from_block(block, self.class, running) {
+                        self.found[i] = Some(Found { link: id, slot: slot.id(), rank, header });
+                    }
+                }
+            }
+        }
+    }
+}

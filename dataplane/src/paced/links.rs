@@ -1,0 +1,168 @@
+//! Links of a paced class: what [`crate::links`] has, and the keys by which a worker seals its cells itself (SPEC 9.2,
+//! 9.6.5).
+
+use std::net::SocketAddr;
+
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+use wire::cell::{CellKind, SEQ_END};
+use wire::gcm::PolyvalKey;
+use wire::ids::{LinkId, Side, SlotId};
+use wire::link::{ControlKey, HeaderKey};
+use wire::paced::{PacedClass, PacedHeader};
+use zeroize::Zeroizing;
+
+use crate::Nanos;
+use crate::command::LinkCommand;
+use crate::links::Links;
+
+/// Slots of a link: current, next and previous.
+const SLOTS_MAX: usize = 3;
+
+/// Keys of a slot that only a paced class needs in the data plane.
+pub struct SlotKeys {
+    /// Key of the link tags of cells that arrive.
+    pub tag_in: Zeroizing<[u8; 16]>,
+    /// Key of the link tags of cells that leave.
+    pub tag_out: Zeroizing<[u8; 16]>,
+    /// Seals control cells that leave.
+    pub control_out: Zeroizing<[u8; 28]>,
+}
+
+struct Keys {
+    tag_in: PolyvalKey,
+    tag_out: PolyvalKey,
+    control_out: ControlKey,
+    /// Number of the next control cell.
+    next_seq: u64,
+}
+
+/// All links of a worker.
+#[derive(Default)]
+pub(super) struct PacedLinks {
+    pub(super) links: Links,
+    keys: HashMap<LinkId, ArrayVec<(SlotId, Keys), SLOTS_MAX>, foldhash::fast::RandomState>,
+    /// When a cell of the link was last accepted.
+    heard: HashMap<LinkId, Nanos, foldhash::fast::RandomState>,
+    /// The link of each side that was installed, or heard first, most recently.
+    latest: [Option<LinkId>; 2],
+}
+
+/// A link as a sender needs it: the keys of its current slot.
+pub(super) struct Outgoing<'a> {
+    pub(super) peer: SocketAddr,
+    header: &'a HeaderKey,
+    keys: &'a mut Keys,
+}
+
+impl PacedLinks {
+    pub(super) fn apply(&mut self, command: LinkCommand) {
+        let link = match &command {
+            LinkCommand::Install { link, side, .. } => {
+                if *side == Side::Down {
+                    self.latest[Side::Down as usize] = Some(*link);
+                }
+                *link
+            }
+            LinkCommand::InstallSlot { link, .. }
+            | LinkCommand::Promote { link, .. }
+            | LinkCommand::Move { link, .. }
+            | LinkCommand::RetireSlot { link, .. }
+            | LinkCommand::Retire { link } => *link,
+        };
+        self.links.apply(command);
+        let Self { links, keys, heard, .. } = self;
+        match links.link(link) {
+            Some(live) => {
+                if let Some(keys) = keys.get_mut(&link) {
+                    keys.retain(|(slot, _)| live.slot(*slot).is_some());
+                }
+            }
+            None => {
+                keys.remove(&link);
+                heard.remove(&link);
+            }
+        }
+    }
+
+    /// Adds the keys of a slot that was installed.
+    pub(super) fn add_keys(&mut self, link: LinkId, slot: SlotId, keys: &SlotKeys) {
+        if self.links.link(link).is_none_or(|link| link.slot(slot).is_none()) {
+            return;
+        }
+        let keys = Keys {
+            tag_in: PolyvalKey::prepare(&keys.tag_in),
+            tag_out: PolyvalKey::prepare(&keys.tag_out),
+            control_out: ControlKey::new(&keys.control_out),
+            next_seq: 0,
+        };
+        // There is room: keys of slots that have gone were removed with them.
+        let _ = self.keys.entry(link).or_default().try_push((slot, keys));
+    }
+
+    /// True if this is the link tag of a body that arrived.
+    pub(super) fn is_tag_of(&self, link: LinkId, slot: SlotId, header: &PacedHeader, body: &[u8]) -> bool {
+        let keys = self.keys.get(&link).and_then(|keys| keys.iter().find(|(id, _)| *id == slot));
+        keys.is_some_and(|(_, keys)| header.is_tag_of(&keys.tag_in, body))
+    }
+
+    /// A cell of the link was accepted.
+    pub(super) fn heard(&mut self, link: LinkId, now: Nanos) {
+        if self.heard.insert(link, now).is_none()
+            && let Some(side) = self.links.side(link)
+        {
+            self.latest[side as usize] = Some(link);
+        }
+        self.links.received(link);
+    }
+
+    /// Links of which a cell was accepted at `oldest` or later.
+    pub(super) fn heard_since(&self, oldest: Nanos) -> impl Iterator<Item = LinkId> {
+        self.heard.iter().filter(move |(_, heard)| **heard >= oldest).map(|(link, _)| *link)
+    }
+
+    /// The link to the neighbour on a side where there is one.
+    pub(super) fn neighbour(&self, side: Side) -> Option<LinkId> {
+        self.latest[side as usize]
+    }
+
+    /// The link's current slot, if it has one.
+    pub(super) fn outgoing(&mut self, link: LinkId) -> Option<Outgoing<'_>> {
+        let live = self.links.link(link)?;
+        let slot = live.current()?;
+        // Links number a few thousand at most, slots of one link three.
+        let current = live.slots().find(|(_, other)| std::ptr::eq(*other, slot)).map(|(_, slot)| slot.id())?;
+        let (_, keys) = self.keys.get_mut(&link)?.iter_mut().find(|(id, _)| *id == current)?;
+        Some(Outgoing { peer: live.peer(), header: slot.outgoing(), keys })
+    }
+}
+
+impl Outgoing<'_> {
+    /// The tag of a body.
+    pub(super) fn tag(&self, body: &[u8]) -> [u8; wire::gcm::LINK_TAG_LEN] {
+        self.keys.tag_out.link_tag(body)
+    }
+
+    /// Seals the content of a control cell, which is in the first bytes of `body`, under the next number. Returns the
+    /// header in the clear, or `None` once the numbers are used up.
+    pub(super) fn seal_control(
+        &mut self,
+        class: PacedClass,
+        (kind, channel, sub): (CellKind, u32, u8),
+        body: &mut [u8],
+    ) -> Option<PacedHeader> {
+        let seq = self.keys.next_seq;
+        if seq >= SEQ_END {
+            return None;
+        }
+        self.keys.next_seq += 1;
+        let header = PacedHeader { channel, seq, sub, kind, class, tag: [0; wire::gcm::LINK_TAG_LEN] };
+        self.keys.control_out.seal_under(&header.to_block(), body);
+        Some(header)
+    }
+
+    /// Enciphers headers.
+    pub(super) fn encipher(&self, blocks: &mut [wire::cell::Block]) {
+        self.header.encipher(blocks);
+    }
+}

@@ -1,0 +1,536 @@
+//! The worker of a mix in a paced class (SPEC 9.10).
+//!
+//! Both directions are alike: what arrives gets a layer and takes its place in a round, and the release of the round
+//! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and each link has
+//! a random channel's worth of cells if its entry has none.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrayvec::ArrayVec;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
+use wire::gcm::{Job, encipher_batch};
+use wire::ids::{ChannelKeys, LinkId, Side};
+use wire::layer::BATCH_MAX;
+use wire::link::LinkContent;
+use wire::paced::clock::SteadyClock;
+use wire::paced::{AHEAD_MAX, Company, ControlSlots, HopKeys, PacedHeader, Report, Timetable};
+
+use super::batches::{Batches, Channel};
+use super::control_cells::Control;
+use super::gate::{ArrivalTime, Arrived, Gate};
+use super::links::PacedLinks;
+use super::sender::{Leaving, Round, Sender};
+use super::{Command, Settings};
+use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
+use crate::buffer::FreeList;
+use crate::latency;
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::links::report_activity;
+use crate::per_direction::{DIRECTIONS, PerDirection};
+use crate::punt::{Punt, PuntSender};
+use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP, Worker};
+use crate::socket::Port;
+use crate::stage::rounds::noise::Noise;
+use crate::stage::rounds::schedule::Schedule;
+use crate::stage::rounds::{Origin, Place, Released, Rounds, Untimely};
+use crate::{Nanos, SECOND};
+
+/// Receive calls on each socket in one turn.
+const RECEIVES: usize = 4;
+/// Mix 1 sends to an entry for this long after its last cell (SPEC 9.6.3).
+const ENTRY_SILENT: Nanos = 15 * SECOND;
+/// A report covers this many rounds (SPEC 9.15.2).
+const REPORT_EVERY: u64 = 100;
+/// The company is announced in rounds with this divisor (SPEC 9.15.1).
+const COMPANY_EVERY: u64 = 128;
+
+/// Counts of places for the next report.
+#[derive(Clone, Copy, Default)]
+struct Places {
+    places: u32,
+    filled: u32,
+    lost: u32,
+}
+
+impl Places {
+    fn add(&mut self, origin: Origin) {
+        self.places += 1;
+        self.filled += u32::from(origin != Origin::Came);
+        self.lost += u32::from(origin == Origin::Filled);
+    }
+
+    fn report(self, last: u64) -> Report {
+        let Places { places, filled, lost } = self;
+        Report { first: last + 1 - REPORT_EVERY, rounds: REPORT_EVERY as u16, places, filled, lost }
+    }
+}
+
+/// One direction: what comes in at one socket and goes out at the other.
+struct Pipe {
+    gate: Gate,
+    rounds: Rounds,
+    noise: Noise,
+    schedule: Schedule,
+    slots: ControlSlots,
+    sender: Sender,
+    out: Departures,
+    tally: Tally,
+    /// Since the last report: of all channels or, of forward cells at Mix 1, by channel.
+    places: Vec<Places>,
+}
+
+/// The worker of a mix between its two link sockets.
+pub struct Mix<U, D> {
+    settings: Settings,
+    times: Timetable,
+    up: U,
+    down: D,
+    links: PacedLinks,
+    batches: Batches<HopKeys>,
+    pipes: PerDirection<Pipe>,
+    clock: SteadyClock,
+    free: FreeList,
+    commands: rtrb::Consumer<Command>,
+    punts: PuntSender,
+    /// The batch that the floor fills, if one does.
+    floored: Option<u64>,
+    report_due: Nanos,
+    rng: ChaCha20Rng,
+    arrivals: Arrivals,
+    arrived: Vec<Arrived<usize>>,
+    released: Vec<Released>,
+    by_link: Vec<(LinkId, Vec<Leaving>)>,
+    published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
+}
+
+/// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with its
+/// control cells and copies, and what is being received.
+fn buffers(settings: &Settings) -> usize {
+    let terms = &settings.terms;
+    let places = settings.channels_max() * usize::from(terms.cells);
+    // An entry's link may have no channel, so there are as many cells again at Mix 1.
+    let links = if settings.position == 1 { 2 * usize::from(terms.seats) * (usize::from(terms.cells) + 2) } else { 0 };
+    let copies = 1 + usize::from(terms.copies - 1) * usize::from(terms.gap) + 1;
+    let control: usize = DIRECTIONS.into_iter().map(|direction| settings.slots(direction).most()).sum();
+    2 * places * (AHEAD_MAX as usize + 3) + links * (copies + 2) + 4 * control + 3 * RECEIVE_MAX
+}
+
+impl<U: Port, D: Port> Mix<U, D> {
+    /// A mix without links and channels, whose class's clock is `clock`.
+    pub fn new(
+        settings: Settings,
+        (up, down): (U, D),
+        commands: rtrb::Consumer<Command>,
+        punts: PuntSender,
+        mut rng: ChaCha20Rng,
+        clock: SteadyClock,
+        now: Nanos,
+    ) -> Self {
+        let total = buffers(&settings);
+        let (terms, channels_max) = (&settings.terms, settings.channels_max());
+        let mut draw = || rand::SeedableRng::from_rng(&mut rng);
+        let pipe = |direction, from, draw: &mut dyn FnMut() -> ChaCha20Rng| {
+            let schedule = settings.schedule(direction);
+            let is_first_link = direction == Direction::Backward && settings.position == 1;
+            Pipe {
+                gate: Gate::new(from, terms.class, terms.cells),
+                rounds: Rounds::new(channels_max, terms.cells, schedule.last_due(clock.at(now)), draw()),
+                noise: Noise::new(terms.class.body_len(), draw()),
+                schedule,
+                slots: settings.slots(direction),
+                sender: Sender::new(terms, is_first_link, draw()),
+                out: Departures::new(terms.class.cell_len(), total),
+                tally: Tally::default(),
+                places: Vec::new(),
+            }
+        };
+        let pipes = PerDirection {
+            forward: pipe(Direction::Forward, Side::Up, &mut draw),
+            backward: pipe(Direction::Backward, Side::Down, &mut draw),
+        };
+        let mut mix = Mix {
+            times: settings.times(),
+            batches: Batches::new(terms.rounds.into(), channels_max),
+            up,
+            down,
+            links: PacedLinks::default(),
+            pipes,
+            clock,
+            free: FreeList::on(total, settings.hugepages),
+            commands,
+            punts,
+            floored: None,
+            report_due: now,
+            rng,
+            arrivals: Arrivals::new(),
+            arrived: Vec::with_capacity(RECEIVE_MAX),
+            released: Vec::new(),
+            by_link: Vec::new(),
+            published: Arc::default(),
+            profile: latency::Shared::default(),
+            settings,
+        };
+        mix.draw_noise();
+        mix
+    }
+
+    /// The ledger, published at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    /// Histograms, as of a mix of a free class; cells that leave with their round are not in them.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
+    }
+
+    /// Its sockets, towards the entry and towards the exit.
+    pub fn ports(&mut self) -> (&mut U, &mut D) {
+        (&mut self.up, &mut self.down)
+    }
+
+    fn is_first(&self) -> bool {
+        self.settings.position == 1
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Link(command) => {
+                if let crate::command::LinkCommand::Retire { link } = &command {
+                    self.pipes.iter_mut().for_each(|pipe| pipe.sender.forget(*link, &mut self.free));
+                }
+                self.links.apply(command);
+            }
+            Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
+            Command::InstallChannel { batch, up, down, keys: ChannelKeys::Hop { forward, backward } } => {
+                self.batches.add(batch, Channel { up, down, keys: HopKeys::new(forward, backward) });
+            }
+            Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
+            Command::Place { link, direction, round, control } => {
+                self.pipes[direction].sender.control(link).place(round, control);
+            }
+            Command::Wait { link, control } => {
+                if let Some((direction, key)) = self.way(link)
+                    && !self.pipes[direction].sender.control(key).wait(control)
+                {
+                    // It was never a cell, so it counts as one here.
+                    self.pipes[direction].tally.injected += 1;
+                    self.pipes[direction].tally.drop(DropReason::PoolFull);
+                }
+            }
+            Command::ClockSeen { link, sent, received } => {
+                if let Some((direction, _)) = self.way(link) {
+                    self.pipes[direction].sender.clock_seen(link, sent, received);
+                }
+            }
+            Command::Clock(clock) => self.clock = clock,
+        }
+    }
+
+    /// The direction of what leaves on a link, and the name of its control cells.
+    fn way(&self, link: LinkId) -> Option<(Direction, Option<LinkId>)> {
+        Some(match self.links.links.side(link)? {
+            Side::Up => (Direction::Backward, self.is_first().then_some(link)),
+            Side::Down => (Direction::Forward, None),
+        })
+    }
+
+    fn receive(&mut self, direction: Direction, now: Nanos) {
+        let is_first = self.is_first();
+        let Self { pipes, up, down, links, batches, punts, free, arrivals, arrived, clock, settings, .. } = self;
+        let Pipe { gate, rounds, tally, .. } = &mut pipes[direction];
+        let port: &mut dyn Port = match direction {
+            Direction::Forward => up,
+            Direction::Backward => down,
+        };
+        let expects_copies = is_first && direction == Direction::Forward;
+        for _ in 0..RECEIVES {
+            if port.recv(free, arrivals) == 0 {
+                return;
+            }
+            let place = |link, header: &PacedHeader| {
+                rounds.check(header.seq).map_err(|untimely| match untimely {
+                    Untimely::Late => DropReason::Late,
+                    Untimely::Early => DropReason::Early,
+                })?;
+                let link = expects_copies.then_some(link);
+                batches.find(direction, header.seq, link, header.channel).ok_or(DropReason::Channel)
+            };
+            let times = (Some(rounds.released()), ArrivalTime(clock.at(now)));
+            gate.admit(arrivals, links, times, place, punts, free, tally, arrived);
+            let mut fresh = Vec::with_capacity(arrived.len());
+            for cell in arrived.drain(..) {
+                let place = Place { channel: cell.place, sub: cell.header.sub };
+                if !rounds.claim(cell.header.seq, place) {
+                    tally.drop(if expects_copies { DropReason::Copy } else { DropReason::Replay });
+                    free.give(cell.cell.into_buffer());
+                    continue;
+                }
+                links.heard(cell.link, now);
+                if let Some((slot, from)) = cell.next_slot
+                    && links.links.proposes(cell.link, slot)
+                {
+                    let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
+                }
+                fresh.push((cell, place));
+            }
+            let body_len = settings.terms.class.body_len();
+            for cells in fresh.chunks_mut(BATCH_MAX) {
+                let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
+                for (Arrived { cell, header, .. }, place) in cells {
+                    let keys = &batches.of_round(header.seq)[place.channel].keys;
+                    jobs.push(keys.job(direction, header.place(), cell.body_mut(body_len)));
+                }
+                encipher_batch(&mut jobs);
+            }
+            for (Arrived { cell, header, .. }, place) in fresh {
+                rounds.put(header.seq, place, cell.opened());
+            }
+        }
+    }
+
+    fn release(&mut self, direction: Direction, now: Nanos) {
+        let (schedule, released) = (self.pipes[direction].schedule, self.pipes[direction].rounds.released());
+        let due = schedule.due(released, self.clock.at(now));
+        if due.is_empty() {
+            return;
+        }
+        let Pipe { rounds, out, tally, .. } = &mut self.pipes[direction];
+        // What the socket has not taken in a whole period comes too late.
+        tally.drop_many(DropReason::Aged, out.len() as u64);
+        out.lose(out.len(), &mut self.free);
+        let (_, dropped) = rounds.skip_to(*due.start(), &mut self.free);
+        tally.drop_many(DropReason::Skipped, dropped as u64);
+        for round in due {
+            self.release_round(direction, round, now);
+            self.draw_noise();
+        }
+    }
+
+    fn release_round(&mut self, direction: Direction, number: u64, now: Nanos) {
+        let batch = self.times.batch_of(number);
+        if direction == Direction::Forward && self.is_first() && number == self.times.first(batch) {
+            let is_alone = self.batches.of_round(number).len() < usize::from(self.settings.terms.n_min);
+            self.floored = is_alone.then_some(batch);
+        }
+        let has_floor = self.floored == Some(batch) && self.is_first();
+        let channels = self.batches.of_round(number).len();
+        let mut released = std::mem::take(&mut self.released);
+        let Pipe { rounds, noise, tally, schedule, slots, .. } = &mut self.pipes[direction];
+        let filling = rounds.release(channels, has_floor, noise, &mut self.free, &mut released);
+        tally.injected += filling.filled as u64;
+        tally.drop_many(DropReason::Floor, filling.floored as u64);
+        let round = Round { number, due: schedule.due_at(number), slots: slots.of(&self.times, number) };
+        self.count_places(direction, &released);
+        match (direction, self.is_first()) {
+            (Direction::Backward, true) => self.leave_to_entries(round, &mut released, now),
+            _ => self.leave_to_neighbour(direction, round, &mut released),
+        }
+        self.released = released;
+        self.pipes[direction].sender.end_round(number, &mut self.free);
+        self.report(direction, number);
+        if direction == Direction::Backward {
+            self.batches.forget_before(number);
+        }
+    }
+
+    fn leave_to_neighbour(&mut self, direction: Direction, round: Round, released: &mut Vec<Released>) {
+        let Self { batches, pipes, links, free, .. } = self;
+        let Pipe { sender, out, tally, .. } = &mut pipes[direction];
+        let side = if direction == Direction::Forward { Side::Down } else { Side::Up };
+        let channels = batches.of_round(round.number);
+        let leaving = released.drain(..).map(|Released { cell, place, .. }| {
+            let channel = &channels[place.channel];
+            let number = match direction {
+                Direction::Forward => channel.down.expect("a mix has a next hop"),
+                Direction::Backward => channel.up.number,
+            };
+            Leaving { cell, number, sub: place.sub }
+        });
+        match links.neighbour(side) {
+            Some(link) => sender.leave((link, None), round, leaving, links, out, free, tally),
+            None => {
+                for Leaving { cell, .. } in leaving {
+                    tally.drop(DropReason::LinkDown);
+                    free.give(cell.into_buffer());
+                }
+            }
+        }
+    }
+
+    fn leave_to_entries(&mut self, round: Round, released: &mut Vec<Released>, now: Nanos) {
+        let Self { batches, pipes, links, free, by_link, rng, settings, .. } = self;
+        let Pipe { sender, out, tally, noise, .. } = &mut pipes.backward;
+        by_link.extend(
+            links
+                .heard_since(now.saturating_sub(ENTRY_SILENT))
+                .filter(|link| links.links.side(*link) == Some(Side::Up))
+                .map(|link| (link, Vec::new())),
+        );
+        by_link.sort_unstable_by_key(|(link, _)| *link);
+        let channels = batches.of_round(round.number);
+        for Released { cell, place, .. } in released.drain(..) {
+            let at = channels[place.channel].up;
+            match by_link.binary_search_by_key(&at.link, |(link, _)| Some(*link)) {
+                Ok(found) => by_link[found].1.push(Leaving { cell, number: at.number, sub: place.sub }),
+                Err(_) => {
+                    tally.drop(DropReason::LinkDown);
+                    free.give(cell.into_buffer());
+                }
+            }
+        }
+        for (_, cells) in by_link.iter_mut().filter(|(_, cells)| cells.is_empty()) {
+            for sub in 0..settings.terms.cells {
+                // An entry without a channel gets cells that look the same (SPEC 9.10.6).
+                if let Some(cell) = noise.try_take() {
+                    tally.injected += 1;
+                    cells.push(Leaving { cell, number: 0, sub });
+                }
+            }
+        }
+        by_link.shuffle(rng);
+        for (link, cells) in by_link.drain(..) {
+            sender.leave((link, Some(link)), round, cells.into_iter(), links, out, free, tally);
+        }
+        crate::rekey(rng);
+    }
+
+    fn count_places(&mut self, direction: Direction, released: &[Released]) {
+        let by_channel = direction == Direction::Forward && self.is_first();
+        let places = &mut self.pipes[direction].places;
+        for Released { place, origin, .. } in released {
+            let at = if by_channel { place.channel } else { 0 };
+            if places.len() <= at {
+                places.resize(at + 1, Places::default());
+            }
+            places[at].add(*origin);
+        }
+    }
+
+    /// Queues a report to whoever sends in this direction, and to entries the company.
+    fn report(&mut self, direction: Direction, last: u64) {
+        let is_first = self.is_first();
+        let Self { pipes, links, batches, settings, times, .. } = self;
+        if (last + 1).is_multiple_of(REPORT_EVERY) {
+            let places = std::mem::take(&mut pipes[direction].places);
+            let report = |places: Places| Control::link(LinkContent::Report, &places.report(last).to_bytes());
+            if direction == Direction::Forward && is_first {
+                let channels = batches.of_round(last);
+                for link in links.heard_since(0) {
+                    let at = channels.iter().position(|channel| channel.up.link == Some(link));
+                    let own = at.and_then(|at| places.get(at)).copied().unwrap_or_default();
+                    let _ = pipes.backward.sender.control(Some(link)).wait(report(own));
+                }
+            } else {
+                let all = places.first().copied().unwrap_or_default();
+                let back = if direction == Direction::Forward { Direction::Backward } else { Direction::Forward };
+                let _ = pipes[back].sender.control(None).wait(report(all));
+            }
+        }
+        if is_first && direction == Direction::Backward && last.is_multiple_of(COMPANY_EVERY) {
+            let channels = batches.of_round(times.first(times.batch_of(last))).len() as u16;
+            let company = Company { channels, n_min: settings.terms.n_min };
+            for link in links.heard_since(0) {
+                let cell = Control::link(LinkContent::Company, &company.to_bytes());
+                let _ = pipes.backward.sender.control(Some(link)).wait(cell);
+            }
+        }
+    }
+
+    /// Noise for the places of the next round of each direction.
+    fn draw_noise(&mut self) {
+        let places = |settings: &Settings| settings.channels_max() * usize::from(settings.terms.cells);
+        let links = if self.is_first() { self.links.links.len() * usize::from(self.settings.terms.cells) } else { 0 };
+        for direction in DIRECTIONS {
+            let more = if direction == Direction::Backward { links } else { 0 };
+            self.pipes[direction].noise.draw(places(&self.settings) + more, &mut self.free);
+        }
+    }
+
+    fn send(&mut self) {
+        let Pipe { out, tally, .. } = &mut self.pipes.forward;
+        self.down.send(out, &mut self.free, tally);
+        let Pipe { out, tally, .. } = &mut self.pipes.backward;
+        self.up.send(out, &mut self.free, tally);
+    }
+
+    fn publish(&self) {
+        let mut ledger = Ledger {
+            cells: PerDirection { forward: self.pipes.forward.tally, backward: self.pipes.backward.tally },
+            traffic: self.up.traffic().and(self.down.traffic()),
+            ..Ledger::default()
+        };
+        let mut kept = 0;
+        for direction in DIRECTIONS {
+            let Pipe { rounds, noise, out, sender, .. } = &self.pipes[direction];
+            ledger.cells[direction].hold(rounds.held() + out.len());
+            kept += noise.len() + sender.kept();
+        }
+        let rx = self.up.rx_buffers() + self.down.rx_buffers();
+        ledger.buffers = Buffers { free: (self.free.free() + rx + kept) as u64, total: self.free.total() as u64 };
+        ledger.gauges = Gauges { links: self.links.links.len() as u64, ..Gauges::default() };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
+    }
+}
+
+impl<U: Port, D: Port> Worker for Mix<U, D> {
+    fn set_clock(&mut self, _clock: Clock) {}
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command);
+        }
+        DIRECTIONS.into_iter().for_each(|direction| self.receive(direction, now));
+        DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));
+        self.send();
+        report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+        self.publish();
+        let due = |direction: Direction| {
+            let Pipe { schedule, rounds, .. } = &self.pipes[direction];
+            self.clock.when(schedule.due_at(rounds.released() + 1))
+        };
+        let blocked = if self.is_blocked() { now + BLOCKED_WAIT } else { Nanos::MAX };
+        DIRECTIONS.into_iter().map(due).fold(blocked, Nanos::min)
+    }
+
+    fn record_latency(&mut self, now: Nanos) {
+        if self.pipes.iter().any(|pipe| pipe.out.has_unrecorded()) {
+            let mut profile = self.profile.lock();
+            for direction in DIRECTIONS {
+                self.pipes[direction].out.record_latency(now, &mut profile.latency[direction]);
+            }
+        }
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            UP => self.up.set_ready(),
+            DOWN => self.down.set_ready(),
+            _ => {}
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.pipes.iter().any(|pipe| !pipe.out.is_empty())
+    }
+
+    /// What waits is not sent early: a release out of its time would show.
+    fn finish(&mut self, _now: Nanos) {
+        self.send();
+        for direction in DIRECTIONS {
+            let Pipe { rounds, out, tally, .. } = &mut self.pipes[direction];
+            let (_, dropped) = rounds.skip_to(rounds.released() + AHEAD_MAX + 1, &mut self.free);
+            tally.drop_many(DropReason::Shutdown, dropped as u64 + out.len() as u64);
+            out.lose(out.len(), &mut self.free);
+        }
+        self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests;

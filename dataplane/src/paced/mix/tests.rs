@@ -1,0 +1,397 @@
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use rand::{Rng, SeedableRng};
+use wire::cell::{Block, CellKind, Class, HEADER_LEN};
+use wire::gcm::PolyvalKey;
+use wire::ids::{Rank, SlotId};
+use wire::kdf::Secret;
+use wire::link::{ControlKey, HeaderKey, LinkSecrets};
+use wire::paced::{PacedClass, PacedTerms};
+use wire::setup::Suite;
+
+use super::*;
+use crate::MILLI;
+use crate::command::LinkCommand;
+use crate::paced::{ChannelAt, SlotKeys};
+use crate::socket::memory::{Datagram, MemNet, MemPort};
+use crate::sys::Waker;
+
+const HOPS: usize = 3;
+const CLASS: PacedClass = PacedClass::new(Class::S);
+const BODY: usize = CLASS.body_len();
+
+fn terms() -> PacedTerms {
+    PacedTerms {
+        class: CLASS,
+        name: "voice".to_owned(),
+        period_ms: 10,
+        cells: 2,
+        rounds: 512,
+        copies: 2,
+        gap: 1,
+        repeat: false,
+        n_min: 1,
+        seats: 16,
+        loops: 0,
+        slack_ms: 8,
+        steps_ms: vec![5; HOPS - 1],
+    }
+}
+
+/// The other end of a link.
+struct Peer {
+    at: SocketAddr,
+    mix: SocketAddr,
+    link: LinkId,
+    secrets: LinkSecrets,
+    /// The peer is nearer to the entry, so it is the initiator.
+    is_up: bool,
+}
+
+/// A cell that a peer has received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cell {
+    header: PacedHeader,
+    body: Vec<u8>,
+}
+
+impl Peer {
+    fn new(number: u8, mix: SocketAddr, is_up: bool) -> Peer {
+        let secrets = LinkSecrets::derive(&[number; 32], &[1; 32], &[2; 32], &[3; 32]);
+        let at = ([192, 0, 2, 100 + number], 9).into();
+        Peer { at, mix, link: LinkId(number.into()), secrets, is_up }
+    }
+
+    fn data(&self, channel: u32, round: u64, sub: u8, body: &[u8]) -> Datagram {
+        let (header_key, tag_key) = match self.is_up {
+            true => (&self.secrets.header_i2r, &self.secrets.tag_i2r),
+            false => (&self.secrets.header_r2i, &self.secrets.tag_r2i),
+        };
+        let tag = PolyvalKey::prepare(tag_key).link_tag(body);
+        let header = PacedHeader { channel, seq: round, sub, kind: CellKind::Data, class: CLASS, tag };
+        let mut block = [header.to_block()];
+        HeaderKey::new(header_key).encipher(&mut block);
+        let bytes = block[0].iter().chain(body).copied().collect();
+        Datagram { from: self.at, to: self.mix, bytes }
+    }
+
+    /// Reads a cell; the tags of data cells and the bodies of control cells must be genuine.
+    fn read(&self, bytes: &[u8], running: u64) -> Cell {
+        assert_eq!(bytes.len(), CLASS.cell_len());
+        let (header_key, tag_key, control) = match self.is_up {
+            true => (&self.secrets.header_r2i, &self.secrets.tag_r2i, &self.secrets.control_r2i),
+            false => (&self.secrets.header_i2r, &self.secrets.tag_i2r, &self.secrets.control_i2r),
+        };
+        let mut block: [Block; 1] = [*bytes.first_chunk().unwrap()];
+        HeaderKey::new(header_key).decipher(&mut block);
+        let header = PacedHeader::from_block(&block[0], CLASS, Some(running)).expect("a header of this link");
+        let mut body = bytes[HEADER_LEN..].to_vec();
+        match header.kind {
+            CellKind::Data => assert!(header.is_tag_of(&PolyvalKey::prepare(tag_key), &body)),
+            _ => {
+                body = ControlKey::new(control).open_under(&header.to_block(), &mut body).expect("authentic").to_vec();
+            }
+        }
+        Cell { header, body }
+    }
+}
+
+struct Bench {
+    net: MemNet,
+    mix: Mix<MemPort, MemPort>,
+    commands: rtrb::Producer<Command>,
+    _punts: rtrb::Consumer<Punt>,
+    entries: Vec<Peer>,
+    next: Peer,
+    times: Timetable,
+    rng: ChaCha20Rng,
+    now: Nanos,
+}
+
+/// The first round of a batch, and the number of that batch.
+const BATCH: u64 = 350_000_000;
+
+impl Bench {
+    /// Mix 1 of a chain with two mixes, and some entries; its clock shows the middle of the batch before [`BATCH`].
+    fn new(entries: u8) -> Bench {
+        let (net, now) = (MemNet::default(), SECOND);
+        let times = terms().timetable(HOPS);
+        let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
+        let (worker_punts, _punts) = rtrb::RingBuffer::new(2048);
+        let settings = Settings { terms: terms(), suite: Suite::Hybrid, hops: HOPS, position: 1, hugepages: false };
+        let (up, down): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 1], 2).into());
+        let ports = (net.port(up, settings.lengths(Side::Up)), net.port(down, settings.lengths(Side::Down)));
+        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
+        let clock = SteadyClock::new(now, times.begin(times.first(BATCH) - 20));
+        let mix = Mix::new(settings, ports, worker_commands, sender, ChaCha20Rng::seed_from_u64(1), clock, now);
+        let entries = (0..entries).map(|number| Peer::new(number, up, true)).collect();
+        let next = Peer::new(50, down, false);
+        let mut bench =
+            Bench { net, mix, commands, _punts, entries, next, times, rng: ChaCha20Rng::seed_from_u64(2), now };
+        for i in 0..bench.entries.len() {
+            bench.connect(Some(i));
+        }
+        bench.connect(None);
+        bench
+    }
+
+    fn command(&mut self, command: Command) {
+        assert!(self.commands.push(command).is_ok());
+    }
+
+    /// Installs the link of an entry, or of the next hop.
+    fn connect(&mut self, entry: Option<usize>) {
+        let peer = entry.map_or(&self.next, |entry| &self.entries[entry]);
+        let (link, slot, address, secrets) = (peer.link, SlotId(peer.link.0), peer.at, peer.secrets.clone());
+        let (side, tag_in, tag_out, control_out) = match entry {
+            Some(_) => (Side::Up, secrets.tag_i2r, secrets.tag_r2i, secrets.control_r2i),
+            None => (Side::Down, secrets.tag_r2i, secrets.tag_i2r, secrets.control_i2r),
+        };
+        self.command(Command::Link(LinkCommand::Install { link, side, peer: address }));
+        self.command(Command::Link(LinkCommand::InstallSlot {
+            link,
+            slot,
+            peer: address,
+            header_i2r: secrets.header_i2r,
+            header_r2i: secrets.header_r2i,
+            rank: Rank::Current,
+        }));
+        self.command(Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } });
+    }
+
+    /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on the link of the entry, and 100
+    /// more on the next one.
+    fn open(&mut self, batch: u64, entry: u8) {
+        let (number, link) = (u32::from(entry), Some(LinkId(entry.into())));
+        let keys = ChannelKeys::Hop { forward: Secret::new([entry; 32]), backward: Secret::new([!entry; 32]) };
+        let up = ChannelAt { link, number: number + 10 };
+        self.command(Command::InstallChannel { batch, up, down: Some(number + 100), keys });
+    }
+
+    fn keys(entry: u8) -> HopKeys {
+        HopKeys::new(Secret::new([entry; 32]), Secret::new([!entry; 32]))
+    }
+
+    /// What the body of a place is behind the mix.
+    fn enciphered(entry: u8, direction: Direction, round: u64, sub: u8, body: &[u8]) -> Vec<u8> {
+        let (keys, mut body) = (Bench::keys(entry), body.to_vec());
+        encipher_batch(&mut [keys.job(direction, wire::paced::Place { round, sub }, &mut body)]);
+        body
+    }
+
+    fn body(&mut self) -> Vec<u8> {
+        let mut body = vec![0; BODY];
+        self.rng.fill_bytes(&mut body);
+        body
+    }
+
+    /// Lets the mix run until this time of the class's clock.
+    fn run_until(&mut self, time: Nanos) {
+        loop {
+            let wake = self.mix.turn(self.now);
+            self.mix.record_latency(self.now);
+            assert!(self.mix.published.lock().unwrap().closed());
+            if self.mix.clock.at(self.now) >= time {
+                return;
+            }
+            self.now = wake.min(self.mix.clock.when(time));
+        }
+    }
+
+    /// Runs until a round has left in a direction.
+    fn release(&mut self, direction: Direction, round: u64) {
+        self.run_until(self.mix.pipes[direction].schedule.due_at(round));
+    }
+
+    /// What has come to the next hop, or to an entry.
+    fn take(&mut self, entry: Option<usize>) -> Vec<Cell> {
+        let peer = entry.map_or(&self.next, |entry| &self.entries[entry]);
+        let running = self.mix.pipes.forward.rounds.released();
+        std::iter::from_fn(|| self.net.receive(peer.at)).map(|datagram| peer.read(&datagram.bytes, running)).collect()
+    }
+
+    fn tally(&self, direction: Direction) -> Tally {
+        self.mix.published.lock().unwrap().cells[direction]
+    }
+}
+
+fn data(cells: &[Cell]) -> impl Iterator<Item = &Cell> {
+    cells.iter().filter(|cell| cell.header.kind == CellKind::Data)
+}
+
+#[test]
+fn release_has_a_cell_for_every_place_whatever_came() {
+    let mut bench = Bench::new(3);
+    (0..3).for_each(|entry| bench.open(BATCH, entry));
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    bench.take(None);
+    let (here, there) = (bench.body(), bench.body());
+    for (entry, round, sub, body) in [(0, first, 0, &here), (1, first, 1, &there), (1, first + 2, 0, &here)] {
+        let datagram = bench.entries[entry].data(entry as u32 + 10, round, sub, body);
+        bench.net.send(datagram);
+    }
+    let mut seen = Vec::new();
+    for round in first..first + 4 {
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        assert!(cells.iter().all(|cell| cell.header.kind != CellKind::Data || cell.header.seq == round));
+        let mut places: Vec<_> = data(&cells).map(|cell| (cell.header.channel, cell.header.sub)).collect();
+        places.sort_unstable();
+        assert_eq!(places, [(100, 0), (100, 1), (101, 0), (101, 1), (102, 0), (102, 1)]);
+        let slots = bench.mix.settings.slots(Direction::Forward).of(&bench.times, round);
+        assert_eq!(cells.len() - 6, slots.link + slots.placed, "control cells of round {round}");
+        seen.extend(data(&cells).cloned());
+    }
+    let body_at = |channel, round, sub| {
+        let is_it = |cell: &&Cell| (cell.header.channel, cell.header.seq, cell.header.sub) == (channel, round, sub);
+        seen.iter().find(is_it).unwrap().body.clone()
+    };
+    assert_eq!(body_at(100, first, 0), Bench::enciphered(0, Direction::Forward, first, 0, &here));
+    assert_eq!(body_at(101, first, 1), Bench::enciphered(1, Direction::Forward, first, 1, &there));
+    assert_eq!(body_at(101, first + 2, 0), Bench::enciphered(1, Direction::Forward, first + 2, 0, &here));
+    let bodies: std::collections::HashSet<_> = seen.iter().map(|cell| &cell.body).collect();
+    assert_eq!(bodies.len(), seen.len(), "noise is fresh");
+}
+
+#[test]
+fn copies_and_cells_out_of_place_are_counted_and_change_nothing() {
+    let mut bench = Bench::new(2);
+    (0..2).for_each(|entry| bench.open(BATCH, entry));
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    bench.take(None);
+    let (body, other) = (bench.body(), bench.body());
+    let genuine = bench.entries[0].data(10, first + 1, 0, &body);
+    let mut damaged = bench.entries[1].data(11, first + 1, 0, &body);
+    damaged.bytes[100] ^= 1;
+    let datagrams = [
+        genuine.clone(),
+        genuine,
+        bench.entries[0].data(10, first + 1, 0, &other),
+        bench.entries[0].data(10, first, 1, &body),
+        bench.entries[0].data(10, first + 9, 1, &body),
+        bench.entries[0].data(11, first + 1, 1, &body),
+        bench.entries[1].data(11, first + 1, 2, &body),
+        damaged,
+    ];
+    datagrams.into_iter().for_each(|datagram| bench.net.send(datagram));
+    bench.release(Direction::Forward, first + 1);
+    let cells = bench.take(None);
+    assert_eq!(data(&cells).count(), 4);
+    let expected = Bench::enciphered(0, Direction::Forward, first + 1, 0, &body);
+    assert!(data(&cells).any(|cell| cell.header.channel == 100 && cell.body == expected));
+    let tally = bench.tally(Direction::Forward);
+    let counted =
+        [DropReason::Copy, DropReason::Late, DropReason::Early, DropReason::Channel, DropReason::Sub, DropReason::Tag]
+            .map(|reason| tally.drops(reason));
+    assert_eq!(counted, [2, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn entry_gets_the_same_number_of_cells_with_and_without_a_channel() {
+    let mut bench = Bench::new(2);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 3);
+    for entry in 0..2 {
+        // A cell of a channel that there is not promotes nothing; one with a place does.
+        bench.mix.links.heard(LinkId(entry), bench.now);
+    }
+    bench.release(Direction::Backward, first);
+    (0..2).for_each(|entry| drop(bench.take(Some(entry))));
+    let body = bench.body();
+    bench.net.send(bench.next.data(100, first + 2, 1, &body));
+    let mut counts = HashMap::<usize, Vec<usize>>::new();
+    let mut seen = Vec::new();
+    for round in first + 1..first + 40 {
+        bench.release(Direction::Backward, round);
+        for entry in 0..2 {
+            let cells = bench.take(Some(entry));
+            counts.entry(entry).or_default().push(cells.len());
+            let number = if entry == 0 { 10 } else { 0 };
+            assert!(data(&cells).all(|cell| cell.header.channel == number), "entry {entry}");
+            let mut rounds: Vec<u64> = data(&cells).map(|cell| cell.header.seq).collect();
+            rounds.sort_unstable();
+            assert_eq!(rounds, [round - 1, round - 1, round, round], "a copy of each cell follows a round later");
+            seen.extend(cells.into_iter().filter(|_| entry == 0));
+        }
+    }
+    assert_eq!(counts[&0], counts[&1]);
+    let expected = Bench::enciphered(0, Direction::Backward, first + 2, 1, &body);
+    assert_eq!(seen.iter().filter(|cell| cell.body == expected).count(), 2);
+}
+
+#[test]
+fn control_cells_leave_in_their_rounds_and_dummies_elsewhere() {
+    let mut bench = Bench::new(1);
+    let phase = bench.times.rounds_of(BATCH, wire::paced::Phase::Setup(2));
+    let slots = bench.mix.settings.slots(Direction::Forward).of(&bench.times, phase.start);
+    for (round, sub) in [(phase.start, 1), (phase.start, 2), (phase.start + 1, 3)] {
+        let control = Control { kind: CellKind::Setup, channel: 77, sub, content: vec![sub; 20] };
+        bench.command(Command::Place { link: None, direction: Direction::Forward, round, control });
+    }
+    bench.release(Direction::Forward, phase.start - 1);
+    bench.take(None);
+    for (round, expected) in [(phase.start, vec![1, 2]), (phase.start + 1, vec![3]), (phase.start + 2, vec![])] {
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        assert_eq!(cells.len(), slots.placed + slots.link, "round {round}");
+        let mut setups: Vec<u8> =
+            cells.iter().filter(|cell| cell.header.kind == CellKind::Setup).map(|cell| cell.header.sub).collect();
+        setups.sort_unstable();
+        assert_eq!(setups, expected);
+    }
+}
+
+#[test]
+fn too_few_channels_are_all_noise() {
+    let mut bench = Bench::new(1);
+    bench.mix.settings.terms.n_min = 2;
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    bench.take(None);
+    let body = bench.body();
+    bench.net.send(bench.entries[0].data(10, first, 0, &body));
+    bench.release(Direction::Forward, first);
+    let cells = bench.take(None);
+    let expected = Bench::enciphered(0, Direction::Forward, first, 0, &body);
+    assert_eq!(data(&cells).filter(|cell| cell.body != expected).count(), 2);
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::Floor), 1);
+}
+
+#[test]
+fn late_mix_releases_eight_rounds_and_skips_older_ones() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    bench.take(None);
+    let body = bench.body();
+    (1..9).for_each(|ahead| bench.net.send(bench.entries[0].data(10, first + ahead, 0, &body)));
+    // It takes them in, and then is stopped for 12 rounds.
+    bench.run_until(bench.mix.clock.at(bench.now) + MILLI);
+    bench.now += 120 * MILLI;
+    bench.mix.turn(bench.now);
+    let rounds: std::collections::BTreeSet<u64> = data(&bench.take(None)).map(|cell| cell.header.seq).collect();
+    assert_eq!(rounds, (first + 5..=first + 12).collect());
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::Skipped), 4);
+}
+
+#[test]
+fn stopped_mix_counts_what_it_holds() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    let body = bench.body();
+    bench.net.send(bench.entries[0].data(10, first + 3, 0, &body));
+    bench.mix.turn(bench.now);
+    bench.mix.finish(bench.now);
+    let tally = bench.tally(Direction::Forward);
+    assert_eq!((tally.held, tally.drops(DropReason::Shutdown)), (0, 1));
+    let buffers = bench.mix.published.lock().unwrap().buffers;
+    assert_eq!(buffers.free, buffers.total);
+}

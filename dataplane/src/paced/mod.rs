@@ -1,0 +1,126 @@
+//! Workers of paced classes: rounds, in which every link carries the same number of cells whatever came (SPEC 9).
+//!
+//! ```text
+//! socket -> gate -> layer -> rounds ... release -> sender -> socket
+//!
+//! links          slots with the keys by which a worker seals control cells itself
+//! gate           header, place and link tag of what arrives
+//! batches        channels, batch by batch
+//! control_cells  control cells that wait for their slots
+//! sender         headers, tags, control cells and copies of a round
+//! mix            the worker of a mix
+//! ```
+//!
+//! The workers of free classes take a cell as soon as it comes; these have a timetable. So they share sockets, buffers
+//! and ledgers with those, but neither pools nor tables.
+
+mod batches;
+mod control_cells;
+mod gate;
+mod links;
+pub mod mix;
+mod sender;
+
+use wire::cell::Direction;
+use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
+use wire::paced::clock::SteadyClock;
+use wire::paced::{ControlSlots, PacedTerms, Timetable, seats_on};
+use wire::setup::Suite;
+
+use crate::batch::Lengths;
+use crate::command::LinkCommand;
+use crate::stage::ingress;
+use crate::stage::rounds::schedule::Schedule;
+pub use control_cells::Control;
+pub use links::SlotKeys;
+
+/// A paced class at one hop.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub terms: PacedTerms,
+    pub suite: Suite,
+    /// Hops of the chain: mixes and exit.
+    pub hops: usize,
+    /// This hop, from 1; 0 is the entry.
+    pub position: usize,
+    /// Buffers on huge pages.
+    pub hugepages: bool,
+}
+
+impl Settings {
+    fn times(&self) -> Timetable {
+        self.terms.timetable(self.hops)
+    }
+
+    /// When this hop releases rounds.
+    fn schedule(&self, direction: Direction) -> Schedule {
+        let times = self.times();
+        Schedule::new(times.begin(1), times.offset(direction, self.position))
+    }
+
+    /// The control slots of the link that cells of this direction leave on.
+    fn slots(&self, direction: Direction) -> ControlSlots {
+        let link = match direction {
+            Direction::Forward => self.position + 1,
+            Direction::Backward => self.position,
+        };
+        ControlSlots::new(&self.terms, self.suite, self.hops, link, direction)
+    }
+
+    /// Most channels of a batch on the link that comes in at this hop, and with its own loops on the next one.
+    fn channels_max(&self) -> usize {
+        seats_on(self.position + 1, self.terms.seats, self.terms.loops)
+    }
+
+    /// Lengths of what arrives at the socket towards `side`.
+    pub fn lengths(&self, side: Side) -> Lengths {
+        Lengths { cell: self.terms.class.cell_len(), handshakes: ingress::handshakes(self.position, side) }
+    }
+}
+
+/// A channel on a link: by its number and, at Mix 1, its entry's link. Between hops numbers are unique without it, and a
+/// channel outlives its link (SPEC 9.1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelAt {
+    pub link: Option<LinkId>,
+    pub number: u32,
+}
+
+/// One change that control makes at a worker of a paced class.
+pub enum Command {
+    Link(LinkCommand),
+    /// The keys of a slot that was just installed.
+    SlotKeys {
+        link: LinkId,
+        slot: SlotId,
+        keys: SlotKeys,
+    },
+    /// A channel of a batch that has not begun.
+    InstallChannel {
+        batch: u64,
+        up: ChannelAt,
+        /// Its number on the next link; none at the exit.
+        down: Option<u32>,
+        keys: ChannelKeys,
+    },
+    /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
+    Place {
+        link: Option<LinkId>,
+        direction: Direction,
+        round: u64,
+        control: Control,
+    },
+    /// A link cell for the next slot.
+    Wait {
+        link: LinkId,
+        control: Control,
+    },
+    /// What control read in the latest clock cell of a link: its `sent`, and when it came (SPEC 9.5.6).
+    ClockSeen {
+        link: LinkId,
+        sent: u64,
+        received: u64,
+    },
+    /// The class's clock from now on.
+    Clock(SteadyClock),
+}

@@ -1,0 +1,210 @@
+//! Leaving in a paced class: link tags, control cells, headers, and a uniformly random order on each link (SPEC 9.6,
+//! 9.10).
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Block, CellKind, TAG_LEN};
+use wire::ids::LinkId;
+use wire::link::LinkContent;
+use wire::paced::clock::ClockCell;
+use wire::paced::{PacedClass, PacedHeader, PacedTerms, SlotCount};
+
+use super::control_cells::{Control, ControlCells};
+use super::links::PacedLinks;
+use crate::Nanos;
+use crate::batch::Departures;
+use crate::buffer::{Cell, FreeList, Opened, Sealed};
+use crate::ledger::{DropReason, Tally};
+
+/// A clock cell is due in rounds with this divisor (SPEC 9.6.6).
+const CLOCK_EVERY: u64 = 16;
+
+/// A data cell that leaves, with its channel's number on the link.
+pub(super) struct Leaving {
+    pub(super) cell: Cell<Opened>,
+    pub(super) number: u32,
+    pub(super) sub: u8,
+}
+
+/// A round that leaves.
+#[derive(Clone, Copy)]
+pub(super) struct Round {
+    pub(super) number: u64,
+    /// When it is due, by the class's clock.
+    pub(super) due: Nanos,
+    pub(super) slots: SlotCount,
+}
+
+/// The cells of a round, each with its link, for their copies.
+type Kept = (u64, Vec<(LinkId, Cell<Sealed>)>);
+
+/// What leaves on the links of one direction.
+pub(super) struct Sender {
+    class: PacedClass,
+    /// On link 1: how often a cell is sent, and how many rounds apart.
+    copies: u64,
+    gap: u64,
+    control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
+    /// `sent` of the latest clock cell of each link, and when it came.
+    clocks: HashMap<LinkId, (u64, u64), foldhash::fast::RandomState>,
+    /// Cells to send again, by round.
+    again: VecDeque<Kept>,
+    rng: ChaCha20Rng,
+    cells: Vec<(Cell<Opened>, Block)>,
+    blocks: Vec<Block>,
+    sealed: Vec<Cell<Sealed>>,
+    taken: Vec<Control>,
+}
+
+impl Sender {
+    /// For the links of one direction; `has_copies` on link 1.
+    pub(super) fn new(terms: &PacedTerms, has_copies: bool, rng: ChaCha20Rng) -> Sender {
+        Sender {
+            class: terms.class,
+            copies: if has_copies { terms.copies.into() } else { 1 },
+            gap: terms.gap.into(),
+            control: HashMap::default(),
+            clocks: HashMap::default(),
+            again: VecDeque::new(),
+            rng,
+            cells: Vec::new(),
+            blocks: Vec::new(),
+            sealed: Vec::new(),
+            taken: Vec::new(),
+        }
+    }
+
+    /// The control cells of an entry's link, or of the neighbour's.
+    pub(super) fn control(&mut self, link: Option<LinkId>) -> &mut ControlCells {
+        self.control.entry(link).or_default()
+    }
+
+    pub(super) fn clock_seen(&mut self, link: LinkId, sent: u64, received: u64) {
+        self.clocks.insert(link, (sent, received));
+    }
+
+    /// Forgets a link. Returns how many cells were to be sent again: they were not counted yet.
+    pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
+        self.control.remove(&Some(link));
+        self.clocks.remove(&link);
+        for (_, cells) in &mut self.again {
+            for (_, cell) in cells.extract_if(.., |(of, _)| *of == link) {
+                free.give(cell.into_buffer());
+            }
+        }
+    }
+
+    /// Cells that are kept for a copy.
+    pub(super) fn kept(&self) -> usize {
+        self.again.iter().map(|(_, cells)| cells.len()).sum()
+    }
+
+    /// Seals the cells of a round for one link, with its control cells and the copies of earlier rounds, and appends
+    /// them to `out` in uniformly random order. `key` names the link's control cells. Data cells count as received
+    /// before, all others are counted here.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
+    pub(super) fn leave(
+        &mut self,
+        (link, key): (LinkId, Option<LinkId>),
+        round: Round,
+        data: impl Iterator<Item = Leaving>,
+        links: &mut PacedLinks,
+        out: &mut Departures,
+        free: &mut FreeList,
+        tally: &mut Tally,
+    ) {
+        let (class, body_len) = (self.class, self.class.body_len());
+        let Some(mut outgoing) = links.outgoing(link) else {
+            for leaving in data {
+                tally.drop(DropReason::LinkDown);
+                free.give(leaving.cell.into_buffer());
+            }
+            return;
+        };
+        for Leaving { mut cell, number, sub } in data {
+            let tag = outgoing.tag(cell.body_mut(body_len));
+            let header = PacedHeader { channel: number, seq: round.number, sub, kind: CellKind::Data, class, tag };
+            self.cells.push((cell, header.to_block()));
+        }
+
+        let control = self.control.entry(key).or_default();
+        if round.number.is_multiple_of(CLOCK_EVERY) {
+            let (peer, received) = self.clocks.get(&link).copied().unwrap_or_default();
+            let clock = ClockCell { sent: round.due, peer, received };
+            let _ = control.wait(Control::link(LinkContent::Clock, &clock.to_bytes()));
+        }
+        control.take(round.number, round.slots, &mut self.taken);
+        for Control { kind, channel, sub, content } in self.taken.drain(..) {
+            tally.injected += 1;
+            let Some(buffer) = free.take() else {
+                tally.drop(DropReason::NoBuffer);
+                continue;
+            };
+            let mut cell = Cell::own(buffer);
+            let body = cell.body_mut(body_len);
+            let len = content.len().min(body_len - TAG_LEN);
+            body[..len].copy_from_slice(&content[..len]);
+            body[len..].fill(0);
+            match outgoing.seal_control(class, (kind, channel, sub), body) {
+                Some(header) => self.cells.push((cell, header.to_block())),
+                None => {
+                    tally.drop(DropReason::SlotExpired);
+                    free.give(cell.into_buffer());
+                }
+            }
+        }
+
+        self.blocks.clear();
+        self.blocks.extend(self.cells.iter().map(|(_, block)| *block));
+        outgoing.encipher(&mut self.blocks);
+        self.sealed.extend(self.cells.drain(..).zip(&self.blocks).map(|((cell, _), block)| cell.seal(block)));
+        self.add_copies(link, round.number, free, tally);
+        self.sealed.shuffle(&mut self.rng);
+        out.push_run(self.sealed.drain(..), outgoing.peer);
+    }
+
+    /// Keeps this round's cells for their copies, and adds the copies of earlier rounds.
+    fn add_copies(&mut self, link: LinkId, round: u64, free: &mut FreeList, tally: &mut Tally) {
+        if self.copies == 1 {
+            return;
+        }
+        let cell_len = self.class.cell_len();
+        let mut copy = |cell: &Cell<Sealed>| {
+            let mut copy = Cell::new(free.take()?);
+            copy.bytes_mut(cell_len).copy_from_slice(cell.bytes(cell_len));
+            Some(copy)
+        };
+        let first = self.sealed.len();
+        for j in 1..self.copies {
+            let Some(of) = round.checked_sub(j * self.gap) else { break };
+            let Some((_, cells)) = self.again.iter_mut().find(|(kept, _)| *kept == of) else { continue };
+            if j + 1 == self.copies {
+                self.sealed.extend(cells.extract_if(.., |(of, _)| *of == link).map(|(_, cell)| cell));
+            } else {
+                self.sealed.extend(cells.iter().filter(|(of, _)| *of == link).filter_map(|(_, cell)| copy(cell)));
+            }
+        }
+        tally.injected += (self.sealed.len() - first) as u64;
+        let kept = self.sealed[..first].iter().filter_map(|cell| Some((link, copy(cell)?)));
+        match self.again.back_mut() {
+            Some((last, cells)) if *last == round => cells.extend(kept),
+            _ => {
+                let kept = kept.collect();
+                self.again.push_back((round, kept));
+            }
+        }
+    }
+
+    /// Ends a round: what was kept for copies that are over is forgotten, and the generator cannot run back.
+    pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
+        while self.again.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
+            for (_, cell) in self.again.pop_front().into_iter().flat_map(|(_, cells)| cells) {
+                free.give(cell.into_buffer());
+            }
+        }
+        crate::rekey(&mut self.rng);
+    }
+}
