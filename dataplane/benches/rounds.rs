@@ -1,8 +1,8 @@
 //! What a mix of a paced class costs for each channel and round in user space, without the kernel: `cargo bench -p
 //! dataplane --bench rounds`.
 //!
-//! A mix between two others, all of whose channels send in every round and both directions. Prints nanoseconds of thread
-//! CPU time for each cell, to take it in and to release it, medians of the rounds, and how many channels a core would
+//! A mix between two others, all of whose channels send in every round both ways. Prints nanoseconds of thread CPU time
+//! for each cell, to take it in and to release it, medians of the rounds, and how many channels a core would
 //! carry with one cell in 10 ms both ways: computed from these, so without system calls. The copy of each cell into its
 //! buffer, which the kernel makes in the real thing, is in it.
 

@@ -1,8 +1,8 @@
 //! The worker of a mix in a paced class (SPEC 9.10).
 //!
 //! Both directions are alike: what arrives gets a layer and takes its place in a round, and the release of the round
-//! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and each link has
-//! a random channel's worth of cells if its entry has none.
+//! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and a link whose
+//! entry has no channel gets as many random cells.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -106,8 +106,8 @@ pub struct Mix<U, D> {
     profile: latency::Shared,
 }
 
-/// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with its
-/// control cells and copies, and what is being received.
+/// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
+/// its control cells and copies, and what is being received.
 fn buffers(settings: &Settings) -> usize {
     let terms = &settings.terms;
     let places = settings.channels_max() * usize::from(terms.cells);

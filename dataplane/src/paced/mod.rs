@@ -78,8 +78,8 @@ impl Settings {
     }
 }
 
-/// A channel on a link: by its number and, at Mix 1, its entry's link. Between hops numbers are unique without it, and a
-/// channel outlives its link (SPEC 9.1.3).
+/// A channel on a link: by its number and, at Mix 1, its entry's link. Between hops numbers are unique without it, and
+/// a channel outlives its link (SPEC 9.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelAt {
     pub link: Option<LinkId>,

@@ -160,8 +160,8 @@ impl Bench {
         self.command(Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } });
     }
 
-    /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on the link of the entry, and 100
-    /// more on the next one.
+    /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on the entry's link, and 100 more
+    /// on the next one.
     fn open(&mut self, batch: u64, entry: u8) {
         let (number, link) = (u32::from(entry), Some(LinkId(entry.into())));
         let keys = ChannelKeys::Hop { forward: Secret::new([entry; 32]), backward: Secret::new([!entry; 32]) };
@@ -256,7 +256,7 @@ fn release_has_a_cell_for_every_place_whatever_came() {
 }
 
 #[test]
-fn copies_and_cells_out_of_place_are_counted_and_change_nothing() {
+fn copies_and_cells_out_of_place_change_nothing() {
     let mut bench = Bench::new(2);
     (0..2).for_each(|entry| bench.open(BATCH, entry));
     let first = bench.times.first(BATCH);
@@ -290,7 +290,7 @@ fn copies_and_cells_out_of_place_are_counted_and_change_nothing() {
 }
 
 #[test]
-fn entry_gets_the_same_number_of_cells_with_and_without_a_channel() {
+fn entry_gets_as_many_cells_without_a_channel() {
     let mut bench = Bench::new(2);
     bench.open(BATCH, 0);
     let first = bench.times.first(BATCH);
