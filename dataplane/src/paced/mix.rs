@@ -1,8 +1,8 @@
 //! The worker of a mix in a paced class (SPEC 9.10).
 //!
 //! Both directions are alike: what arrives gets a layer and takes its place in a round, and the release of the round
-//! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and a link whose
-//! entry has no channel gets as many random cells.
+//! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and a link
+//! whose entry has no channel gets as many random cells.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

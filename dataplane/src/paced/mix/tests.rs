@@ -160,8 +160,8 @@ impl Bench {
         self.command(Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } });
     }
 
-    /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on the entry's link, and 100 more
-    /// on the next one.
+    /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on link 1, and 100 more on the
+    /// next one.
     fn open(&mut self, batch: u64, entry: u8) {
         let (number, link) = (u32::from(entry), Some(LinkId(entry.into())));
         let keys = ChannelKeys::Hop { forward: Secret::new([entry; 32]), backward: Secret::new([!entry; 32]) };

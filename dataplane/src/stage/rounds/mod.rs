@@ -118,8 +118,8 @@ impl Rounds {
         }
     }
 
-    /// Claims a place for a cell, before it gets the layer of this hop: nobody enciphers two bodies for one place. False
-    /// if the place is claimed: the cell is a second copy. The round must have passed [`Rounds::check`].
+    /// Claims a place for a cell, before it gets the layer of this hop: nobody enciphers two bodies for one place.
+    /// False if the place is claimed: the cell is a second copy. The round must have passed [`Rounds::check`].
     pub fn claim(&mut self, round: u64, place: Place) -> bool {
         debug_assert!(self.check(round).is_ok());
         let index = self.index(round, place);
