@@ -1,5 +1,5 @@
-//! The configuration of a node's control plane: position, neighbours, times and caps, and what it starts with of
-//! keys and descriptors.
+//! The configuration of a node's control plane: position, neighbours, times and caps of each class, and what it starts
+//! with of keys and descriptors.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -17,10 +17,12 @@ use crate::trust::view::View;
 use crate::trust::{ChainTerms, ClassTerms, SignedDescriptor, Signer, Times, Validity};
 use crate::unix_ms;
 
+/// The configuration of one class of a node.
+///
 /// Neither `Clone` nor printed in full, because it holds the private keys.
 pub struct Config {
     pub role: Role,
-    /// The class that the node serves, and the chain's number of key hops.
+    /// The class, and the chain's number of key hops.
     pub shape: Shape,
     /// Entry 0, mixes 1..=m, exit m + 1.
     pub position: usize,
@@ -179,8 +181,11 @@ pub enum BadConfig {
     Position { position: usize, hops: usize },
     #[error("{0} key hops, but the chain has {1}: get the chain file again")]
     Hops(usize, usize),
-    #[error("the chain does not carry class {0} as its first class, and a node serves the first one only")]
+    #[error("the chain does not have class {0}")]
     Class(Class),
+    /// Records and signatures travel on its links.
+    #[error("this hop does not serve class {0}, the chain's first one, which every hop must serve")]
+    FirstClass(Class),
     #[error("the chain file has no descriptor of this node (hop {0}): copy its node.desc next to the chain file")]
     NoDescriptor(usize),
     #[error("the chain file has no descriptor of the next hop (hop {0}): get the chain file again")]
@@ -247,11 +252,35 @@ impl Config {
         self.position == 1
     }
 
-    /// Checks that all parts fit together, at the time `wall`.
+    /// Checks the classes of a node, each one and together, at the time `wall`.
     ///
     /// # Errors
     /// The first contradiction.
-    pub fn check(&self, trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
+    pub fn check(classes: &[Config], trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
+        let [first, others @ ..] = classes else { return Err(BadConfig::Value("a node has at least one class")) };
+        classes.iter().try_for_each(Config::check_class)?;
+        let number = |config: &Config| config.shape.class() as u8;
+        if !classes.is_sorted_by(|one, next| number(one) < number(next)) {
+            return Err(BadConfig::Value("the classes of a node must be listed once each, in ascending order"));
+        }
+        if others.iter().any(|other| (other.position, &other.terms) != (first.position, &first.terms)) {
+            return Err(BadConfig::Value("the classes of a node must be those of one chain, at one position"));
+        }
+        let of_chain = first.terms.classes[0].class;
+        if !first.is_entry() && first.shape.class() != of_chain {
+            return Err(BadConfig::FirstClass(of_chain));
+        }
+        first.check_own_keys(trust, wall)?;
+        let next = first.position + 1;
+        if next <= first.shape.hops() && trust.view.descriptor(next).is_none() {
+            return Err(BadConfig::NoNextDescriptor(next));
+        }
+        classes.iter().try_for_each(Config::check_values)?;
+        Config::check_replay_cache(classes)
+    }
+
+    /// Checks that the class is one of the chain, at a position of the node's role.
+    fn check_class(&self) -> Result<(), BadConfig> {
         let hops = self.shape.hops();
         let fits = match self.role {
             Role::Entry { .. } => self.position == 0,
@@ -264,15 +293,9 @@ impl Config {
         if self.terms.identities.len() != hops {
             return Err(BadConfig::Hops(hops, self.terms.identities.len()));
         }
-        // Records and signatures travel on the links of the first class.
-        if self.terms.classes.first().is_none_or(|first| first.class != self.shape.class()) {
-            return Err(BadConfig::Class(self.shape.class()));
-        }
-        self.check_own_keys(trust, wall)?;
-        if self.position < hops && trust.view.descriptor(self.position + 1).is_none() {
-            return Err(BadConfig::NoNextDescriptor(self.position + 1));
-        }
-        self.check_values()
+        let class = self.shape.class();
+        let is_of_chain = self.terms.classes.iter().any(|terms| terms.class == class);
+        if is_of_chain { Ok(()) } else { Err(BadConfig::Class(class)) }
     }
 
     fn check_own_keys(&self, trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
@@ -316,21 +339,30 @@ impl Config {
         if let Some((_, why)) = checks.into_iter().find(|(holds, _)| !holds) {
             return Err(BadConfig::Value(why));
         }
-        let (rate, places) = (self.setups().per_second, self.replay_places());
-        if places > REPLAY_CACHE_MAX {
-            let for_rate = u64::from(rate).max(1);
-            let rate_max = REPLAY_CACHE_MAX.saturating_sub(u64::from(caps.setups.burst)) * for_rate / places;
-            return Err(BadConfig::ReplayCache { rate, places, rate_max: rate_max as u32 });
-        }
         Ok(())
     }
 
-    /// Places in the replay cache of a pair of setup keys (SPEC 7.9.4).
-    pub(crate) fn replay_places(&self) -> u64 {
-        Times::new(&self.terms).setups_per_key(self.setups().per_second) + u64::from(self.caps.setups.burst)
+    fn check_replay_cache(classes: &[Config]) -> Result<(), BadConfig> {
+        let places = Config::replay_places(classes);
+        if places <= REPLAY_CACHE_MAX {
+            return Ok(());
+        }
+        let rate = classes.iter().map(|config| config.setups().per_second).sum();
+        let bursts: u64 = classes.iter().map(|config| u64::from(config.caps.setups.burst)).sum();
+        let rate_max = REPLAY_CACHE_MAX.saturating_sub(bursts) * u64::from(rate).max(1) / places;
+        Err(BadConfig::ReplayCache { rate, places, rate_max: rate_max as u32 })
     }
 
-    /// The terms of the class that the node serves.
+    /// Places in the replay cache of a pair of setup keys, which serves all classes (SPEC 7.9.4).
+    pub(crate) fn replay_places(classes: &[Config]) -> u64 {
+        let of_class = |config: &Config| {
+            let per_key = Times::new(&config.terms).setups_per_key(config.setups().per_second);
+            per_key + u64::from(config.caps.setups.burst)
+        };
+        classes.iter().map(of_class).sum()
+    }
+
+    /// The terms of the class.
     fn class_terms(&self) -> &ClassTerms {
         let class = self.shape.class();
         self.terms.classes.iter().find(|terms| terms.class == class).expect("the configuration was checked")

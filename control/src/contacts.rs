@@ -1,4 +1,4 @@
-//! The keys and addresses of a node's links, as its descriptors and those of its neighbours name them (SPEC 7.3).
+//! The keys and addresses of the links of a class, as its descriptors and those of its neighbours name them (SPEC 7.3).
 //!
 //! It is made again whenever the descriptors that the node holds have changed.
 

@@ -1,7 +1,8 @@
-//! The state that all state machines of a node share: configuration, generator, outputs, counters.
+//! The state that all state machines of a class share: configuration, generator, outputs, counters.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -16,8 +17,8 @@ use crate::io::{Change, Event, Output};
 
 pub(crate) struct Context {
     pub(crate) config: Config,
-    /// Noise statics of this node.
-    pub(crate) statics: Vec<Static>,
+    /// Noise statics of this node, which its classes share.
+    pub(crate) statics: Arc<[Static]>,
     pub(crate) contacts: Contacts,
     /// Links that have come up (true) or gone down, in order, until trust has heard of it.
     pub(crate) linked: Vec<(LinkId, bool)>,

@@ -1,4 +1,4 @@
-//! Counters of one node: what was refused, by reason, and what was done.
+//! Counters of one class of a node: what was refused, by reason, and what was done.
 
 macro_rules! refusals {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -118,7 +118,7 @@ refusals! {
     OutgoingFull = "outgoing-full",
 }
 
-/// Counters of one node. They only grow.
+/// Counters of one class of a node. They only grow.
 #[derive(Clone, Debug)]
 pub struct Counters {
     refused: [u64; Refusal::ALL.len()],

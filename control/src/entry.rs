@@ -179,12 +179,6 @@ impl BundleKeys {
         let before = std::mem::replace(&mut self.records, records);
         !before.is_empty()
     }
-
-    /// No channel is searched for.
-    fn rest(&mut self, user: &mut UserTrust, now: Duration) {
-        user.rest(now);
-        self.are_usable = false;
-    }
 }
 
 impl Wanted {
@@ -247,7 +241,7 @@ impl Entry {
         search.count > 0 && prober.is_some_and(|prober| prober != number)
     }
 
-    /// Starts searches and sends the setups that are due.
+    /// Starts searches and sends the setups that are due. False if no bundle is wanted.
     pub(crate) fn tick(
         &mut self,
         cx: &mut Context,
@@ -255,7 +249,7 @@ impl Entry {
         links: &mut Links,
         user: &mut UserTrust,
         (now, wall_ms): (Duration, u64),
-    ) {
+    ) -> bool {
         while let Some(number) = self.pop_scheduled(now) {
             let timeout = cx.config.setup_timeout();
             self.wanted[number].search = Some(Search { attempts: VecDeque::new(), count: 0, timeout, due: now });
@@ -264,8 +258,9 @@ impl Entry {
 
         let (searching, wanted) = (&self.searching, &self.wanted);
         let can_wait = |until| searching.iter().all(|number| wanted[*number].can_wait(until, self.open_count));
-        if self.searching.is_empty() || links.down_ready().is_none() {
-            self.keys.rest(user, now);
+        let wants_bundle = !self.searching.is_empty() && links.down_ready().is_some();
+        if !wants_bundle {
+            self.keys.are_usable = false;
         } else if self.keys.look(&mut cx.rng, user, (now, wall_ms), can_wait) {
             self.discard_attempts(cx, channels, now);
         }
@@ -295,6 +290,7 @@ impl Entry {
                 }
             }
         }
+        wants_bundle
     }
 
     /// Hops have other keys: setups to the old ones are given up, and others are sent at once.

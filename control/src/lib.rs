@@ -1,9 +1,10 @@
 //! The control plane as state machines: bytes in, bytes and events out (docs/SPEC.md 4, 5).
 //!
 //! [`Control`] is the control plane of one node: the link handshakes with the previous hop (as
-//! responder) and the next hop (as initiator), channel setup and ack, admission. It owns no socket,
-//! no thread and no clock. The runner hands in datagrams, control cells and the time; it takes out
-//! datagrams, changes for the data plane, and events. Nothing that a peer sends makes it panic, and
+//! responder) and the next hop (as initiator), channel setup and ack, admission, all for each class
+//! of its own ([`ClassControl`]), and the trust of all classes. It owns no socket, no thread and no
+//! clock. The runner hands in datagrams, control cells and the time; it takes out datagrams, changes
+//! for the data plane, and events. Nothing that a peer sends makes it panic, and
 //! an answer to a handshake is not longer than the message. Everything refused is counted by [`Refusal`].
 //!
 //! Neighbours: `wire` below (bytes and keys), and the node above, which bridges it to the data plane.
@@ -11,14 +12,17 @@
 #![warn(unreachable_pub)]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Header};
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
 
 mod channel;
+mod class;
 mod config;
 mod contacts;
 mod context;
@@ -39,17 +43,16 @@ mod tests;
 pub mod trust;
 
 pub use channel::ACK_COPIES_MAX;
+pub use class::ClassControl;
 pub use config::{BadConfig, Caps, Config, NodeKeys, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output};
 pub use rate::Rate;
 
-use crate::channel::{Channels, Keys};
-use crate::contacts::{Contacts, Static};
-use crate::context::Context;
-use crate::entry::Entry;
-use crate::link::{Links, content_len};
+use crate::channel::Keys;
+use crate::contacts::Static;
+use crate::link::content_len;
 use crate::trust::hop::{HopSetup, HopState, HopTrust, Step};
 use crate::trust::state::State;
 use crate::trust::status::TrustStatus;
@@ -69,69 +72,82 @@ const LATE_CLOCK: Duration = Duration::from_millis(500);
 
 /// The control plane of one node.
 ///
-/// `now` is any monotonic clock, the same at every call; the host's clock is read at each tick. After each call of
-/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
-/// [`Control::next_wake`].
+/// Its classes go by their place among the configurations that it was made of. `now` is any monotonic clock, the same at
+/// every call; the host's clock is read at each tick. After each call of [`Control::handle`] or [`Control::tick`] the
+/// runner takes all outputs. It calls `tick` no later than [`Control::next_wake`].
 pub struct Control {
-    cx: Context,
-    links: Links,
-    channels: Channels,
-    part: Part,
+    /// At least one. At a hop the first is that of the chain.
+    classes: Vec<ClassControl>,
+    trust: Trust,
     /// When trust has something to do.
     trust_due: Duration,
     /// Something may have changed that since.
     trust_touched: bool,
 }
 
-/// What only an entry, or only a hop does.
-enum Part {
-    Entry(Entry, UserTrust),
+/// What all classes share.
+enum Trust {
+    Entry(UserTrust),
     Hop(HopTrust),
 }
 
 impl Control {
-    /// A node without links. Its first tick is due at once.
+    /// A node without links, with one class for each configuration. Its first tick is due at once.
     ///
     /// # Errors
-    /// The configuration contradicts itself.
+    /// The configurations contradict themselves, or one another.
     pub fn new(
-        config: Config,
+        configs: Vec<Config>,
         trust: TrustSetup,
-        rng: ChaCha20Rng,
+        mut rng: ChaCha20Rng,
         now: Duration,
         wall: SystemTime,
     ) -> Result<Control, BadConfig> {
-        config.check(&trust, wall)?;
+        Config::check(&configs, &trust, wall)?;
         let TrustSetup { view, keys, state } = trust;
-        let chain = *view.chain();
-        let (links, channels) = (Links::new(&config, &chain, now), Channels::new(&config, now));
         let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
-        let mut contacts = Contacts::default();
-        contacts.update(&config, &view);
-        let part = match Entry::new(&config) {
-            Some(entry) => Part::Entry(entry, UserTrust::new(view, now)),
-            None => {
-                let replay_capacity = config.replay_places() as usize;
-                let setup = HopSetup { position: config.position, view, keys, state, replay_capacity };
-                Part::Hop(HopTrust::new(setup, now, unix_ms(wall)))
+        let statics: Arc<[Static]> = secrets.into_iter().map(Static::new).collect();
+        let (position, replay_capacity) = (configs[0].position, Config::replay_places(&configs) as usize);
+        let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        let class = |(place, config)| {
+            let rng = ChaCha20Rng::from_rng(&mut rng);
+            ClassControl::new(place, config, (&view, statics.clone()), rng, now, wall_at_zero)
+        };
+        let classes = configs.into_iter().enumerate().map(class).collect();
+        let trust = match position {
+            0 => Trust::Entry(UserTrust::new(view, now)),
+            _ => {
+                let setup = HopSetup { position, view, keys, state, replay_capacity };
+                Trust::Hop(HopTrust::new(setup, now, unix_ms(wall)))
             }
         };
-        let statics = secrets.into_iter().map(Static::new).collect();
-        let counters = Counters::default();
-        let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
-        let (linked, out) = (Vec::new(), Default::default());
-        let cx = Context { config, statics, contacts, linked, rng, out, wall_at_zero, counters };
-        Ok(Control { cx, links, channels, part, trust_due: now, trust_touched: true })
+        Ok(Control { classes, trust, trust_due: now, trust_touched: true })
+    }
+
+    /// One of its classes, by place.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn class(&self, place: usize) -> &ClassControl {
+        &self.classes[place]
+    }
+
+    /// Number of its classes.
+    pub fn class_count(&self) -> usize {
+        self.classes.len()
     }
 
     /// The host's clock in ms since 1970, as far as the last tick has set it.
     fn wall_ms(&self, now: Duration) -> u64 {
-        (self.cx.unix_ns(now) / 1_000_000) as u64
+        (self.classes[0].cx.unix_ns(now) / 1_000_000) as u64
     }
 
-    /// Takes in a datagram, a cell, or a report from the data plane.
-    pub fn handle(&mut self, now: Duration, input: Input<'_>) {
-        let Control { cx, links, channels, part, .. } = self;
+    /// Takes in a datagram, a cell, or a report from the data plane, of the class at this place.
+    ///
+    /// # Panics
+    /// There are not so many classes.
+    pub fn handle(&mut self, now: Duration, class: usize, input: Input<'_>) {
+        let ClassControl { cx, links, channels, entry } = &mut self.classes[class];
         match input {
             Input::Handshake { side, from, datagram } => {
                 if links.handshake(cx, now, side, from, datagram) {
@@ -139,15 +155,15 @@ impl Control {
                 }
             }
             Input::Cell { link, slot, from, header, body } => {
-                if let Err(why) = self.handle_cell(now, (link, slot), from, &header, body) {
-                    self.cx.refuse(why);
+                if let Err(why) = self.handle_cell(now, class, (link, slot), from, &header, body) {
+                    self.classes[class].cx.refuse(why);
                 }
             }
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
             Input::ChannelEnded { channel, reason } => {
                 if channels.ended(cx, links, now, channel, reason) {
-                    if let Part::Entry(entry, _) = part {
+                    if let Some(entry) = entry {
                         entry.ended(channel);
                     }
                     self.tick_entry(now);
@@ -155,32 +171,38 @@ impl Control {
             }
         }
         self.follow_trust(now);
-        self.cx.rekey();
+        self.rekey();
+    }
+
+    /// Replaces all generators: a setup of any class may have drawn from its own.
+    fn rekey(&mut self) {
+        self.classes.iter_mut().for_each(|class| class.cx.rekey());
     }
 
     fn handle_cell(
         &mut self,
         now: Duration,
+        class: usize,
         (link, slot): (LinkId, SlotId),
         from: SocketAddr,
         header: &Header,
         body: &mut [u8],
     ) -> Result<(), Refusal> {
         let wall_ms = self.wall_ms(now);
-        let Control { cx, links, channels, part, .. } = self;
+        let ClassControl { cx, links, channels, entry } = &mut self.classes[class];
         let content = links.open(cx, now, (link, slot), from, header, body)?;
-        match (header.kind, part) {
-            (CellKind::Setup, Part::Hop(trust)) => {
+        match (header.kind, &mut self.trust, entry) {
+            (CellKind::Setup, Trust::Hop(trust), _) => {
                 let mut keys = Keys { keyring: trust.keyring_mut(), wall_ms };
                 channels.shard(cx, links, &mut keys, now, (link, header), content)
             }
-            (CellKind::Ack, Part::Hop(_)) => channels.ack(cx, links, now, (link, header), content),
-            (CellKind::Ack, Part::Entry(entry, _)) => {
+            (CellKind::Ack, _, None) => channels.ack(cx, links, now, (link, header), content),
+            (CellKind::Ack, _, Some(entry)) => {
                 let done = entry.ack(cx, channels, links, now, (link, header), content);
                 self.tick_entry(now);
                 done
             }
-            (CellKind::Link, _) => match LinkContent::from_wire(content[0]) {
+            (CellKind::Link, ..) => match LinkContent::from_wire(content[0]) {
                 Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
                 Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),
                 Some(
@@ -192,7 +214,7 @@ impl Control {
                 ) => Ok(()),
                 None => Err(Refusal::UnknownLinkContent),
             },
-            (CellKind::Data, _) | (CellKind::Setup, Part::Entry(..)) => Err(Refusal::CellMalformed),
+            (CellKind::Data, ..) | (CellKind::Setup, Trust::Entry(_), _) => Err(Refusal::CellMalformed),
         }
     }
 
@@ -201,9 +223,9 @@ impl Control {
         // The cell may be the first of its link.
         self.follow_links(now);
         let wall_ms = self.wall_ms(now);
-        let taken = match &mut self.part {
-            Part::Hop(trust) => trust.take(now, wall_ms, link, content),
-            Part::Entry(_, trust) => trust.take(now, wall_ms, link, content),
+        let taken = match &mut self.trust {
+            Trust::Hop(trust) => trust.take(now, wall_ms, link, content),
+            Trust::Entry(trust) => trust.take(now, wall_ms, link, content),
         };
         // What a stranger may send without end costs nothing more.
         self.trust_touched |= !matches!(taken, Err(Refused::RateLimited | Refused::NotForEntries));
@@ -219,37 +241,49 @@ impl Control {
     fn tick_entry(&mut self, now: Duration) {
         // Before a setup leaves on a new link: it must not be made for the bundle of the link before.
         self.follow_links(now);
-        let wall_ms = self.wall_ms(now);
-        let Control { cx, links, channels, part, .. } = self;
-        if let Part::Entry(entry, trust) = part {
-            entry.tick(cx, channels, links, trust, (now, wall_ms));
-            self.trust_touched = true;
+        let clocks = (now, self.wall_ms(now));
+        let Trust::Entry(trust) = &mut self.trust else { return };
+        let mut wants_bundle = false;
+        for class in &mut self.classes {
+            wants_bundle |= class.tick_entry(trust, clocks);
         }
+        if !wants_bundle {
+            trust.rest(now);
+        }
+        self.trust_touched = true;
     }
 
     /// When trust has something to do.
     fn trust_wake(&self, now: Duration) -> Duration {
-        match &self.part {
-            Part::Hop(trust) => trust.next_wake(now, self.wall_ms(now)),
-            Part::Entry(_, trust) => trust.next_wake(),
+        match &self.trust {
+            Trust::Hop(trust) => trust.next_wake(now, self.wall_ms(now)),
+            Trust::Entry(trust) => trust.next_wake(),
         }
     }
 
-    /// Reports links that came up or went down to trust.
+    /// Reports links that came up or went down to trust: of a hop those of its first class, and at Mix 1 those of
+    /// entries in all classes; of an entry that of the first class that it uses (SPEC 9.6.7).
     fn follow_links(&mut self, now: Duration) {
-        let Control { cx, links, part, trust_touched, .. } = self;
-        for (id, is_up) in std::mem::take(&mut cx.linked) {
-            *trust_touched = true;
-            let side = links.link_mut(id).filter(|_| is_up).map(|link| link.side());
-            match (&mut *part, side) {
-                (Part::Hop(trust), Some(side)) => {
-                    let is_entry = side == Side::Up && cx.config.faces_entries();
-                    let peer = if is_entry { Peer::Entry } else { Peer::Hop };
-                    trust.link_up(id, peer, content_len(&cx.config, side), now);
+        let Control { classes, trust, trust_touched, .. } = self;
+        for (place, ClassControl { cx, links, .. }) in classes.iter_mut().enumerate() {
+            for (id, is_up) in std::mem::take(&mut cx.linked) {
+                *trust_touched = true;
+                let side = links.link_mut(id).filter(|_| is_up).map(|link| link.side());
+                match (&mut *trust, side) {
+                    (Trust::Hop(trust), Some(side)) => {
+                        let is_entry = side == Side::Up && cx.config.faces_entries();
+                        let peer = if is_entry { Peer::Entry } else { Peer::Hop };
+                        if is_entry || place == 0 {
+                            trust.link_up(id, peer, content_len(&cx.config, side), now);
+                        }
+                    }
+                    (Trust::Hop(trust), None) => trust.link_down(id),
+                    (Trust::Entry(trust), Some(side)) if place == 0 => {
+                        trust.link_up(id, content_len(&cx.config, side), now);
+                    }
+                    (Trust::Entry(_), Some(_)) => {}
+                    (Trust::Entry(trust), None) => trust.link_down(id),
                 }
-                (Part::Hop(trust), None) => trust.link_down(id),
-                (Part::Entry(_, trust), Some(side)) => trust.link_up(id, content_len(&cx.config, side), now),
-                (Part::Entry(_, trust), None) => trust.link_down(id),
             }
         }
     }
@@ -262,21 +296,26 @@ impl Control {
             return;
         }
         self.trust_due = self.trust_wake(now);
-        let Control { cx, links, part, .. } = self;
-        let (steps, view) = match part {
-            Part::Hop(trust) => (trust.steps(), trust.view()),
-            Part::Entry(_, trust) => (trust.steps(), trust.durable()),
+        let Control { classes, trust, .. } = self;
+        let (steps, view) = match trust {
+            Trust::Hop(trust) => (trust.steps(), trust.view()),
+            Trust::Entry(trust) => (trust.steps(), trust.durable()),
         };
-        cx.contacts.update(&cx.config, view);
+        for ClassControl { cx, .. } in &mut *classes {
+            cx.contacts.update(&cx.config, view);
+        }
         // Of several changes of the state the last one is written.
         let last_save =
             steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
         for step in steps {
             match step {
                 Step::Save(number) if Some(number) != last_save => {}
-                Step::Save(number) => cx.out.push_back(Output::Save(number)),
-                Step::Send(link, content) => links.inject_trust(cx, now, link, &content),
-                Step::Event(event) => cx.event(Event::Trust(event)),
+                Step::Save(number) => classes[0].cx.out.push_back(Output::Save(number)),
+                Step::Send(link, content) => {
+                    let ClassControl { cx, links, .. } = &mut classes[link.class()];
+                    links.inject_trust(cx, now, link, &content);
+                }
+                Step::Event(event) => classes[0].cx.event(Event::Trust(event)),
             }
         }
     }
@@ -284,11 +323,11 @@ impl Control {
     /// The node did not run from `since` to `now`, because it was stopped or the host is busy. It may not have read yet
     /// what came meanwhile: a silent next hop has its time again (SPEC 4.6.2), and clocks that arrive are late.
     pub fn stalled(&mut self, since: Duration, now: Duration) {
-        self.links.stalled(now);
+        self.classes.iter_mut().for_each(|class| class.links.stalled(now));
         if now.saturating_sub(since) >= LATE_CLOCK {
-            match &mut self.part {
-                Part::Entry(_, trust) => trust.stalled(now),
-                Part::Hop(trust) => trust.stalled(now),
+            match &mut self.trust {
+                Trust::Entry(trust) => trust.stalled(now),
+                Trust::Hop(trust) => trust.stalled(now),
             }
         }
     }
@@ -297,56 +336,48 @@ impl Control {
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
         self.trust_touched = true;
-        let has_stepped = (wall_at_zero - self.cx.wall_at_zero).abs() > CLOCK_STEP_NS;
-        self.cx.wall_at_zero = wall_at_zero;
-        let Control { cx, links, channels, part, .. } = self;
-        for link in links.expire(cx, now) {
-            let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
-            channels.drop_link(cx, links, now, link);
-            if is_down && let Part::Entry(entry, _) = part {
-                entry.drop_link(channels, now);
-            }
-            links.retire(cx, link);
+        let has_stepped = (wall_at_zero - self.classes[0].cx.wall_at_zero).abs() > CLOCK_STEP_NS;
+        for class in &mut self.classes {
+            class.cx.wall_at_zero = wall_at_zero;
+            class.tick(now, wall);
         }
-        links.initiate(cx, now, wall);
-        channels.tick(cx, links, now);
         self.tick_entry(now);
         if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {
             let wall_ms = self.wall_ms(now);
-            match &mut self.part {
-                Part::Hop(trust) => {
+            match &mut self.trust {
+                Trust::Hop(trust) => {
                     if has_stepped {
                         trust.clock_stepped(now);
                     }
-                    trust.tick(&mut self.cx.rng, now, wall_ms);
+                    trust.tick(&mut self.classes[0].cx.rng, now, wall_ms);
                 }
-                Part::Entry(_, trust) => trust.tick(now, wall_ms),
+                Trust::Entry(trust) => trust.tick(now, wall_ms),
             }
         }
         self.follow_trust(now);
-        self.cx.rekey();
+        self.rekey();
     }
 
-    /// Entry: keeps at least this many channels up from now on. The cost of keeping one up does not grow with their
-    /// number.
-    pub fn want_channels(&mut self, now: Duration, channels: usize) {
-        if let Part::Entry(entry, _) = &mut self.part {
+    /// Entry: keeps at least this many channels of a class up from now on. The cost of keeping one up does not grow
+    /// with their number.
+    pub fn want_channels(&mut self, now: Duration, class: usize, channels: usize) {
+        if let Some(entry) = &mut self.classes[class].entry {
             entry.grow(channels);
         }
         self.tick_entry(now);
         self.follow_trust(now);
     }
 
-    /// More handshakes wait than usual: cookies are required for a second.
-    pub fn queue_fills(&mut self, now: Duration) {
-        self.links.require_cookies(now);
+    /// More handshakes of a class wait than usual: it requires cookies for a second.
+    pub fn queue_fills(&mut self, now: Duration, class: usize) {
+        self.classes[class].links.require_cookies(now);
     }
 
     /// What belongs on disk: see [`Output::Save`].
     pub fn state(&self) -> State {
-        match &self.part {
-            Part::Hop(trust) => State::of(trust.view(), trust.state().clone()),
-            Part::Entry(_, trust) => State::of(trust.durable(), HopState::default()),
+        match &self.trust {
+            Trust::Hop(trust) => State::of(trust.view(), trust.state().clone()),
+            Trust::Entry(trust) => State::of(trust.durable(), HopState::default()),
         }
     }
 
@@ -354,15 +385,16 @@ impl Control {
     pub fn saved(&mut self, now: Duration, number: u64) {
         self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
-        if let Part::Hop(trust) = &mut self.part {
+        if let Trust::Hop(trust) = &mut self.trust {
             trust.saved(number, now, wall_ms);
         }
         self.follow_trust(now);
     }
 
-    /// The names of an [`Output::Resolve`] have these addresses.
-    pub fn resolved(&mut self, now: Duration, addresses: Vec<SocketAddr>) {
-        self.links.resolved(&mut self.cx, now, addresses);
+    /// The names of an [`Output::Resolve`] of a class have these addresses.
+    pub fn resolved(&mut self, now: Duration, class: usize, addresses: Vec<SocketAddr>) {
+        let ClassControl { cx, links, .. } = &mut self.classes[class];
+        links.resolved(cx, now, addresses);
     }
 
     /// Takes in a descriptor of any hop of the chain, from a file.
@@ -372,12 +404,12 @@ impl Control {
     pub fn load_descriptor(&mut self, now: Duration, descriptor: SignedDescriptor) -> Result<Taken, BadDescriptor> {
         self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
-        let taken = match &mut self.part {
-            Part::Hop(trust) => {
+        let taken = match &mut self.trust {
+            Trust::Hop(trust) => {
                 let hop = trust.view().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
                 trust.take_descriptor(hop, descriptor, now, wall_ms)
             }
-            Part::Entry(_, trust) => {
+            Trust::Entry(trust) => {
                 let hop = trust.durable().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
                 trust.take_descriptor(hop, descriptor, wall_ms)
             }
@@ -389,84 +421,53 @@ impl Control {
     /// Replaces the private keys of a hop, after its key files were read again.
     pub fn load_keys(&mut self, now: Duration, keys: Vec<NodeKeys>) {
         self.trust_touched = true;
-        let Part::Hop(trust) = &mut self.part else { return };
+        let Trust::Hop(trust) = &mut self.trust else { return };
         let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
-        self.cx.statics = secrets.into_iter().map(Static::new).collect();
+        let statics: Arc<[Static]> = secrets.into_iter().map(Static::new).collect();
+        self.classes.iter_mut().for_each(|class| class.cx.statics = statics.clone());
         trust.set_keys(keys);
         self.follow_trust(now);
     }
 
     /// The descriptors that this node uses for contact and writes to disk, and those of a hop for everything else.
     pub fn view(&self) -> &View {
-        match &self.part {
-            Part::Hop(trust) => trust.view(),
-            Part::Entry(_, trust) => trust.durable(),
+        match &self.trust {
+            Trust::Hop(trust) => trust.view(),
+            Trust::Entry(trust) => trust.durable(),
         }
     }
 
     /// The records and bundles that this node holds, with their descriptors: at an entry, what came on its link.
     pub fn bundles(&self) -> &View {
-        match &self.part {
-            Part::Hop(trust) => trust.view(),
-            Part::Entry(_, trust) => trust.session(),
+        match &self.trust {
+            Trust::Hop(trust) => trust.view(),
+            Trust::Entry(trust) => trust.session(),
         }
     }
 
     /// What this node holds of the chain's descriptors and bundles.
     pub fn trust_status(&self, now: Duration) -> TrustStatus {
-        let (sync, can_sign) = match &self.part {
-            Part::Hop(trust) => (trust.sync(), trust.can_sign(self.wall_ms(now))),
-            Part::Entry(_, trust) => (trust.sync(), false),
+        let (sync, can_sign) = match &self.trust {
+            Trust::Hop(trust) => (trust.sync(), trust.can_sign(self.wall_ms(now))),
+            Trust::Entry(trust) => (trust.sync(), false),
         };
         TrustStatus::of(self.view(), self.bundles(), sync, self.wall_ms(now), can_sign)
     }
 
-    /// The next output, in binding order.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        self.cx.out.pop_front()
+    /// The next output and its class, by place. The order of all outputs of one class is binding. What belongs to the
+    /// node, such as events of trust, comes as an output of its first class.
+    pub fn poll_output(&mut self) -> Option<(usize, Output)> {
+        self.classes.iter_mut().enumerate().find_map(|(place, class)| Some((place, class.cx.out.pop_front()?)))
     }
 
     /// The time at which the next tick is due. In the past if it is due already.
     pub fn next_wake(&self) -> Duration {
-        let entry = match &self.part {
-            Part::Entry(entry, _) => entry.next_wake(&self.links),
-            Part::Hop(_) => Duration::MAX,
-        };
-        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry).min(self.trust_due)
+        self.classes.iter().map(ClassControl::next_wake).fold(self.trust_due, Duration::min)
     }
 
-    /// Counts a datagram from [`Control::poll_output`] that found the send queue full.
-    pub fn lost_outgoing(&mut self) {
-        self.cx.refuse(Refusal::OutgoingFull);
-    }
-
-    pub fn caps(&self) -> &Caps {
-        &self.cx.config.caps
-    }
-
-    pub fn counters(&self) -> &Counters {
-        &self.cx.counters
-    }
-
-    /// Number of links, whether up or not.
-    pub fn links(&self) -> usize {
-        self.links.len()
-    }
-
-    /// Number of open channels.
-    pub fn open_channels(&self) -> usize {
-        self.channels.open_count()
-    }
-
-    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or
-    /// handshakes since the start or since the link was lost. None while it replies, and at the exit.
-    pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
-        self.links.next_hop_silence(&self.cx, now)
-    }
-
-    /// Number of channels that are set up towards the exit and not yet acknowledged.
-    pub fn half_open(&self) -> usize {
-        self.channels.half_open_count()
+    /// Counts a datagram of this class from [`Control::poll_output`] that found the send queue full.
+    pub fn lost_outgoing(&mut self, class: usize) {
+        self.classes[class].cx.refuse(Refusal::OutgoingFull);
     }
 }
 

@@ -20,16 +20,16 @@ const START: Duration = Duration::from_secs(1000);
 
 fn node(position: usize, seed: u64) -> Control {
     let (config, trust) = config(position);
-    Control::new(config, trust, ChaCha20Rng::seed_from_u64(seed), START, wall()).expect("the chain is in order")
+    Control::new(vec![config], trust, ChaCha20Rng::seed_from_u64(seed), START, wall()).expect("the chain is in order")
 }
 
 fn outputs(node: &mut Control) -> Vec<Output> {
     // Nothing is saved here, so nothing of trust is sent.
-    std::iter::from_fn(|| node.poll_output()).filter(|output| !matches!(output, Output::Save(_))).collect()
+    std::iter::from_fn(|| Some(node.poll_output()?.1)).filter(|output| !matches!(output, Output::Save(_))).collect()
 }
 
 fn handle(node: &mut Control, now: Duration, side: Side, from: SocketAddr, bytes: &[u8]) -> Vec<Output> {
-    node.handle(now, Input::Handshake { side, from, datagram: &mut bytes.to_vec() });
+    node.handle(now, 0, Input::Handshake { side, from, datagram: &mut bytes.to_vec() });
     outputs(node)
 }
 
@@ -109,8 +109,8 @@ impl World {
     }
 
     fn to_responder(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
-        let counters = self.responder.counters();
-        let (done, refused, links) = (counters.handshakes_done, counters.refused_total(), self.responder.links());
+        let counters = self.responder.class(0).counters();
+        let (done, refused, links) = (counters.handshakes_done, counters.refused_total(), self.responder.class(0).links());
         let outputs = handle(&mut self.responder, self.now, side, from, datagram);
         let part = [0, 1].into_iter().find(|part| {
             let like = &self.recorded[*part];
@@ -123,9 +123,9 @@ impl World {
         let sent = sends(&outputs);
         if sent.is_empty() {
             assert!(outputs.is_empty(), "{outputs:?} without a response");
-            assert_eq!((self.responder.counters().handshakes_done, self.responder.links()), (done, links));
+            assert_eq!((self.responder.class(0).counters().handshakes_done, self.responder.class(0).links()), (done, links));
             let waits = [0, 1].into_iter().any(|part| well_formed(datagram, &self.recorded[part], &self.responder_key));
-            assert!(waits || self.responder.counters().refused_total() > refused, "it is counted");
+            assert!(waits || self.responder.class(0).counters().refused_total() > refused, "it is counted");
             return;
         }
         assert!(whole && !self.answered, "a response without a complete message 1");
@@ -135,7 +135,7 @@ impl World {
     }
 
     fn to_initiator(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
-        let refused = self.initiator.counters().refused_total();
+        let refused = self.initiator.class(0).counters().refused_total();
         let outputs = handle(&mut self.initiator, self.now, side, from, datagram);
         let genuine = &self.recorded[2];
         let intact = side == Side::Down
@@ -144,7 +144,7 @@ impl World {
         assert!(sends(&outputs).is_empty(), "message 2 is not answered");
         if outputs.is_empty() {
             // A hop is a responder on its other side, where halves of messages 1 may wait.
-            let other = self.initiator.counters().refused_total() > refused || side == Side::Up;
+            let other = self.initiator.class(0).counters().refused_total() > refused || side == Side::Up;
             assert!(other, "it is counted");
             assert!(!intact || self.accepted || self.ticked, "the genuine response was refused");
         } else {

@@ -67,6 +67,10 @@ pub struct NodeReport {
     pub engine: String,
     /// I/O of link sockets: `mmsg` or `uring`.
     pub io: String,
+    /// If the node serves several classes: the report of each, by its name, as if the node had no other. All fields
+    /// above are those of the first class.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<String, NodeReport>,
 }
 
 /// The anonymity meter: how much company cells had in the releases of the last minute.
@@ -458,6 +462,7 @@ impl NodeReport {
             cpu_s: 0.0,
             engine: String::new(),
             io: if ledger.traffic.uring { Io::Uring } else { Io::Mmsg }.to_string(),
+            classes: BTreeMap::new(),
         }
     }
 
@@ -495,6 +500,14 @@ impl NodeReport {
     pub fn with_gauges_of(mut self, earlier: &NodeReport) -> NodeReport {
         (self.links, self.channels) = (earlier.links, earlier.channels);
         (self.flows, self.sockets) = (earlier.flows, earlier.sockets);
+        let classes = std::mem::take(&mut self.classes).into_iter().map(|(name, class)| {
+            let class = match earlier.classes.get(&name) {
+                Some(earlier) => class.with_gauges_of(earlier),
+                None => class,
+            };
+            (name, class)
+        });
+        self.classes = classes.collect();
         self
     }
 

@@ -30,7 +30,7 @@ use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
 use dataplane::{Nanos, SECOND};
-use eddy_node::runtime::bridge::{Bridge, Note};
+use eddy_node::runtime::bridge::{Bridge, Ends, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
@@ -320,7 +320,7 @@ impl Chain {
         let config = self.config(position, &made.terms);
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let elapsed = Duration::from_nanos(now);
-        let control = Control::new(config, made.trust(position), seeds(), elapsed, wall_at(now)).unwrap();
+        let control = Control::new(vec![config], made.trust(position), seeds(), elapsed, wall_at(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
         let (mut rings, mut commands, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
         for _ in 0..lanes.own {
@@ -333,7 +333,7 @@ impl Chain {
             punts.push(from_worker);
             ears.push_back((worker_commands, PuntSender::new(to_control, waker.clone()), waker));
         }
-        let bridge = Bridge::new(control, CommandSender::to_all(rings, lanes), punts);
+        let bridge = Bridge::new(control, vec![Ends::new(CommandSender::to_all(rings, lanes), punts)]);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
@@ -433,10 +433,10 @@ impl Chain {
                 }
                 let links = self.links.clone();
                 let notes = &mut self.notes;
-                let mut send = |side, to, bytes: &[u8]| {
+                let mut send = |_, side, to, bytes: &[u8]| {
                     links.send(Datagram { from: link_address(position, side), to, bytes: bytes.to_vec() });
                 };
-                let mut note = |note| match note {
+                let mut note = |_, note| match note {
                     Note::Event(event) => notes.push(format!("{position}: {event:?}")),
                     Note::Notice(notice) => notes.push(format!("{position}: {notice:?}")),
                     Note::Resolve { .. } | Note::ResolveNext(_) => {}
@@ -529,7 +529,7 @@ impl Chain {
 
     /// What a node's control has refused, by name.
     pub fn refused(&self, position: usize) -> Vec<(&'static str, u64)> {
-        self.nodes[position].bridge.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
+        self.nodes[position].bridge.control().class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
     /// Every ledger closes and every buffer is where it should be.

@@ -27,28 +27,37 @@ impl Side {
     }
 }
 
-/// A link of a node: an index into the table of links, dense and reused after the link is retired,
-/// and a version that counts the uses of that index. A pooled cell whose link has ended therefore
-/// never leaves under the keys of the link that took over its index.
+/// A link of a node: its class, an index into that class's table of links, dense and reused after the
+/// link is retired, and a version that counts the uses of that index. A pooled cell whose link has ended
+/// therefore never leaves under the keys of the link that took over its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u32);
 
 impl LinkId {
-    /// The low bits, which hold the index: a node has fewer than `1 << INDEX_BITS` links.
+    /// The low bits, which hold the index: a node has fewer than `1 << INDEX_BITS` links of one class.
     pub const INDEX_BITS: u32 = 12;
-    /// Versions of an index. 2^20 of them outlast any cell in a pool, because SPEC 5.9 bounds
+    /// The high bits, which hold the class: a chain has at most six.
+    pub const CLASS_BITS: u32 = 3;
+    /// Versions of an index. 2^17 of them outlast any cell in a pool, because SPEC 5.9 bounds
     /// handshakes.
-    pub const VERSIONS: u32 = 1 << (u32::BITS - Self::INDEX_BITS);
+    pub const VERSIONS: u32 = 1 << (u32::BITS - Self::INDEX_BITS - Self::CLASS_BITS);
 
-    /// The id of the link that is the `version`th at `index`.
-    pub const fn new(index: usize, version: u32) -> LinkId {
-        debug_assert!(index < 1 << Self::INDEX_BITS && version < Self::VERSIONS);
-        LinkId(version << Self::INDEX_BITS | index as u32)
+    /// The id of the link that is the `version`th at `index`, of the class at place `class` among those
+    /// of the node.
+    pub const fn new(class: usize, index: usize, version: u32) -> LinkId {
+        debug_assert!(class < 1 << Self::CLASS_BITS && index < 1 << Self::INDEX_BITS && version < Self::VERSIONS);
+        let high = (class as u32) << (u32::BITS - Self::CLASS_BITS);
+        LinkId(high | version << Self::INDEX_BITS | index as u32)
     }
 
-    /// Its index in the table of links.
+    /// Its index in the table of its class's links.
     pub const fn index(self) -> usize {
         (self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize
+    }
+
+    /// The place of its class among those of the node, from 0.
+    pub const fn class(self) -> usize {
+        (self.0 >> (u32::BITS - Self::CLASS_BITS)) as usize
     }
 }
 
@@ -121,5 +130,25 @@ pub enum ChannelKeys {
 impl fmt::Debug for ChannelKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ChannelKeys(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_different_classes_have_different_ids() {
+        let mut seen = std::collections::HashSet::new();
+        for class in 0..1 << LinkId::CLASS_BITS {
+            for index in [0, 1, (1 << LinkId::INDEX_BITS) - 1] {
+                for version in [0, 1, LinkId::VERSIONS - 1] {
+                    let id = LinkId::new(class, index, version);
+                    assert_eq!((id.class(), id.index()), (class, index), "version {version}");
+                    assert!(seen.insert(id));
+                }
+            }
+        }
+        assert_eq!(LinkId::new(0, 5, 0), LinkId(5));
     }
 }

@@ -146,8 +146,9 @@ impl MixProcess {
     pub(crate) fn neighbours(&self) -> anyhow::Result<[(Config, TrustSetup); 2]> {
         let config = |path: &Path| {
             let loaded = Loaded::read(path)?;
-            let next = loaded.next_contact().map_or(Ok(None), |next| loaded.next_address(next))?;
-            let mut config = node::control_config(&loaded, next);
+            let class = loaded.first_class();
+            let next = class.next_contact().map_or(Ok(None), |next| class.next_address(next))?;
+            let mut config = node::control_config(&class, next);
             config.caps = wide_caps();
             // A setup waits for those before it, and nothing is sent here while cells are sealed.
             let (setup_allowance, keepalive_after) = (Duration::from_secs(5), Duration::from_millis(1));

@@ -88,8 +88,9 @@ impl Neighbour {
         let clock = Instant::now();
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|why| anyhow::anyhow!("the system has no randomness: {why}"))?;
-        let control = Control::new(config, trust, ChaCha20Rng::from_seed(seed), Duration::ZERO, SystemTime::now())
-            .context("cannot start a neighbour of the mix")?;
+        let control =
+            Control::new(vec![config], trust, ChaCha20Rng::from_seed(seed), Duration::ZERO, SystemTime::now())
+                .context("cannot start a neighbour of the mix")?;
         receive.apply(&socket)?;
         Ok(Neighbour {
             control,
@@ -117,7 +118,7 @@ impl Neighbour {
     /// Lets the entry open channels until it has this many.
     pub(crate) fn want_channels(&mut self, channels: usize) {
         let now = self.clock.elapsed();
-        self.control.want_channels(now, channels);
+        self.control.want_channels(now, 0, channels);
         self.collect();
     }
 
@@ -149,7 +150,7 @@ impl Neighbour {
         if bytes.len() != self.incoming_len {
             if is_handshake_len(bytes.len()) {
                 let input = Input::Handshake { side: self.side, from: self.mix, datagram: bytes };
-                self.control.handle(now, input);
+                self.control.handle(now, 0, input);
                 self.collect();
             }
             return None;
@@ -164,12 +165,12 @@ impl Neighbour {
         if header.kind == CellKind::Data {
             // Not authenticated yet: the caller opens some of the cells.
             if next && self.side == Side::Up {
-                self.control.handle(now, Input::Promoted { link, slot, from: self.mix });
+                self.control.handle(now, 0, Input::Promoted { link, slot, from: self.mix });
                 self.collect();
             }
             return Some(header);
         }
-        self.control.handle(now, Input::Cell { link, slot, from: self.mix, header, body });
+        self.control.handle(now, 0, Input::Cell { link, slot, from: self.mix, header, body });
         self.collect();
         None
     }
@@ -178,14 +179,14 @@ impl Neighbour {
     pub(crate) fn note_activity(&mut self, received: bool, sent: bool) {
         let now = self.clock.elapsed();
         if let Some(link) = self.slots.iter().find(|slot| slot.current).map(|slot| slot.link) {
-            self.control.handle(now, Input::Activity { link, received, sent });
+            self.control.handle(now, 0, Input::Activity { link, received, sent });
             self.collect();
         }
     }
 
     /// Applies the outputs of `control`.
     fn collect(&mut self) {
-        while let Some(output) = self.control.poll_output() {
+        while let Some((_, output)) = self.control.poll_output() {
             match output {
                 Output::Send { datagram, .. } => self.send(&datagram),
                 Output::Change(change) => self.apply(change),

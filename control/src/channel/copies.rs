@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::sim::{Plan, World, ms, secs};
-    use crate::{Control, Input};
+    use crate::{ClassControl, Input};
 
     #[test]
     fn ack_copies_are_bounded() {
@@ -88,7 +88,7 @@ mod tests {
         let (now, link) = (world.now, world.node(2).link(Side::Up).0);
         let exit = world.nodes.get_mut(&2).unwrap();
         exit.honest = false;
-        let Control { cx, links, channels, .. } = &mut exit.control;
+        let ClassControl { cx, links, channels, .. } = &mut exit.control.classes[0];
         for channel in 1..=ACK_COPIES_MAX as u32 + 1 {
             channels.ack_copies.send(cx, links, now, (link, channel), 0, vec![3; 208]);
         }
@@ -100,6 +100,6 @@ mod tests {
         world.run_for(ms(100));
         let sent = world.record.iter().filter(|packet| packet.from == world.node(2).up_address).count();
         assert_eq!(sent, 3 * ACK_COPIES_MAX + 1, "the last content has one cell");
-        assert_eq!(world.node(2).control.channels.ack_copies.due(), None);
+        assert_eq!(world.node(2).control.classes[0].channels.ack_copies.due(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The table of channels of a node (SPEC 5): ids on links, half-open and open channels.
+//! The table of channels of a class (SPEC 5): ids on links, half-open and open channels.
 //!
 //! [`setup`] is how a hop passes on setups and acks, [`copies`] the second and third cell of an ack; the
 //! entry's own setups are in [`crate::entry`].
@@ -62,7 +62,7 @@ struct Open {
     retired: bool,
 }
 
-/// All channels of a node.
+/// All channels of a class.
 pub(crate) struct Channels {
     ids: HashMap<LinkChannel, Use>,
     /// Ids and the end of their cooldown, earliest first.

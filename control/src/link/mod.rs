@@ -188,8 +188,10 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) at_once: bool,
 }
 
-/// All links of a node.
+/// All links of a class.
 pub(crate) struct Links {
+    /// The place of the class among those of the node.
+    class: usize,
     /// By [`LinkId::index`].
     all: Vec<Option<Link>>,
     /// The version that each index has or gets next.
@@ -202,9 +204,10 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(config: &Config, chain: &[u8; 32], now: Duration) -> Links {
+    /// Those of the class at place `class` among those of the node.
+    pub(crate) fn new(class: usize, config: &Config, chain: &[u8; 32], now: Duration) -> Links {
         let (initiator, responder) = (Initiator::new(config, chain, now), Responder::new(config, chain, now));
-        Links { all: Vec::new(), versions: Vec::new(), next_slot: 0, down: None, initiator, responder }
+        Links { class, all: Vec::new(), versions: Vec::new(), next_slot: 0, down: None, initiator, responder }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -362,7 +365,7 @@ impl Links {
             self.all.push(None);
             self.versions.push(0);
         }
-        let id = LinkId::new(index, self.versions[index]);
+        let id = LinkId::new(self.class, index, self.versions[index]);
         let (incomplete, decided) = if cx.config.faces_entries() {
             (INCOMPLETE_SETUPS_PER_ENTRY_LINK, DECIDED_SETUPS_PER_ENTRY_LINK)
         } else {

@@ -311,7 +311,7 @@ mod tests {
     use wire::handshake::is_handshake_len;
 
     use super::*;
-    use crate::Control;
+    use crate::ClassControl;
     use crate::cookie::set_mac2;
     use crate::datagram::frame;
     use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
@@ -333,7 +333,7 @@ mod tests {
         assert!(world.run_until(start + secs(4), |w| w.node(1).link(Side::Up).1.next().is_some()));
         let next = world.node(1).link(Side::Up).1.next();
         let halves: Vec<_> = world.record[before..].iter().filter(|p| is_half(p)).take(2).cloned().collect();
-        let responder = world.nodes.get_mut(&1).unwrap().control.links.responder.as_mut().unwrap();
+        let responder = world.nodes.get_mut(&1).unwrap().control.classes[0].links.responder.as_mut().unwrap();
         for stranger in 0..EPHEMERALS_MAX as u64 {
             let mut ephemeral = [0; 32];
             ephemeral[..8].copy_from_slice(&stranger.to_be_bytes());
@@ -350,7 +350,7 @@ mod tests {
     /// A half of message 1 with a cookie.
     fn receive(world: &mut World, from: SocketAddr, index: u32, part: u8) -> Result<Option<Whole>, Refusal> {
         let now = world.now;
-        let Control { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control;
+        let ClassControl { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control.classes[0];
         let responder = links.responder.as_mut().unwrap();
         let key = Mac1Key::of(&cx.statics[0].public);
         let mut half = frame(MessageKind::Initiation, part, index, &[part; datagram::NK_MESSAGE_LEN / 2], &key);
@@ -375,7 +375,7 @@ mod tests {
     fn challenges_elsewhere_take_none_from_the_previous_hop() {
         let mut world = World::new(Plan::new(Class::L, 2));
         let now = world.now;
-        let Control { cx, links, .. } = &mut world.nodes.get_mut(&2).unwrap().control;
+        let ClassControl { cx, links, .. } = &mut world.nodes.get_mut(&2).unwrap().control.classes[0];
         let admission = &mut links.responder.as_mut().unwrap().admission;
         let elsewhere = SocketAddr::from(([6, 6, 6, 6], 7));
         let mut given = |from| (0..100).filter(|_| admission.may_challenge(cx, now, from)).count();

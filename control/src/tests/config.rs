@@ -14,7 +14,7 @@ fn contradictory_configuration_names_the_contradiction() {
     let check = |position: usize, change: &dyn Fn(&mut Config, &mut TrustSetup)| {
         let (mut config, mut trust) = plan.first(position);
         change(&mut config, &mut trust);
-        config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)).unwrap_err()
+        check_all(vec![config], &trust).unwrap_err()
     };
     assert_eq!(check(1, &|c, _| c.position = 3), BadConfig::Position { position: 3, hops: 3 });
     assert_eq!(check(1, &|c, _| c.terms.identities.truncate(2)), BadConfig::Hops(3, 2));
@@ -34,13 +34,45 @@ fn contradictory_configuration_names_the_contradiction() {
     let mut expired = Plan::new(Class::L, 2);
     expired.descriptors[0].not_after = 1_800_000_000 - 7200;
     let (config, trust) = expired.first(1);
-    assert_eq!(config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)), Err(BadConfig::Expired(7200)));
+    assert_eq!(check_all(vec![config], &trust), Err(BadConfig::Expired(7200)));
+}
+
+fn check_all(configs: Vec<Config>, trust: &TrustSetup) -> Result<(), BadConfig> {
+    Config::check(&configs, trust, crate::UNIX_EPOCH + secs(1_800_000_000))
 }
 
 fn check_rate(plan: &Plan, rate: u32) -> bool {
     let (mut config, trust) = plan.first(3);
     config.caps.setups.per_second = rate;
-    config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)).is_ok()
+    check_all(vec![config], &trust).is_ok()
+}
+
+#[test]
+fn classes_that_do_not_fit_together_are_refused() {
+    let mut plan = Plan::new(Class::S, 2);
+    plan.add_class(Class::L);
+    let check = |position: usize, change: &dyn Fn(&mut Vec<Config>)| {
+        let (mut configs, trust) =
+            plan.configs(position, State::fresh(1_800_000_000), crate::UNIX_EPOCH + secs(1_800_000_000));
+        change(&mut configs);
+        check_all(configs, &trust)
+    };
+    assert_eq!((check(0, &|_| ()), check(1, &|_| ())), (Ok(()), Ok(())));
+    let without_first = |configs: &mut Vec<Config>| drop(configs.remove(0));
+    assert_eq!(check(1, &without_first), Err(BadConfig::FirstClass(Class::S)));
+    assert_eq!(check(0, &without_first), Ok(()), "an entry uses the classes that it likes");
+    assert!(matches!(check(1, &|configs| configs.clear()), Err(BadConfig::Value(_))));
+    assert!(matches!(check(1, &|configs| configs.reverse()), Err(BadConfig::Value(_))));
+    assert!(matches!(check(1, &|configs| configs[1].shape = configs[0].shape), Err(BadConfig::Value(_))));
+    assert!(matches!(check(1, &|configs| configs[1].position = 2), Err(BadConfig::Value(_))));
+    let setups = |per_second| {
+        check(3, &|configs| configs.iter_mut().for_each(|config| config.caps.setups.per_second = per_second))
+    };
+    assert_eq!(setups(7_900), Ok(()));
+    let Err(BadConfig::ReplayCache { rate: 16_000, rate_max, .. }) = setups(8_000) else {
+        panic!("they share a cache")
+    };
+    assert!((15_800..16_000).contains(&rate_max), "{rate_max}");
 }
 
 #[test]
@@ -69,7 +101,7 @@ fn secrets_do_not_print() {
 #[test]
 fn generator_cannot_be_run_back_to_past_ephemerals() {
     let mut world = up(Class::L, 1);
-    let seed = |w: &World| w.node(1).control.cx.rng.get_seed();
+    let seed = |w: &World| w.node(1).control.classes[0].cx.rng.get_seed();
     let mut seen = std::collections::HashSet::from([seed(&world)]);
     let link = world.node(1).link(Side::Up).0;
     for _ in 0..3 {
@@ -80,10 +112,10 @@ fn generator_cannot_be_run_back_to_past_ephemerals() {
         assert!(seen.insert(seed(&world)), "after a tick");
     }
     // An attacker with the new state can seek to any position and finds no past value.
-    let Context { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.cx;
+    let Context { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.classes[0].cx;
     let past = draw_secret(rng);
     world.input(1, Input::Activity { link, received: true, sent: false });
-    let mut stolen = world.node(1).control.cx.rng.clone();
+    let mut stolen = world.node(1).control.classes[0].cx.rng.clone();
     stolen.set_word_pos(0);
     assert!((0..1000).all(|_| draw_secret(&mut stolen).expose() != past.expose()));
 }

@@ -15,9 +15,9 @@ fn replayed_cell_is_refused_and_forged_cell_not_marked_seen() {
     forged[100] ^= 1;
     world.deliver_now(&real, forged);
     assert_eq!(world.refused(1, Refusal::CellForged), 1);
-    let accepted = world.node(1).control.counters().cells;
+    let accepted = world.node(1).control.class(0).counters().cells;
     world.deliver_now(&real, real.bytes.clone());
-    assert_eq!(world.node(1).control.counters().cells, accepted + 1);
+    assert_eq!(world.node(1).control.class(0).counters().cells, accepted + 1);
     world.deliver_now(&real, real.bytes.clone());
     assert_eq!(world.refused(1, Refusal::CellReplayed), 1);
 }
@@ -53,7 +53,7 @@ fn forged_response_keeps_the_handshake_pending() {
     }
     world.deliver_now(&response, response.bytes.clone());
     assert!(world.node(0).has_link(Side::Down));
-    assert_eq!(world.node(0).control.counters().refused_total(), 2);
+    assert_eq!(world.node(0).control.class(0).counters().refused_total(), 2);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
 use crate::trust::bundle::{self, Signatures};
 use crate::trust::message::{self, ItemKind};
 use crate::trust::{EpochRecord, SignedRecord, Signer, State, View};
-use crate::{BadConfig, Config, Control, Event, Input, Part, Refusal, TrustSetup};
+use crate::{BadConfig, ClassControl, Config, Control, Event, Input, Refusal, TrustSetup};
 
 mod acks;
 mod config;
@@ -40,7 +40,7 @@ fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u
     let now = world.now;
     let link = world.node(from).link(side).0;
     world.nodes.get_mut(&from).unwrap().honest = false;
-    let Control { cx, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
+    let ClassControl { cx, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control.classes[0];
     assert!(links.inject(cx, now, link, &Outgoing { kind, channel, sub, content, at_once: false }));
     // Any input lets the world take the outputs.
     world.input(from, Input::Activity { link, received: false, sent: true });
@@ -48,8 +48,7 @@ fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u
 
 /// The setup keys that the entry uses.
 fn setup_keys(world: &World) -> &[HopPublic] {
-    let Part::Entry(entry, _) = &world.node(0).control.part else { panic!("node 0 is an entry") };
-    entry.setup_keys()
+    world.node(0).control.classes[0].entry.as_ref().expect("node 0 is an entry").setup_keys()
 }
 
 fn onion(world: &World, info: Info, seed: u64) -> Vec<u8> {

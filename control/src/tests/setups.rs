@@ -8,7 +8,7 @@ fn setup_opens_once_on_any_channel() {
     let onion = onion(&world, INFO, 5);
     misuse_setup(&mut world, 1, &onion, 0);
     world.run_for(secs(3));
-    assert_eq!(world.node(3).control.open_channels(), 5);
+    assert_eq!(world.node(3).control.class(0).open_channels(), 5);
     for (channel, why) in [(1, Refusal::ChannelInUse), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
         let before = world.refused(1, why);
         // No parity: a channel in use refuses each shard, a replay the last one that it needs.
@@ -17,7 +17,7 @@ fn setup_opens_once_on_any_channel() {
         let shards = if channel == 1 { 3 } else { 1 };
         assert_eq!(world.refused(1, why), before + shards);
     }
-    assert_eq!(world.node(3).control.open_channels(), 5);
+    assert_eq!(world.node(3).control.class(0).open_channels(), 5);
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn setup_with_an_unusual_field_is_dropped() {
         world.run_for(secs(1));
     }
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
-    assert_eq!(world.node(1).control.open_channels(), 4);
+    assert_eq!(world.node(1).control.class(0).open_channels(), 4);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn shards_after_the_decision_are_surplus() {
     let mut world = up(Class::L, 2);
     let shards = setup::shards(world.plan.shape, Suite::default(), 1);
     assert_eq!((shards.data, shards.parity), (3, 3));
-    let surplus = |w: &World| w.node(1).control.counters().surplus_cells;
+    let surplus = |w: &World| w.node(1).control.class(0).counters().surplus_cells;
     let before = surplus(&world);
     // Accepted, refused, and refused again: each is decided by three shards, and three are too many.
     let good = onion(&world, INFO, 5);
@@ -100,7 +100,7 @@ fn shards_after_the_decision_are_surplus() {
         assert_eq!(surplus(&world), before + 2 + 3 * number);
     }
     let refused = [Refusal::SetupInvalid, Refusal::SetupReplayed].map(|why| world.refused(1, why));
-    assert_eq!((refused, world.node(1).control.counters().refused_total()), ([1, 1], 2));
+    assert_eq!((refused, world.node(1).control.class(0).counters().refused_total()), ([1, 1], 2));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 0);
     // After two seconds nothing remembers them: a shard starts another setup, or names a live channel.
     world.run_for(secs(2));
@@ -140,8 +140,8 @@ fn ids_of_failed_setups_become_free_again() {
     world.stop(0);
     world.run_for(secs(180));
     world.run_for(secs(20));
-    assert_eq!(world.node(1).control.half_open(), 0);
-    assert_eq!(world.node(1).control.channels.id_count(), 0);
+    assert_eq!(world.node(1).control.class(0).half_open(), 0);
+    assert_eq!(world.node(1).control.classes[0].channels.id_count(), 0);
 
     let mut world = World::new(Plan::new(Class::L, 2));
     world.tap = losing(0.3);
@@ -149,8 +149,8 @@ fn ids_of_failed_setups_become_free_again() {
     world.tap = Box::new(|_, _| Fate::Pass);
     world.run_for(secs(100));
     world.run_for(secs(200));
-    assert_eq!(world.node(0).control.open_channels(), 4);
-    assert_eq!(world.node(0).control.channels.id_count(), 4);
+    assert_eq!(world.node(0).control.class(0).open_channels(), 4);
+    assert_eq!(world.node(0).control.classes[0].channels.id_count(), 4);
 }
 
 #[test]
@@ -158,14 +158,14 @@ fn id_cools_down_for_180_s_and_live_id_is_never_drawn() {
     let mut world = up(Class::L, 1);
     let (channel, id) = world.node(0).channels.iter().map(|(c, i)| (*c, i.down.unwrap())).next().unwrap();
     world.end(0, channel, EndReason::Lost);
-    let used = |w: &World| w.node(0).control.channels.used_by(id);
+    let used = |w: &World| w.node(0).control.classes[0].channels.used_by(id);
     world.run_for(secs(179));
     assert_eq!(used(&world), Some(Use::CoolingDown));
     world.run_for(secs(2));
     assert_eq!(used(&world), None);
 
     // The generator repeats earlier ids. They are in use, so the next one is drawn.
-    let Control { cx, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
+    let ClassControl { cx, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control.classes[0];
     let mut ids = std::collections::HashSet::new();
     for usage in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Setup(0), Use::CoolingDown] {
         cx.rng = ChaCha20Rng::seed_from_u64(5);

@@ -22,12 +22,12 @@ fn entry_forgets_its_way_to_mix_1_when_a_link_has_ended() {
     world.run_for(secs(5));
     assert!(world.has_channels(0, 4), "by its second way");
     let resolved = ([10, 9, 9, 9], 1000).into();
-    world.nodes.get_mut(&0).unwrap().control.resolved(world.now, vec![resolved]);
+    world.nodes.get_mut(&0).unwrap().control.resolved(world.now, 0, vec![resolved]);
 
     world.stop(1);
     let limit = world.now + secs(200);
     assert!(world.run_until(limit, |w| down_links(w, 0, false) == 1));
-    assert!(world.node(0).control.cx.contacts.all_addresses().eq([up_address(1), second]));
+    assert!(world.node(0).control.classes[0].cx.contacts.all_addresses().eq([up_address(1), second]));
     world.record.clear();
     world.run_for(secs(2));
     let sent: Vec<_> = world.record.iter().filter(|packet| is_handshake_len(packet.bytes.len())).collect();
@@ -46,7 +46,7 @@ fn entry_resolves_the_names_of_all_descriptors_of_mix_1() {
     let (now, newer) = (world.now, world.plan.signed(1));
     world.nodes.get_mut(&0).unwrap().control.load_descriptor(now, newer).unwrap();
     world.run_for(secs(1));
-    assert_eq!(world.node(0).control.cx.contacts.names, [both, old, new]);
+    assert_eq!(world.node(0).control.classes[0].cx.contacts.names, [both, old, new]);
 }
 
 #[test]
@@ -67,9 +67,12 @@ fn no_setup_for_the_last_links_bundle_leaves_on_a_new_link() {
     let limit = world.now + secs(5);
     assert!(world.run_until(limit, |w| down_links(w, 0, false) == 1));
     world.tap = Box::new(|_, _| Fate::Pass);
-    let (ended, before) = (world.now, world.node(0).control.counters().setups);
+    let (ended, before) = (world.now, world.node(0).control.class(0).counters().setups);
     assert!(world.run_until(ended + secs(8), |w| down_links(w, 0, true) == 2));
-    assert_eq!((ended.as_secs() / 10, world.node(0).control.counters().setups), (world.now.as_secs() / 10, before));
+    assert_eq!(
+        (ended.as_secs() / 10, world.node(0).control.class(0).counters().setups),
+        (world.now.as_secs() / 10, before)
+    );
     let limit = world.now + secs(2);
     assert!(world.run_until(limit, |w| w.has_channels(0, 4)));
 }
@@ -78,7 +81,7 @@ fn no_setup_for_the_last_links_bundle_leaves_on_a_new_link() {
 fn misuse_trust(world: &mut World, link: LinkId, kind: ItemKind, item: &[u8]) {
     let (now, shape) = (world.now, world.plan.shape);
     let tap = std::mem::replace(&mut world.tap, Box::new(|_, _| Fate::Pass));
-    let Control { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control;
+    let ClassControl { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control.classes[0];
     for part in message::cut(kind, item, shape.payload()) {
         links.inject_trust(cx, now, link, &part);
     }

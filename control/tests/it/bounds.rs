@@ -36,7 +36,7 @@ fn open_channels_of_a_node_are_bounded() {
     assert!(world.has_channels(0, 4));
     start_entry(&mut world, 100);
     world.run_for(secs(20));
-    assert_eq!((world.node(1).control.open_channels(), world.node(100).channels.len()), (6, 2));
+    assert_eq!((world.node(1).control.class(0).open_channels(), world.node(100).channels.len()), (6, 2));
     assert!(world.refused(1, Refusal::ChannelsFull) > 0);
     assert_eq!(world.refused(1, Refusal::LinkChannelsFull), 0);
     assert!(world.has_channels(0, 4));
@@ -53,11 +53,11 @@ fn open_channels_of_an_entry_link_are_bounded() {
     plan.caps.channels_per_entry_link = 3;
     let mut world = World::new(plan);
     world.run_for(secs(20));
-    assert_eq!(world.node(1).control.open_channels(), 3);
+    assert_eq!(world.node(1).control.class(0).open_channels(), 3);
     assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
     start_entry(&mut world, 100);
     world.run_for(secs(20));
-    assert_eq!(world.node(1).control.open_channels(), 6, "another entry has its own");
+    assert_eq!(world.node(1).control.class(0).open_channels(), 6, "another entry has its own");
     assert_eq!(world.refused(1, Refusal::ChannelsFull), 0);
 }
 
@@ -75,13 +75,13 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     });
     world.want_channels(0, 50);
     world.run_for(secs(2));
-    assert_eq!(world.node(1).control.half_open(), 4, "one prefix leaves as many to others");
+    assert_eq!(world.node(1).control.class(0).half_open(), 4, "one prefix leaves as many to others");
     assert!(world.refused(1, Refusal::PrefixHalfOpenFull) > 0);
     assert_eq!(world.refused(1, Refusal::LinkHalfOpenFull), 0);
     world.tap = Box::new(|_, _| Fate::Pass);
     world.run_for(secs(120));
-    assert_eq!(world.node(1).control.half_open(), 0);
-    assert_eq!(world.node(0).control.open_channels(), 50, "there is room again");
+    assert_eq!(world.node(1).control.class(0).half_open(), 0);
+    assert_eq!(world.node(0).control.class(0).open_channels(), 50, "there is room again");
 }
 
 #[test]
@@ -114,13 +114,13 @@ fn channels_of_a_prefix_leave_as_many_to_others() {
     world.run_for(secs(2));
     world.want_channels(100, 20);
     world.run_for(secs(20));
-    assert_eq!(world.node(100).control.open_channels(), 10);
+    assert_eq!(world.node(100).control.class(0).open_channels(), 10);
     assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
     start_entry(&mut world, 101);
     world.run_for(secs(2));
     world.want_channels(101, 4);
     world.run_for(secs(10));
-    assert_eq!(world.node(101).control.open_channels(), 4);
+    assert_eq!(world.node(101).control.class(0).open_channels(), 4);
 }
 
 #[test]
@@ -143,10 +143,10 @@ fn channels_of_a_prefix_have_a_cap_of_their_own() {
         world.run_for(secs(2));
         world.want_channels(99, 4);
         world.run_for(secs(20));
-        let open: usize = [100, 101].map(|entry| world.node(entry).control.open_channels()).iter().sum();
+        let open: usize = [100, 101].map(|entry| world.node(entry).control.class(0).open_channels()).iter().sum();
         assert_eq!(open, if is_shared { 16 } else { 10 });
         assert_eq!(world.refused(1, Refusal::PrefixChannelsFull) > 0, !is_shared);
-        assert_eq!(world.node(99).control.open_channels(), 4, "another prefix has its own");
+        assert_eq!(world.node(99).control.class(0).open_channels(), 4, "another prefix has its own");
     }
 }
 
@@ -169,7 +169,7 @@ fn link_that_moves_stays_in_the_account_of_its_prefix() {
     world.run_for(secs(2));
     world.want_channels(101, 8);
     world.run_for(secs(20));
-    let open = [0, 101].map(|entry| world.node(entry).control.open_channels());
+    let open = [0, 101].map(|entry| world.node(entry).control.class(0).open_channels());
     assert_eq!(open.iter().sum::<usize>(), 10, "{open:?}");
     assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
 }
@@ -211,7 +211,7 @@ fn setups_of_a_prefix_are_rate_limited() {
     let start = world.now;
     for second in 1..=3 {
         world.run_until(start + secs(second), |_| false);
-        let passed = world.node(1).control.counters().setups;
+        let passed = world.node(1).control.class(0).counters().setups;
         assert!(passed <= 40 + 10 * second, "{passed} setups after {second} s");
     }
     assert!(world.refused(1, Refusal::PrefixSetupsRateLimited) > 0);
@@ -255,7 +255,7 @@ fn oldest_half_open_channel_gives_way() {
     }
     world.run_for(secs(4));
     assert!(world.refused(2, Refusal::HalfOpenReplaced) > 0, "Mix 2 has one link and no prefixes");
-    assert!(world.node(2).control.half_open() <= 8);
+    assert!(world.node(2).control.class(0).half_open() <= 8);
     world.tap = Box::new(|_, _| Fate::Pass);
     world.run_for(secs(60));
     assert!((100..106).all(|entry| world.has_channels(entry, 4)), "there is room again");
@@ -271,11 +271,11 @@ fn setups_of_a_node_are_rate_limited() {
     let start = world.now;
     for second in 1..=8 {
         world.run_until(start + secs(second), |_| false);
-        let passed = world.node(1).control.counters().setups;
+        let passed = world.node(1).control.class(0).counters().setups;
         assert!(passed <= 10 + 5 * second, "{passed} setups after {second} s");
     }
     assert!(world.refused(1, Refusal::SetupsRateLimited) > 0);
-    assert!(world.node(0).control.open_channels() >= 10);
+    assert!(world.node(0).control.class(0).open_channels() >= 10);
 }
 
 #[test]

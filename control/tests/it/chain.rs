@@ -18,7 +18,7 @@ fn every_chain_comes_up_with_equal_secrets_at_both_ends() {
                 let node = world.node(at);
                 assert_eq!(node.has_link(Side::Up), at > 0);
                 assert_eq!(node.has_link(Side::Down), at <= mixes);
-                assert_eq!(node.control.half_open(), 0);
+                assert_eq!(node.control.class(0).half_open(), 0);
             }
         }
     }
@@ -30,8 +30,8 @@ fn idle_chain_keeps_its_links_with_one_handshake_each() {
     world.run_for(secs(100));
     assert!(world.has_channels(0, 4));
     for at in 0..=3 {
-        assert_eq!(world.node(at).control.counters().handshakes_started, 1, "node {at}");
-        assert_eq!(world.node(at).control.counters().refused_total(), 0, "node {at}");
+        assert_eq!(world.node(at).control.class(0).counters().handshakes_started, 1, "node {at}");
+        assert_eq!(world.node(at).control.class(0).counters().refused_total(), 0, "node {at}");
     }
 }
 
@@ -71,12 +71,12 @@ fn duplicates_of_every_datagram_change_nothing() {
     assert!(world.run_until(end, |w| w.has_channels(0, 4)));
     world.run_for(secs(5));
     for at in 0..=8 {
-        assert_eq!(world.node(at).control.open_channels(), 4, "node {at}");
+        assert_eq!(world.node(at).control.class(0).open_channels(), 4, "node {at}");
         assert_eq!(world.node(at).links.len(), if at == 0 || at == 8 { 1 } else { 2 });
         // Each kind of duplicate is refused by the first check that can detect it.
         let known =
             [Refusal::HalfDuplicate, Refusal::HandshakeReplayed, Refusal::UnexpectedResponse, Refusal::CellReplayed];
-        let counters = world.node(at).control.counters();
+        let counters = world.node(at).control.class(0).counters();
         assert!(counters.refused(Refusal::CellReplayed) > 0, "node {at}");
         assert_eq!(known.map(|why| counters.refused(why)).iter().sum::<u64>(), counters.refused_total(), "node {at}");
     }
@@ -140,14 +140,14 @@ fn returning_node_is_reconnected_within_2_s() {
 #[test]
 fn silence_of_the_next_hop_is_measured() {
     let mut world = World::empty(Plan::new(Class::L, 2));
-    let silence = |w: &World| w.node(1).control.next_hop_silence(w.now);
+    let silence = |w: &World| w.node(1).control.class(0).next_hop_silence(w.now);
     world.start(1);
     world.run_for(secs(10));
     assert_eq!(silence(&world), Some(secs(10)), "since the start");
     world.start(2);
     world.start(3);
     assert!(world.run_until(world.now + secs(2), |w| silence(w).is_none()));
-    assert_eq!(world.node(3).control.next_hop_silence(world.now), None, "the exit has no next hop");
+    assert_eq!(world.node(3).control.class(0).next_hop_silence(world.now), None, "the exit has no next hop");
     world.run_for(secs(30));
     world.stop(2);
     let stopped = world.now;
@@ -188,7 +188,7 @@ fn second_response_to_a_first_handshake_is_not_a_refusal() {
         Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(400)) } else { Fate::Pass });
     (0..=2).for_each(|position| world.start(position));
     world.run_for(secs(5));
-    let counters = world.node(0).control.counters();
+    let counters = world.node(0).control.class(0).counters();
     assert!(counters.handshakes_started > 1 && world.node(0).has_link(Side::Down));
     assert_eq!(counters.refused_total(), 0, "{:?}", counters);
 }
@@ -224,7 +224,7 @@ fn renewal_with_a_response_after_2_s_is_not_repeated() {
     world.run_for(secs(30));
     assert!(world.has_channels(0, 4));
     let counts = |w: &World| {
-        let of = |at: usize| w.node(at).control.counters();
+        let of = |at: usize| w.node(at).control.class(0).counters();
         [of(0).handshakes_started, of(1).handshakes_started, of(2).handshakes_started, of(3).handshakes_done]
     };
     let before = counts(&world);
@@ -247,7 +247,7 @@ fn channels_survive_renewals_with_10_percent_loss() {
     let after: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
     assert_eq!(before, after);
     for at in 1..=3 {
-        assert!(world.node(at).control.open_channels() >= 4, "node {at}");
+        assert!(world.node(at).control.class(0).open_channels() >= 4, "node {at}");
     }
     assert!(world.has_channels(0, 4));
 }
@@ -281,7 +281,7 @@ fn channel_near_its_end_is_superseded() {
     let start = world.now;
     assert!(world.run_until(start + secs(100), |w| w.node(0).superseded.len() == 4));
     assert!(world.now > start + secs(40), "not before half its life is over");
-    assert_eq!(world.node(0).control.open_channels(), 8, "the old ones live on");
+    assert_eq!(world.node(0).control.class(0).open_channels(), 8, "the old ones live on");
     for (old, _) in world.node(0).superseded.clone() {
         world.end(0, old, EndReason::Lifetime);
     }
@@ -301,9 +301,12 @@ fn channels_of_a_dead_next_hop_end_with_its_last_slot() {
     world.run_for(secs(20));
     let mix = world.node(1);
     assert!(!mix.has_link(Side::Down) && mix.has_link(Side::Up));
-    assert_eq!((mix.control.open_channels(), mix.channels.len()), (0, 0));
+    assert_eq!((mix.control.class(0).open_channels(), mix.channels.len()), (0, 0));
     assert_eq!(mix.saw(|e| matches!(e, Event::LinkDown { side: Side::Down, .. })), 1);
-    assert!(mix.control.counters().refused(control::Refusal::NextHopDown) == 0, "the entry noticed nothing yet");
+    assert!(
+        mix.control.class(0).counters().refused(control::Refusal::NextHopDown) == 0,
+        "the entry noticed nothing yet"
+    );
     let exit = world.node(3);
     assert_eq!((exit.links.len(), exit.channels.len()), (0, 0), "nor has the exit a link");
 }

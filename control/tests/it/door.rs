@@ -131,7 +131,7 @@ fn cookie_is_shorter_than_the_half_that_it_answers() {
     let cookies: Vec<usize> = world.record[sent..].iter().filter(to_strangers).map(|p| p.bytes.len()).collect();
     assert!((10..=20).contains(&cookies.len()), "{cookies:?}");
     assert!(cookies.iter().all(|len| *len == COOKIE_LEN));
-    assert_eq!(world.node(1).control.counters().cookies, cookies.len() as u64);
+    assert_eq!(world.node(1).control.class(0).counters().cookies, cookies.len() as u64);
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn hop_whose_clock_was_ahead_gets_in_again() {
     world.stop(1);
     world.start(1);
     world.run_for(secs(5));
-    assert_eq!(world.node(2).control.counters().challenges, 1);
+    assert_eq!(world.node(2).control.class(0).counters().challenges, 1);
     assert!(world.node(1).has_link(Side::Down));
     let forged = world.refused(2, Refusal::StaleTimestamp);
     // From then on its own timestamps count again.
@@ -194,7 +194,7 @@ fn replayed_stale_handshakes_bring_cookies_and_no_challenge() {
         world.run_for(ms(50));
     }
     // Whoever replays them cannot answer a cookie, so it takes none of the challenges from the hop.
-    let counters = world.node(2).control.counters();
+    let counters = world.node(2).control.class(0).counters();
     assert_eq!((counters.challenges, counters.refused(Refusal::StaleTimestamp)), (0, 0));
     assert!(counters.cookies > 0 && counters.refused(Refusal::CookieRequired) > 0);
     assert!(world.node(1).has_link(Side::Down), "the previous hop ignores cookies that it has not asked for");
@@ -228,7 +228,7 @@ fn hop_with_a_corrected_clock_gets_in_despite_replays() {
     }
     world.run_for(secs(1));
     assert!(world.node(1).has_link(Side::Down) && world.node(2).has_link(Side::Up));
-    assert!(world.node(2).control.counters().challenges >= 1);
+    assert!(world.node(2).control.class(0).counters().challenges >= 1);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn older_message_1_does_not_replace_a_newer() {
         if position == 2 {
             // A challenge is only for who answers a cookie.
             assert_eq!(world.refused(2, Refusal::CookieRequired), 1);
-            assert_eq!(world.node(2).control.counters().challenges, 0);
+            assert_eq!(world.node(2).control.class(0).counters().challenges, 0);
         }
     }
 }
@@ -139,11 +139,11 @@ fn setups_of_one_entry_are_rate_limited() {
     let start = world.now;
     for second in 1..=10 {
         world.run_until(start + secs(second), |_| false);
-        let passed = world.node(1).control.counters().setups;
+        let passed = world.node(1).control.class(0).counters().setups;
         assert!(passed <= 20 + 5 * second, "{passed} setups after {second} s");
     }
     assert!(world.refused(1, Refusal::LinkSetupsRateLimited) > 10);
-    assert!(world.node(0).control.open_channels() >= 20);
+    assert!(world.node(0).control.class(0).open_channels() >= 20);
 }
 
 #[test]
@@ -160,10 +160,10 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
     });
     world.want_channels(0, 200);
     world.run_for(secs(2));
-    assert_eq!(world.node(1).control.half_open(), 4);
+    assert_eq!(world.node(1).control.class(0).half_open(), 4);
     assert!(world.refused(1, Refusal::LinkHalfOpenFull) > 0);
     world.run_for(secs(30));
-    assert!(world.node(1).control.half_open() <= 4);
+    assert!(world.node(1).control.class(0).half_open() <= 4);
     assert!(world.refused(1, Refusal::HalfOpenExpired) > 4);
 }
 
@@ -183,16 +183,16 @@ fn setups_and_channels_of_a_node_are_bounded() {
         world
     };
     let world = run(&|caps| caps.setups = narrow);
-    let begun = world.node(1).control.counters().setups;
+    let begun = world.node(1).control.class(0).counters().setups;
     assert!((5..=5 + 4).contains(&begun), "{begun} setups in 4 s");
     assert!(world.refused(1, Refusal::SetupsRateLimited) > 0);
 
     let world = run(&|caps| caps.channels = 12);
-    assert!(world.node(1).control.open_channels() <= 12);
+    assert!(world.node(1).control.class(0).open_channels() <= 12);
     assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
 
     let world = run(&|caps| caps.channels_per_entry_link = 7);
-    assert_eq!(world.node(1).control.open_channels(), 7 + 7);
+    assert_eq!(world.node(1).control.class(0).open_channels(), 7 + 7);
     assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
 }
 
@@ -252,10 +252,10 @@ fn links_are_bounded_and_empty_links_make_room() {
         );
         world.run_for(secs(2));
     }
-    assert_eq!(world.node(1).control.links(), 3 + 1, "three entries and the exit");
+    assert_eq!(world.node(1).control.class(0).links(), 3 + 1, "three entries and the exit");
     assert!(world.refused(1, Refusal::LinksFull) > 0, "the first three carry channels and stay");
     assert!(world.has_channels(0, 4));
-    assert_eq!(world.node(105).control.open_channels(), 0);
+    assert_eq!(world.node(105).control.class(0).open_channels(), 0);
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn links_never_used_make_room_first() {
         world.stop(number.into());
     }
     assert!(world.node(1).links.contains_key(&link));
-    assert_eq!(world.node(1).control.links(), 3);
+    assert_eq!(world.node(1).control.class(0).links(), 3);
     assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkDown { .. })), 0);
 }
 
@@ -354,7 +354,10 @@ fn token_does_not_promote_a_link_that_was_never_up() {
     });
     // The entry hears nothing, so it sends another message 1, which has the token of the first.
     let end = world.now + secs(8);
-    assert!(world.run_until(end, |w| w.node(1).control.counters().handshakes_done >= 4), "two of the exit's link");
+    assert!(
+        world.run_until(end, |w| w.node(1).control.class(0).counters().handshakes_done >= 4),
+        "two of the exit's link"
+    );
     let (_, state) = world.node(1).link(Side::Up);
     assert!(state.current().is_none() && state.next().is_some(), "a cell must give it an address");
     assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkUp { side: Side::Up, .. })), 0);
@@ -419,7 +422,7 @@ fn relayed_first_cell_does_not_redirect_a_link() {
         let (link, _) = world.node(position).link(Side::Up);
         assert_eq!(world.node(position).links[&link].peer, home, "position {position}");
         assert_eq!(world.record.iter().filter(|packet| packet.to == thief).count(), 0, "position {position}");
-        assert_eq!(world.node(position).control.counters().moves_refused, 1, "position {position}");
+        assert_eq!(world.node(position).control.class(0).counters().moves_refused, 1, "position {position}");
         assert!(world.has_channels(0, 4));
     }
 }
@@ -448,8 +451,8 @@ fn unused_link_expires() {
     assert_eq!(world.node(1).link(Side::Up).1.slot_count(), 1);
     world.run_for(secs(10));
     assert!(!world.node(1).has_link(Side::Up));
-    assert_eq!(world.node(1).control.open_channels(), 0);
-    assert_eq!(world.node(1).control.links(), 1);
+    assert_eq!(world.node(1).control.class(0).open_channels(), 0);
+    assert_eq!(world.node(1).control.class(0).links(), 1);
 }
 
 proptest! {

@@ -35,7 +35,7 @@ fn attempts(class: Class, mixes: usize, share: f64, setups: usize, seed: u64) ->
                 if !is_handshake_len(packet.bytes.len()) && rng.random_bool(share) { Fate::Lose } else { Fate::Pass }
             },
         );
-    let first = world.node(0).control.counters().setups;
+    let first = world.node(0).control.class(0).counters().setups;
     for _ in 0..setups / CHANNELS {
         // Until the last copies of acks have passed.
         world.run_for(ms(200));
@@ -44,7 +44,7 @@ fn attempts(class: Class, mixes: usize, share: f64, setups: usize, seed: u64) ->
         let end = world.now + secs(60);
         assert!(world.run_until(end, |w| w.node(0).channels.len() == CHANNELS), "a channel never opens");
     }
-    (world.node(0).control.counters().setups - first) as usize
+    (world.node(0).control.class(0).counters().setups - first) as usize
 }
 
 /// Ends the channels of all nodes. The entry sets others up at once.
@@ -92,7 +92,7 @@ fn many_setups_fit_a_link_that_reorders() {
     world.delay_us = 2_000..40_000;
     let end = world.now + secs(10);
     assert!(world.run_until(end, |w| w.node(0).channels.len() == 64));
-    assert_eq!(world.node(0).control.counters().setups, 64, "each at its first attempt");
+    assert_eq!(world.node(0).control.class(0).counters().setups, 64, "each at its first attempt");
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 0);
 }
 
@@ -105,7 +105,7 @@ fn no_ack_cell_is_sent_twice_with_the_same_bytes() {
     assert_eq!(bytes.len(), world.record.len());
     // Two contents, in three cells each, of which one counts.
     for at in 0..8 {
-        assert!(world.node(at).control.counters().surplus_cells >= 4 * 2 * 2, "node {at}");
-        assert_eq!(world.node(at).control.counters().refused_total(), 0, "node {at}");
+        assert!(world.node(at).control.class(0).counters().surplus_cells >= 4 * 2 * 2, "node {at}");
+        assert_eq!(world.node(at).control.class(0).counters().refused_total(), 0, "node {at}");
     }
 }

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod chain;
+mod classes;
 mod door;
 mod enumerate;
 mod hostile;

@@ -69,7 +69,7 @@ impl Entry {
         let Part::Entry(part) = &loaded.config.part else { return Err(another().into()) };
         debug_assert_eq!(role, NodeRole::Entry);
         let channels = part.channels;
-        let published = loaded.next_contact().map(places);
+        let published = loaded.first_class().next_contact().map(places);
         let next = loaded.config.next.clone().or(published).unwrap_or_default();
         let node = Running::start(loaded, ListenFd::empty())?;
         let listeners = node.listeners().expect("an entry has listeners");

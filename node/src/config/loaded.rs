@@ -1,19 +1,17 @@
 //! The files of a node, read and checked against each other.
 
 use std::fs::File;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use control::TrustSetup;
 use control::trust::view::{BadDescriptor, Taken};
-use control::trust::{Contact, SignedDescriptor, State, View};
-use dataplane::lanes::Lanes;
+use control::trust::{SignedDescriptor, State, View};
 use wire::cell::Shape;
 use wire::kdf::Secret;
 
 use super::keys::{SocksUsers, read_users};
 use super::trust_files::{TrustFiles, wall_s};
-use super::{ChainFile, ConfigError, Location, NodeConfig, NodeRole, Part, node_name};
+use super::{ChainFile, ConfigError, Location, NodeConfig, NodeRole, Part, ServedClass, node_name};
 use crate::ceremony::files::DescriptorFile;
 
 /// Keys that operators of neighbouring nodes have agreed on.
@@ -191,9 +189,6 @@ impl Loaded {
         config.is_at(position, &chain)?;
         config.has_own_keys(position, &chain)?;
         psks.have_effect(position, chain.descriptors.len(), config.keys.as_deref())?;
-        if let Some(own) = (position > 0).then(|| view.descriptor(position)).flatten() {
-            config.is_reachable(own.contact(chain.shape().class()))?;
-        }
         let users = match &config.part {
             Part::Entry(part) => part.socks_users.as_deref(),
             Part::Mix { .. } | Part::Exit(_) => None,
@@ -201,7 +196,7 @@ impl Loaded {
         let socks_users = users.map(read_users).transpose().map_err(|why| {
             config.named("socks_users", "the file with the users, owned by the user who runs eddy", why)
         })?;
-        Ok(Loaded {
+        let loaded = Loaded {
             trust: TrustSetup { view, keys, state },
             of_files,
             socks_users: socks_users.unwrap_or_default(),
@@ -213,10 +208,12 @@ impl Loaded {
             warnings,
             notes,
             locks: Vec::new(),
-        })
+        };
+        loaded.classes().iter().try_for_each(ServedClass::check)?;
+        Ok(loaded)
     }
 
-    /// Class and length of the chain.
+    /// Class and length of the cells of its first class.
     pub fn shape(&self) -> Shape {
         self.chain.shape()
     }
@@ -224,12 +221,6 @@ impl Loaded {
     /// `entry`, `mix1`, `exit`.
     pub fn name(&self) -> String {
         node_name(self.config.role(), self.position)
-    }
-
-    /// Where this hop is reached, by its newest descriptor. None at the entry.
-    pub fn own_contact(&self) -> Option<&Contact> {
-        let own = (self.position > 0).then(|| self.trust.view.descriptor(self.position))??;
-        own.contact(self.shape().class())
     }
 
     /// Descriptors of the next hop with which this node may start, the preferred one first. None at the exit.
@@ -247,68 +238,6 @@ impl Loaded {
         }
         let of_files = self.of_files.descriptor(hop).map(|of_files| &**of_files);
         held.take_while(|held| of_files.is_none_or(|last| held.hash() != last.hash())).chain(of_files).collect()
-    }
-
-    /// The contact of the preferred one.
-    pub fn next_contact(&self) -> Option<&Contact> {
-        self.next_hops().first()?.contact(self.shape().class())
-    }
-
-    /// The lanes of its links, if the next hop is reached at `next`.
-    pub fn lanes(&self, next: Option<&Contact>) -> Lanes {
-        let of = |contact: Option<&Contact>| contact.map_or(1, |contact| usize::from(contact.lanes));
-        Lanes { own: of(self.own_contact()), next: of(next) }
-    }
-
-    /// Refuses links between hops that are spread over several ports, unless the configuration accepts what that shows
-    /// (SPEC 4.7.7).
-    ///
-    /// # Errors
-    /// There is such a link.
-    pub fn check_lanes(&self, next: Option<&Contact>) -> Result<(), ConfigError> {
-        let Part::Mix { lanes_show_label_bits: false, .. } = self.config.part else { return Ok(()) };
-        let Lanes { own, next } = self.lanes(next);
-        let (link, lanes) = match self.position {
-            position if position > 1 && own > 1 => (position, own),
-            position if next > 1 => (position + 1, next),
-            _ => return Ok(()),
-        };
-        let name = |hop| node_name(self.chain.role(hop), hop);
-        Err(ConfigError::Value {
-            at: self.config.place_of("lanes_show_label_bits"),
-            what: format!(
-                "the link from {} to {} has {lanes} lanes: the UDP port of a cell shows bits of its channel's number to \
-                 whoever sees that link",
-                name(link - 1),
-                name(link)
-            ),
-            remedy: format!(
-                "make {} with `--lanes 1`, or set `lanes_show_label_bits = true` at both ends of the link",
-                name(link)
-            ),
-        })
-    }
-
-    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name
-    /// resolves to. `None` if no name resolves now.
-    ///
-    /// # Errors
-    /// `next` is set and does not resolve.
-    pub fn next_address(&self, contact: &Contact) -> Result<Option<SocketAddr>, ConfigError> {
-        let Some(next) = &self.config.next else {
-            let resolved = || {
-                let named = |(name, port): &(String, u16)| (name.as_str(), *port).to_socket_addrs().ok()?.next();
-                contact.names.iter().find_map(named)
-            };
-            return Ok(contact.addresses.first().copied().or_else(resolved));
-        };
-        let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
-        found.map(Some).ok_or_else(|| ConfigError::Value {
-            at: self.config.place_of("next"),
-            what: format!("next = \"{next}\" does not resolve"),
-            remedy: "check the name, write the next hop's address as IP:PORT, or fix this host's name resolution"
-                .into(),
-        })
     }
 }
 
@@ -387,21 +316,6 @@ impl NodeConfig {
             .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
     }
 
-    /// Checks that it does not listen on loopback alone while its descriptor has other addresses.
-    fn is_reachable(&self, own: Option<&Contact>) -> Result<(), ConfigError> {
-        let (Some(up), Some(own)) = (self.up, own) else { return Ok(()) };
-        let is_loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
-        let Some(published) = own.addresses.first().filter(|_| is_loopback(&up)) else { return Ok(()) };
-        if own.addresses.iter().any(is_loopback) {
-            return Ok(());
-        }
-        Err(ConfigError::Value {
-            at: self.place_of("up"),
-            what: format!("up = \"{up}\" is on loopback, but the previous hop sends to {published}"),
-            remedy: format!("set `up` to an address of this host that is reached from there, or 0.0.0.0:{}", up.port()),
-        })
-    }
-
     /// Checks that the descriptors with the names of its key file and of this configuration, where there are such, are
     /// of the hop that has the keys.
     fn has_own_keys(&self, position: usize, chain: &ChainFile) -> Result<(), ConfigError> {
@@ -427,7 +341,7 @@ impl NodeConfig {
         Ok(())
     }
 
-    /// Checks that its role is that of a position of a chain, and that its mixing keeps within the chain's terms.
+    /// Checks that its role is that of a position of a chain.
     ///
     /// # Errors
     /// The first mismatch, with its remedy.
@@ -459,19 +373,6 @@ impl NodeConfig {
                 "move it to the configuration of mix1".to_owned(),
             ));
         }
-        // Everyone computes timeouts from the chain's largest delay.
-        let largest_ms = chain.first_class().mixing_delay_ms;
-        if let Part::Mix { mixing, .. } = &self.part
-            && mixing.largest_delay().as_nanos() > u128::from(largest_ms) * 1_000_000
-        {
-            return Err(wrong(
-                "mixing",
-                format!("mixing = \"{mixing}\" may hold cells longer than the {largest_ms} ms that this chain allows"),
-                format!(
-                    "use a shorter delay, for example mixing = \"threshold-or-timed:n=64,n_min=8,t={largest_ms}ms\""
-                ),
-            ));
-        }
         Ok(())
     }
 }
@@ -479,7 +380,7 @@ impl NodeConfig {
 #[cfg(test)]
 impl Loaded {
     /// Takes a newer descriptor of a mix, as from a neighbour, of a chain that `init` has written to `dir`.
-    pub(crate) fn receive(&mut self, dir: &Path, mix: usize, change: impl FnOnce(&mut Contact)) {
+    pub(crate) fn receive(&mut self, dir: &Path, mix: usize, change: impl FnOnce(&mut control::trust::Contact)) {
         let identity = crate::ceremony::files::read_identity(&dir.join(format!("mix{mix}.identity.key"))).unwrap();
         let mut content = self.trust.view.descriptor(mix).unwrap().content().clone();
         content.revision += 1;
@@ -491,6 +392,8 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::init::{self, Plan};
 
@@ -503,7 +406,8 @@ mod tests {
             let files = init::write(dir.path(), &plan).unwrap();
             let checked = files.hops.iter().chain([&files.entry]).map(|path| {
                 let loaded = Loaded::read(path).unwrap();
-                loaded.check_lanes(loaded.next_contact())
+                let class = loaded.first_class();
+                class.check_lanes(class.next_contact())
             });
             checked.map(|done| done.err().map(|why| why.to_string())).collect::<Vec<_>>()
         };
@@ -529,9 +433,10 @@ mod tests {
                 contact.addresses = vec![label];
                 contact.lanes = 2;
             });
-            let next = loaded.next_contact().unwrap();
-            assert_eq!(loaded.next_address(next).unwrap(), Some(preferred), "next hop {hop}");
-            assert_eq!(loaded.lanes(Some(next)).next, if preferred == label { 2 } else { 1 });
+            let class = loaded.first_class();
+            let next = class.next_contact().unwrap();
+            assert_eq!(class.next_address(next).unwrap(), Some(preferred), "next hop {hop}");
+            assert_eq!(class.lanes(Some(next)).next, if preferred == label { 2 } else { 1 });
             assert_eq!(loaded.next_hops().len(), 2);
         }
     }

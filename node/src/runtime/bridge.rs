@@ -40,7 +40,7 @@ const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
 /// Commands about listening sockets taken in one turn.
 const LISTENER_COMMANDS_PER_TURN: usize = 64;
 
-/// A message of the bridge to the node that runs it.
+/// A message of a class to the node that runs it.
 pub enum Note {
     /// Control has something for the log.
     Event(Event),
@@ -60,92 +60,33 @@ struct Outgoing {
     datagram: Vec<u8>,
 }
 
+/// Sends a handshake datagram of a class, by place, from the socket of a side.
+pub type SendHandshake<'a> = &'a mut dyn FnMut(usize, Side, SocketAddr, &[u8]);
+
 /// The control plane with its ends of the rings to and from the workers.
 pub struct Bridge {
     control: Control,
+    /// By place, as in control.
+    classes: Vec<Ends>,
+}
+
+/// The ends of the rings of one class.
+pub struct Ends {
     commands: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
     /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While
-    /// there are any, control takes in nothing.
+    /// there are any, of any class, control takes in nothing.
     backlog: VecDeque<Command>,
     /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a
     /// cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
 }
 
-impl Bridge {
-    /// Connects a control plane to its workers' rings.
-    pub fn new(control: Control, commands: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Bridge {
-        Bridge { control, commands, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
-    }
-
-    /// The control plane, for its counters.
-    pub fn control(&self) -> &Control {
-        &self.control
-    }
-
-    /// The same, to load keys and descriptors. Its outputs are taken at the next turn.
-    pub fn control_mut(&mut self) -> &mut Control {
-        &mut self.control
-    }
-
-    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is
-    /// there. Returns the latest time of the next call.
-    pub fn turn(
-        &mut self,
-        now: Duration,
-        wall: SystemTime,
-        send: &mut dyn FnMut(Side, SocketAddr, &[u8]),
-        note: &mut dyn FnMut(Note),
-        save: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Duration {
-        self.hand_over();
-        if self.backlog.is_empty() {
-            let share = PUNTS_PER_TURN / self.punts.len();
-            for worker in 0..self.punts.len() {
-                for _ in 0..share {
-                    let Ok(punt) = self.punts[worker].pop() else { break };
-                    self.take(worker, punt, now, note);
-                }
-            }
-            self.control.tick(now, wall);
-            self.collect(now, note, save);
-            let most = BACKLOG_MAX + self.control.caps().channels;
-            debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
-            self.hand_over();
-        }
-
-        let taken = self.commands.taken();
-        while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
-            send(side, to, &datagram);
-        }
-        if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
-    }
-
-    /// Takes all outputs of control.
-    fn collect(&mut self, now: Duration, note: &mut dyn FnMut(Note), save: &mut dyn FnMut(&[u8]) -> bool) {
-        while let Some(output) = self.control.poll_output() {
-            match output {
-                Output::Send { side, to, datagram } => {
-                    let after = self.commands.pushed() + self.backlog.len() as u64;
-                    // A datagram too many is lost like any other; control tries its handshake again.
-                    if self.outgoing.len() < OUTGOING_MAX {
-                        self.outgoing.push_back(Outgoing { after, side, to, datagram });
-                    } else {
-                        self.control.lost_outgoing();
-                    }
-                }
-                Output::Change(change) => self.backlog.push_back(command(change)),
-                Output::Save(number) => {
-                    if save(&self.control.state().to_bytes()) {
-                        self.control.saved(now, number);
-                    }
-                }
-                Output::Resolve(names) => note(Note::ResolveNext(names)),
-                Output::Event(event) => note(Note::Event(event)),
-            }
-        }
+impl Ends {
+    /// The rings to and from the workers of one class.
+    pub fn new(commands: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Ends {
+        Ends { commands, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
     /// Moves waiting commands into the ring until it is full.
@@ -165,70 +106,165 @@ impl Bridge {
         }
         self.commands.signal();
     }
+}
 
-    /// Takes some commands for the worker that do not come from control, unless commands of control wait.
-    pub fn take_commands(&mut self, commands: impl Iterator<Item = Command>) {
-        if self.backlog.is_empty() {
-            self.backlog.extend(commands.take(LISTENER_COMMANDS_PER_TURN));
+impl Bridge {
+    /// Connects a control plane to the rings of the workers of its classes.
+    pub fn new(control: Control, classes: Vec<Ends>) -> Bridge {
+        Bridge { control, classes }
+    }
+
+    /// The control plane, for its counters.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The same, to load keys and descriptors. Its outputs are taken at the next turn.
+    pub fn control_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is
+    /// there. Returns the latest time of the next call.
+    pub fn turn(
+        &mut self,
+        now: Duration,
+        wall: SystemTime,
+        send: SendHandshake<'_>,
+        note: &mut dyn FnMut(usize, Note),
+        save: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Duration {
+        self.classes.iter_mut().for_each(Ends::hand_over);
+        if self.takes_handshakes() {
+            for class in 0..self.classes.len() {
+                self.take_punts(class, now, &mut |one| note(class, one));
+            }
+            self.control.tick(now, wall);
+            self.collect(now, note, save);
+            for (place, class) in self.classes.iter_mut().enumerate() {
+                let most = BACKLOG_MAX + self.control.class(place).caps().channels;
+                debug_assert!(class.backlog.len() <= most, "{} commands in one turn", class.backlog.len());
+                class.hand_over();
+            }
+        }
+
+        for (place, Ends { commands, outgoing, .. }) in self.classes.iter_mut().enumerate() {
+            let taken = commands.taken();
+            while let Some(Outgoing { side, to, datagram, .. }) = outgoing.pop_front_if(|next| next.after <= taken) {
+                send(place, side, to, &datagram);
+            }
+        }
+        let is_done = self.classes.iter().all(|class| class.backlog.is_empty() && class.outgoing.is_empty());
+        if is_done { self.control.next_wake() } else { now + AGAIN }
+    }
+
+    /// Takes what the workers of a class have for control.
+    fn take_punts(&mut self, class: usize, now: Duration, note: &mut dyn FnMut(Note)) {
+        let workers = self.classes[class].punts.len();
+        let share = PUNTS_PER_TURN / workers;
+        for worker in 0..workers {
+            for _ in 0..share {
+                let Ok(punt) = self.classes[class].punts[worker].pop() else { break };
+                self.take(class, worker, punt, now, note);
+            }
         }
     }
 
-    /// Answers a [`Note::Resolve`]. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in the backlog.
-    pub fn resolved(&mut self, query: QueryId, addresses: Vec<IpAddr>) {
-        self.backlog.push_back(Command::Resolved { query, addresses });
+    /// Takes all outputs of control.
+    fn collect(&mut self, now: Duration, note: &mut dyn FnMut(usize, Note), save: &mut dyn FnMut(&[u8]) -> bool) {
+        while let Some((place, output)) = self.control.poll_output() {
+            let Ends { commands, backlog, outgoing, .. } = &mut self.classes[place];
+            match output {
+                Output::Send { side, to, datagram } => {
+                    let after = commands.pushed() + backlog.len() as u64;
+                    // A datagram too many is lost like any other; control tries its handshake again.
+                    if outgoing.len() < OUTGOING_MAX {
+                        outgoing.push_back(Outgoing { after, side, to, datagram });
+                    } else {
+                        self.control.lost_outgoing(place);
+                    }
+                }
+                Output::Change(change) => backlog.push_back(command(change)),
+                Output::Save(number) => {
+                    if save(&self.control.state().to_bytes()) {
+                        self.control.saved(now, number);
+                    }
+                }
+                Output::Resolve(names) => note(place, Note::ResolveNext(names)),
+                Output::Event(event) => note(place, Note::Event(event)),
+            }
+        }
+    }
+
+    /// Takes some commands for the worker of a class that do not come from control, unless commands of control wait.
+    pub fn take_commands(&mut self, class: usize, commands: impl Iterator<Item = Command>) {
+        let backlog = &mut self.classes[class].backlog;
+        if backlog.is_empty() {
+            backlog.extend(commands.take(LISTENER_COMMANDS_PER_TURN));
+        }
+    }
+
+    /// Answers a [`Note::Resolve`] of a class. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in
+    /// the backlog.
+    pub fn resolved(&mut self, class: usize, query: QueryId, addresses: Vec<IpAddr>) {
+        self.classes[class].backlog.push_back(Command::Resolved { query, addresses });
     }
 
     /// Gives an exit the addresses of its host.
-    pub fn own_addresses(&mut self, addresses: Vec<IpAddr>) {
-        self.backlog.push_back(Command::OwnAddresses { addresses });
+    pub fn own_addresses(&mut self, addresses: &[IpAddr]) {
+        for class in &mut self.classes {
+            class.backlog.push_back(Command::OwnAddresses { addresses: addresses.to_vec() });
+        }
     }
 
-    /// True if control takes in what comes. While commands wait for a worker it does not.
+    /// True if control takes in what comes. While commands wait for a worker of any class it does not: what comes in one
+    /// class may lead to commands in all.
     pub fn takes_handshakes(&self) -> bool {
-        self.backlog.is_empty()
+        self.classes.iter().all(|class| class.backlog.is_empty())
     }
 
-    /// A handshake datagram. `is_crowded` if the queue in which it waited was half full. Returns true if it cost
-    /// public-key work.
+    /// A handshake datagram of a class. `is_crowded` if the queue in which it waited was half full. Returns true if it
+    /// cost public-key work.
     pub fn take_handshake(
         &mut self,
-        side: Side,
+        (class, side): (usize, Side),
         from: SocketAddr,
         datagram: &mut [u8],
         is_crowded: bool,
         now: Duration,
     ) -> bool {
         if is_crowded {
-            self.control.queue_fills(now);
+            self.control.queue_fills(now, class);
         }
-        let before = self.control.counters().handshakes_read;
-        self.control.handle(now, Input::Handshake { side, from, datagram });
-        self.control.counters().handshakes_read > before
+        let before = self.control.class(class).counters().handshakes_read;
+        self.control.handle(now, class, Input::Handshake { side, from, datagram });
+        self.control.class(class).counters().handshakes_read > before
     }
 
-    fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
+    fn take(&mut self, class: usize, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
                 // Its place in the ring is free from here on.
                 drop(place);
-                self.take_handshake(side, from, datagram.bytes_mut(), is_crowded, now);
+                self.take_handshake((class, side), from, datagram.bytes_mut(), is_crowded, now);
             }
             Punt::Cell { link, slot, from, header, mut body } => {
-                self.control.handle(now, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
+                self.control.handle(now, class, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
-                self.control.handle(now, Input::Promoted { link, slot, from });
+                self.control.handle(now, class, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
-                self.control.handle(now, Input::Activity { link, received, sent });
+                self.control.handle(now, class, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
-                let (ended, other) = self.commands.ended(worker, channel);
-                self.backlog.extend(other);
+                let Ends { commands, backlog, .. } = &mut self.classes[class];
+                let (ended, other) = commands.ended(worker, channel);
+                backlog.extend(other);
                 if !ended {
                     return;
                 }
-                self.control.handle(now, Input::ChannelEnded { channel, reason });
+                self.control.handle(now, class, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
             Punt::Notice(notice) => note(Note::Notice(notice)),
@@ -323,24 +359,25 @@ mod tests {
         };
         let signer = signers.into_iter().nth(2).expect("three were drawn");
         let trust = TrustSetup { view, keys: vec![NodeKeys { noise, signer }], state: HopState::default() };
-        let control = Control::new(config, trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
+        let control = Control::new(vec![config], trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
         let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let bridge = Bridge::new(control, CommandSender::new(commands, Arc::new(Waker::new().unwrap())), vec![punts]);
+        let commands = CommandSender::new(commands, Arc::new(Waker::new().unwrap()));
+        let bridge = Bridge::new(control, vec![Ends::new(commands, vec![punts])]);
         (bridge, worker_commands, worker_punts)
     }
 
     /// One turn; how many datagrams left.
     fn turn(bridge: &mut Bridge, now: Duration) -> usize {
         let mut sent = 0;
-        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| (), &mut |_| true);
+        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _, _| sent += 1, &mut |_, _| (), &mut |_| true);
         sent
     }
 
     #[test]
     fn while_commands_wait_nothing_more_is_taken_in() {
         let (mut bridge, mut worker, mut punts) = bridge();
-        (0..10).for_each(|query| bridge.resolved(QueryId(query), Vec::new()));
+        (0..10).for_each(|query| bridge.resolved(0, QueryId(query), Vec::new()));
         for _ in 0..3 {
             let from = SocketAddr::from(([1, 1, 1, 1], 1));
             assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
@@ -349,7 +386,7 @@ mod tests {
         for left in [6, 2, 0] {
             let waiting = punts.slots();
             turn(&mut bridge, Duration::ZERO);
-            assert_eq!(bridge.backlog.len(), left);
+            assert_eq!(bridge.classes[0].backlog.len(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as commands do");
             while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query.0);
@@ -357,24 +394,24 @@ mod tests {
         }
         assert!(taken.into_iter().eq(0..10), "in order");
         assert_eq!(punts.slots(), 256);
-        assert!(bridge.backlog.capacity() <= PUNTS_PER_TURN);
+        assert!(bridge.classes[0].backlog.capacity() <= PUNTS_PER_TURN);
     }
 
     #[test]
     fn waiting_handshakes_are_bounded_and_counted() {
         let (mut bridge, mut worker, _punts) = bridge();
-        bridge.resolved(QueryId(0), Vec::new());
+        bridge.resolved(0, QueryId(0), Vec::new());
         let mut second = 0;
-        while bridge.control().counters().refused(Refusal::OutgoingFull) < 10 {
+        while bridge.control().class(0).counters().refused(Refusal::OutgoingFull) < 10 {
             second += 1;
             assert!(second < 10_000);
             assert_eq!(turn(&mut bridge, Duration::from_secs(second)), 0, "the worker has not taken the command");
         }
-        assert_eq!(bridge.outgoing.len(), OUTGOING_MAX);
-        let made = 2 * bridge.control().counters().handshakes_started as usize;
-        assert_eq!(made, OUTGOING_MAX + bridge.control().counters().refused(Refusal::OutgoingFull) as usize);
+        assert_eq!(bridge.classes[0].outgoing.len(), OUTGOING_MAX);
+        let made = 2 * bridge.control().class(0).counters().handshakes_started as usize;
+        assert_eq!(made, OUTGOING_MAX + bridge.control().class(0).counters().refused(Refusal::OutgoingFull) as usize);
         worker.pop().unwrap_or_else(|_| panic!("it is there"));
         assert!(turn(&mut bridge, Duration::from_secs(second)) >= OUTGOING_MAX);
-        assert!(bridge.outgoing.is_empty());
+        assert!(bridge.classes[0].outgoing.is_empty());
     }
 }

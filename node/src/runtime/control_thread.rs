@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use control::Event;
 use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
@@ -12,13 +13,10 @@ use tracing::warn;
 use wire::ids::Side;
 
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
+use crate::runtime::class::ClassState;
 use crate::runtime::door::{DOOR_PAUSE, Door};
-use crate::runtime::flood::Flood;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
-use crate::runtime::log::Log;
-use crate::runtime::meter_alarm::MeterAlarm;
-use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::pauses::Pauses;
 use crate::runtime::reporter::{Reporter, lock};
@@ -31,22 +29,16 @@ const STALLED: Duration = Duration::from_millis(250);
 
 pub(super) struct ControlThread {
     pub(super) bridge: Bridge,
-    /// Only at an exit.
-    pub(super) resolver: Option<Resolver>,
+    /// By place, as in the bridge and the reporter.
+    pub(super) classes: Vec<ClassState>,
+    pub(super) sockets: Vec<HandshakeSockets>,
     /// Only at an exit.
     pub(super) own_addresses: Option<OwnAddresses>,
-    /// Only at a mix with a floor.
-    pub(super) meter_alarm: Option<MeterAlarm>,
     pub(super) trust: TrustKeeper,
-    pub(super) next_names: NextNames,
     /// Descriptors and keys are to be read again.
     pub(super) reload: Arc<AtomicBool>,
-    pub(super) sockets: HandshakeSockets,
-    pub(super) door: Option<Door>,
     /// Only at an entry.
     pub(super) icmp: Option<Icmp>,
-    pub(super) log: Log,
-    pub(super) flood: Flood,
     pub(super) pauses: Pauses,
     pub(super) reporter: Reporter,
     pub(super) waker: Arc<Waker>,
@@ -55,7 +47,7 @@ pub(super) struct ControlThread {
 
 impl Drop for ControlThread {
     fn drop(&mut self) {
-        self.reporter.readiness.end();
+        self.reporter.classes.iter().for_each(|class| class.readiness.end());
     }
 }
 
@@ -63,7 +55,7 @@ impl ControlThread {
     /// Runs until `stop` is set.
     pub(super) fn run(mut self) {
         let poller = Poller::new().and_then(|poller| {
-            let sockets = self.door.iter().flat_map(Door::sockets);
+            let sockets = self.classes.iter().filter_map(|class| class.door.as_ref()).flat_map(Door::sockets);
             sockets.chain([self.waker.as_fd()]).try_for_each(|fd| poller.add(fd, 0))?;
             Ok(poller)
         });
@@ -76,32 +68,40 @@ impl ControlThread {
         };
         let clock = self.reporter.clock;
         while !self.stop.load(Ordering::Acquire) {
-            while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
-                self.bridge.resolved(query, addresses);
-            }
-            if let Some(addresses) = self.next_names.resolved() {
-                self.bridge.control_mut().resolved(clock.elapsed(), addresses);
+            for (place, class) in self.classes.iter_mut().enumerate() {
+                while let Some((query, addresses)) = class.resolver.as_ref().and_then(Resolver::answer) {
+                    self.bridge.resolved(place, query, addresses);
+                }
+                if let Some(addresses) = class.next_names.resolved() {
+                    self.bridge.control_mut().resolved(clock.elapsed(), place, addresses);
+                }
             }
             if self.reload.swap(false, Ordering::AcqRel) {
                 self.trust.reload(self.bridge.control_mut(), clock.elapsed());
             }
-            if let Some(listeners) = &self.reporter.listeners {
-                self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
+            for (place, class) in self.reporter.classes.iter().enumerate() {
+                if let Some(listeners) = &class.listeners {
+                    self.bridge.take_commands(place, std::iter::from_fn(|| listeners.next_command()));
+                }
             }
             let is_flooded = self.read_door(clock.elapsed());
             let mut wake = self.turn(clock.elapsed());
             if let Some(own) = &mut self.own_addresses {
                 if let Some(addresses) = own.look(clock.elapsed(), own_addresses::of_host) {
-                    self.bridge.own_addresses(addresses);
+                    self.bridge.own_addresses(&addresses);
                     wake = clock.elapsed();
                 }
                 wake = wake.min(own.due());
             }
-            if let Some(alarm) = &mut self.meter_alarm {
-                alarm.look(clock.elapsed(), || self.reporter.meter(&self.reporter.profile()));
-                wake = wake.min(alarm.due());
+            for (class, reporter) in self.classes.iter_mut().zip(&*self.reporter.classes) {
+                if let Some(alarm) = &mut class.meter_alarm {
+                    let _named = class.span.enter();
+                    alarm.look(clock.elapsed(), || reporter.meter(&reporter.profile(), clock.now()));
+                    wake = wake.min(alarm.due());
+                }
             }
-            if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
+            let mut listeners = self.reporter.classes.iter().filter_map(|class| class.listeners.as_ref());
+            if listeners.any(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
             self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
@@ -136,39 +136,48 @@ impl ControlThread {
 
     /// Takes handshakes in. Returns true if there are many.
     fn read_door(&mut self, now: Duration) -> bool {
-        let Self { bridge, door, .. } = self;
-        let Some(door) = door.as_mut().filter(|_| bridge.takes_handshakes()) else { return false };
-        door.read(|from, half, is_crowded| bridge.take_handshake(Side::Up, from, half, is_crowded, now))
+        let Self { bridge, classes, .. } = self;
+        let mut is_flooded = false;
+        for (place, class) in classes.iter_mut().enumerate() {
+            let Some(door) = class.door.as_mut().filter(|_| bridge.takes_handshakes()) else { continue };
+            is_flooded |= door
+                .read(|from, half, is_crowded| bridge.take_handshake((place, Side::Up), from, half, is_crowded, now));
+        }
+        is_flooded
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, flood, waker, .. } = self;
-        let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
+        let Self { bridge, classes, sockets, trust, reporter, icmp, waker, .. } = self;
+        let mut send = |place: usize, side, to, datagram: &[u8]| sockets[place].send(side, to, datagram);
 
         let mut own_descriptor = false;
         // Apart, because `note` borrows the rest.
         let mut saves = std::mem::take(&mut trust.saves);
-        let mut note = |note| match note {
-            Note::Event(event) => {
-                own_descriptor |= trust.concerns_own_descriptor(&event);
-                reporter.readiness.note(&event);
-                log.event(now, &event);
-            }
-            Note::ResolveNext(names) => next_names.ask(names, waker),
-            Note::Notice(notice) => {
-                log.notice(now, &notice);
-                if let (Notice::Refused { client, destination, status }, Some(listeners)) =
-                    (&notice, &reporter.listeners)
-                {
-                    listeners.refuse(client.listener, client.address, destination, *status);
+        let mut note = |place: usize, note| {
+            let (class, listeners) = (&mut classes[place], &reporter.classes[place].listeners);
+            match note {
+                Note::Event(event) => {
+                    own_descriptor |= trust.concerns_own_descriptor(&event);
+                    reporter.classes[place].readiness.note(&event);
+                    // What concerns trust concerns all classes.
+                    let _named = (!matches!(event, Event::Trust(_))).then(|| class.span.enter());
+                    class.log.event(now, &event);
                 }
-                if let (Some(icmp), Some(listeners)) = (icmp.as_ref(), reporter.listeners.as_ref()) {
-                    answer_client(icmp, listeners, &notice);
+                Note::ResolveNext(names) => class.next_names.ask(names, waker),
+                Note::Notice(notice) => {
+                    let _named = class.span.enter();
+                    class.log.notice(now, &notice);
+                    if let (Notice::Refused { client, destination, status }, Some(listeners)) = (&notice, listeners) {
+                        listeners.refuse(client.listener, client.address, destination, *status);
+                    }
+                    if let (Some(icmp), Some(listeners)) = (icmp.as_ref(), listeners) {
+                        answer_client(icmp, listeners, &notice);
+                    }
                 }
-            }
-            Note::Resolve { query, name } => {
-                if let Some(resolver) = resolver {
-                    resolver.ask(query, name);
+                Note::Resolve { query, name } => {
+                    if let Some(resolver) = &class.resolver {
+                        resolver.ask(query, name);
+                    }
                 }
             }
         };
@@ -179,17 +188,22 @@ impl ControlThread {
             trust.settle_keys(bridge.control_mut(), now);
         }
         let control = bridge.control();
-        log.next_hop(now, control.next_hop_silence(now));
-        flood.look(now, control.counters());
-        let look = trust.look(control, now).min(flood.due());
-        let mut state = lock(&reporter.control);
-        state.counters = control.counters().clone();
-        state.half_open = control.half_open();
-        state.flood_per_s = flood.per_s();
+        let mut wake = wake.min(trust.look(control, now));
         if let Some(status) = trust.status.take() {
-            state.trust = status;
+            *lock(&reporter.trust) = status;
         }
-        wake.min(look)
+        for (place, (class, reporter)) in classes.iter_mut().zip(&*reporter.classes).enumerate() {
+            let _named = class.span.enter();
+            let of_class = control.class(place);
+            class.log.next_hop(now, of_class.next_hop_silence(now));
+            class.flood.look(now, of_class.counters());
+            wake = wake.min(class.flood.due());
+            let mut state = lock(&reporter.control);
+            state.counters = of_class.counters().clone();
+            state.half_open = of_class.half_open();
+            state.flood_per_s = class.flood.per_s();
+        }
+        wake
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod address_order;
 pub mod bridge;
+mod class;
 pub mod console;
 mod control_thread;
 mod door;

@@ -11,7 +11,7 @@ use dataplane::lanes::Lanes;
 use super::path;
 use super::sockets::{Wanted, cannot_bind, mistake};
 use crate::ceremony::places;
-use crate::config::{ConfigError, Loaded, node_name};
+use crate::config::{ConfigError, Loaded, ServedClass, node_name};
 
 /// How a node reaches the next hop.
 pub(super) struct NextHop {
@@ -28,13 +28,13 @@ pub(super) struct NextHop {
 /// # Errors
 /// Why the last one does not fit: lanes that are not accepted, another address family than that of `down`, an address
 /// of this node, a path with too small an MTU, or a name in `next` that does not resolve.
-pub(super) fn choose(loaded: &Loaded, own: &[Wanted]) -> Result<NextHop, ConfigError> {
-    let mut unfit = Vec::new();
-    let class = loaded.shape().class();
-    let contacts = loaded.next_hops().into_iter().filter_map(|one| Some((one.revision, one.contact(class)?)));
+pub(super) fn choose(class: &ServedClass<'_>, own: &[Wanted]) -> Result<NextHop, ConfigError> {
+    let (loaded, mut unfit) = (class.loaded, Vec::new());
+    let of_class = class.terms.class;
+    let contacts = loaded.next_hops().into_iter().filter_map(|one| Some((one.revision, one.contact(of_class)?)));
     let mut contacts = contacts.collect::<Vec<_>>().into_iter().peekable();
     while let Some((revision, contact)) = contacts.next() {
-        match fit(loaded, contact, own) {
+        match fit(class, contact, own) {
             Ok(mut fitted) => {
                 let name = next_name(loaded);
                 let warnings = unfit.iter().map(|(unfit, why)| {
@@ -51,7 +51,7 @@ pub(super) fn choose(loaded: &Loaded, own: &[Wanted]) -> Result<NextHop, ConfigE
         }
     }
     // At the exit.
-    Ok(NextHop { address: None, lanes: loaded.lanes(None), down: None, warnings: Vec::new() })
+    Ok(NextHop { address: None, lanes: class.lanes(None), down: None, warnings: Vec::new() })
 }
 
 /// The name of the next hop in messages.
@@ -61,16 +61,16 @@ fn next_name(loaded: &Loaded) -> String {
 }
 
 /// The next hop at `contact`, if that fits.
-fn fit(loaded: &Loaded, contact: &Contact, own: &[Wanted]) -> Result<NextHop, ConfigError> {
-    let config = &loaded.config;
-    loaded.check_lanes(Some(contact))?;
-    let next = loaded.next_address(contact)?;
+fn fit(class: &ServedClass<'_>, contact: &Contact, own: &[Wanted]) -> Result<NextHop, ConfigError> {
+    let config = &class.config;
+    class.check_lanes(Some(contact))?;
+    let next = class.next_address(contact)?;
 
     let any: SocketAddr =
         if next.is_some_and(|next| next.is_ipv6()) { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
     let free = |one: &&Wanted| config.down.is_none() && one.passed.is_none();
-    let socket = own.iter().find(|one| one.name == "down");
-    let down = socket.filter(free).map(|_| next.and_then(|next| published(loaded, next)).unwrap_or(any));
+    let socket = own.iter().find(|one| one.name == "down" && one.class == class.terms.class);
+    let down = socket.filter(free).map(|_| next.and_then(|next| published(class, next)).unwrap_or(any));
     let from = down.or(socket.map(|one| one.address)).unwrap_or(any);
     let said = format!("{}: down = \"{from}\"", config.place_of("down"));
     if let Some(down) = down {
@@ -83,25 +83,30 @@ fn fit(loaded: &Loaded, contact: &Contact, own: &[Wanted]) -> Result<NextHop, Co
             let what = format!("an {family} socket cannot reach the next hop at {next}");
             return Err(mistake(said, what, format!("set down = \"{any}\"")));
         }
-        refuse_self(loaded, contact, own, next)?;
-        warnings.extend(path::check(config, (loaded.shape(), loaded.position), from.ip(), next)?);
+        refuse_self(class, contact, own, next)?;
+        warnings.extend(path::check(config, (class.shape, class.loaded.position), from.ip(), next)?);
     }
-    Ok(NextHop { address: next, lanes: loaded.lanes(Some(contact)), down, warnings })
+    Ok(NextHop { address: next, lanes: class.lanes(Some(contact)), down, warnings })
 }
 
 /// Any port of an address that this hop's descriptor names, if this host has one from which `next` is reached: the next
 /// hop compares it (docs/SPEC.md 4.9.5).
-fn published(loaded: &Loaded, next: SocketAddr) -> Option<SocketAddr> {
-    let own = loaded.own_contact()?;
+fn published(class: &ServedClass<'_>, next: SocketAddr) -> Option<SocketAddr> {
+    let own = class.own_contact()?;
     let fits = |ip: &IpAddr| ip.is_ipv4() == next.is_ipv4() && ip.is_loopback() == next.ip().is_loopback();
     let addresses = own.addresses.iter().map(SocketAddr::ip).filter(fits).map(|ip| SocketAddr::new(ip, 0));
     addresses.into_iter().find(|address| UdpSocket::bind(address).is_ok())
 }
 
 /// Refuses a next hop that is this node.
-fn refuse_self(loaded: &Loaded, contact: &Contact, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
-    let config = &loaded.config;
-    let (name, published) = (next_name(loaded), places(contact));
+fn refuse_self(
+    class: &ServedClass<'_>,
+    contact: &Contact,
+    wanted: &[Wanted],
+    next: SocketAddr,
+) -> Result<(), ConfigError> {
+    let config = &class.config;
+    let (name, published) = (next_name(class.loaded), places(contact));
     let said = match &config.next {
         Some(text) => format!("{}: next = {text:?}", config.place_of("next")),
         None => format!("{}: the next hop {name} is published at {next}", config.chain.display()),
@@ -158,7 +163,7 @@ mod tests {
             loaded.config.down = Some("127.0.0.1:0".parse().unwrap());
             loaded.receive(dir.path(), 2, change);
             let plan = sockets::Plan::new(&loaded, ListenFd::empty()).unwrap();
-            assert_eq!((plan.next, plan.lanes), (Some(addresses[1]), Lanes::ONE), "{why}");
+            assert_eq!((plan.classes[0].next, plan.classes[0].lanes), (Some(addresses[1]), Lanes::ONE), "{why}");
             let [warning] = &plan.warnings[..] else { panic!("{why}: {:?}", plan.warnings) };
             let names = warning.contains("of the descriptor of mix2 does not fit this node");
             assert!(names && warning.contains(why), "{why}: {warning}");

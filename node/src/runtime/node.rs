@@ -1,54 +1,46 @@
-//! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
-//! ([`crate::runtime::bridge`]).
+//! A running node: control on one thread, the workers of each class on others ([`crate::runtime::workers`]), and the
+//! bridge between them ([`crate::runtime::bridge`]).
 //!
 //! Starts and stops the threads. Control sends handshake datagrams itself, on duplicates of the link sockets; workers
 //! send everything else.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use control::{BadConfig, Config, Control, Role, Timing};
-use dataplane::lanes::Lanes;
 use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::warn;
+use wire::cell::Shape;
 
 use crate::ceremony::{span, utc};
-use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
+use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, node_name, wall_s};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::Bridge;
+use crate::runtime::class::Start;
 use crate::runtime::control_thread::ControlThread;
-use crate::runtime::door::Door;
-use crate::runtime::flood::Flood;
 use crate::runtime::icmp::Icmp;
-use crate::runtime::listeners::{Listeners, Times};
-use crate::runtime::log::Log;
-use crate::runtime::meter_alarm::MeterAlarm;
-use crate::runtime::next_names::NextNames;
+use crate::runtime::listeners::Listeners;
 use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::pauses::Pauses;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::reporter::Reporter;
-use crate::runtime::resolver::Resolver;
-use crate::runtime::sockets::{HandshakeSockets, Sockets};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
-use crate::runtime::workers::Workers;
+
+pub use crate::runtime::class::ClassSpec;
 
 /// Everything that a node is started with.
 pub struct NodeSpec {
     pub loaded: Loaded,
-    /// Address of the next hop, as far as it is known; none at the exit.
-    pub next: Option<SocketAddr>,
-    /// Of its links.
-    pub lanes: Lanes,
-    pub sockets: Sockets,
+    /// Those that it serves, in the chain's order.
+    pub classes: Vec<ClassSpec>,
 }
 
 /// A node's threads.
@@ -60,30 +52,35 @@ pub struct Node {
     reload: Arc<AtomicBool>,
     workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
-    socks: Option<socks::Server>,
+    socks: Vec<socks::Server>,
 }
 
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status
-/// clients still get a descriptor.
-fn raise_descriptors(part: &mut Part) {
+/// Raises the limit of open files as far as the process may. Lowers the `max_sockets` of an exit's classes to it, so that
+/// status clients still get a descriptor.
+fn raise_descriptors(classes: &mut [ClassSpec]) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
-    if let Part::Exit(part) = part
-        && let Some(now) = getrlimit(Resource::Nofile).current
-        && now < (part.max_sockets + DESCRIPTORS_KEPT) as u64
-    {
-        let wanted = part.max_sockets;
-        part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
-        warn!(
-            "max_sockets is {} instead of {wanted}, because the limit of open files is {now}: run `ulimit -Hn {}` as root \
-             before you start the exit, or lower max_sockets",
-            part.max_sockets,
-            wanted + DESCRIPTORS_KEPT
-        );
+    let count = classes.len();
+    for (place, ClassSpec { config, .. }) in classes.iter_mut().enumerate() {
+        if let Part::Exit(part) = &mut config.part
+            && let Some(now) = getrlimit(Resource::Nofile).current
+            && now < (count * part.max_sockets + DESCRIPTORS_KEPT) as u64
+        {
+            let wanted = part.max_sockets;
+            part.max_sockets = ((now as usize).saturating_sub(DESCRIPTORS_KEPT) / count).max(1);
+            if place == 0 {
+                warn!(
+                    "max_sockets is {} instead of {wanted}, because the limit of open files is {now}: run `ulimit -Hn {}` \
+                     as root before you start the exit, or lower max_sockets",
+                    part.max_sockets,
+                    count * wanted + DESCRIPTORS_KEPT
+                );
+            }
+        }
     }
 }
 
@@ -92,94 +89,56 @@ impl Node {
     ///
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
-    pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
-        let duplicate = || StartError::system("duplicate the link sockets");
-        raise_descriptors(&mut spec.loaded.config.part);
-        let NodeSpec { loaded, next, lanes, mut sockets } = spec;
-        let control_config = control_config(&loaded, next);
+    pub fn start(spec: NodeSpec) -> Result<Node, StartError> {
+        let NodeSpec { loaded, mut classes } = spec;
+        raise_descriptors(&mut classes);
+        let configs = classes.iter().map(|spec| class_config(&loaded, &spec.config, spec.shape, spec.next)).collect();
         let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
         let role = config.role();
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(StartError::system("create an event descriptor"))?);
         let stop = Arc::new(AtomicBool::new(false));
+        let control = Control::new(configs, trust, rng()?, clock.elapsed(), SystemTime::now())
+            .map_err(|why| bad_config(&config, &why))?;
 
-        let mut watched = Vec::new();
-        let links = sockets.up.iter().chain(&sockets.down);
-        for socket in links {
-            watched.push(socket.try_clone().map_err(duplicate())?);
+        let (stop_all, waker) = (&stop, &control_waker);
+        let start = Start { chain: &chain, position, has_many: classes.len() > 1, clock, stop: stop_all, waker };
+        let (mut workers, mut wakers, mut ends, mut states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut sockets, mut reporters, mut socks) = (Vec::new(), Vec::new(), Vec::new());
+        for class in classes {
+            let started = start.class(class, workers.len())?;
+            workers.extend(started.workers);
+            wakers.extend(started.wakers);
+            ends.push(started.ends);
+            states.push(started.state);
+            sockets.push(started.sockets);
+            socks.push((started.socks, started.reporter.listeners.clone()));
+            reporters.push(started.reporter);
         }
 
-        let socks = std::mem::take(&mut sockets.socks);
-        let listeners = match &config.part {
-            Part::Entry(part) => {
-                let (first, waker) = (&sockets.listeners, control_waker.clone());
-                let times = Times { idle: part.flow_idle, max_age: config.max_age };
-                let listeners = Listeners::new(chain.shape(), times, first, waker);
-                Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
-            }
-            Part::Mix { .. } | Part::Exit(_) => None,
-        };
-
-        let log = Log::new(&chain, position, next);
-        let handshake_sockets = HandshakeSockets::new(&sockets).map_err(duplicate())?;
-
-        let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
-            .map_err(|why| bad_config(&config, &why))?;
-        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, door } =
-            Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
-
-        let mut bridge = Bridge::new(control, commands, punts);
+        let mut bridge = Bridge::new(control, ends);
         let own_addresses = match &config.part {
             Part::Exit(part) => {
                 let own = OwnAddresses::new(part.own.clone(), clock.elapsed(), own_addresses::of_host);
                 let own = own.map_err(StartError::system("list this host's addresses"))?;
-                bridge.own_addresses(own.all());
+                bridge.own_addresses(&own.all());
                 Some(own)
             }
             Part::Entry(_) | Part::Mix { .. } => None,
         };
-        let (control_state, sockets) = (Arc::default(), Arc::new(watched));
-        let (control, listening) = (control_state, listeners.clone());
-        let reporter = Reporter {
-            role,
-            position,
-            chain: chain.id,
-            ledgers,
-            profiles,
-            control,
-            sockets,
-            door: door.as_ref().map(Door::counts),
-            listeners: listening,
-            readiness: Arc::default(),
-            turns,
-            clock,
-            meter: match &config.part {
-                Part::Mix { meter_floor, .. } => Some((chain.shape().class(), *meter_floor)),
-                Part::Entry(_) | Part::Exit(_) => None,
-            },
-        };
-
-        let resolver = match &config.part {
-            Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
-            Part::Entry(_) | Part::Mix { .. } => None,
-        };
+        let reporter =
+            Reporter { role, position, chain: chain.id, trust: Arc::default(), clock, classes: reporters.into() };
 
         let reload = Arc::new(AtomicBool::new(false));
         let hop_names = (1..=chain.descriptors.len()).map(|hop| node_name(chain.role(hop), hop)).collect();
         let thread = ControlThread {
             bridge,
-            resolver,
+            classes: states,
+            sockets,
             own_addresses,
-            meter_alarm: matches!(config.part, Part::Mix { meter_floor: 1.., .. })
-                .then(|| MeterAlarm::new(clock.elapsed())),
             trust: TrustKeeper::new(files, &chain, position, hop_names),
-            next_names: NextNames::default(),
             reload: reload.clone(),
-            sockets: handshake_sockets,
-            door,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
-            log,
-            flood: Flood::default(),
             pauses: Pauses::default(),
             reporter: reporter.clone(),
             waker: control_waker.clone(),
@@ -189,24 +148,23 @@ impl Node {
         let control = control.map_err(StartError::system("start the control thread"))?;
 
         // Last, because clients may connect at once.
-        let socks = match listeners {
-            Some(listeners) if !socks.is_empty() => {
-                let served = socks::serve(socks, socks_users, listeners);
-                Some(served.map_err(StartError::system("serve the SOCKS ports"))?)
-            }
-            _ => None,
+        let serve = |(sockets, listeners): (Vec<TcpListener>, Option<Listeners>)| {
+            let listeners = listeners.filter(|_| !sockets.is_empty())?;
+            Some(socks::serve(sockets, socks_users.clone(), listeners))
         };
-        Ok(Node { reporter, stop, wakers, control_waker, reload, workers: threads, control, socks })
+        let socks = socks.into_iter().filter_map(serve).collect::<std::io::Result<Vec<_>>>();
+        let socks = socks.map_err(StartError::system("serve the SOCKS ports"))?;
+        Ok(Node { reporter, stop, wakers, control_waker, reload, workers, control, socks })
     }
 
-    /// The listening sockets of an entry; `None` for other roles.
+    /// The listening sockets of an entry's first class; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
-        self.reporter.listeners.clone()
+        self.reporter.classes[0].listeners.clone()
     }
 
-    /// The progress of its link and channels, to wait for.
+    /// The progress of the link and the channels of its first class, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
-        self.reporter.readiness.clone()
+        self.reporter.classes[0].readiness.clone()
     }
 
     /// A report of all counters.
@@ -244,7 +202,7 @@ impl Node {
         // A thread that died does not keep the others running, or the sockets open.
         let control = self.control.join().map_err(|_| NodeDied { thread: "control" });
         let workers: Vec<_> = self.workers.into_iter().map(JoinHandle::join).collect();
-        self.reporter.listeners.iter().for_each(Listeners::close_all);
+        self.reporter.classes.iter().filter_map(|class| class.listeners.as_ref()).for_each(Listeners::close_all);
         control?;
         if workers.iter().any(Result::is_err) {
             return Err(NodeDied { thread: "worker" });
@@ -253,9 +211,13 @@ impl Node {
     }
 }
 
-/// The configuration of control from a node's files. `next` is the address of the next hop.
-pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
-    let Loaded { config, chain, position, psks, .. } = loaded;
+/// The configuration of control for a class. `next` is the address of the next hop.
+pub fn control_config(class: &ServedClass<'_>, next: Option<SocketAddr>) -> Config {
+    class_config(class.loaded, &class.config, class.shape, next)
+}
+
+fn class_config(loaded: &Loaded, config: &NodeConfig, shape: Shape, next: Option<SocketAddr>) -> Config {
+    let Loaded { chain, position, psks, .. } = loaded;
     let role = match &config.part {
         Part::Entry(part) => Role::Entry { channels: part.channels },
         Part::Mix { .. } => Role::Mix,
@@ -263,7 +225,7 @@ pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
     };
     Config {
         role,
-        shape: chain.shape(),
+        shape,
         position: *position,
         terms: chain.terms.clone(),
         next: next.filter(|_| config.next.is_some()),
@@ -304,8 +266,10 @@ mod tests {
     use dataplane::entry::Association;
     use wire::cell::{Class, Shape};
 
+    use crate::runtime::listeners::Times;
     use crate::runtime::refused_flows::RefusedFlows;
-    use crate::runtime::reporter::tests::idle_reporter;
+    use crate::runtime::reporter::ClassReporter;
+    use crate::runtime::reporter::tests::{idle_class, reporter_of};
 
     #[test]
     fn tunnels_end_even_if_the_control_thread_panicked() {
@@ -329,14 +293,14 @@ mod tests {
             ended.store(true, Ordering::Release);
         });
         let node = Node {
-            reporter: Reporter { listeners: Some(listeners), ..idle_reporter() },
+            reporter: reporter_of(ClassReporter { listeners: Some(listeners), ..idle_class() }),
             stop,
             wakers: Vec::new(),
             control_waker: waker,
             reload: Arc::default(),
             workers: vec![worker],
             control: std::thread::spawn(|| panic!("part of the test")),
-            socks: None,
+            socks: Vec::new(),
         };
         assert_eq!(node.stop().unwrap_err().thread, "control");
         assert!(worker_ended.load(Ordering::Acquire) && refused.has_ended());

@@ -1,4 +1,4 @@
-//! The progress of an entry: its link to Mix 1 and its open channels.
+//! The progress of an entry in one class: its link to Mix 1 and its open channels.
 //!
 //! The control thread reports every event; [`crate::client`] waits for progress, blocking or async.
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use control::Event;
 use tokio::sync::Notify;
 
-/// The progress of a node.
+/// The progress of a class of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The link to the next hop is up.

@@ -1,11 +1,13 @@
 //! The report of a running node, from what its threads share.
 
+use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use control::Counters;
 use control::trust::TrustStatus;
+use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::runner::{Clock, Turns};
@@ -19,12 +21,11 @@ use crate::runtime::door::DoorCounts;
 use crate::runtime::listeners::Listeners;
 use crate::runtime::readiness::Readiness;
 
-/// Control's part of the report, updated at each of its turns.
+/// Control's part of the report of a class, updated at each of its turns.
 #[derive(Clone, Default)]
 pub(super) struct ControlState {
     pub(super) counters: Counters,
     pub(super) half_open: usize,
-    pub(super) trust: TrustStatus,
     /// Handshakes refused per second, while there is a flood of them.
     pub(super) flood_per_s: Option<u64>,
 }
@@ -36,46 +37,67 @@ pub(super) struct Reporter {
     pub(super) position: usize,
     /// Id of the chain.
     pub(super) chain: [u8; 32],
+    pub(super) trust: Arc<Mutex<TrustStatus>>,
+    pub(super) clock: Clock,
+    /// At least one.
+    pub(super) classes: Arc<[ClassReporter]>,
+}
+
+/// The sources of the report of a class.
+pub(super) struct ClassReporter {
+    pub(super) class: Class,
     /// One for each worker.
     pub(super) ledgers: Vec<Arc<Mutex<Ledger>>>,
     pub(super) profiles: Vec<latency::Shared>,
-    pub(super) control: Arc<Mutex<ControlState>>,
+    pub(super) control: Mutex<ControlState>,
     /// Duplicates of the link sockets, for the kernel's drop counters.
-    pub(super) sockets: Arc<Vec<UdpSocket>>,
+    pub(super) sockets: Vec<UdpSocket>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
+    pub(super) readiness: Arc<Readiness>,
     /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
-    pub(super) readiness: Arc<Readiness>,
     pub(super) turns: Vec<Arc<Turns>>,
-    pub(super) clock: Clock,
-    /// Only at a mix: the class of its cells, and the floor of its meter.
-    pub(super) meter: Option<(Class, u32)>,
+    /// Only at a mix: the floor of its meter.
+    pub(super) floor: Option<u32>,
 }
 
 impl Reporter {
-    /// The report now.
+    /// The report now: that of the first class and, if there are several, those of all.
     pub(super) fn report(&self) -> NodeReport {
-        let profile = self.profile();
-        let control = lock(&self.control).clone();
-        let of_workers = self.turns.iter().map(|turns| turns.read());
+        let mut all = self.classes.iter().map(|class| (class.class.name().to_owned(), self.report_of(class)));
+        let (name, first) = all.next().expect("a node has a class");
+        let mut classes: BTreeMap<String, NodeReport> = all.collect();
+        if !classes.is_empty() {
+            classes.insert(name, first.clone());
+        }
+        NodeReport { classes, ..first }
+    }
+
+    /// The report of the node with this class alone.
+    fn report_of(&self, class: &ClassReporter) -> NodeReport {
+        let profile = class.profile();
+        let control = lock(&class.control).clone();
+        let of_workers = class.turns.iter().map(|turns| turns.read());
         let (turns, sleeps) = of_workers.fold((0, 0), |(turns, sleeps), (t, s)| (turns + t, sleeps + s));
         NodeReport {
             turns,
             sleeps,
-            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum::<u64>()
-                + self.listeners.as_ref().map_or(0, Listeners::kernel_drops),
+            kernel_drops: class.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum::<u64>()
+                + class.listeners.as_ref().map_or(0, Listeners::kernel_drops),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
-            meter: self.meter(&profile),
-            ..NodeReport::new(self.role, self.position, &self.ledger(), &profile)
+            meter: class.meter(&profile, self.clock.now()),
+            ..NodeReport::new(self.role, self.position, &class.ledger(), &profile)
         }
         .with_control(&control.counters, control.half_open)
         .with_flood(control.flood_per_s)
-        .with_trust(&self.chain, &control.trust)
+        .with_trust(&self.chain, &lock(&self.trust))
     }
+}
 
+impl ClassReporter {
     /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may
     /// have received what another has sent.
     fn ledger(&self) -> Ledger {
@@ -89,9 +111,8 @@ impl Reporter {
     }
 
     /// The anonymity meter of a mix.
-    pub(super) fn meter(&self, profile: &Profile) -> Option<MeterReport> {
-        let (class, floor) = self.meter?;
-        Some(MeterReport::new(class, floor, &profile.meters, self.clock.now()))
+    pub(super) fn meter(&self, profile: &Profile, now: Nanos) -> Option<MeterReport> {
+        Some(MeterReport::new(self.class, self.floor?, &profile.meters, now))
     }
 
     /// The sum of all workers' profiles.
@@ -108,30 +129,52 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(super) mod tests {
     use super::*;
 
-    /// A reporter of a node without threads.
-    pub(in crate::runtime) fn idle_reporter() -> Reporter {
+    /// A class without threads.
+    pub(in crate::runtime) fn idle_class() -> ClassReporter {
+        ClassReporter {
+            class: Class::S,
+            ledgers: Vec::new(),
+            profiles: Vec::new(),
+            control: Mutex::default(),
+            sockets: Vec::new(),
+            door: None,
+            readiness: Arc::default(),
+            listeners: None,
+            turns: Vec::new(),
+            floor: None,
+        }
+    }
+
+    /// The reporter of a node with this class.
+    pub(in crate::runtime) fn reporter_of(class: ClassReporter) -> Reporter {
         Reporter {
             role: NodeRole::Mix,
             position: 1,
             chain: [0; 32],
-            ledgers: Vec::new(),
-            profiles: Vec::new(),
-            control: Arc::default(),
-            sockets: Arc::default(),
-            door: None,
-            listeners: None,
-            readiness: Arc::default(),
-            turns: Vec::new(),
+            trust: Arc::default(),
             clock: Clock::start(),
-            meter: None,
+            classes: [class].into(),
         }
+    }
+
+    #[test]
+    fn only_a_node_with_several_classes_lists_them() {
+        let reporter = reporter_of(idle_class());
+        assert!(reporter.report().classes.is_empty());
+        let second = ClassReporter { class: Class::M, ..idle_class() };
+        let reporter = Reporter { classes: [idle_class(), second].into(), ..reporter };
+        lock(&reporter.classes[1].control).half_open = 7;
+        let report = reporter.report();
+        assert_eq!(report.handshakes.half_open, 0, "of the first class");
+        let half_open = report.classes.iter().map(|(name, class)| (name.as_str(), class.handshakes.half_open));
+        assert!(half_open.eq([("M", 7), ("S", 0)]));
     }
 
     #[test]
     fn report_counts_kernel_drops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         sys::size_receive_buffer(&socket, 4096).unwrap();
-        let reporter = Reporter { sockets: Arc::new(vec![socket.try_clone().unwrap()]), ..idle_reporter() };
+        let reporter = reporter_of(ClassReporter { sockets: vec![socket.try_clone().unwrap()], ..idle_class() });
         assert_eq!(reporter.report().kernel_drops, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..100 {

@@ -11,17 +11,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use control::Config;
 use dataplane::entry::ListenerKind;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 
-use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, Part};
+use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{self, Bound, Server};
-use crate::runtime::node::{self, Node, NodeSpec};
+use crate::runtime::node::{self, ClassSpec, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
 use crate::runtime::sockets::{Plan, Sockets};
 use crate::runtime::{console, resolver, status, workers};
@@ -59,11 +60,16 @@ impl Running {
         let bind = |(key, path): (&'static str, &PathBuf)| Bound::new(path, key, &loaded.config.place_of(key));
         let [status, commands] = local_sockets(&loaded.config);
         let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
-        let (next, lanes) = (plan.next, plan.lanes);
+        let reached: Vec<_> = plan.classes.iter().map(|class| (class.next, class.lanes)).collect();
         let sockets = plan.open()?;
 
-        let (shape, ready) = (loaded.shape(), ready_line(&loaded, &sockets));
-        let node = Node::start(NodeSpec { loaded, next, lanes, sockets })?;
+        let (shape, ready) = (loaded.first_class().shape, ready_line(&loaded, &sockets));
+        let of_class = |((class, (next, lanes)), sockets): ((ServedClass<'_>, _), _)| {
+            let ServedClass { terms, shape, config, .. } = class;
+            ClassSpec { terms, shape, config: config.into_owned(), next, lanes, sockets }
+        };
+        let classes = loaded.classes().into_iter().zip(reached).zip(sockets).map(of_class).collect();
+        let node = Node::start(NodeSpec { loaded, classes })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
@@ -77,7 +83,7 @@ impl Running {
         &self.ready
     }
 
-    /// Class and length of its chain.
+    /// Class and length of the chain of its first class.
     pub fn shape(&self) -> Shape {
         self.shape
     }
@@ -133,14 +139,16 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
         local::check_path(path, key, &config.place_of(key))?;
     }
     let plan = Plan::new(loaded, passed)?;
+    let served = loaded.classes();
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
-    let control = node::control_config(loaded, plan.next);
-    control.check(&loaded.trust, SystemTime::now()).map_err(|why| node::bad_config(config, &why))?;
+    let configs: Vec<_> =
+        served.iter().zip(&plan.classes).map(|(served, plan)| node::control_config(served, plan.next)).collect();
+    Config::check(&configs, &loaded.trust, SystemTime::now()).map_err(|why| node::bad_config(config, &why))?;
     let mut warnings = plan.warnings.clone();
-    if config.role() != NodeRole::Exit && plan.next.is_none() {
+    if config.role() != NodeRole::Exit && plan.classes.iter().any(|class| class.next.is_none()) {
         warnings.push("no name of the next hop resolves now; trying again while the node runs".to_owned());
     }
     Ok(Checked { plan, warnings })
@@ -175,38 +183,49 @@ pub fn engine() -> Result<Engine, ConfigError> {
     wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
-/// Checks that names fit in one cell of the chain's class, without which their flows could not be opened (SPEC 3.12).
+/// Checks that names fit in one cell of their class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
+    let shape = loaded.first_class().shape;
     entry.forwards.iter().enumerate().try_for_each(|(i, forward)| {
-        listeners::fits(loaded.shape(), &forward.to).map_err(|why| match loaded.config.place("forward", i) {
+        listeners::fits(shape, &forward.to).map_err(|why| match loaded.config.place("forward", i) {
             Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
             None => why,
         })
     })
 }
 
-fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
-    let config = &loaded.config;
-    let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
+fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
     let mut line = format!("ready: {} of chain {}", loaded.name(), loaded.chain.short_id());
+    for (served, sockets) in loaded.classes().iter().zip(classes) {
+        line += &match classes.len() {
+            1 => ", ".to_owned(),
+            _ => format!("; class {}: ", served.terms.class),
+        };
+        line += &addresses(sockets).join(", ");
+    }
+    let status = &loaded.config.status;
+    status.as_ref().map_or(line.clone(), |status| format!("{line}, status {}", status.display()))
+}
+
+/// The sockets of a class with their addresses.
+fn addresses(sockets: &Sockets) -> Vec<String> {
+    let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
+    let mut all = Vec::new();
     for (name, sockets) in [("up", &sockets.up), ("down", &sockets.down)] {
-        if let Some(socket) = sockets.first() {
-            line += &format!(", {name} {}", local(socket));
-        }
-        if sockets.len() > 1 {
-            line += &format!(" ({} lanes)", sockets.len());
-        }
+        let lanes = if sockets.len() > 1 { format!(" ({} lanes)", sockets.len()) } else { String::new() };
+        all.extend(sockets.first().map(|socket| format!("{name} {}{lanes}", local(socket))));
     }
     for (socket, listener) in &sockets.listeners {
-        line += &match &listener.kind {
-            ListenerKind::Forward(to) => format!(", forward {}={to}", local(socket)),
-            ListenerKind::Pymix => format!(", pymix {}", local(socket)),
-            ListenerKind::Socks(_) => continue,
-        };
+        match &listener.kind {
+            ListenerKind::Forward(to) => all.push(format!("forward {}={to}", local(socket))),
+            ListenerKind::Pymix => all.push(format!("pymix {}", local(socket))),
+            ListenerKind::Socks(_) => {}
+        }
     }
     for socket in &sockets.socks {
-        line += &format!(", socks {}", socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string()));
+        let at = socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string());
+        all.push(format!("socks {at}"));
     }
-    config.status.as_ref().map_or(line.clone(), |status| format!("{line}, status {}", status.display()))
+    all
 }

@@ -15,12 +15,15 @@ use listenfd::ListenFd;
 use rustix::io::Errno;
 use rustix::net::connect_unspec;
 use socket2::{Domain, Socket, Type};
+use wire::cell::Class;
 use wire::ids::Side;
 
 use super::next_hop::{self, NextHop};
-use crate::config::{COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words};
+use crate::config::{
+    COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, ServedClass, in_words,
+};
 
-/// A node's sockets, bound.
+/// A node's sockets of one class, bound.
 pub struct Sockets {
     /// Towards the previous hop, one for each lane; none at the entry.
     pub up: Vec<UdpSocket>,
@@ -43,6 +46,7 @@ impl Sockets {
 pub(super) struct Wanted {
     /// `up`, `down`, `forward`, `pymix` or `socks`.
     pub(super) name: &'static str,
+    pub(super) class: Class,
     /// The setting and its location, for messages.
     said: String,
     /// The address to bind, or the bound one.
@@ -53,17 +57,24 @@ pub(super) struct Wanted {
     pub(super) passed: Option<OwnedFd>,
 }
 
-/// The sockets of a node before they are opened, in the order in which they are passed: `up` (one per lane), `down`,
-/// listeners, SOCKS ports.
+/// The sockets of a node before they are opened, in the order in which they are passed: of each class `up` (one per
+/// lane), `down`, listeners, SOCKS ports.
 pub struct Plan {
     wanted: Vec<Wanted>,
+    /// In the order of the classes.
+    pub classes: Vec<ClassPlan>,
+    /// What the operator should know, although the node starts.
+    pub warnings: Vec<String>,
+}
+
+/// What is known of a class before its sockets are opened.
+pub struct ClassPlan {
+    class: Class,
     listeners: Vec<Listener>,
     /// Of the links.
     pub lanes: Lanes,
     /// Address of the next hop; none at the exit, and if its name does not resolve now.
     pub next: Option<SocketAddr>,
-    /// What the operator should know, although the node starts.
-    pub warnings: Vec<String>,
 }
 
 impl Plan {
@@ -73,16 +84,30 @@ impl Plan {
     /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
     /// hop that is refused ([`next_hop::choose`]).
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
-        let config = &loaded.config;
-        let (mut wanted, listeners) = wanted(loaded)?;
-        require_users(loaded)?;
-        take(&mut wanted, &mut passed, config.role())?;
-        require_distinct_ports(&wanted)?;
-        let NextHop { address: next, lanes, down, warnings } = next_hop::choose(loaded, &wanted)?;
-        if let Some((down, wanted)) = down.zip(wanted.iter_mut().find(|one| one.name == "down")) {
-            (wanted.said, wanted.address) = (format!("{}: down = \"{down}\"", config.place_of("down")), down);
+        let served = loaded.classes();
+        let (mut wanted, mut listeners) = (Vec::new(), Vec::new());
+        for class in &served {
+            let (of_class, its_listeners) = self::wanted(class)?;
+            wanted.extend(of_class);
+            listeners.push(its_listeners);
         }
-        Ok(Plan { wanted, listeners, lanes, next, warnings })
+        require_users(loaded)?;
+        take(&mut wanted, &mut passed, loaded.config.role())?;
+        require_distinct_ports(&wanted)?;
+
+        let mut plan = Plan { wanted, classes: Vec::new(), warnings: Vec::new() };
+        for (served, listeners) in served.iter().zip(listeners) {
+            let class = served.terms.class;
+            let NextHop { address: next, lanes, down, warnings } = next_hop::choose(served, &plan.wanted)?;
+            let socket = plan.wanted.iter_mut().find(|one| one.name == "down" && one.class == class);
+            if let Some((down, wanted)) = down.zip(socket) {
+                (wanted.said, wanted.address) =
+                    (format!("{}: down = \"{down}\"", served.config.place_of("down")), down);
+            }
+            plan.classes.push(ClassPlan { class, listeners, lanes, next });
+            plan.warnings.extend(warnings);
+        }
+        Ok(plan)
     }
 
     /// Checks that this host has all the addresses. Ports stay free: the node may be running.
@@ -97,44 +122,53 @@ impl Plan {
         Ok(())
     }
 
-    /// Binds the sockets that were not passed.
+    /// Binds the sockets that were not passed. Returns those of each class.
     ///
     /// # Errors
     /// A socket cannot be bound.
-    pub fn open(self) -> Result<Sockets, ConfigError> {
-        let Plan { wanted, listeners, lanes, .. } = self;
-        // Several sockets towards the next hop share a port, one for each of its lanes.
-        let downs = lanes.downs();
-        let (mut up, mut down, mut apps, mut socks, mut shared) = (vec![], vec![], vec![], vec![], None);
-        for Wanted { name, said, address, stream, passed } in wanted {
-            let shares = name == "down" && downs > 1;
-            let socket = match passed {
-                Some(socket) => socket,
-                None if stream => TcpListener::bind(address).map_err(|why| cannot_listen(&said, address, &why))?.into(),
-                None => {
-                    let bound = if shares { bind_shared(address) } else { UdpSocket::bind(address) };
-                    bound.map_err(|why| cannot_bind(&said, address, &why))?.into()
-                }
-            };
-            match name {
-                "up" => up.push(UdpSocket::from(socket)),
-                "down" => down.push(UdpSocket::from(socket)),
-                "socks" => socks.push(TcpListener::from(socket)),
-                _ => apps.push(UdpSocket::from(socket)),
-            }
-            if shares {
-                shared = Some(said);
-            }
-        }
-
-        if let Some(said) = shared {
-            share(&mut down, downs).map_err(|why| {
-                let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
-                mistake(said, what, "if the socket was passed, bind it with SO_REUSEPORT (systemd: ReusePort=yes)")
-            })?;
-        }
-        Ok(Sockets { up, down, listeners: apps.into_iter().zip(listeners).collect(), socks })
+    pub fn open(self) -> Result<Vec<Sockets>, ConfigError> {
+        let Plan { mut wanted, classes, .. } = self;
+        let mut open = |ClassPlan { class, listeners, lanes, .. }: ClassPlan| {
+            let of_class = wanted.extract_if(.., |one| one.class == class).collect();
+            open_class(of_class, listeners, lanes)
+        };
+        classes.into_iter().map(&mut open).collect()
     }
+}
+
+/// Binds the sockets of a class that were not passed.
+fn open_class(wanted: Vec<Wanted>, listeners: Vec<Listener>, lanes: Lanes) -> Result<Sockets, ConfigError> {
+    // Several sockets towards the next hop share a port, one for each of its lanes.
+    let downs = lanes.downs();
+    let (mut up, mut down, mut apps, mut socks, mut shared) = (vec![], vec![], vec![], vec![], None);
+    for Wanted { name, said, address, stream, passed, .. } in wanted {
+        let shares = name == "down" && downs > 1;
+        let socket = match passed {
+            Some(socket) => socket,
+            None if stream => TcpListener::bind(address).map_err(|why| cannot_listen(&said, address, &why))?.into(),
+            None => {
+                let bound = if shares { bind_shared(address) } else { UdpSocket::bind(address) };
+                bound.map_err(|why| cannot_bind(&said, address, &why))?.into()
+            }
+        };
+        match name {
+            "up" => up.push(UdpSocket::from(socket)),
+            "down" => down.push(UdpSocket::from(socket)),
+            "socks" => socks.push(TcpListener::from(socket)),
+            _ => apps.push(UdpSocket::from(socket)),
+        }
+        if shares {
+            shared = Some(said);
+        }
+    }
+
+    if let Some(said) = shared {
+        share(&mut down, downs).map_err(|why| {
+            let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
+            mistake(said, what, "if the socket was passed, bind it with SO_REUSEPORT (systemd: ReusePort=yes)")
+        })?;
+    }
+    Ok(Sockets { up, down, listeners: apps.into_iter().zip(listeners).collect(), socks })
 }
 
 /// Refuses a SOCKS port that other hosts reach if no users are configured: it would serve everybody.
@@ -237,12 +271,14 @@ fn setting(config: &NodeConfig, key: &str, nth: usize, value: &str) -> String {
     }
 }
 
-/// The sockets of a node, in the order in which they are passed. Without `down` in the configuration, the address of
+/// The sockets of a class, in the order in which they are passed. Without `down` in the configuration, the address of
 /// that socket depends on the next hop and is set later.
-fn wanted(loaded: &Loaded) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
-    let (config, lanes) = (&loaded.config, loaded.lanes(None));
+fn wanted(class: &ServedClass<'_>) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
+    let (config, lanes) = (&class.config, class.lanes(None));
     let mut wanted = Vec::new();
-    let want = |name, said, address| Wanted { name, said, address, stream: name == "socks", passed: None };
+    let of_class = class.terms.class;
+    let want =
+        |name, said, address| Wanted { name, class: of_class, said, address, stream: name == "socks", passed: None };
 
     if let Some(up) = config.up {
         let said = format!("{}: up = \"{up}\"", config.place_of("up"));

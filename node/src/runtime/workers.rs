@@ -1,4 +1,4 @@
-//! The data plane of a node: makes its workers and runs each on a thread of its own.
+//! The data plane of a class of a node: makes its workers and runs each on a thread of its own.
 //!
 //! Owns the options of link sockets. An entry and an exit have one worker; a mix has one for each of its lanes.
 
@@ -34,7 +34,7 @@ use wire::cell::Shape;
 use wire::handshake::half_len;
 use wire::ids::Side;
 
-use crate::config::{ChainFile, ConfigError, ExitPart, NodeConfig, Part};
+use crate::config::{ConfigError, ExitPart, NodeConfig, Part};
 use crate::error::StartError;
 use crate::runtime::door::Door;
 use crate::runtime::random::rng;
@@ -52,7 +52,7 @@ pub const FLOW_BUFFER: usize = 1 << 20;
 /// reported.
 pub const RECEIVE_BUFFER_ENOUGH: usize = 1 << 20;
 
-/// Running workers, with control's ends of their rings.
+/// Running workers of a class, with control's ends of their rings.
 pub struct Workers {
     pub threads: Vec<JoinHandle<()>>,
     /// Sends commands to all of them.
@@ -77,21 +77,19 @@ struct WorkerEnds {
 }
 
 impl Workers {
-    /// Starts the workers of a node. They end when `stop` is set and they are woken. `control` is woken when there are
-    /// punts.
+    /// Starts the workers of a class, as `plan` says. They end when `stop` is set and they
+    /// are woken. `control` is woken when there are punts.
     ///
     /// # Errors
     /// The system refuses a socket option or a thread.
     pub fn start(
-        chain: &ChainFile,
-        position: usize,
-        lanes: Lanes,
-        config: &NodeConfig,
+        plan: &WorkerPlan<'_>,
         sockets: Sockets,
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
-        let offloads = offloads(chain.shape(), position, &sockets, config.offload);
+        let WorkerPlan { config, shape, position, lanes, .. } = *plan;
+        let offloads = offloads(shape, position, &sockets, config.offload);
         let offloads = offloads.map_err(StartError::system("read the addresses of the link sockets"))?;
         let granted = sockets.links().map(|socket| set_options(socket, config.receive_buffer, offloads));
         let granted = granted.collect::<std::io::Result<Vec<usize>>>();
@@ -121,10 +119,10 @@ impl Workers {
             profiles: Vec::new(),
             turns: Vec::new(),
             wakers: ends.iter().map(|ends| ends.waker.clone()).collect(),
-            door: door(chain.shape(), position, &sockets.up, offloads),
+            door: door(shape, position, &sockets.up, offloads),
         };
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
-        let mut builder = Builder { chain, position, lanes, config, offloads, spawn, io_reported: false, workers };
+        let mut builder = Builder { plan, offloads, spawn, io_reported: false, workers };
         match &config.part {
             Part::Entry(_) => builder.entry(sockets, ends.remove(0))?,
             Part::Exit(part) => builder.exit(part, sockets, ends.remove(0))?,
@@ -134,12 +132,22 @@ impl Workers {
     }
 }
 
-/// Makes the workers of a node of any role.
+/// What the workers of a class are made of, but for their sockets.
+pub struct WorkerPlan<'a> {
+    /// With the settings of the class.
+    pub config: &'a NodeConfig,
+    pub shape: Shape,
+    /// Largest mixing delay of a hop.
+    pub mixing_delay: Duration,
+    pub position: usize,
+    pub lanes: Lanes,
+    /// Number of workers of the classes before it: the names and cores of its own follow theirs.
+    pub first: usize,
+}
+
+/// Makes the workers of a class, of any role.
 struct Builder<'a> {
-    chain: &'a ChainFile,
-    position: usize,
-    lanes: Lanes,
-    config: &'a NodeConfig,
+    plan: &'a WorkerPlan<'a>,
     offloads: Offloads,
     spawn: Spawn,
     /// The log already has the reason why io_uring is not in use.
@@ -150,19 +158,19 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn entry(&mut self, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
         let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
-        let mixes = self.chain.descriptors.len() as u64 - 1;
-        let delay_ms = u64::from(self.chain.first_class().mixing_delay_ms);
+        let WorkerPlan { config, shape, mixing_delay, lanes, .. } = *self.plan;
+        let mixes = shape.hops() as u32 - 1;
         let settings = dataplane::entry::Settings {
-            shape: self.chain.shape(),
+            shape,
             listeners: kinds,
-            window: self.config.window,
-            hugepages: self.config.hugepages,
-            next_lanes: self.lanes.next,
-            mixing_round_trip: Duration::from_millis(2 * mixes * delay_ms),
-            max_age: self.config.max_age,
+            window: config.window,
+            hugepages: config.hugepages,
+            next_lanes: lanes.next,
+            mixing_round_trip: 2 * mixes * mixing_delay,
+            max_age: config.max_age,
         };
         let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
-        let apps = UdpApps::new(ends.poller.clone(), listeners, self.config.receive_buffer, self.offloads);
+        let apps = UdpApps::new(ends.poller.clone(), listeners, config.receive_buffer, self.offloads);
         let apps = apps.map_err(application_sockets())?;
         let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
 
@@ -173,10 +181,11 @@ impl Builder<'_> {
     }
 
     fn exit(&mut self, part: &ExitPart, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
+        let WorkerPlan { config, shape, .. } = *self.plan;
         let settings = dataplane::exit::Settings {
-            shape: self.chain.shape(),
-            window: self.config.window,
-            hugepages: self.config.hugepages,
+            shape,
+            window: config.window,
+            hugepages: config.hugepages,
             // The addresses of the host come with the first command.
             policy: Policy::new(part.allow.clone(), part.deny.clone(), Vec::new())
                 .translating(part.nat64.clone())
@@ -185,7 +194,7 @@ impl Builder<'_> {
             limits: part.limits,
             caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },
             flow_idle: part.flow_idle,
-            max_age: self.config.max_age,
+            max_age: config.max_age,
         };
         let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
         let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads);
@@ -199,19 +208,20 @@ impl Builder<'_> {
     }
 
     fn mix(&mut self, mixing: Mixing, sockets: Sockets, mut ends: Vec<WorkerEnds>) -> Result<(), StartError> {
+        let WorkerPlan { config, shape, position, lanes, .. } = *self.plan;
         let settings = mix::Settings {
-            shape: self.chain.shape(),
-            position: self.position,
+            shape,
+            position,
             mixing,
-            lanes: self.lanes,
-            window: self.config.window,
-            hugepages: self.config.hugepages,
-            max_age: self.config.max_age,
+            lanes,
+            window: config.window,
+            hugepages: config.hugepages,
+            max_age: config.max_age,
         };
-        let mut up = self.ports(sockets.up, Side::Up, self.lanes.own)?;
-        let mut down = self.ports(sockets.down, Side::Down, self.lanes.downs())?;
+        let mut up = self.ports(sockets.up, Side::Up, lanes.own)?;
+        let mut down = self.ports(sockets.down, Side::Down, lanes.downs())?;
         let now = self.spawn.clock.now();
-        if self.lanes.own == 1 {
+        if lanes.own == 1 {
             let (ends, ports) = (ends.remove(0), (up.remove(0), down.remove(0)));
             let mix = Mix::new(settings, ports, ends.commands, ends.punts, [rng()?, rng()?, rng()?], now);
             self.workers.ledgers.push(mix.published());
@@ -235,8 +245,9 @@ impl Builder<'_> {
 
     /// The `wanted` link ports of one side.
     fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
+        let WorkerPlan { config, shape, position, .. } = *self.plan;
         if sockets.len() != wanted {
-            let (role, side) = (self.config.role().name(), side.name());
+            let (role, side) = (config.role().name(), side.name());
             let what = format!(
                 "this {role} needs {wanted} {side} sockets, one for each lane, and has {}: set `{side}` in its \
                  configuration",
@@ -244,9 +255,9 @@ impl Builder<'_> {
             );
             return Err(StartError::Config(ConfigError::Arguments(what)));
         }
-        let lengths = lengths(self.chain.shape(), self.position, side);
+        let lengths = lengths(shape, position, side);
         let port = |socket: UdpSocket| {
-            let calls = calls(&socket, self.config.io, &mut self.io_reported);
+            let calls = calls(&socket, config.io, &mut self.io_reported);
             LinkPort::new(socket, calls, lengths, self.offloads)
         };
         Ok(sockets.into_iter().map(port).collect())
@@ -261,7 +272,7 @@ impl Builder<'_> {
     ) -> Result<(), StartError> {
         let Spawn { cores, spin, stop, clock } = &self.spawn;
         let (spin, stop, clock) = (*spin, stop.clone(), *clock);
-        let index = self.workers.threads.len();
+        let index = self.plan.first + self.workers.threads.len();
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());

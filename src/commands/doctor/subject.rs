@@ -114,9 +114,10 @@ impl Subject {
         let hops = 1..=chain.descriptors.len();
         let (lanes, next) = match &loaded {
             Some(loaded) => {
-                let next = loaded.next_contact();
-                let address = next.map_or(Ok(None), |next| loaded.next_address(next).map_err(|why| why.to_string()));
-                (loaded.lanes(next), address)
+                let class = loaded.first_class();
+                let next = class.next_contact();
+                let address = next.map_or(Ok(None), |next| class.next_address(next).map_err(|why| why.to_string()));
+                (class.lanes(next), address)
             }
             None => {
                 let lanes_of = |hop: usize| {

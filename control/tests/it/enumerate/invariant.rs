@@ -64,7 +64,7 @@ impl Snapshot {
         };
         Snapshot {
             links: node.links.iter().map(link).collect(),
-            channels: (node.control.open_channels(), node.control.half_open()),
+            channels: (node.control.class(0).open_channels(), node.control.class(0).half_open()),
             next_wake: node.control.next_wake(),
             events: node.events.len(),
         }
@@ -80,7 +80,7 @@ struct Counts {
 
 impl Counts {
     fn of(node: &Node) -> Counts {
-        let counters = node.control.counters();
+        let counters = node.control.class(0).counters();
         Counts { refused: counters.refused_total(), accepted: (counters.cells, counters.handshakes_done) }
     }
 }
@@ -191,7 +191,8 @@ impl Monitor {
         if after == *before && sent.iter().all(|packet| packet.bytes.len() == COOKIE_LEN) {
             return Ok(());
         }
-        let why: Vec<&str> = node.control.counters().refusals().filter(|why| why.1 > 0).map(|why| why.0).collect();
+        let why: Vec<&str> =
+            node.control.class(0).counters().refusals().filter(|why| why.1 > 0).map(|why| why.0).collect();
         let sent = sent.len();
         Err((Invariant::Refusal, format!("node {at} ({why:?}) sent {sent}, was {before:?}, is {after:?}")))
     }
@@ -231,7 +232,8 @@ impl Monitor {
             return Ok(());
         }
         let peers: Vec<SocketAddr> = up_links(responder).map(|(_, link)| link.peer).collect();
-        let refused: Vec<_> = responder.control.counters().refusals().filter(|(_, count)| *count > 0).collect();
+        let refused: Vec<_> =
+            responder.control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect();
         let initiator = initiator.has_link(Side::Down);
         Err((
             Invariant::Recovery,

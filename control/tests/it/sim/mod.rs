@@ -18,8 +18,8 @@ use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
 pub mod node;
 pub mod plan;
 
-pub use node::Node;
-pub use plan::{Plan, down_address, up_address};
+pub use node::{Node, Plane};
+pub use plan::{Plan, down_address, port_of_class, up_address};
 
 pub const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -161,24 +161,21 @@ impl World {
             Some(bytes) => State::read(bytes).expect("it was written"),
             None => State::fresh(now_s),
         };
-        let (config, trust) = self.plan.config(position, state, wall);
-        let control = Control::new(config, trust, ChaCha20Rng::from_seed(seed), self.now, wall);
+        let (configs, trust) = self.plan.configs(position, state, wall);
+        let shapes: Vec<_> = configs.iter().map(|config| config.shape).collect();
+        let control = Control::new(configs, trust, ChaCha20Rng::from_seed(seed), self.now, wall);
         let control = control.expect("the plan is sound");
+        let plane =
+            |(class, shape)| Plane::new(shape, port_of_class(up_address, class), port_of_class(down_address, class));
         self.nodes.insert(
             number,
             Node {
                 control,
                 position,
-                links: BTreeMap::new(),
-                used: BTreeSet::new(),
-                channels: BTreeMap::new(),
+                planes: shapes.into_iter().enumerate().map(plane).collect(),
                 events: Vec::new(),
-                superseded: Vec::new(),
-                up_address,
-                down_address,
                 honest: true,
                 acks: BTreeMap::new(),
-                sent: Vec::new(),
                 resolved: Vec::new(),
                 late: 0,
             },
@@ -194,7 +191,7 @@ impl World {
     }
 
     pub fn refused(&self, position: usize, why: Refusal) -> u64 {
-        self.node(position).control.counters().refused(why)
+        self.node(position).control.class(0).counters().refused(why)
     }
 
     /// Puts a datagram on the network.
@@ -250,7 +247,7 @@ impl World {
         if answer <= next {
             let (_, at, addresses) = self.answers.pop_front().expect("it is there");
             if let Some(node) = self.nodes.get_mut(&at) {
-                node.control.resolved(next, addresses);
+                node.control.resolved(next, 0, addresses);
             }
             return Moment::Passed;
         }
@@ -277,25 +274,26 @@ impl World {
 
     /// Hands a datagram to the node that has its destination; returns which.
     fn deliver(&mut self, packet: &Packet) -> Option<usize> {
-        let (&at, side) = self.nodes.iter().find_map(|(at, node)| {
-            (node.up_address == packet.to)
-                .then_some((at, Side::Up))
-                .or((node.down_address == packet.to).then_some((at, Side::Down)))
+        let side = |plane: &Plane| [Side::Up, Side::Down].into_iter().find(|side| plane.address(*side) == packet.to);
+        let (&at, (class, side)) = self.nodes.iter().find_map(|(at, node)| {
+            let mut planes = node.planes.iter().enumerate();
+            Some((at, planes.find_map(|(class, plane)| Some((class, side(plane)?)))?))
         })?;
-        let (now, class) = (self.now, self.plan.shape.class());
+        let now = self.now;
         let node = self.nodes.get_mut(&at).expect("it was found");
+        let (control, plane) = (&mut node.control, &node.planes[class]);
         let mut bytes = packet.bytes.clone();
         if is_handshake_len(bytes.len()) {
-            node.control.handle(now, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
-        } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
-            if self.data_cells && side == Side::Up && node.links[&link].next() == Some(slot) {
-                node.control.handle(now, Input::Promoted { link, slot, from: packet.from });
+            control.handle(now, class, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
+        } else if let Some((link, slot, header)) = plane.find(side, packet.from, &bytes) {
+            if self.data_cells && side == Side::Up && plane.links[&link].next() == Some(slot) {
+                control.handle(now, class, Input::Promoted { link, slot, from: packet.from });
             }
-            let key = node.header_key(link, slot, side == Side::Up).expect("it was found under this slot");
-            let before = node.control.counters().cells;
+            let key = plane.header_key(link, slot, side == Side::Up).expect("it was found under this slot");
+            let before = control.class(class).counters().cells;
             let body = &mut bytes[16..];
-            node.control.handle(now, Input::Cell { link, slot, from: packet.from, header, body });
-            if node.control.counters().cells > before {
+            control.handle(now, class, Input::Cell { link, slot, from: packet.from, header, body });
+            if control.class(class).counters().cells > before {
                 assert!(self.accepted.insert((key, header.seq)), "cell {} is accepted again", header.seq);
             }
         }
@@ -313,16 +311,20 @@ impl World {
         self.deliver(&Packet { bytes, ..packet.clone() });
     }
 
-    /// Hands an input to a node and processes its outputs.
+    /// Hands an input of the first class to a node and processes its outputs.
     pub fn input(&mut self, position: usize, input: Input<'_>) {
-        self.nodes.get_mut(&position).expect("it runs").control.handle(self.now, input);
+        self.input_of(0, position, input);
+    }
+
+    fn input_of(&mut self, class: usize, position: usize, input: Input<'_>) {
+        self.nodes.get_mut(&position).expect("it runs").control.handle(self.now, class, input);
         self.drain(position);
     }
 
     /// Sets the number of channels that an entry keeps open.
     pub fn want_channels(&mut self, entry: usize, channels: usize) {
         let now = self.now;
-        self.nodes.get_mut(&entry).expect("it runs").control.want_channels(now, channels);
+        self.nodes.get_mut(&entry).expect("it runs").control.want_channels(now, 0, channels);
         self.drain(entry);
     }
 
@@ -333,27 +335,35 @@ impl World {
 
     /// The data plane of a node ends a channel.
     pub fn end(&mut self, position: usize, channel: ChannelIndex, reason: EndReason) {
-        self.nodes.get_mut(&position).expect("it runs").channels.remove(&channel).expect("it is open");
-        self.input(position, Input::ChannelEnded { channel, reason });
+        self.end_of(0, position, channel, reason);
+    }
+
+    /// The same in another class than the first, by place.
+    pub fn end_of(&mut self, class: usize, position: usize, channel: ChannelIndex, reason: EndReason) {
+        let plane = &mut self.nodes.get_mut(&position).expect("it runs").planes[class];
+        plane.channels.remove(&channel).expect("it is open");
+        self.input_of(class, position, Input::ChannelEnded { channel, reason });
     }
 
     fn drain(&mut self, at: usize) {
         let mut ended = Vec::new();
         loop {
             let node = self.nodes.get_mut(&at).expect("it runs");
-            let Some(output) = node.control.poll_output() else {
+            let Some((class, output)) = node.control.poll_output() else {
                 match ended.pop() {
-                    Some(channel) => {
-                        self.input(at, Input::ChannelEnded { channel, reason: EndReason::Retired });
+                    Some((class, channel)) => {
+                        let input = Input::ChannelEnded { channel, reason: EndReason::Retired };
+                        node.control.handle(self.now, class, input);
                         continue;
                     }
                     None => return,
                 }
             };
+            let plane = &mut node.planes[class];
             match output {
                 Output::Send { side, to, datagram } => {
                     assert!(is_handshake_len(datagram.len()));
-                    let from = node.address(side);
+                    let from = plane.address(side);
                     self.send(from, to, datagram);
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
@@ -369,7 +379,7 @@ impl World {
                 }
                 Output::Change(Change::Inject { link, slot, header, body, at_once }) => {
                     if self.recording {
-                        node.sent.push((self.now, header.kind, at_once));
+                        plane.sent.push((self.now, header.kind, at_once));
                     }
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
@@ -378,23 +388,23 @@ impl World {
                         *cells += 1;
                         let cells = *cells;
                         assert!(cells <= 3, "each content has three cells");
-                        if contents.len() == wire::setup::ack_cells(self.plan.shape) && cells == 1 {
-                            let open = node.channels.values().any(|channel| channel.up == Some(id));
+                        if contents.len() == wire::setup::ack_cells(plane.shape) && cells == 1 {
+                            let open = plane.channels.values().any(|channel| channel.up == Some(id));
                             assert!(open, "the channel is installed before its last ack leaves");
                         }
                     }
-                    if let Some(key) = node.sends_with(link, slot) {
+                    if let Some(key) = plane.sends_with(link, slot) {
                         let latest = self.numbers.insert(key, header.seq);
                         assert!(latest.is_none_or(|latest| latest < header.seq), "number {} again", header.seq);
                     }
-                    match node.encipher(link, slot, header, &body) {
+                    match plane.encipher(link, slot, header, &body) {
                         Some((from, to, bytes)) => self.send(from, to, bytes),
                         None => node.late += 1,
                     }
                 }
                 Output::Change(Change::RetireChannel { channel }) => {
-                    node.channels.remove(&channel).expect("it was installed");
-                    ended.push(channel);
+                    plane.channels.remove(&channel).expect("it was installed");
+                    ended.push((class, channel));
                 }
                 Output::Change(change) => {
                     if let Change::InstallChannel { keys, .. } = &change {
@@ -404,7 +414,7 @@ impl World {
                         };
                         assert!(self.secrets.insert((at, *forward.expose())), "a channel's keys are installed once");
                     }
-                    node.apply(change);
+                    plane.apply(change);
                 }
             }
         }
@@ -412,12 +422,16 @@ impl World {
 
     /// True if every hop has the entry's secrets of this channel, on the link that the previous node sends on.
     pub fn agrees(&self, entry: usize, channel: ChannelIndex) -> bool {
-        let installed = &self.node(entry).channels[&channel];
+        self.agrees_in(0, entry, channel)
+    }
+
+    fn agrees_in(&self, class: usize, entry: usize, channel: ChannelIndex) -> bool {
+        let installed = &self.node(entry).planes[class].channels[&channel];
         let ChannelKeys::Entry(all) = &installed.keys else { panic!("an entry has all hops' keys") };
         let mut id = installed.down.expect("an entry has a next hop").1;
-        let mut sender = self.node(entry);
+        let mut sender = &self.node(entry).planes[class];
         for (at, secrets) in all.iter().enumerate() {
-            let Some(hop) = self.nodes.get(&(at + 1)) else { return false };
+            let Some(hop) = self.nodes.get(&(at + 1)).map(|hop| &hop.planes[class]) else { return false };
             let Some(here) = hop.channels.values().find(|c| c.up.expect("hops have an up side").1 == id) else {
                 return false;
             };
@@ -440,9 +454,15 @@ impl World {
 
     /// True if this entry has `n` channels and all hops agree with it on each.
     pub fn has_channels(&self, entry: usize, n: usize) -> bool {
+        self.has_channels_of(0, entry, n)
+    }
+
+    /// The same for the channels of another class, by place.
+    pub fn has_channels_of(&self, class: usize, entry: usize, n: usize) -> bool {
         let node = self.node(entry);
-        node.channels.len() == n
-            && node.control.open_channels() == n
-            && node.channels.keys().all(|c| self.agrees(entry, *c))
+        let channels = &node.planes[class].channels;
+        channels.len() == n
+            && node.control.class(class).open_channels() == n
+            && channels.keys().all(|c| self.agrees_in(class, entry, *c))
     }
 }

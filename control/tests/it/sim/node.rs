@@ -1,11 +1,12 @@
-//! A node: its `Control`, and a data plane with slots and channels only.
+//! A node: its `Control`, and for each class a data plane with slots and channels only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use control::{Change, Control, Event};
-use wire::cell::{BadHeader, CellKind, Class, Header};
+use wire::cell::{BadHeader, CellKind, Header, Shape};
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
@@ -53,29 +54,61 @@ pub struct Installed {
     pub keys: ChannelKeys,
 }
 
-pub struct Node {
-    pub control: Control,
-    pub position: usize,
+/// The data plane of one class.
+pub struct Plane {
+    pub shape: Shape,
     pub links: BTreeMap<LinkId, PlaneLink>,
-    pub(super) used: BTreeSet<LinkId>,
+    used: BTreeSet<LinkId>,
     pub channels: BTreeMap<ChannelIndex, Installed>,
-    pub events: Vec<(Duration, Event)>,
     pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
     pub up_address: SocketAddr,
     pub down_address: SocketAddr,
+    /// Cells sent: when, of which type, and past the pool or not.
+    pub sent: Vec<(Duration, CellKind, bool)>,
+}
+
+/// Most tests have one class, so a node stands for the data plane of its first one.
+pub struct Node {
+    pub control: Control,
+    pub position: usize,
+    pub planes: Vec<Plane>,
+    pub events: Vec<(Duration, Event)>,
     /// False if a test makes it break the protocol.
     pub honest: bool,
     /// Cells sent for each ack content, by link and channel.
     pub(super) acks: BTreeMap<(LinkId, u32), BTreeMap<u8, usize>>,
-    /// Cells sent: when, of which type, and past the pool or not.
-    pub sent: Vec<(Duration, CellKind, bool)>,
     /// When it had the names of its next hop resolved.
     pub resolved: Vec<Duration>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
 
+impl Deref for Node {
+    type Target = Plane;
+
+    fn deref(&self) -> &Plane {
+        &self.planes[0]
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Plane {
+        &mut self.planes[0]
+    }
+}
+
 impl Node {
+    pub fn saw(&self, what: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|(_, e)| what(e)).count()
+    }
+}
+
+impl Plane {
+    pub(super) fn new(shape: Shape, up_address: SocketAddr, down_address: SocketAddr) -> Plane {
+        let (links, used, channels, superseded, sent) = Default::default();
+        Plane { shape, links, used, channels, superseded, up_address, down_address, sent }
+    }
+
     pub fn address(&self, side: Side) -> SocketAddr {
         match side {
             Side::Up => self.up_address,
@@ -109,13 +142,7 @@ impl Node {
         Some((self.address(link.side), link.peer, [&block[0][..], body].concat()))
     }
 
-    pub(super) fn find(
-        &self,
-        side: Side,
-        from: SocketAddr,
-        bytes: &[u8],
-        class: Class,
-    ) -> Option<(LinkId, SlotId, Header)> {
+    pub(super) fn find(&self, side: Side, from: SocketAddr, bytes: &[u8]) -> Option<(LinkId, SlotId, Header)> {
         let block: [u8; 16] = *bytes.first_chunk()?;
         for (id, link) in self.links.iter().filter(|(_, link)| link.side == side) {
             for slot in link.slots().filter(|s| s.peer == from || link.peer == from) {
@@ -125,7 +152,7 @@ impl Node {
                 };
                 let mut block = [block];
                 HeaderKey::new(key).decipher(&mut block);
-                match Header::from_block(&block[0], class) {
+                match Header::from_block(&block[0], self.shape.class()) {
                     Ok(header) => return Some((*id, slot.slot, header)),
                     Err(BadHeader::Zero | BadHeader::Class | BadHeader::Kind) => {}
                 }
@@ -194,9 +221,5 @@ impl Node {
 
     pub fn has_link(&self, side: Side) -> bool {
         self.links.values().any(|link| link.side == side && link.current.is_some())
-    }
-
-    pub fn saw(&self, what: impl Fn(&Event) -> bool) -> usize {
-        self.events.iter().filter(|(_, e)| what(e)).count()
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration of a chain, from which its nodes are made.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use control::draw::{draw_secret, draw_x25519};
@@ -22,6 +23,7 @@ pub struct Keys {
 
 /// The configuration of a chain, from which its nodes are made.
 pub struct Plan {
+    /// Of the first class.
     pub shape: Shape,
     pub terms: ChainTerms,
     /// Of the hops, Mix 1 first; signed when a node starts.
@@ -32,7 +34,10 @@ pub struct Plan {
     pub keys: Vec<Vec<Keys>>,
     pub timing: Timing,
     pub caps: Caps,
+    /// Channels in each class.
     pub channels: usize,
+    /// The classes that entries use, by place.
+    pub entry_classes: Range<usize>,
     pub shared_prefixes: Vec<ipnet::IpNet>,
     /// Shared by positions 1 and 2, or not: (of 1, of 2).
     pub psk: (Option<Secret>, Option<Secret>),
@@ -41,6 +46,11 @@ pub struct Plan {
 /// Where node `position` receives from the previous hop.
 pub fn up_address(position: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, position as u8], 1000))
+}
+
+/// The same for another class than the first, by place.
+pub fn port_of_class(first: SocketAddr, class: usize) -> SocketAddr {
+    SocketAddr::new(first.ip(), first.port() + class as u16)
 }
 
 /// Where it receives from the next hop.
@@ -87,9 +97,28 @@ impl Plan {
             timing: Timing::default(),
             caps: Caps::default(),
             channels: 4,
+            entry_classes: 0..1,
             shared_prefixes: Vec::new(),
             psk: (None, None),
         }
+    }
+
+    /// Adds a class, with a number above those of the others.
+    pub fn add_class(&mut self, class: Class) {
+        let place = self.terms.classes.len();
+        self.entry_classes.end = place + 1;
+        self.terms.classes.push(ClassTerms { class, mixing_delay_ms: 20, lifetime_s: 3600 });
+        for (descriptor, at) in self.descriptors.iter_mut().zip(1..) {
+            let addresses = vec![port_of_class(up_address(at), place)];
+            descriptor.contacts.push(Contact { class, lanes: 1, addresses, names: Vec::new() });
+        }
+    }
+
+    /// The shapes of the classes that a node has.
+    fn shapes(&self, position: usize) -> impl Iterator<Item = Shape> {
+        let classes = &self.terms.classes;
+        let classes = if position == 0 { &classes[self.entry_classes.clone()] } else { &classes[..] };
+        classes.iter().map(|terms| Shape::new(terms.class, self.shape.hops()).unwrap())
     }
 
     /// Gives this position keys that the chain does not know, from now on.
@@ -114,19 +143,15 @@ impl Plan {
         self.descriptors[position - 1].clone().sign(&identity).unwrap()
     }
 
-    /// The configuration of a node that starts for the first time.
+    /// The configuration of a node's first class, when it starts for the first time.
     pub fn first(&self, position: usize) -> (Config, TrustSetup) {
-        self.config(position, State::fresh(1_800_000_000), UNIX_EPOCH + secs(1_800_000_000))
+        let (configs, trust) = self.configs(position, State::fresh(1_800_000_000), UNIX_EPOCH + secs(1_800_000_000));
+        (configs.into_iter().next().unwrap(), trust)
     }
 
-    /// The configuration of a node, and what it starts with if this is on its disk.
-    pub fn config(&self, position: usize, state: State, wall: SystemTime) -> (Config, TrustSetup) {
+    /// The configurations of a node's classes, and what it starts with if this is on its disk.
+    pub fn configs(&self, position: usize, state: State, wall: SystemTime) -> (Vec<Config>, TrustSetup) {
         let hops = self.shape.hops();
-        let role = match position {
-            0 => Role::Entry { channels: self.channels },
-            p if p == hops => Role::Exit,
-            _ => Role::Mix,
-        };
         let now_s = wall.duration_since(UNIX_EPOCH).unwrap().as_secs();
         let mut view = View::new(self.terms.clone());
         let state = state.restore(&mut view, now_s);
@@ -134,9 +159,13 @@ impl Plan {
             // One that is not valid yet, or revoked, is left out.
             let _ = view.take_descriptor(hop, self.signed(hop), now_s);
         }
-        let config = Config {
-            role,
-            shape: self.shape,
+        let config = |shape| Config {
+            role: match position {
+                0 => Role::Entry { channels: self.channels },
+                p if p == hops => Role::Exit,
+                _ => Role::Mix,
+            },
+            shape,
             position,
             terms: self.terms.clone(),
             next: None,
@@ -148,7 +177,7 @@ impl Plan {
             caps: self.caps,
         };
         let keys = if position == 0 { Vec::new() } else { self.node_keys(position) };
-        (config, TrustSetup { view, keys, state })
+        (self.shapes(position).map(config).collect(), TrustSetup { view, keys, state })
     }
 
     pub fn node_keys(&self, position: usize) -> Vec<NodeKeys> {

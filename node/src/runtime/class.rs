@@ -1,0 +1,145 @@
+//! One class of a running node: starts its workers, and makes what the control thread and the report have of it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use control::trust::ClassTerms;
+use dataplane::lanes::Lanes;
+use dataplane::runner::Clock;
+use dataplane::sys::Waker;
+use tracing::{Span, error_span};
+use wire::cell::{Class, Shape};
+
+use crate::config::{ChainFile, NodeConfig, Part};
+use crate::error::StartError;
+use crate::runtime::bridge::Ends;
+use crate::runtime::door::Door;
+use crate::runtime::flood::Flood;
+use crate::runtime::listeners::{Listeners, Times};
+use crate::runtime::log::Log;
+use crate::runtime::meter_alarm::MeterAlarm;
+use crate::runtime::next_names::NextNames;
+use crate::runtime::reporter::ClassReporter;
+use crate::runtime::resolver::Resolver;
+use crate::runtime::sockets::{HandshakeSockets, Sockets};
+use crate::runtime::workers::{WorkerPlan, Workers};
+
+/// A class of a node that is about to start.
+pub struct ClassSpec {
+    pub terms: ClassTerms,
+    /// Class and length of its chain.
+    pub shape: Shape,
+    /// The node's configuration, with the settings of this class.
+    pub config: NodeConfig,
+    /// Address of the next hop, as far as it is known; none at the exit.
+    pub next: Option<SocketAddr>,
+    /// Of its links.
+    pub lanes: Lanes,
+    pub sockets: Sockets,
+}
+
+/// What the control thread has of a class.
+pub(super) struct ClassState {
+    /// Only at an exit.
+    pub(super) resolver: Option<Resolver>,
+    /// Only at a mix with a floor.
+    pub(super) meter_alarm: Option<MeterAlarm>,
+    pub(super) next_names: NextNames,
+    pub(super) door: Option<Door>,
+    pub(super) log: Log,
+    pub(super) flood: Flood,
+    /// Names the class in the lines of the log, if there are others.
+    pub(super) span: Span,
+}
+
+/// A class whose workers run.
+pub(super) struct Started {
+    pub(super) workers: Vec<JoinHandle<()>>,
+    pub(super) wakers: Vec<Arc<Waker>>,
+    pub(super) ends: Ends,
+    pub(super) state: ClassState,
+    /// For its handshakes.
+    pub(super) sockets: HandshakeSockets,
+    pub(super) reporter: ClassReporter,
+    pub(super) socks: Vec<TcpListener>,
+}
+
+/// What all classes of a node start with.
+pub(super) struct Start<'a> {
+    pub(super) chain: &'a ChainFile,
+    pub(super) position: usize,
+    pub(super) has_many: bool,
+    pub(super) clock: Clock,
+    pub(super) stop: &'a Arc<AtomicBool>,
+    /// The control thread's.
+    pub(super) waker: &'a Arc<Waker>,
+}
+
+impl Start<'_> {
+    /// Starts the workers of a class, after `first` of other classes.
+    ///
+    /// # Errors
+    /// A socket option, a thread or the resolver is refused by the system.
+    pub(super) fn class(&self, spec: ClassSpec, first: usize) -> Result<Started, StartError> {
+        let duplicate = || StartError::system("duplicate the link sockets");
+        let ClassSpec { terms, shape, config, next, lanes, mut sockets } = spec;
+        let watched = sockets.links().map(|socket| socket.try_clone()).collect::<std::io::Result<Vec<_>>>();
+        let watched = watched.map_err(duplicate())?;
+        let socks = std::mem::take(&mut sockets.socks);
+        let listeners = match &config.part {
+            Part::Entry(part) => {
+                let times = Times { idle: part.flow_idle, max_age: config.max_age };
+                let listeners = Listeners::new(shape, times, &sockets.listeners, self.waker.clone());
+                Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
+            }
+            Part::Mix { .. } | Part::Exit(_) => None,
+        };
+        let handshakes = HandshakeSockets::new(&sockets).map_err(duplicate())?;
+        let resolver = match &config.part {
+            Part::Exit(part) => Some(Resolver::start(part.resolver, self.waker.clone())?),
+            Part::Entry(_) | Part::Mix { .. } => None,
+        };
+
+        let mixing_delay = Duration::from_millis(u64::from(terms.mixing_delay_ms));
+        let plan = WorkerPlan { config: &config, shape, mixing_delay, position: self.position, lanes, first };
+        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, door } =
+            Workers::start(&plan, sockets, self.clock, (self.stop, self.waker))?;
+
+        let floor = if let Part::Mix { meter_floor, .. } = config.part { Some(meter_floor) } else { None };
+        let reporter = ClassReporter {
+            class: terms.class,
+            ledgers,
+            profiles,
+            control: Default::default(),
+            sockets: watched,
+            door: door.as_ref().map(Door::counts),
+            readiness: Arc::default(),
+            listeners,
+            turns,
+            floor,
+        };
+        let state = ClassState {
+            resolver,
+            meter_alarm: floor.filter(|floor| *floor > 0).map(|_| MeterAlarm::new(self.clock.elapsed())),
+            next_names: NextNames::default(),
+            door,
+            log: Log::new(self.chain, self.position, next),
+            flood: Flood::default(),
+            span: if self.has_many { span(terms.class) } else { Span::none() },
+        };
+        let ends = Ends::new(commands, punts);
+        Ok(Started { workers: threads, wakers, ends, state, sockets: handshakes, reporter, socks })
+    }
+}
+
+/// Enabled at every level of the log.
+fn span(class: Class) -> Span {
+    match class {
+        Class::S => error_span!("class S"),
+        Class::M => error_span!("class M"),
+        Class::L => error_span!("class L"),
+    }
+}
