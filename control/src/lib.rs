@@ -31,6 +31,7 @@ mod fragments;
 mod io;
 mod link;
 mod noise;
+pub mod paced;
 mod prefix;
 mod rate;
 mod slot;
