@@ -99,35 +99,39 @@ impl PacedEntry {
         self.config.times.batch_of(self.running) + 1
     }
 
-    /// The entry seals this round, or is about to. `is_ready`: it knows its lead, and its link is up. Rounds may be left
-    /// out, and before the first sample of the lead they may jump back.
+    /// The entry seals this round, or is about to. `is_ready`: it knows its lead, and its link is up. Rounds may be
+    /// left out. They may jump back when the lead becomes known; an entry that was ready waits instead.
     pub fn advance(
         &mut self,
         rng: &mut ChaCha20Rng,
         counters: &mut Counters,
         round: u64,
         is_ready: bool,
-    ) -> Option<Outcome> {
+    ) -> Vec<Outcome> {
+        if self.was_ready && round < self.running {
+            return Vec::new();
+        }
         let before = self.coming_batch();
         self.running = round;
-        let mut outcome = None;
+        let mut outcomes = Vec::new();
         if self.coming_batch() != before {
             let is_in_time = self.was_ready || round == self.config.times.first(self.coming_batch() - 1);
             let coming = if is_ready && is_in_time { Coming::Waiting } else { Coming::Idle };
             // What has not come by now is late.
-            outcome = match std::mem::replace(&mut self.coming, coming) {
+            let outcome = match std::mem::replace(&mut self.coming, coming) {
                 Coming::Idle | Coming::Decided => None,
                 Coming::Waiting => Some(self.failed(before, Failure::NoBundle)),
                 Coming::Sent(sent) => Some(sent.own.finish(&self.config, sent.answer)),
             };
+            outcomes.extend(outcome);
             self.draw_numbers(rng);
             self.bundles.keep_from(self.config.interval_of(self.coming_batch()));
         }
         self.was_ready = is_ready;
         if matches!(self.coming, Coming::Waiting) {
-            outcome = outcome.or(self.begin(rng, counters));
+            outcomes.extend(self.begin(rng, counters));
         }
-        outcome
+        outcomes
     }
 
     fn failed(&self, batch: u64, why: Failure) -> Outcome {
@@ -185,6 +189,20 @@ impl PacedEntry {
         Some(Placed { link: None, kind: CellKind::Setup, channel: sent.own.channel, sub: sub as u8, content })
     }
 
+    /// Checks whether ack cells of this channel come in time: step 5 of SPEC 9.4.
+    ///
+    /// # Errors
+    /// [`Refusal::CellEarly`], [`Refusal::CellLate`], or the entry has no such channel.
+    pub fn check(&self, channel: u32) -> Result<(), Refusal> {
+        let batch = self.coming_batch();
+        if self.channel(batch) != Some(channel) {
+            let is_earlier = self.channels.iter().any(|(_, earlier)| *earlier == channel);
+            return Err(if is_earlier { Refusal::CellLate } else { Refusal::UnexpectedAck });
+        }
+        let first = self.config.rounds_of(batch, Phase::Ack(1)).start;
+        if self.running + AHEAD_MAX < first { Err(Refusal::CellEarly) } else { Ok(()) }
+    }
+
     /// Takes in an ack cell. The one that completes an ack decides what becomes of the channel.
     ///
     /// # Errors
@@ -195,17 +213,11 @@ impl PacedEntry {
         (channel, sub): (u32, u8),
         content: &[u8],
     ) -> Result<Option<Outcome>, Refusal> {
-        let (config, batch) = (&self.config, self.coming_batch());
-        if usize::from(sub) >= ack_cells(config.shape) || content.len() != config.shape.payload() {
+        let shape = self.config.shape;
+        if usize::from(sub) >= ack_cells(shape) || content.len() != shape.payload() {
             return Err(Refusal::UnexpectedAck);
         }
-        if self.channel(batch) != Some(channel) {
-            let is_earlier = self.channels.iter().any(|(_, earlier)| *earlier == channel);
-            return Err(if is_earlier { Refusal::CellLate } else { Refusal::UnexpectedAck });
-        }
-        if self.running + AHEAD_MAX < config.rounds_of(batch, Phase::Ack(1)).start {
-            return Err(Refusal::CellEarly);
-        }
+        self.check(channel)?;
         let is_first = match &mut self.coming {
             Coming::Idle | Coming::Waiting => return Err(Refusal::UnexpectedAck),
             Coming::Sent(sent) => sent.answer.put(sub, content),

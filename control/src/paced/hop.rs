@@ -133,6 +133,31 @@ impl PacedHop {
         self.bundles.insert(interval, hops);
     }
 
+    /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).
+    pub fn holds(&self, link: LinkId) -> bool {
+        self.coming.seats.holds(link)
+    }
+
+    /// Checks whether setup cells from the previous hop, or ack cells from the next one, come in time: step 5 of SPEC
+    /// 9.4.
+    ///
+    /// # Errors
+    /// [`Refusal::CellEarly`], [`Refusal::CellLate`], or no such cells come here.
+    pub fn check(&self, kind: CellKind) -> Result<(), Refusal> {
+        let (phase, first, last) = match kind {
+            // The exit makes its acks when it releases the round backward.
+            CellKind::Setup if self.is_exit() => (Phase::Setup(self.position), self.forward, self.backward),
+            CellKind::Setup => (Phase::Setup(self.position), self.forward, self.forward),
+            CellKind::Ack if !self.is_exit() => (Phase::Ack(self.position + 1), self.backward, self.backward),
+            _ => return Err(Refusal::CellMalformed),
+        };
+        let rounds = self.config.rounds_of(self.coming.batch, phase);
+        if first + AHEAD_MAX < rounds.start {
+            return Err(Refusal::CellEarly);
+        }
+        if last >= rounds.end { Err(Refusal::CellLate) } else { Ok(()) }
+    }
+
     /// Takes in a setup cell. `open` opens an onion that has these constants: [`crate::trust::keyring::Keyring::open`].
     ///
     /// # Errors
@@ -149,7 +174,7 @@ impl PacedHop {
         if !is_valid || usize::from(cell.sub) >= config.shards_max(self.position) {
             return Err(Refusal::FragmentMalformed);
         }
-        self.check_setup()?;
+        self.check(CellKind::Setup)?;
         if self.live.contains(&up) {
             return Err(Refusal::ChannelInUse);
         }
@@ -171,16 +196,6 @@ impl PacedHop {
             NotOpened::Invalid(_) => Refusal::SetupInvalid,
         })?;
         self.accept(rng, counters, up, prefix, opened).map(Some)
-    }
-
-    /// Checks that setups on the previous link are accepted now (SPEC 9.8.4).
-    fn check_setup(&self) -> Result<(), Refusal> {
-        let phase = self.config.rounds_of(self.coming.batch, Phase::Setup(self.position));
-        let last = if self.is_exit() { self.backward } else { self.forward };
-        if self.forward + AHEAD_MAX < phase.start {
-            return Err(Refusal::CellEarly);
-        }
-        if last >= phase.end { Err(Refusal::CellLate) } else { Ok(()) }
     }
 
     fn accept(
@@ -228,16 +243,10 @@ impl PacedHop {
     /// The cell is refused.
     pub fn ack(&mut self, counters: &mut Counters, (channel, sub): (u32, u8), content: &[u8]) -> Result<(), Refusal> {
         let shape = self.config.shape;
-        if self.is_exit() || usize::from(sub) >= ack_cells(shape) || content.len() != shape.payload() {
+        if usize::from(sub) >= ack_cells(shape) || content.len() != shape.payload() {
             return Err(Refusal::UnexpectedAck);
         }
-        let phase = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position + 1));
-        if self.backward + AHEAD_MAX < phase.start {
-            return Err(Refusal::CellEarly);
-        }
-        if self.backward >= phase.end {
-            return Err(Refusal::CellLate);
-        }
+        self.check(CellKind::Ack)?;
         let answer = self.coming.answers.get_mut(&channel).ok_or(Refusal::UnexpectedAck)?;
         if !answer.put(sub, content) {
             counters.surplus_cells += 1;
@@ -254,41 +263,46 @@ impl PacedHop {
         direction: Direction,
         round: u64,
     ) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
         match direction {
             Direction::Forward => {
                 self.forward = self.forward.max(round);
-                self.follow(counters);
-                let next = self.config.rounds_of(self.coming.batch, Phase::Setup(self.position)).end;
-                if !self.is_exit() && self.coming.setups.is_none() && self.forward >= next {
-                    return self.begin_setups(rng, counters);
+                outcomes.extend(self.follow(counters));
+                let next = Phase::Setup(self.position + 1);
+                let is_due = || self.config.place_of(self.coming.batch, next, self.forward).is_some();
+                if !self.is_exit() && self.coming.setups.is_none() && is_due() {
+                    outcomes.extend(self.begin_setups(rng, counters));
                 }
             }
             Direction::Backward => {
                 self.backward = self.backward.max(round);
                 let own = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position)).start;
                 if self.coming.acks.is_none() && self.backward >= own {
-                    return self.begin_acks(rng, counters);
+                    self.begin_acks(rng, counters);
+                    outcomes.extend(self.finish_loops());
                 }
             }
         }
-        Vec::new()
+        outcomes
     }
 
     /// Turns to the next batch when its setups may come.
-    fn follow(&mut self, counters: &mut Counters) {
+    fn follow(&mut self, counters: &mut Counters) -> Vec<Outcome> {
         let batch = self.config.coming(self.forward);
         if batch == self.coming.batch {
-            return;
+            return Vec::new();
         }
         self.close(counters);
+        let failed = self.finish_loops();
+        let accepted = std::mem::take(&mut self.coming.accepted);
         // A hop that has skipped a batch has no channel in the running one.
-        let running =
-            if self.coming.batch + 1 == batch { std::mem::take(&mut self.coming.accepted) } else { Vec::new() };
+        let running: Vec<Accepted> = accepted.into_iter().filter(|_| self.coming.batch + 1 == batch).collect();
         self.live = running.iter().map(|one| one.up).collect();
         let seats = seats(&self.config, self.position, running.iter().map(|one| (one.up.0, one.prefix)));
         self.coming = Coming::new(batch, seats);
         self.numbers.expire(self.forward);
         self.bundles.keep_from(self.config.interval_of(batch));
+        failed
     }
 
     /// The setups of the coming batch are complete.
@@ -307,7 +321,7 @@ impl PacedHop {
     }
 
     /// The phase of acks on the previous link begins: each setup gets its ack, whatever has come from the next hop.
-    fn begin_acks(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
+    fn begin_acks(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) {
         self.close(counters);
         let (config, position) = (&self.config, self.position);
         let mut items = Vec::with_capacity(self.coming.accepted.len());
@@ -329,17 +343,11 @@ impl PacedHop {
             1 => Queue::of_entries(items),
             _ => Queue::ranked(CellKind::Ack, config.ack_slots(position), items, rng),
         });
-
-        let finish = |own: Own| {
-            let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
-            own.finish(config, answer)
-        };
-        std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect()
     }
 
     /// What the setup or ack slots of a round carry: forward those to the next hop, backward those to the previous one
     /// or, at Mix 1, to each entry link. Slots without a cell here carry dummies, see [`PacedConfig::setup_slots`] and
-    /// [`PacedConfig::ack_slots`]; an entry link has one. Call [`PacedHop::advance`] for the round before.
+    /// [`PacedConfig::ack_slots`]; an entry link has one. Call [`PacedHop::advance`] with the round first.
     pub fn cells(&self, direction: Direction, round: u64) -> Vec<Placed<'_>> {
         let (queue, phase) = match direction {
             Direction::Forward if self.is_exit() => return Vec::new(),
@@ -377,6 +385,15 @@ impl PacedHop {
             failed.push(Outcome::Failed { batch, channel, why });
         }
         failed
+    }
+
+    /// Reads the acks of all loops, when no more come.
+    fn finish_loops(&mut self) -> Vec<Outcome> {
+        let finish = |own: Own| {
+            let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
+            own.finish(&self.config, answer)
+        };
+        std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect()
     }
 }
 

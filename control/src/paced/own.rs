@@ -24,7 +24,8 @@ pub enum Outcome {
         /// If it meets another channel.
         call: Option<Call>,
     },
-    /// The node sends random bodies in this batch.
+    /// An entry sends random bodies in this batch. So does a mix for a loop, unless it had no bundle: then the next hop
+    /// does not have the channel.
     Failed { batch: u64, channel: u32, why: Failure },
 }
 

@@ -93,6 +93,11 @@ impl Seats {
         Ok(())
     }
 
+    /// Mix 1: true if this link has a seat, or one is kept for it.
+    pub(super) fn holds(&self, link: LinkId) -> bool {
+        self.kept.contains_key(&link) || self.taken.contains_key(&(link, 0))
+    }
+
     /// Gives up setups of which too few shards have come. Returns how many.
     pub(super) fn close(&mut self) -> usize {
         self.taken.values_mut().filter_map(|seat| seat.parts.take()).count()
@@ -119,6 +124,7 @@ mod tests {
         assert_eq!(first(&mut seats, 8, 1, prefix(8)), Err(Refusal::NoRoom), "the others are kept");
         assert_eq!(first(&mut seats, 1, 1, prefix(1)), Ok(()));
         assert_eq!(first(&mut seats, 9, 1, None), Err(Refusal::NoRoom));
+        assert_eq!([1, 2, 7, 8].map(|link| seats.holds(LinkId(link))), [true, true, true, false]);
         assert_eq!(first(&mut seats, 2, 1, prefix(1)), Ok(()));
         assert_eq!(seats.taken.len(), 3);
     }
