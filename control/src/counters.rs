@@ -78,6 +78,12 @@ refusals! {
     FragmentMalformed = "fragment-malformed",
     /// A setup of which too few shards arrived in time, or that made room for another.
     SetupIncomplete = "setup-incomplete",
+    /// A setup of a paced class for which there is no seat in its batch.
+    NoRoom = "no-room",
+    /// A setup or ack cell of a paced class before its phase.
+    CellEarly = "cell-early",
+    /// A setup or ack cell of a paced class after its phase.
+    CellLate = "cell-late",
     /// More setups per second than one entry link may begin.
     LinkSetupsRateLimited = "link-setups-rate-limited",
     /// More setups per second than one prefix may begin.

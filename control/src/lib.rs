@@ -35,6 +35,7 @@ mod fragments;
 mod io;
 mod link;
 mod noise;
+pub mod paced;
 mod prefix;
 mod rate;
 mod slot;

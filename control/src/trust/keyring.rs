@@ -1,7 +1,7 @@
 //! A hop's own setup keys: one pair per epoch, in memory only, each with its replay cache
 //! (SPEC 7.5, 7.9).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use blake2::Blake2sMac;
 use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, Update};
 use rand::Rng;
-use wire::cell::Shape;
+use wire::cell::{Class, Shape};
 use wire::setup::{self, BadSetup, Info, Opened, SetupKey, Suite};
 use zeroize::Zeroizing;
 
@@ -41,18 +41,36 @@ struct Seen {
     /// By the first byte of the tag. One large table would stop the node for a moment whenever it grows.
     tags: Vec<HashSet<u64>>,
     len: usize,
+    /// Those of paced classes, with the first round of the batch that they are for. Nothing opens a setup for an
+    /// earlier batch, and a class has seats for so many that the capacity does not count them (SPEC 9.8.5).
+    paced: HashMap<Class, (u64, HashSet<u64>)>,
 }
 
 impl Seen {
     fn new(key: Zeroizing<[u8; 32]>) -> Seen {
-        Seen { key, tags: vec![HashSet::new(); 256], len: 0 }
+        Seen { key, tags: vec![HashSet::new(); 256], len: 0, paced: HashMap::new() }
     }
 
-    fn contains(&self, tag: u64) -> bool {
+    /// True if a setup with this tag was opened.
+    fn contains(&self, info: Info, tag: u64) -> bool {
+        if info.paced {
+            return self
+                .paced
+                .get(&info.class)
+                .is_some_and(|(first, tags)| *first == info.first && tags.contains(&tag));
+        }
         self.tags[(tag >> 56) as usize].contains(&tag)
     }
 
-    fn insert(&mut self, tag: u64) {
+    fn insert(&mut self, info: Info, tag: u64) {
+        if info.paced {
+            let (first, tags) = self.paced.entry(info.class).or_default();
+            if *first != info.first {
+                (*first, *tags) = (info.first, HashSet::new());
+            }
+            tags.insert(tag);
+            return;
+        }
         self.len += usize::from(self.tags[(tag >> 56) as usize].insert(tag));
     }
 
@@ -72,7 +90,7 @@ pub struct Keyring {
     times: Times,
     position: usize,
     hops: usize,
-    /// Most setups that one pair opens.
+    /// Most setups of free classes that one pair opens.
     capacity: usize,
     /// Highest epoch first.
     pairs: Vec<Pair>,
@@ -183,16 +201,16 @@ impl Keyring {
         let mut why = NotOpened::Invalid(BadSetup::Forged);
         for pair in pairs {
             let tag = pair.seen.tag(&tag);
-            if pair.seen.contains(tag) {
+            if pair.seen.contains(info, tag) {
                 return Err(NotOpened::Replayed);
             }
-            if pair.seen.len >= self.capacity {
+            if !info.paced && pair.seen.len >= self.capacity {
                 why = NotOpened::Full;
                 continue;
             }
             match setup::open(shape, self.position, &pair.setup_hashes, &pair.key, info, onion) {
                 Ok(opened) => {
-                    pair.seen.insert(tag);
+                    pair.seen.insert(info, tag);
                     return Ok(opened);
                 }
                 Err(BadSetup::Forged) => {}
@@ -207,8 +225,8 @@ impl Keyring {
 mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
-    use wire::cell::{Class, Shape};
-    use wire::setup::HopPublic;
+    use wire::paced::PacedClass;
+    use wire::setup::{HopPublic, TOKEN_LEN};
 
     use super::super::descriptor::HopRole;
     use super::super::descriptor::tests::{descriptor, identity};
@@ -250,10 +268,15 @@ mod tests {
 
         /// A setup to the keys of this record.
         fn setup(&mut self, record: &SignedRecord) -> Vec<u8> {
+            self.setup_with(record, INFO)
+        }
+
+        fn setup_with(&mut self, record: &SignedRecord, info: Info) -> Vec<u8> {
+            let token = if info.paced { &[7; TOKEN_LEN][..] } else { &[] };
             let hop = |i| HopPublic { setup: record.setup.clone(), descriptor_hash: record.setup_hash(&CHAIN, i, 2) };
             let hops = [hop(1), hop(2)];
             let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut self.rng))).collect();
-            setup::build(self.shape, &hops, shares, INFO).unwrap().0
+            setup::build_with_token(self.shape, &hops, shares, info, token).unwrap().0
         }
 
         fn open(&mut self, onion: &[u8], wall_ms: u64) -> Result<(), NotOpened> {
@@ -291,6 +314,24 @@ mod tests {
         let next = ring.draw(2, 6);
         let onion = ring.setup(&next);
         assert_eq!(ring.open(&onion, 1_210_000), Ok(()));
+    }
+
+    #[test]
+    fn paced_setup_opens_once_in_its_batch_alone() {
+        let mut ring = Ring::new(1);
+        let record = ring.draw(1, 5);
+        let info = |first| Info::paced(Suite::X25519, PacedClass::new(Class::L), first);
+        let onions: Vec<Vec<u8>> = (0..3).map(|_| ring.setup_with(&record, info(2048))).collect();
+        let mut open = |onion: &[u8], first| ring.keyring.open(ring.shape, info(first), onion, RUNNING).map(drop);
+        for onion in &onions {
+            assert_eq!(open(onion, 2048), Ok(()), "the capacity is that of free classes");
+            assert_eq!(open(onion, 2048), Err(NotOpened::Replayed));
+        }
+        assert_eq!(open(&onions[0], 4096), Err(NotOpened::Invalid(BadSetup::Info)));
+        let next = ring.setup_with(&record, info(4096));
+        assert_eq!(ring.keyring.open(ring.shape, info(4096), &next, RUNNING).map(drop), Ok(()));
+        let [pair] = &ring.keyring.pairs[..] else { panic!("one pair was drawn") };
+        assert_eq!((pair.seen.len, pair.seen.paced[&Class::L].1.len()), (0, 1), "tags of the batch before are gone");
     }
 
     #[test]

@@ -34,6 +34,12 @@ impl Slots {
         debug_assert!(rank < self.seats && cell < self.cells);
         ((cell * self.seats + rank) / self.per_round) as u64
     }
+
+    /// Rank and number of the cells that leave in a round of the phase, from 0.
+    pub fn of_round(self, at: u64) -> impl Iterator<Item = (usize, usize)> {
+        let (first, all) = (at as usize * self.per_round, self.seats * self.cells);
+        (first..all.min(first + self.per_round)).map(move |slot| (slot % self.seats, slot / self.seats))
+    }
 }
 
 /// Channels that a batch has on link `link`, from 1, with the loops of the mixes before it: seats_i.
@@ -132,6 +138,10 @@ mod tests {
                 let own: Vec<u64> = (0..slots.cells).map(|cell| slots.round_of(rank, cell)).collect();
                 assert!(own.is_sorted(), "the cells of a setup leave in order");
                 own.iter().for_each(|round| rounds[*round as usize] += 1);
+            }
+            for (at, count) in (0..used).zip(&rounds) {
+                assert!(slots.of_round(at).all(|(rank, cell)| slots.round_of(rank, cell) == at));
+                assert_eq!(slots.of_round(at).count(), *count);
             }
             assert!(rounds.iter().all(|count| *count <= slots.per_round));
             assert_eq!(rounds.iter().sum::<usize>(), slots.seats * slots.cells);

@@ -1,0 +1,416 @@
+//! One class at a mix or the exit: setups and acks of all channels of a batch (SPEC 9.7 to 9.9, 9.14).
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use rand::RngExt;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{CellKind, Direction, Shape};
+use wire::ids::{ChannelKeys, LinkId};
+use wire::kdf::Secret;
+use wire::paced::{AHEAD_MAX, MeetingSecret, MeetingToken, Phase};
+use wire::setup::{HopPublic, HopSecrets, Info, Opened, TOKEN_LEN, ack_cells, begin_ack, cover_ack, onion_len};
+use zeroize::Zeroizing;
+
+use super::PacedConfig;
+use super::numbers::Numbers;
+use super::own::{Answer, Bundles, Failure, Outcome, Own, spread};
+use super::queue::{Item, Placed, Queue};
+use super::seats::{Joined, Seats};
+use crate::channel::LinkChannel;
+use crate::counters::{Counters, Refusal};
+use crate::draw::draw_secret;
+use crate::prefix::Prefix;
+use crate::trust::keyring::NotOpened;
+
+/// A setup cell from the previous hop, or from an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardCell<'a> {
+    pub link: LinkId,
+    /// Mix 1: where the link was first promoted; none if its prefix is exempt (SPEC 4.11).
+    pub home: Option<IpAddr>,
+    pub channel: u32,
+    pub sub: u8,
+    /// P bytes.
+    pub content: &'a [u8],
+}
+
+/// A channel that this hop has accepted. It exists from now on, also if its ack is lost, and until its batch ends.
+pub struct Install {
+    pub batch: u64,
+    /// Link and number towards the entry.
+    pub up: (LinkId, u32),
+    /// Number on the link to the next hop; none at the exit.
+    pub down: Option<u32>,
+    /// [`ChannelKeys::Hop`].
+    pub keys: ChannelKeys,
+    /// At the exit, which joins channels with equal tokens in the order in which they were accepted (SPEC 9.13.3).
+    pub token: Option<MeetingToken>,
+}
+
+/// A setup that this hop has accepted.
+struct Accepted {
+    up: LinkChannel,
+    prefix: Option<Prefix>,
+    down: Option<u32>,
+    ephemeral: [u8; 32],
+    /// Confirmation and ack key, until the ack is made.
+    secrets: Option<HopSecrets>,
+}
+
+/// The channels of the batch that is being set up.
+struct Coming {
+    batch: u64,
+    seats: Seats,
+    accepted: Vec<Accepted>,
+    /// What goes to the next hop, until its phase begins.
+    items: Vec<Item>,
+    loops: Vec<Own>,
+    /// Acks from the next hop, by its channel.
+    answers: HashMap<u32, Answer>,
+    /// From the beginning of their phases on.
+    setups: Option<Queue>,
+    acks: Option<Queue>,
+}
+
+impl Coming {
+    fn new(batch: u64, seats: Seats) -> Coming {
+        let (accepted, items, loops, answers, setups, acks) = Default::default();
+        Coming { batch, seats, accepted, items, loops, answers, setups, acks }
+    }
+}
+
+/// One class at a hop.
+pub struct PacedHop {
+    config: PacedConfig,
+    /// From 1.
+    position: usize,
+    /// The last released round of each direction.
+    forward: u64,
+    backward: u64,
+    numbers: Numbers,
+    bundles: Bundles,
+    /// Channels of the running batch.
+    live: HashSet<LinkChannel>,
+    coming: Coming,
+}
+
+impl PacedHop {
+    /// A hop without channels. `released` is the last round that is due when it starts.
+    ///
+    /// # Panics
+    /// The chain has fewer than `position` hops.
+    pub fn new(config: PacedConfig, position: usize, released: u64) -> PacedHop {
+        assert!((1..=config.shape.hops()).contains(&position));
+        let coming = Coming::new(config.coming(released), seats(&config, position, std::iter::empty()));
+        let numbers = Numbers::new(config.terms.period_ms);
+        let (bundles, live) = Default::default();
+        PacedHop { config, position, forward: released, backward: released, numbers, bundles, live, coming }
+    }
+
+    pub const fn config(&self) -> &PacedConfig {
+        &self.config
+    }
+
+    fn is_exit(&self) -> bool {
+        self.position == self.config.shape.hops()
+    }
+
+    /// The batch whose channels are set up.
+    pub fn coming_batch(&self) -> u64 {
+        self.coming.batch
+    }
+
+    /// Channels of that batch that were accepted from the previous link. The number is final when
+    /// [`PacedHop::advance`] was called for the first round of the phase in which the next link carries its setups.
+    pub fn accepted(&self) -> usize {
+        self.coming.accepted.len()
+    }
+
+    /// Mix: takes in the setup keys of all hops, for its loops. It needs those of [`PacedConfig::interval_of`] the
+    /// batch before the next link's phase begins.
+    pub fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
+        self.bundles.insert(interval, hops);
+    }
+
+    /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).
+    pub fn holds(&self, link: LinkId) -> bool {
+        self.coming.seats.holds(link)
+    }
+
+    /// Checks whether setup cells from the previous hop, or ack cells from the next one, come in time: step 5 of SPEC
+    /// 9.4.
+    ///
+    /// # Errors
+    /// [`Refusal::CellEarly`], [`Refusal::CellLate`], or no such cells come here.
+    pub fn check(&self, kind: CellKind) -> Result<(), Refusal> {
+        let (phase, first, last) = match kind {
+            // The exit makes its acks when it releases the round backward.
+            CellKind::Setup if self.is_exit() => (Phase::Setup(self.position), self.forward, self.backward),
+            CellKind::Setup => (Phase::Setup(self.position), self.forward, self.forward),
+            CellKind::Ack if !self.is_exit() => (Phase::Ack(self.position + 1), self.backward, self.backward),
+            _ => return Err(Refusal::CellMalformed),
+        };
+        let rounds = self.config.rounds_of(self.coming.batch, phase);
+        if first + AHEAD_MAX < rounds.start {
+            return Err(Refusal::CellEarly);
+        }
+        if last >= rounds.end { Err(Refusal::CellLate) } else { Ok(()) }
+    }
+
+    /// Takes in a setup cell. `open` opens an onion that has these constants: [`crate::trust::keyring::Keyring::open`].
+    ///
+    /// # Errors
+    /// The cell, or the setup that it completes, is refused.
+    pub fn shard(
+        &mut self,
+        rng: &mut ChaCha20Rng,
+        counters: &mut Counters,
+        cell: ShardCell<'_>,
+        open: impl FnOnce(Shape, Info, &[u8]) -> Result<Opened, NotOpened>,
+    ) -> Result<Option<Install>, Refusal> {
+        let (config, up) = (&self.config, (cell.link, cell.channel));
+        let is_valid = cell.channel != 0 && cell.content.len() == config.shape.payload();
+        if !is_valid || usize::from(cell.sub) >= config.shards_max(self.position) {
+            return Err(Refusal::FragmentMalformed);
+        }
+        self.check(CellKind::Setup)?;
+        if self.live.contains(&up) {
+            return Err(Refusal::ChannelInUse);
+        }
+
+        let (code, prefix) = (config.code(self.position), cell.home.map(Prefix::of));
+        let parts = match self.coming.seats.join(up, prefix, (cell.sub, code.data), cell.content)? {
+            Joined::Incomplete => return Ok(None),
+            Joined::Surplus => {
+                counters.surplus_cells += 1;
+                return Ok(None);
+            }
+            Joined::Complete(parts) => parts,
+        };
+        let mut onion = code.decode(&parts.indexes, &parts.bytes);
+        onion.truncate(onion_len(config.shape, config.suite, self.position) + TOKEN_LEN);
+        let opened = open(config.shape, config.info(self.coming.batch), &onion).map_err(|why| match why {
+            NotOpened::Replayed => Refusal::SetupReplayed,
+            NotOpened::Full => Refusal::ReplayCacheFull,
+            NotOpened::Invalid(_) => Refusal::SetupInvalid,
+        })?;
+        self.accept(rng, counters, up, prefix, opened).map(Some)
+    }
+
+    fn accept(
+        &mut self,
+        rng: &mut ChaCha20Rng,
+        counters: &mut Counters,
+        up: LinkChannel,
+        prefix: Option<Prefix>,
+        opened: Opened,
+    ) -> Result<Install, Refusal> {
+        let rest = opened.rest.clone();
+        let (ephemeral, mut secrets) = opened.answer(draw_secret(rng)).map_err(|_| Refusal::SetupInvalid)?;
+        // The ack needs neither of the two.
+        let take = |secret: &mut Secret| std::mem::replace(secret, Secret::new([0; 32]));
+        let keys = ChannelKeys::Hop { forward: take(&mut secrets.forward), backward: take(&mut secrets.backward) };
+        counters.setups += 1;
+
+        let batch = self.coming.batch;
+        let (down, token) = if self.is_exit() {
+            (None, Some(MeetingToken(rest.try_into().expect("the setup has the length of one with a token"))))
+        } else {
+            let down = self.draw_number(rng);
+            let code = self.config.code(self.position + 1);
+            let contents = spread(rng, rest, code, self.config.shape.payload());
+            self.send(Item { link: None, channel: down, contents });
+            (Some(down), None)
+        };
+        self.coming.accepted.push(Accepted { up, prefix, down, ephemeral, secrets: Some(secrets) });
+        Ok(Install { batch, up, down, keys, token })
+    }
+
+    fn draw_number(&mut self, rng: &mut ChaCha20Rng) -> u32 {
+        self.numbers.draw(rng, self.config.times.first(self.coming.batch + 1))
+    }
+
+    /// Keeps a setup for the next hop, and expects its ack.
+    fn send(&mut self, item: Item) {
+        self.coming.answers.insert(item.channel, Answer::new(ack_cells(self.config.shape)));
+        self.coming.items.push(item);
+    }
+
+    /// Mix: takes in an ack cell from the next hop.
+    ///
+    /// # Errors
+    /// The cell is refused.
+    pub fn ack(&mut self, counters: &mut Counters, (channel, sub): (u32, u8), content: &[u8]) -> Result<(), Refusal> {
+        let shape = self.config.shape;
+        if usize::from(sub) >= ack_cells(shape) || content.len() != shape.payload() {
+            return Err(Refusal::UnexpectedAck);
+        }
+        self.check(CellKind::Ack)?;
+        let answer = self.coming.answers.get_mut(&channel).ok_or(Refusal::UnexpectedAck)?;
+        if !answer.put(sub, content) {
+            counters.surplus_cells += 1;
+        }
+        Ok(())
+    }
+
+    /// The hop releases this round, or prepares it, at most one round before. Returns what has become of its own loops.
+    /// Rounds may be left out (SPEC 9.5.8).
+    pub fn advance(
+        &mut self,
+        rng: &mut ChaCha20Rng,
+        counters: &mut Counters,
+        direction: Direction,
+        round: u64,
+    ) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        match direction {
+            Direction::Forward => {
+                self.forward = self.forward.max(round);
+                outcomes.extend(self.follow(counters));
+                let next = Phase::Setup(self.position + 1);
+                let is_due = || self.config.place_of(self.coming.batch, next, self.forward).is_some();
+                if !self.is_exit() && self.coming.setups.is_none() && is_due() {
+                    outcomes.extend(self.begin_setups(rng, counters));
+                }
+            }
+            Direction::Backward => {
+                self.backward = self.backward.max(round);
+                let own = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position)).start;
+                if self.coming.acks.is_none() && self.backward >= own {
+                    self.begin_acks(rng, counters);
+                    outcomes.extend(self.finish_loops());
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Turns to the next batch when its setups may come.
+    fn follow(&mut self, counters: &mut Counters) -> Vec<Outcome> {
+        let batch = self.config.coming(self.forward);
+        if batch == self.coming.batch {
+            return Vec::new();
+        }
+        self.close(counters);
+        let failed = self.finish_loops();
+        let accepted = std::mem::take(&mut self.coming.accepted);
+        // A hop that has skipped a batch has no channel in the running one.
+        let running: Vec<Accepted> = accepted.into_iter().filter(|_| self.coming.batch + 1 == batch).collect();
+        self.live = running.iter().map(|one| one.up).collect();
+        let seats = seats(&self.config, self.position, running.iter().map(|one| (one.up.0, one.prefix)));
+        self.coming = Coming::new(batch, seats);
+        self.numbers.expire(self.forward);
+        self.bundles.keep_from(self.config.interval_of(batch));
+        failed
+    }
+
+    /// The setups of the coming batch are complete.
+    fn close(&mut self, counters: &mut Counters) {
+        (0..self.coming.seats.close()).for_each(|_| counters.refuse(Refusal::SetupIncomplete));
+    }
+
+    /// The next link's phase begins: each setup gets its place.
+    fn begin_setups(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
+        self.close(counters);
+        let failed = self.send_loops(rng, counters);
+        let items = std::mem::take(&mut self.coming.items);
+        let slots = self.config.setup_slots(self.position + 1);
+        self.coming.setups = Some(Queue::ranked(CellKind::Setup, slots, items, rng));
+        failed
+    }
+
+    /// The phase of acks on the previous link begins: each setup gets its ack, whatever has come from the next hop.
+    fn begin_acks(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) {
+        self.close(counters);
+        let (config, position) = (&self.config, self.position);
+        let mut items = Vec::with_capacity(self.coming.accepted.len());
+        for one in &mut self.coming.accepted {
+            let answer = one.down.and_then(|down| self.coming.answers.remove(&down));
+            let answer = answer.unwrap_or_else(|| Answer::new(ack_cells(config.shape)));
+            let mut contents = answer.fill(config.shape.payload(), rng);
+            let secrets = one.secrets.take().expect("an ack is made once");
+            for (sub, content) in (0..).zip(&mut contents) {
+                if position == config.shape.hops() {
+                    begin_ack(config.shape, sub, &one.ephemeral, &secrets, content);
+                } else {
+                    cover_ack(config.shape, position, sub, &one.ephemeral, &secrets, content);
+                }
+            }
+            items.push(Item { link: Some(one.up.0), channel: one.up.1, contents });
+        }
+        self.coming.acks = Some(match position {
+            1 => Queue::of_entries(items),
+            _ => Queue::ranked(CellKind::Ack, config.ack_slots(position), items, rng),
+        });
+    }
+
+    /// What the setup or ack slots of a round carry: forward those to the next hop, backward those to the previous one
+    /// or, at Mix 1, to each entry link. Slots without a cell here carry dummies, see [`PacedConfig::setup_slots`] and
+    /// [`PacedConfig::ack_slots`]; an entry link has one. Call [`PacedHop::advance`] with the round first.
+    pub fn cells(&self, direction: Direction, round: u64) -> Vec<Placed<'_>> {
+        let (queue, phase) = match direction {
+            Direction::Forward if self.is_exit() => return Vec::new(),
+            Direction::Forward => (&self.coming.setups, Phase::Setup(self.position + 1)),
+            Direction::Backward => (&self.coming.acks, Phase::Ack(self.position)),
+        };
+        let at = self.config.place_of(self.coming.batch, phase, round);
+        at.zip(queue.as_ref()).map(|(at, queue)| queue.cells(at)).unwrap_or_default()
+    }
+}
+
+// Loops of a mix: channels of its own through the hops behind it.
+impl PacedHop {
+    /// Sends the setups of all loops. A number of pairs that is drawn at random meets.
+    fn send_loops(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
+        let (batch, code) = (self.coming.batch, self.config.code(self.position + 1));
+        let mut failed = Vec::new();
+        let meetings = draw_meetings(rng, self.config.terms.loops);
+        for secret in meetings {
+            let channel = self.draw_number(rng);
+            let (config, first) = (&self.config, self.config.times.first(batch));
+            let meeting =
+                secret.map(|secret| MeetingSecret::new(*secret).meeting(&config.chain_id, config.terms.class, first));
+            let hops = self.bundles.get(config.interval_of(batch)).map(|hops| &hops[self.position..]);
+            let why = match hops.map(|hops| Own::build(rng, config, (batch, channel), hops, meeting.as_ref(), code)) {
+                Some(Ok((own, contents))) => {
+                    counters.setups += 1;
+                    self.coming.loops.push(own);
+                    self.send(Item { link: None, channel, contents });
+                    continue;
+                }
+                Some(Err(_)) => Failure::BadBundle,
+                None => Failure::NoBundle,
+            };
+            failed.push(Outcome::Failed { batch, channel, why });
+        }
+        failed
+    }
+
+    /// Reads the acks of all loops, when no more come.
+    fn finish_loops(&mut self) -> Vec<Outcome> {
+        let finish = |own: Own| {
+            let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
+            own.finish(&self.config, answer)
+        };
+        std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect()
+    }
+}
+
+/// For each loop of a mix the secret of its meeting, if it has one.
+fn draw_meetings(rng: &mut ChaCha20Rng, loops: u8) -> Vec<Option<Zeroizing<[u8; 32]>>> {
+    let pairs = rng.random_range(0..=loops);
+    let of_pair = |pair| {
+        let secret = (pair < pairs).then(|| Zeroizing::new(*draw_secret(rng).expose()));
+        [secret.clone(), secret]
+    };
+    (0..loops).flat_map(of_pair).collect()
+}
+
+/// The seats of a batch. `running` are the links with a channel in the batch before, and their prefixes.
+fn seats(config: &PacedConfig, position: usize, running: impl Iterator<Item = (LinkId, Option<Prefix>)>) -> Seats {
+    match position {
+        1 => Seats::of_mix_1(config.seats(1), running),
+        _ => Seats::of_hop(config.seats(position)),
+    }
+}

@@ -1,0 +1,119 @@
+//! Channel setup of paced classes as state machines (SPEC 9.5.5, 9.7 to 9.9, 9.14).
+//!
+//! ```text
+//! lead    at which own time an entry sends a round
+//! entry   the channel of an entry in each batch: its number, its setup, its ack
+//! hop     the channels of all entries at a mix or the exit, and the loops of a mix
+//! seats   who may have a channel at a hop, and the shards of its setup
+//! queue   the control cells of a phase, each in its place
+//! own     setups of an entry or of a loop, until their ack is complete
+//! ```
+//!
+//! They own no socket, no link and no clock. The only time that they know is the number of a round: the caller reports
+//! what a hop releases or an entry seals, hands in the contents of setup and ack cells that passed the checks of SPEC
+//! 9.4 (copies on link 1 do not pass), and takes for each round the contents of the setup and ack slots. Slots without
+//! contents carry dummies, so the number of cells in a round never depends on what these machines return.
+
+mod entry;
+mod hop;
+mod lead;
+mod numbers;
+mod own;
+mod queue;
+mod seats;
+#[cfg(test)]
+mod tests;
+
+use wire::cell::Shape;
+use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, seats_on};
+use wire::setup::{Info, Suite, ack_cells, paced_shards};
+use wire::shards::Shards;
+
+pub use entry::PacedEntry;
+pub use hop::{Install, PacedHop, ShardCell};
+pub use lead::Lead;
+pub use own::{Failure, Outcome};
+pub use queue::Placed;
+
+/// Most shards of a setup: their index has 8 bits, and 255 is not used.
+const SHARDS_MAX: u64 = 255;
+/// Cells of an ack content between hops (SPEC 9.9.4).
+const ACK_COPIES: usize = 3;
+
+/// What the hops and entries of a chain compute from the terms of one class.
+#[derive(Clone, Debug)]
+pub struct PacedConfig {
+    pub chain_id: [u8; 32],
+    pub shape: Shape,
+    pub suite: Suite,
+    pub terms: PacedTerms,
+    pub times: Timetable,
+    /// I of the chain.
+    pub interval_ms: u64,
+}
+
+impl PacedConfig {
+    /// Of terms that the chain has accepted ([`PacedTerms::check`]).
+    ///
+    /// # Panics
+    /// A chain has 2 to 8 hops.
+    pub fn new(chain_id: [u8; 32], terms: PacedTerms, (hops, suite, interval_s): (usize, Suite, u32)) -> PacedConfig {
+        let shape = Shape::new(terms.class.size(), hops).expect("a chain has 2 to 8 hops");
+        let (times, interval_ms) = (terms.timetable(hops), u64::from(interval_s) * 1000);
+        PacedConfig { chain_id, shape, suite, terms, times, interval_ms }
+    }
+
+    /// The interval whose bundle all entries and loops use for the channels of a batch (SPEC 9.8.2).
+    pub fn interval_of(&self, batch: u64) -> u64 {
+        let begin_ms = self.times.begin(self.times.first(batch - 1)) / 1_000_000;
+        (begin_ms / self.interval_ms).saturating_sub(1)
+    }
+
+    /// The setup slots of a round on link `link`, from 2 on (SPEC 9.6).
+    pub fn setup_slots(&self, link: usize) -> Slots {
+        Slots::new(self.seats(link), self.code(link).total(), self.times.used())
+    }
+
+    /// The ack slots of a round on link `link`, from 2 on.
+    pub fn ack_slots(&self, link: usize) -> Slots {
+        Slots::new(self.seats(link), ACK_COPIES * ack_cells(self.shape), self.times.used())
+    }
+
+    /// Channels of a batch on link `link` at most: seats_i.
+    fn seats(&self, link: usize) -> usize {
+        seats_on(link, self.terms.seats, self.terms.loops)
+    }
+
+    /// The shards of a setup on link `link`. On link 1 an entry sends more parity shards.
+    fn code(&self, link: usize) -> Shards {
+        paced_shards(self.shape, self.suite, link)
+    }
+
+    /// Shards that a setup has on link `link` at most.
+    fn shards_max(&self, link: usize) -> usize {
+        if link == 1 { self.times.used().min(SHARDS_MAX) as usize } else { self.code(link).total() }
+    }
+
+    /// The fields of a setup for this batch.
+    fn info(&self, batch: u64) -> Info {
+        Info::paced(self.suite, self.terms.class, self.times.first(batch))
+    }
+
+    /// The batch whose channels are set up in this round, or begin to be within the rounds in which a hop takes cells
+    /// ahead of time.
+    fn coming(&self, released: u64) -> u64 {
+        self.times.batch_of(released + AHEAD_MAX) + 1
+    }
+
+    /// The rounds of a phase in which channels of this batch are set up.
+    fn rounds_of(&self, batch: u64, phase: Phase) -> std::ops::Range<u64> {
+        self.times.rounds_of(batch - 1, phase)
+    }
+
+    /// The number of a round among those of a phase that carry setups or acks. None if it is not one of them, or if the
+    /// phase is one of another batch's channels.
+    fn place_of(&self, batch: u64, phase: Phase, round: u64) -> Option<u64> {
+        let at = round.checked_sub(self.rounds_of(batch, phase).start)?;
+        (at < self.times.used()).then_some(at)
+    }
+}

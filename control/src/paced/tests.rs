@@ -1,0 +1,723 @@
+//! Entries, three mixes and the exit of one class in memory, round by round.
+
+use std::collections::{HashMap, HashSet};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{CellKind, Class, Direction, Shape};
+use wire::gcm::{encipher_batch, open_batch, seal_batch};
+use wire::ids::{ChannelKeys, LinkId};
+use wire::kdf::Secret;
+use wire::paced::{EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, Place};
+use wire::setup::{self, BadAck, HopPublic, Info, Opened, SetupKey, Suite};
+
+use super::*;
+use crate::counters::{Counters, Refusal};
+use crate::trust::keyring::NotOpened;
+
+const HOPS: usize = 4;
+const BATCH: u64 = 80_000_000;
+const FORWARD: Direction = Direction::Forward;
+const BACKWARD: Direction = Direction::Backward;
+
+/// The least rounds for three mixes, without loops.
+pub(super) fn terms() -> PacedTerms {
+    PacedTerms {
+        class: PacedClass::new(Class::S),
+        name: "voice".to_owned(),
+        period_ms: 10,
+        cells: 1,
+        rounds: 512,
+        copies: 2,
+        gap: 1,
+        repeat: false,
+        n_min: 1,
+        seats: 6,
+        loops: 0,
+        slack_ms: 8,
+        steps_ms: vec![5; HOPS - 1],
+    }
+}
+
+fn config(terms: PacedTerms) -> PacedConfig {
+    let hops = terms.steps_ms.len() + 1;
+    PacedConfig::new([0xcc; 32], terms, (hops, Suite::Hybrid, 10))
+}
+
+/// The setup keys of a hop, and the setups that it has opened.
+struct Keys {
+    key: SetupKey,
+    hash: [u8; 32],
+    seen: HashSet<[u8; 16]>,
+}
+
+impl Keys {
+    fn new(position: u8) -> Keys {
+        let key = SetupKey::generate(Suite::Hybrid, Secret::new([position; 32]));
+        Keys { key, hash: [position; 32], seen: HashSet::new() }
+    }
+
+    fn public(&self) -> HopPublic {
+        HopPublic { setup: self.key.public(), descriptor_hash: self.hash }
+    }
+
+    fn open(&mut self, position: usize, shape: Shape, info: Info, onion: &[u8]) -> Result<Opened, NotOpened> {
+        let opened = setup::open(shape, position, &[self.hash], &self.key, info, onion).map_err(NotOpened::Invalid)?;
+        if self.seen.insert(opened.tag) { Ok(opened) } else { Err(NotOpened::Replayed) }
+    }
+}
+
+struct Hop {
+    machine: PacedHop,
+    rng: ChaCha20Rng,
+    counters: Counters,
+    keys: Keys,
+    installs: Vec<Install>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Hop {
+    fn shard(&mut self, position: usize, cell: ShardCell<'_>) -> Result<(), Refusal> {
+        let open = |shape, info: Info, onion: &[u8]| self.keys.open(position, shape, info, onion);
+        let done = self.machine.shard(&mut self.rng, &mut self.counters, cell, open);
+        done.map(|install| self.installs.extend(install)).inspect_err(|why| self.counters.refuse(*why))
+    }
+
+    fn advance(&mut self, direction: Direction, round: u64) {
+        self.outcomes.extend(self.machine.advance(&mut self.rng, &mut self.counters, direction, round));
+    }
+}
+
+struct User {
+    machine: PacedEntry,
+    rng: ChaCha20Rng,
+    counters: Counters,
+    outcomes: Vec<Outcome>,
+    is_ready: bool,
+}
+
+/// A setup or ack cell on a link.
+#[derive(Clone, Debug, PartialEq)]
+struct Sent {
+    round: u64,
+    /// From 1.
+    link: usize,
+    /// On link 1.
+    user: Option<usize>,
+    kind: CellKind,
+    channel: u32,
+    sub: u8,
+    content: Vec<u8>,
+}
+
+type Lose = Box<dyn FnMut(&Sent) -> bool>;
+
+struct World {
+    config: PacedConfig,
+    users: Vec<User>,
+    hops: Vec<Hop>,
+    round: u64,
+    sent: Vec<Sent>,
+    lose: Lose,
+}
+
+impl World {
+    /// `users` and all hops, which start before batch [`BATCH`].
+    fn new(terms: PacedTerms, users: usize) -> World {
+        let config = config(terms);
+        let round = config.times.first(BATCH) - 20;
+        let rng = |node: usize| ChaCha20Rng::seed_from_u64(node as u64);
+        let hop = |position: usize| Hop {
+            machine: PacedHop::new(config.clone(), position, round),
+            rng: rng(position),
+            counters: Counters::default(),
+            keys: Keys::new(position as u8),
+            installs: Vec::new(),
+            outcomes: Vec::new(),
+        };
+        let user = |user: usize| {
+            let mut rng = rng(100 + user);
+            let machine = PacedEntry::new(config.clone(), &mut rng, round);
+            User { machine, rng, counters: Counters::default(), outcomes: Vec::new(), is_ready: true }
+        };
+        let (hops, users) = ((1..=config.shape.hops()).map(hop).collect(), (0..users).map(user).collect());
+        let mut world = World { config, users, hops, round, sent: Vec::new(), lose: Box::new(|_| false) };
+        world.publish(BATCH + 1);
+        world
+    }
+
+    fn losing(mut self, lose: impl FnMut(&Sent) -> bool + 'static) -> World {
+        self.lose = Box::new(lose);
+        self
+    }
+
+    /// Everybody gets the bundle for the channels of a batch.
+    fn publish(&mut self, batch: u64) {
+        let publics: Vec<HopPublic> = self.hops.iter().map(|hop| hop.keys.public()).collect();
+        let interval = self.config.interval_of(batch);
+        self.users.iter_mut().for_each(|user| user.machine.bundle(interval, publics.clone()));
+        self.hops.iter_mut().for_each(|hop| hop.machine.bundle(interval, publics.clone()));
+    }
+
+    /// Records a cell. None if it is lost.
+    fn carry(&mut self, link: usize, user: Option<usize>, cell: Placed<'_>) -> Option<Sent> {
+        let Placed { kind, channel, sub, content, .. } = cell;
+        let sent = Sent { round: self.round, link, user, kind, channel, sub, content: content.to_vec() };
+        self.sent.push(sent.clone());
+        (!(self.lose)(&sent)).then_some(sent)
+    }
+
+    /// Sends cells, and hands in those that are not lost.
+    fn deliver(&mut self, cells: Vec<Sent>) {
+        for cell in cells {
+            let at = (cell.channel, cell.sub);
+            let done = match (cell.kind, cell.user) {
+                (CellKind::Ack, Some(user)) => {
+                    let User { machine, counters, outcomes, .. } = &mut self.users[user];
+                    let done = machine.ack(counters, at, &cell.content).map(|outcome| outcomes.extend(outcome));
+                    done.map_err(|why| counters.refuse(why))
+                }
+                (CellKind::Ack, None) => {
+                    let Hop { machine, counters, .. } = &mut self.hops[cell.link - 2];
+                    machine.ack(counters, at, &cell.content).map_err(|why| counters.refuse(why))
+                }
+                (_, user) => {
+                    let link = LinkId(user.map_or(1000, |user| user as u32));
+                    let shard = ShardCell { link, home: None, channel: at.0, sub: at.1, content: &cell.content };
+                    self.hops[cell.link - 1].shard(cell.link, shard).map_err(drop)
+                }
+            };
+            // Whatever is refused was counted.
+            let _ = done;
+        }
+    }
+
+    fn from_hop(&mut self, position: usize, direction: Direction) -> Vec<Sent> {
+        let round = self.round;
+        self.hops[position - 1].advance(direction, round);
+        let placed: Vec<_> = self.hops[position - 1].machine.cells(direction, round);
+        let cells: Vec<_> =
+            placed.iter().map(|cell| (cell.link, cell.channel, cell.sub, cell.content.to_vec())).collect();
+        let (link, kind) = match direction {
+            FORWARD => (position + 1, CellKind::Setup),
+            BACKWARD => (position, CellKind::Ack),
+        };
+        let carried = cells.iter().filter_map(|(to, channel, sub, content)| {
+            let user = to.filter(|_| link == 1).map(|to| to.0 as usize);
+            self.carry(link, user, Placed { link: *to, kind, channel: *channel, sub: *sub, content })
+        });
+        carried.collect()
+    }
+
+    fn step(&mut self) {
+        let round = self.round;
+        for user in 0..self.users.len() {
+            let User { machine, rng, counters, outcomes, is_ready } = &mut self.users[user];
+            outcomes.extend(machine.advance(rng, counters, round, *is_ready));
+            let cell = machine.cell(round).map(|cell| (cell.channel, cell.sub, cell.content.to_vec()));
+            if let Some((channel, sub, content)) = cell {
+                let placed = Placed { link: None, kind: CellKind::Setup, channel, sub, content: &content };
+                let carried = self.carry(1, Some(user), placed);
+                self.deliver(carried.into_iter().collect());
+            }
+        }
+        for position in 1..=self.hops.len() {
+            let cells = self.from_hop(position, FORWARD);
+            self.deliver(cells);
+        }
+        for position in (1..=self.hops.len()).rev() {
+            let cells = self.from_hop(position, BACKWARD);
+            self.deliver(cells);
+        }
+        self.round += 1;
+    }
+
+    /// Until this round is over.
+    fn run_to(&mut self, round: u64) {
+        while self.round <= round {
+            self.step();
+        }
+    }
+
+    /// Until the first round of this batch is over.
+    fn run_to_batch(&mut self, batch: u64) {
+        self.run_to(self.config.times.first(batch));
+    }
+
+    /// Cells of each round and link.
+    fn counts(&self) -> HashMap<(u64, usize, CellKind), usize> {
+        let mut counts = HashMap::new();
+        self.sent.iter().for_each(|cell| *counts.entry((cell.round, cell.link, cell.kind)).or_default() += 1);
+        counts
+    }
+
+    fn refused(&self, position: usize, why: Refusal) -> u64 {
+        self.hops[position - 1].counters.refused(why)
+    }
+
+    /// The channels of a user's setup at all hops, Mix 1 first. Empty from where it was not accepted.
+    fn path(&self, user: usize, channel: u32) -> Vec<&Install> {
+        let (mut path, mut up) = (Vec::new(), Some((LinkId(user as u32), channel)));
+        for hop in &self.hops {
+            let Some(install) = hop.installs.iter().find(|install| Some(install.up) == up) else { break };
+            up = install.down.map(|down| (LinkId(1000), down));
+            path.push(install);
+        }
+        path
+    }
+}
+
+fn refusals(counters: &Counters) -> Vec<(&'static str, u64)> {
+    counters.refusals().filter(|(_, count)| *count > 0).collect()
+}
+
+fn is_ready(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Ready { .. })
+}
+
+fn why(outcomes: &[Outcome]) -> Option<Failure> {
+    match outcomes {
+        [Outcome::Failed { why, .. }] => Some(*why),
+        _ => None,
+    }
+}
+
+/// True if a body that the entry seals opens at the exit of this path, and the exit's opens at the entry.
+fn keys_fit(keys: &EntryKeys, path: &[&Install], round: u64) -> bool {
+    let place = Place { round, sub: 0 };
+    let secrets = |install: &Install| match &install.keys {
+        ChannelKeys::Hop { forward, backward } => (forward.clone(), backward.clone()),
+        ChannelKeys::Entry(_) => panic!("the keys of a hop"),
+    };
+    let (exit, mixes) = path.split_last().unwrap();
+    let (forward, backward) = secrets(exit);
+    let exit = ExitKeys::new(forward, backward);
+    let layer = |mix: &&Install, direction, body: &mut [u8]| {
+        let (forward, backward) = secrets(mix);
+        encipher_batch(&mut [HopKeys::new(forward, backward).job(direction, place, body)]);
+    };
+
+    let mut there = vec![5; 224];
+    keys.seal_data(place, &mut there);
+    mixes.iter().for_each(|mix| layer(mix, FORWARD, &mut there));
+    let mut jobs = [exit.data_job(FORWARD, place, &mut there)];
+    open_batch(&mut jobs);
+    let is_open = jobs[0].ok;
+
+    let mut back = vec![6; 224];
+    seal_batch(&mut [exit.data_job(BACKWARD, place, &mut back)]);
+    mixes.iter().rev().for_each(|mix| layer(mix, BACKWARD, &mut back));
+    let answer = keys.open(None, place, &mut back);
+    is_open && there[..208] == [5; 208] && answer == Some(Inner::Data(&[6; 208]))
+}
+
+#[test]
+fn all_setups_of_a_batch_come_through_and_keys_fit() {
+    let mut world = World::new(terms(), 6);
+    let secret = || Some(MeetingSecret::new([9; 32]));
+    [1, 4].into_iter().for_each(|user| world.users[user].machine.meet(secret()));
+    world.run_to_batch(BATCH + 1);
+    let first = world.config.times.first(BATCH + 1);
+    let mut tokens = Vec::new();
+    for (at, user) in world.users.iter().enumerate() {
+        let [Outcome::Ready { batch, channel, keys, call }] = &user.outcomes[..] else { panic!("user {at}") };
+        assert_eq!((*batch, Some(*channel)), (BATCH + 1, user.machine.channel(BATCH + 1)));
+        let path = world.path(at, *channel);
+        assert!(path.iter().all(|install| install.batch == BATCH + 1) && path.len() == HOPS);
+        assert!(keys_fit(keys, &path, first + 7), "user {at}");
+        assert_eq!(call.is_some(), [1, 4].contains(&at));
+        tokens.push(path[HOPS - 1].token.unwrap());
+        assert!(refusals(&user.counters).is_empty());
+    }
+    let token = secret().unwrap().meeting(&[0xcc; 32], terms().class, first).token;
+    let of_meeting: Vec<usize> = (0..6).filter(|user| tokens[*user] == token).collect();
+    assert_eq!(of_meeting, [1, 4]);
+    assert_eq!(world.hops.iter().map(|hop| refusals(&hop.counters)).collect::<Vec<_>>(), vec![vec![]; HOPS]);
+}
+
+#[test]
+fn ack_of_two_contents_comes_through_eight_hops() {
+    let mut world = World::new(PacedTerms { rounds: 2048, steps_ms: vec![5; 7], ..terms() }, 3);
+    world.run_to_batch(BATCH + 1);
+    for (at, user) in world.users.iter().enumerate() {
+        let [Outcome::Ready { channel, keys, .. }] = &user.outcomes[..] else { panic!("user {at}") };
+        assert!(keys_fit(keys, &world.path(at, *channel), 7), "user {at}");
+    }
+    // On link 1 in turn, in all rounds that carry acks; between hops three cells for each content.
+    let acks = |link| world.sent.iter().filter(move |cell| cell.kind == CellKind::Ack && cell.link == link);
+    let subs: Vec<u8> = acks(1).filter(|cell| cell.user == Some(1)).map(|cell| cell.sub).collect();
+    assert!(subs.len() == 93 && subs.iter().zip(0..).all(|(sub, at)| *sub == at % 2));
+    assert!((2..=8).all(|link| acks(link).count() == 3 * 2 * 3));
+}
+
+#[test]
+fn keys_of_one_user_do_not_fit_another() {
+    let mut world = World::new(terms(), 2);
+    world.run_to_batch(BATCH + 1);
+    let paths = [0, 1].map(|user| world.path(user, world.users[user].machine.channel(BATCH + 1).unwrap()));
+    let [Outcome::Ready { keys, .. }] = &world.users[0].outcomes[..] else { panic!("it is ready") };
+    assert!(keys_fit(keys, &paths[0], 7) && !keys_fit(keys, &paths[1], 7));
+}
+
+#[test]
+fn setups_survive_one_percent_loss_on_every_link() {
+    const USERS: usize = 150;
+    let mut rng = ChaCha20Rng::seed_from_u64(7);
+    let (mut cells, mut done, mut ready) = (0, 0, 0);
+    let mut world =
+        World::new(PacedTerms { seats: USERS as u16, ..terms() }, USERS).losing(move |_| rng.random_bool(0.01));
+    for batch in BATCH + 1..=BATCH + 7 {
+        world.publish(batch);
+        world.run_to_batch(batch);
+        let outcomes: Vec<Outcome> = world.users.iter_mut().flat_map(|user| user.outcomes.drain(..)).collect();
+        done += outcomes.len();
+        ready += outcomes.iter().filter(|outcome| is_ready(outcome)).count();
+        cells += world.sent.drain(..).len();
+        world.hops.iter_mut().for_each(|hop| hop.installs.clear());
+    }
+    assert_eq!(done, 7 * USERS);
+    assert!(cells > 100_000 && 1000 * ready >= 999 * done, "{ready} of {done}");
+}
+
+#[test]
+fn suppressed_ack_fails_one_entry_and_changes_no_count() {
+    let mut world = World::new(terms(), 6);
+    world.run_to_batch(BATCH + 1);
+    let (victim, counts) = (world.path(2, world.users[2].machine.channel(BATCH + 1).unwrap())[1].down, world.counts());
+    assert!(world.users.iter().all(|user| is_ready(&user.outcomes[0])));
+
+    // The same once more, but the ack of user 2 does not arrive at Mix 2.
+    let is_ack = move |cell: &Sent| cell.kind == CellKind::Ack && cell.link == 3 && Some(cell.channel) == victim;
+    let mut world = World::new(terms(), 6).losing(is_ack);
+    world.run_to_batch(BATCH + 1);
+    assert!(world.sent.iter().any(is_ack));
+    assert_eq!(world.counts(), counts);
+    for (at, user) in world.users.iter().enumerate() {
+        assert_eq!(is_ready(&user.outcomes[0]), at != 2, "user {at}");
+    }
+    // Mixes 1 and 2 have answered; what is under their layers is random.
+    assert_eq!(why(&world.users[2].outcomes), Some(Failure::BadAck(BadAck::Confirm(3))));
+    assert!(world.hops.iter().all(|hop| hop.installs.len() == 6), "its channel exists at all hops");
+}
+
+#[test]
+fn lost_setup_leaves_the_cells_of_a_run_without_its_entry() {
+    let run = |users: usize, lost: Option<usize>| {
+        let mut world = World::new(terms(), users).losing(move |cell| cell.link == 1 && cell.user == lost);
+        world.run_to_batch(BATCH + 1);
+        world
+    };
+    // Setups are encrypted at random, so contents differ from run to run.
+    let behind = |world: &World| -> Vec<_> {
+        let cells = world.sent.iter().filter(|cell| cell.link > 1);
+        cells.map(|cell| (cell.round, cell.link, cell.kind, cell.channel, cell.sub)).collect()
+    };
+    let (lost, without) = (run(5, Some(4)), run(4, None));
+    assert_eq!(behind(&lost), behind(&without));
+    assert!(!behind(&lost).is_empty());
+    assert_eq!(why(&lost.users[4].outcomes), Some(Failure::NoAck));
+}
+
+#[test]
+fn places_do_not_depend_on_the_order_of_arrival() {
+    // Shards of two setups as they come to Mix 2, in both orders.
+    let mut world = World::new(terms(), 2);
+    let config = world.config.clone();
+    world.run_to(config.rounds_of(BATCH + 1, Phase::Setup(2)).end - 1);
+    let shards: Vec<Sent> = world.sent.drain(..).filter(|cell| cell.link == 2).collect();
+    let begin = config.rounds_of(BATCH + 1, Phase::Setup(3)).start;
+    let mut places = |order: &dyn Fn(&Sent) -> (u32, u8)| {
+        let mut hop = World::new(terms(), 0).hops.remove(1);
+        hop.keys = Keys { seen: HashSet::new(), ..std::mem::replace(&mut world.hops[1].keys, Keys::new(0)) };
+        let mut shards = shards.clone();
+        shards.sort_by_key(order);
+        hop.advance(FORWARD, begin - 40);
+        for cell in &shards {
+            let shard =
+                ShardCell { link: LinkId(7), home: None, channel: cell.channel, sub: cell.sub, content: &cell.content };
+            hop.shard(2, shard).unwrap();
+        }
+        assert_eq!(hop.installs.len(), 2);
+        hop.advance(FORWARD, begin);
+        let subs = |round| hop.machine.cells(FORWARD, round).iter().map(|cell| (round, cell.sub)).collect::<Vec<_>>();
+        let places: Vec<_> = (begin..begin + config.times.used()).flat_map(subs).collect();
+        world.hops[1].keys = hop.keys;
+        (places, hop.installs[0].up.1)
+    };
+    let (one, first) = places(&|cell| (cell.channel, cell.sub));
+    let (other, second) = places(&|cell| (!cell.channel, 255 - cell.sub));
+    assert!(one == other && one.len() == 2 * 15 && first != second);
+}
+
+#[test]
+fn third_setup_on_a_full_hop_is_refused() {
+    let mut world = World::new(PacedTerms { seats: 2, ..terms() }, 3);
+    world.run_to_batch(BATCH + 1);
+    let ready = world.users.iter().filter(|user| is_ready(&user.outcomes[0])).count();
+    assert_eq!((ready, why(&world.users[2].outcomes)), (2, Some(Failure::NoAck)));
+    // All its shards, and the first one of the next batch: the others keep their seats.
+    assert_eq!(world.refused(1, Refusal::NoRoom), world.config.times.used() + 1);
+    assert!(world.hops.iter().all(|hop| hop.installs.len() == 2));
+}
+
+#[test]
+fn setup_of_another_batch_or_sent_twice_is_refused() {
+    let mut world = World::new(terms(), 1);
+    world.run_to(world.config.times.first(BATCH) + 30);
+    let shards: Vec<Sent> = world.sent.drain(..).filter(|cell| cell.link == 1).collect();
+    let again = |world: &mut World, link: u32| {
+        let send = |cell: &Sent| {
+            let Sent { sub, content, .. } = cell;
+            let cell = ShardCell { link: LinkId(link), home: None, channel: 5, sub: *sub, content };
+            world.hops[0].shard(1, cell).err()
+        };
+        shards.iter().filter_map(send).collect::<Vec<_>>()
+    };
+    assert_eq!(again(&mut world, 50), [Refusal::SetupReplayed]);
+    world.run_to_batch(BATCH + 1);
+    assert_eq!(again(&mut world, 51), [Refusal::SetupInvalid], "its first is of the batch before");
+    assert_eq!(world.hops[0].installs.len(), 1);
+}
+
+#[test]
+fn shard_for_a_channel_in_use_or_of_no_form_is_refused() {
+    let mut world = World::new(terms(), 1);
+    world.run_to_batch(BATCH + 1);
+    let channel = world.users[0].machine.channel(BATCH + 1).unwrap();
+    let content = vec![3; 208];
+    let mut send = |link, (channel, sub), content| {
+        world.hops[0].shard(1, ShardCell { link: LinkId(link), home: None, channel, sub, content })
+    };
+    assert_eq!(send(0, (channel, 0), &content), Err(Refusal::ChannelInUse));
+    for (at, content) in [((0, 0), &content[..]), ((5, 42), &content), ((5, 0), &content[1..])] {
+        assert_eq!(send(1, at, content), Err(Refusal::FragmentMalformed));
+    }
+    assert_eq!(send(1, (5, 41), &content), Ok(()));
+}
+
+#[test]
+fn setup_cells_outside_their_phase_are_early_or_late() {
+    for position in 2..=HOPS {
+        let mut hop = World::new(terms(), 0).hops.remove(position - 1);
+        let phase = hop.machine.config().rounds_of(BATCH + 1, Phase::Setup(position));
+        let mut sub = 0..;
+        let mut shard = |hop: &mut Hop| {
+            let (sub, content) = (sub.next().unwrap(), &[3; 208]);
+            hop.shard(position, ShardCell { link: LinkId(1), home: None, channel: 5, sub, content })
+        };
+        hop.advance(FORWARD, phase.start - 9);
+        assert_eq!(shard(&mut hop), Err(Refusal::CellEarly));
+        hop.advance(FORWARD, phase.start - 8);
+        assert_eq!(shard(&mut hop), Ok(()));
+        // Two rounds between the directions; the exit is open until its backward release.
+        hop.advance(FORWARD, phase.end - 1);
+        hop.advance(BACKWARD, phase.end - 3);
+        assert_eq!(shard(&mut hop), Ok(()));
+        hop.advance(FORWARD, phase.end);
+        assert_eq!(shard(&mut hop), if position == HOPS { Ok(()) } else { Err(Refusal::CellLate) });
+        hop.advance(BACKWARD, phase.end);
+        assert_eq!(shard(&mut hop), Err(Refusal::CellLate));
+        assert_eq!(hop.counters.refused(Refusal::SetupIncomplete), 1);
+    }
+}
+
+#[test]
+fn ack_cells_outside_their_phase_are_early_or_late() {
+    let mut world = World::new(terms(), 1).losing(|cell| cell.kind == CellKind::Ack);
+    let (first, phases) = (world.config.times.first(BATCH), 2 * HOPS as u64);
+    let content = vec![3; 208];
+    let phase = world.config.rounds_of(BATCH + 1, Phase::Ack(2));
+    let ack = |world: &mut World, channel| {
+        let Hop { machine, counters, .. } = &mut world.hops[0];
+        machine.ack(counters, (channel, 0), &content)
+    };
+    // A round is over at all hops when `run_to` returns.
+    world.run_to(phase.start - 9);
+    let down = world.hops[0].installs[0].down.unwrap();
+    assert_eq!(ack(&mut world, down), Err(Refusal::CellEarly));
+    world.run_to(phase.start - 8);
+    assert_eq!(ack(&mut world, down), Ok(()));
+    assert_eq!((ack(&mut world, down), world.hops[0].counters.surplus_cells > 0), (Ok(()), true));
+    assert_eq!(ack(&mut world, down.wrapping_add(1)), Err(Refusal::UnexpectedAck));
+    world.run_to(phase.end);
+    assert_eq!(ack(&mut world, down), Err(Refusal::CellLate));
+
+    // At the entry, which seals a round before that.
+    let begin = first + (phases - 1) * world.config.times.phase_len();
+    assert_eq!(phase.end, begin);
+    let mut entry = World::new(terms(), 1);
+    entry.run_to(begin - 9);
+    let channel = entry.users[0].machine.channel(BATCH + 1).unwrap();
+    let ack = |world: &mut World, channel| {
+        let User { machine, counters, .. } = &mut world.users[0];
+        machine.ack(counters, (channel, 0), &content).map(|outcome| outcome.is_some())
+    };
+    assert_eq!(ack(&mut entry, channel), Err(Refusal::CellEarly));
+    entry.run_to(begin - 8);
+    assert_eq!(ack(&mut entry, channel ^ 1), Err(Refusal::UnexpectedAck));
+    assert_eq!(ack(&mut entry, channel), Ok(true));
+    assert!(matches!(why(&entry.users[0].outcomes), None), "the caller has the outcome");
+    entry.lose = Box::new(|_| true);
+    entry.run_to_batch(BATCH + 1);
+    assert_eq!(ack(&mut entry, channel), Err(Refusal::CellLate));
+}
+
+#[test]
+fn lost_link_does_not_end_channels() {
+    // From the end of phase 1 on nothing arrives on the link of user 1.
+    let mut world = World::new(PacedTerms { seats: 2, ..terms() }, 2);
+    world.run_to(world.config.rounds_of(BATCH + 1, Phase::Setup(1)).end);
+    world.lose = Box::new(|cell| cell.user == Some(1));
+    world.run_to_batch(BATCH + 1);
+    assert!(world.hops.iter().all(|hop| hop.installs.len() == 2));
+    let acks = |user| world.sent.iter().filter(|cell| cell.kind == CellKind::Ack && cell.user == Some(user)).count();
+    assert_eq!([acks(0), acks(1)], [world.config.times.used() as usize; 2]);
+    assert_eq!(why(&world.users[1].outcomes), Some(Failure::NoAck));
+
+    // Its seat is kept in the next batch, so nobody else has it.
+    let stranger = ShardCell { link: LinkId(9), home: None, channel: 5, sub: 0, content: &[3; 208] };
+    assert_eq!(world.hops[0].shard(1, stranger), Err(Refusal::NoRoom));
+}
+
+#[test]
+fn hop_that_skips_rounds_begins_its_phases_late() {
+    let mut world = World::new(terms(), 1);
+    let config = world.config.clone();
+    let phase = config.rounds_of(BATCH + 1, Phase::Setup(2));
+    world.run_to(phase.start - 1);
+    world.round = phase.start + 2;
+    world.run_to_batch(BATCH + 1);
+    let setups = world.sent.iter().filter(|cell| cell.link == 2 && cell.kind == CellKind::Setup);
+    let lost = 22 - setups.count();
+    assert!((1..=2).contains(&lost) && is_ready(&world.users[0].outcomes[0]), "{lost} shards were skipped");
+    // A whole batch later it has no channels.
+    world.round = config.times.first(BATCH + 3);
+    world.publish(BATCH + 4);
+    world.step();
+    assert!(world.hops.iter().all(|hop| hop.machine.coming_batch() == BATCH + 4 && hop.machine.accepted() == 0));
+}
+
+#[test]
+fn loops_of_every_mix_come_through() {
+    let mut world = World::new(PacedTerms { loops: 2, ..terms() }, 3);
+    world.run_to_batch(BATCH + 1);
+    let first = world.config.times.first(BATCH + 1);
+    for mix in 1..HOPS {
+        let outcomes = &world.hops[mix - 1].outcomes;
+        assert_eq!(outcomes.len(), 4, "mix {mix}");
+        let mut calls = 0;
+        for outcome in outcomes {
+            let Outcome::Ready { channel, keys, call, .. } = outcome else { panic!("a loop of mix {mix}") };
+            let (mut path, mut up) = (Vec::new(), Some(*channel));
+            for hop in &world.hops[mix..] {
+                let install = hop.installs.iter().find(|install| Some(install.up.1) == up).unwrap();
+                up = install.down;
+                path.push(install);
+            }
+            assert!(keys_fit(keys, &path, first + 3));
+            calls += usize::from(call.is_some());
+        }
+        assert!([0, 2, 4].contains(&calls), "pairs meet");
+    }
+    let installs: Vec<usize> = world.hops.iter().map(|hop| hop.installs.len()).collect();
+    assert_eq!(installs, [3, 7, 11, 15]);
+    let tokens: HashSet<_> = world.hops[HOPS - 1].installs.iter().map(|install| install.token.unwrap().0).collect();
+    let met: usize = world
+        .hops
+        .iter()
+        .flat_map(|hop| &hop.outcomes)
+        .filter(|outcome| matches!(outcome, Outcome::Ready { call: Some(_), .. }))
+        .count();
+    assert_eq!(tokens.len(), 15 - met / 2);
+    assert!(world.users.iter().all(|user| is_ready(&user.outcomes[0])));
+}
+
+#[test]
+fn loops_without_a_bundle_fail() {
+    let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
+    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round);
+    world.run_to_batch(BATCH + 1);
+    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { why: Failure::NoBundle, .. });
+    assert_eq!(world.hops.iter().map(|hop| hop.outcomes.len()).collect::<Vec<_>>(), [2, 2, 2, 0]);
+    assert!(world.hops[1].outcomes.iter().all(failed) && !world.hops[0].outcomes.iter().any(failed));
+    assert!(is_ready(&world.users[0].outcomes[0]));
+}
+
+#[test]
+fn interval_is_the_one_before_phase_one_begins() {
+    let config = config(terms());
+    // A batch has 5.12 s, an interval 10 s: batch 2 begins at 10.24 s, in interval 1.
+    assert_eq!([3, 4, 5].map(|batch| config.interval_of(batch)), [0, 0, 1]);
+    let entry = PacedEntry::new(config, &mut ChaCha20Rng::seed_from_u64(1), 3 * 512 + 5);
+    assert_eq!(entry.wanted_interval(), Some(1), "for batch 5, whose setup begins in batch 4");
+}
+
+#[test]
+fn entry_sets_up_while_the_shards_of_a_setup_fit() {
+    // 29 of 42 rounds are needed.
+    let (used, needed) = (42, 29);
+    for (at, sets_up) in [(0, true), (5, true), (used - needed, true), (used - needed + 1, false)] {
+        let mut world = World::new(terms(), 1);
+        let publics: Vec<HopPublic> = world.hops.iter().map(|hop| hop.keys.public()).collect();
+        world.users[0].machine = PacedEntry::new(world.config.clone(), &mut ChaCha20Rng::seed_from_u64(1), world.round);
+        let (first, interval) = (world.config.times.first(BATCH), world.config.interval_of(BATCH + 1));
+        world.run_to(first + at - 1);
+        assert_eq!(world.users[0].machine.wanted_interval(), Some(interval));
+        world.users[0].machine.bundle(interval, publics);
+        world.run_to_batch(BATCH + 1);
+        let is_setup = |cell: &&Sent| cell.kind == CellKind::Setup && cell.link == 1 && cell.round < first + 512;
+        let setups: Vec<&Sent> = world.sent.iter().filter(is_setup).collect();
+        let rounds: Vec<u64> = setups.iter().map(|cell| cell.round - first).collect();
+        assert_eq!(rounds, if sets_up { (at..used).collect() } else { Vec::<u64>::new() }, "bundle at {at}");
+        assert!((0..).zip(&setups).all(|(sub, cell)| cell.sub == sub));
+        assert_eq!(is_ready(&world.users[0].outcomes[0]), sets_up);
+        assert_eq!(why(&world.users[0].outcomes), (!sets_up).then_some(Failure::NoBundle));
+    }
+}
+
+#[test]
+fn entry_that_was_not_ready_waits_for_the_next_batch() {
+    let mut world = World::new(terms(), 2);
+    world.users.iter_mut().for_each(|user| user.is_ready = false);
+    world.run_to_batch(BATCH);
+    world.users.iter_mut().for_each(|user| user.is_ready = true);
+    // Another one starts behind the begin of phase 1.
+    let (config, round) = (world.config.clone(), world.round);
+    world.users[1].machine = PacedEntry::new(config, &mut ChaCha20Rng::seed_from_u64(5), round);
+    world.publish(BATCH + 1);
+    world.run_to(world.config.times.first(BATCH + 1) - 1);
+    assert!(world.sent.is_empty() && world.users.iter().all(|user| user.outcomes.is_empty()));
+    assert!(world.users.iter().all(|user| user.machine.channel(BATCH + 1).is_some()), "it has a number all the same");
+    world.publish(BATCH + 2);
+    world.run_to_batch(BATCH + 2);
+    assert!(world.users.iter().all(|user| is_ready(&user.outcomes[0])));
+}
+
+#[test]
+fn numbers_are_known_for_256_rounds_after_their_batch() {
+    let mut world = World::new(terms(), 1);
+    world.run_to_batch(BATCH + 1);
+    let of = |world: &World, batch| world.users[0].machine.channel(batch);
+    let kept = of(&world, BATCH).unwrap();
+    world.run_to_batch(BATCH + 2);
+    assert_eq!(of(&world, BATCH), None);
+    let now = [BATCH + 1, BATCH + 2, BATCH + 3].map(|batch| of(&world, batch).unwrap());
+    assert!(!now.contains(&kept) && now[0] != now[1] && now[1] != now[2]);
+    assert_eq!(of(&world, BATCH + 4), None);
+}
+
+#[test]
+fn rounds_jump_back_only_before_the_entry_is_ready() {
+    let mut world = World::new(terms(), 1);
+    let User { machine, rng, counters, .. } = &mut world.users[0];
+    let (first, earlier) = (world.config.times.first(BATCH), world.config.times.first(5));
+    // Its own clock was ahead.
+    machine.advance(rng, counters, earlier + 3, false);
+    assert!(machine.channel(5).is_some() && machine.channel(6).is_some() && machine.channel(7).is_none());
+    machine.advance(rng, counters, first, true);
+    assert_eq!(machine.cell(first).map(|cell| cell.sub), Some(0));
+    // Its lead has become smaller.
+    assert!(machine.advance(rng, counters, first - 2, true).is_empty());
+    machine.advance(rng, counters, first + 1, true);
+    assert_eq!(machine.cell(first + 1).map(|cell| cell.sub), Some(1));
+}
