@@ -20,9 +20,9 @@ pub enum Outcome {
         batch: u64,
         /// Its number on the link towards the exit.
         channel: u32,
-        keys: EntryKeys,
+        keys: Box<EntryKeys>,
         /// If it meets another channel.
-        call: Option<Call>,
+        call: Option<Box<Call>>,
     },
     /// An entry sends random bodies in this batch. So does a mix for a loop, unless it had no bundle: then the next hop
     /// does not have the channel.
@@ -101,7 +101,7 @@ pub(super) struct Own {
     pub(super) batch: u64,
     pub(super) channel: u32,
     pending: Pending,
-    call: Option<Call>,
+    call: Option<Box<Call>>,
 }
 
 impl Own {
@@ -121,7 +121,7 @@ impl Own {
         let token = meeting.map_or(MeetingToken(random), |meeting| meeting.token);
         let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(rng))).collect();
         let (onion, pending) = build_with_token(config.shape, hops, shares, config.info(batch), &token.0)?;
-        let own = Own { batch, channel, pending, call: meeting.map(|meeting| meeting.call(salt)) };
+        let own = Own { batch, channel, pending, call: meeting.map(|meeting| Box::new(meeting.call(salt))) };
         Ok((own, spread(rng, onion, code, config.shape.payload())))
     }
 
@@ -134,7 +134,7 @@ impl Own {
             None => Err(Failure::NoAck),
         };
         match finished {
-            Ok(hops) => Outcome::Ready { batch, channel, keys: EntryKeys::new(hops), call },
+            Ok(hops) => Outcome::Ready { batch, channel, keys: Box::new(EntryKeys::new(hops)), call },
             Err(why) => Outcome::Failed { batch, channel, why },
         }
     }

@@ -167,32 +167,32 @@ impl World {
         (!(self.lose)(&sent)).then_some(sent)
     }
 
-    /// Sends cells, and hands in those that are not lost.
+    /// Hands in cells. What is refused is counted.
     fn deliver(&mut self, cells: Vec<Sent>) {
-        for cell in cells {
-            let at = (cell.channel, cell.sub);
-            let done = match (cell.kind, cell.user) {
+        for Sent { link, user, kind, channel, sub, content, .. } in cells {
+            match (kind, user) {
                 (CellKind::Ack, Some(user)) => {
                     let User { machine, counters, outcomes, .. } = &mut self.users[user];
-                    let done = machine.ack(counters, at, &cell.content).map(|outcome| outcomes.extend(outcome));
-                    done.map_err(|why| counters.refuse(why))
+                    match machine.ack(counters, (channel, sub), &content) {
+                        Ok(outcome) => outcomes.extend(outcome),
+                        Err(why) => counters.refuse(why),
+                    }
                 }
                 (CellKind::Ack, None) => {
-                    let Hop { machine, counters, .. } = &mut self.hops[cell.link - 2];
-                    machine.ack(counters, at, &cell.content).map_err(|why| counters.refuse(why))
+                    let Hop { machine, counters, .. } = &mut self.hops[link - 2];
+                    machine.ack(counters, (channel, sub), &content).unwrap_or_else(|why| counters.refuse(why));
                 }
                 (_, user) => {
-                    let link = LinkId(user.map_or(1000, |user| user as u32));
-                    let shard = ShardCell { link, home: None, channel: at.0, sub: at.1, content: &cell.content };
-                    self.hops[cell.link - 1].shard(cell.link, shard).map_err(drop)
+                    let from = LinkId(user.map_or(1000, |user| user as u32));
+                    let cell = ShardCell { link: from, home: None, channel, sub, content: &content };
+                    self.hops[link - 1].shard(link, cell).unwrap_or_default();
                 }
-            };
-            // Whatever is refused was counted.
-            let _ = done;
+            }
         }
     }
 
-    fn from_hop(&mut self, position: usize, direction: Direction) -> Vec<Sent> {
+    /// The cells of a hop for this round that are not lost.
+    fn release(&mut self, position: usize, direction: Direction) -> Vec<Sent> {
         let round = self.round;
         self.hops[position - 1].advance(direction, round);
         let placed: Vec<_> = self.hops[position - 1].machine.cells(direction, round);
@@ -222,11 +222,11 @@ impl World {
             }
         }
         for position in 1..=self.hops.len() {
-            let cells = self.from_hop(position, FORWARD);
+            let cells = self.release(position, FORWARD);
             self.deliver(cells);
         }
         for position in (1..=self.hops.len()).rev() {
-            let cells = self.from_hop(position, BACKWARD);
+            let cells = self.release(position, BACKWARD);
             self.deliver(cells);
         }
         self.round += 1;
@@ -556,7 +556,7 @@ fn ack_cells_outside_their_phase_are_early_or_late() {
     entry.run_to(begin - 8);
     assert_eq!(ack(&mut entry, channel ^ 1), Err(Refusal::UnexpectedAck));
     assert_eq!(ack(&mut entry, channel), Ok(true));
-    assert!(matches!(why(&entry.users[0].outcomes), None), "the caller has the outcome");
+    assert!(entry.users[0].outcomes.is_empty(), "the caller has the outcome");
     entry.lose = Box::new(|_| true);
     entry.run_to_batch(BATCH + 1);
     assert_eq!(ack(&mut entry, channel), Err(Refusal::CellLate));
