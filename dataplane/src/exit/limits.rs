@@ -76,7 +76,7 @@ const OWN_ROWS: usize = 1 << 7;
 
 /// Of an address in the two tables of all channels. Its places in those of one channel follow from them.
 type Places = [usize; 2];
-const _: () = assert!(ROWS % OWN_ROWS == 0);
+const _: () = assert!(ROWS.is_multiple_of(OWN_ROWS));
 
 /// Holds destinations to their limits.
 pub struct Limiter {
