@@ -251,6 +251,8 @@ impl Bridge {
             Punt::Cell { link, slot, from, header, mut body } => {
                 self.control.handle(now, class, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
+            // Only workers of paced classes send it, and a node does not run them yet.
+            Punt::PacedCell { .. } => debug_assert!(false, "a cell of a paced class in a free one"),
             Punt::Promoted { link, slot, from } => {
                 self.control.handle(now, class, Input::Promoted { link, slot, from });
             }

@@ -17,6 +17,7 @@ use crate::config::{ChainFile, NodeConfig, Part};
 use crate::error::StartError;
 use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;
+use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::flood::Flood;
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
@@ -86,8 +87,8 @@ impl Start<'_> {
     pub(super) fn class(&self, spec: ClassSpec, first: usize) -> Result<Started, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
         let ClassSpec { terms, shape, config, next, lanes, mut sockets } = spec;
-        let watched = sockets.links().map(|socket| socket.try_clone()).collect::<std::io::Result<Vec<_>>>();
-        let watched = watched.map_err(duplicate())?;
+        let watched = sockets.links().map(|socket| Ok(DropCounter::new(socket.try_clone()?)));
+        let watched = watched.collect::<std::io::Result<Vec<_>>>().map_err(duplicate())?;
         let socks = std::mem::take(&mut sockets.socks);
         let listeners = match &config.part {
             Part::Entry(part) => {

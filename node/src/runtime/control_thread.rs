@@ -15,6 +15,7 @@ use wire::ids::Side;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::class::ClassState;
 use crate::runtime::door::{DOOR_PAUSE, Door};
+use crate::runtime::drop_counter::READ_EVERY;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::own_addresses::{self, OwnAddresses};
@@ -67,6 +68,7 @@ impl ControlThread {
             }
         };
         let clock = self.reporter.clock;
+        let mut read_drops_at = Duration::ZERO;
         while !self.stop.load(Ordering::Acquire) {
             for (place, class) in self.classes.iter_mut().enumerate() {
                 while let Some((query, addresses)) = class.resolver.as_ref().and_then(Resolver::answer) {
@@ -100,6 +102,11 @@ impl ControlThread {
                     wake = wake.min(alarm.due());
                 }
             }
+            if clock.elapsed() >= read_drops_at {
+                read_drops_at = clock.elapsed() + READ_EVERY;
+                self.reporter.read_drops();
+            }
+            wake = wake.min(read_drops_at);
             let mut listeners = self.reporter.classes.iter().filter_map(|class| class.listeners.as_ref());
             if listeners.any(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);

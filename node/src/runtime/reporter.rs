@@ -1,7 +1,6 @@
 //! The report of a running node, from what its threads share.
 
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,15 +8,15 @@ use control::Counters;
 use control::trust::TrustStatus;
 use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
-use dataplane::ledger::Ledger;
+use dataplane::ledger::{Ledger, Tally};
 use dataplane::runner::{Clock, Turns};
-use dataplane::sys;
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::Class;
 
 use crate::config::NodeRole;
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
+use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::listeners::Listeners;
 use crate::runtime::readiness::Readiness;
 
@@ -51,7 +50,7 @@ pub(super) struct ClassReporter {
     pub(super) profiles: Vec<latency::Shared>,
     pub(super) control: Mutex<ControlState>,
     /// Duplicates of the link sockets, for the kernel's drop counters.
-    pub(super) sockets: Vec<UdpSocket>,
+    pub(super) sockets: Vec<DropCounter>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
     pub(super) readiness: Arc<Readiness>,
@@ -83,8 +82,7 @@ impl Reporter {
         NodeReport {
             turns,
             sleeps,
-            kernel_drops: class.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum::<u64>()
-                + class.listeners.as_ref().map_or(0, Listeners::kernel_drops),
+            kernel_drops: class.kernel_drops(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
@@ -97,7 +95,24 @@ impl Reporter {
     }
 }
 
+impl Reporter {
+    /// Looks at all counters of the kernel, so that none wraps around unseen.
+    pub(super) fn read_drops(&self) {
+        for class in &*self.classes {
+            class.kernel_drops();
+            if let Some(door) = &class.door {
+                door.add_to(&mut Tally::default());
+            }
+        }
+    }
+}
+
 impl ClassReporter {
+    fn kernel_drops(&self) -> u64 {
+        self.sockets.iter().map(DropCounter::read).sum::<u64>()
+            + self.listeners.as_ref().map_or(0, Listeners::kernel_drops)
+    }
+
     /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may
     /// have received what another has sent.
     fn ledger(&self) -> Ledger {
@@ -127,6 +142,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::UdpSocket;
+
+    use dataplane::sys;
+
     use super::*;
 
     /// A class without threads.
@@ -174,7 +193,8 @@ pub(super) mod tests {
     fn report_counts_kernel_drops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         sys::size_receive_buffer(&socket, 4096).unwrap();
-        let reporter = reporter_of(ClassReporter { sockets: vec![socket.try_clone().unwrap()], ..idle_class() });
+        let sockets = vec![DropCounter::new(socket.try_clone().unwrap())];
+        let reporter = reporter_of(ClassReporter { sockets, ..idle_class() });
         assert_eq!(reporter.report().kernel_drops, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..100 {
