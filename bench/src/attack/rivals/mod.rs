@@ -15,7 +15,8 @@
 //! Tamaraw   Cai et al., CCS 2014: a packet every 12 ms to the user and every 40 ms from it, for pages. A call sends
 //!           every 20 ms both ways, so here: every 10 ms both ways. The links stop 30 s after the last datagram.
 //! FRONT     Gong and Wang, USENIX Security 2020, FT-2: at each end a budget of up to 2500 packets, at times with a
-//!           Rayleigh distribution of scale 1 to 14 s, from the first datagram on. 200 states approximate it.
+//!           Rayleigh distribution of scale 1 to 14 s, from the first datagram on. 200 states approximate it, each
+//!           with a uniform number of packets up to its share, so about half of the budget is sent.
 //! ```
 
 mod tunnel;
@@ -224,6 +225,18 @@ mod tests {
         }
         // Until the next slot, if there is no queue.
         assert!((3.0..8.0).contains(&wait_ms), "{wait_ms} ms");
+    }
+
+    #[test]
+    fn tamaraw_flows_have_the_phase_of_their_links() {
+        let ((record, truth), _) = record(Defence::Tamaraw, 1);
+        for (access, &flow) in record.access.iter().zip(&truth.0) {
+            let phase = access.forward[0].at % (10 * MILLI);
+            let flow = &record.flows[flow].forward;
+            let late = flow.iter().map(|seen| (seen.at + 10 * MILLI - phase) % (10 * MILLI)).sum::<Nanos>();
+            let late = late as f64 / flow.len() as f64;
+            assert!((100_000.0..200_000.0).contains(&late), "{late} ns after the slots of the link");
+        }
     }
 
     #[test]
