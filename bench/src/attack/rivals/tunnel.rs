@@ -98,7 +98,7 @@ impl End {
         }
     }
 
-    /// The first thing to happen here, given what the other end sent. At one time, the packets come before the machines.
+    /// The first thing to happen here, given what the other end sent. At one time, packets come before machines.
     fn next(&self, inbound: &[Packet]) -> Option<(Nanos, What)> {
         let unblock = self.blocked_until.map(|at| (at, What::Unblock));
         let arrival = |packet: &Packet| (packet.arrived, What::Arrival { padding: packet.datagram.is_none() });
