@@ -8,6 +8,8 @@ use attack::{Record, Truth};
 use dataplane::stage::pool::Mixing;
 
 use super::profile::Profile;
+#[cfg(feature = "rivals")]
+use super::rivals::Defence;
 use crate::load::profile::Application;
 
 /// A chain, or the lack of one.
@@ -19,9 +21,22 @@ pub(super) enum Case {
     Default,
     /// A synthetic record whose flows are independent of its users.
     Ideal,
+    /// A tunnel to one relay, with padding of others.
+    #[cfg(feature = "rivals")]
+    Rival(Defence),
 }
 
-const ALL: [(&str, Case); 3] = [("off", Case::Off), ("default", Case::Default), ("ideal", Case::Ideal)];
+const ALL: &[(&str, Case)] = &[
+    ("off", Case::Off),
+    ("default", Case::Default),
+    ("ideal", Case::Ideal),
+    #[cfg(feature = "rivals")]
+    ("rival-none", Case::Rival(Defence::None)),
+    #[cfg(feature = "rivals")]
+    ("rival-tamaraw", Case::Rival(Defence::Tamaraw)),
+    #[cfg(feature = "rivals")]
+    ("rival-front", Case::Rival(Defence::Front)),
+];
 
 impl Case {
     /// The mixing of its chain; `None` if it is synthetic.
@@ -30,6 +45,8 @@ impl Case {
             Case::Off => Some(Mixing::Threshold { n: 1, n_min: 1 }),
             Case::Default => Some(default),
             Case::Ideal => None,
+            #[cfg(feature = "rivals")]
+            Case::Rival(_) => None,
         }
     }
 }
@@ -38,8 +55,17 @@ impl FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = ALL.iter().find(|(name, _)| *name == text).map(|(_, case)| *case);
-        known.ok_or_else(|| format!("unknown case {text:?}: expected off, default or ideal"))
+        if let Some((_, case)) = ALL.iter().find(|(name, _)| *name == text) {
+            return Ok(*case);
+        }
+        if cfg!(not(feature = "rivals")) && text.starts_with("rival-") {
+            return Err(format!(
+                "case {text:?} needs padding machines that this build does not have: build it with \
+                 `cargo build -p eddy-bench --features rivals`"
+            ));
+        }
+        let names = ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        Err(format!("unknown case {text:?}: expected one of {names}"))
     }
 }
 
@@ -60,6 +86,8 @@ pub(super) struct Attacked {
     pub(super) command: Option<String>,
     pub(super) record: Record,
     pub(super) truth: Truth,
+    /// Mean time that a datagram waited at the end of its tunnel before it was sent; `None` unless it is a rival's.
+    pub(super) wait_ms: Option<f64>,
 }
 
 /// A synthetic record of constant links: what flows show has nothing to do with them.
@@ -75,4 +103,28 @@ pub(super) fn ideal(users: usize, seconds: f64, seed: u64, profile: &Profile) ->
     };
     let chain = simulate::Chain::Ideal(Ideal::default());
     Simulation { profile, chain, ..Simulation::new(users, seconds, seed) }.run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_known_by_name() {
+        for (name, case) in ALL {
+            assert_eq!(name.parse(), Ok(*case));
+            assert_eq!(case.to_string(), *name);
+        }
+        let error = "of".parse::<Case>().unwrap_err();
+        assert!(error.contains("expected one of off, default, ideal"), "{error}");
+    }
+
+    #[cfg(not(feature = "rivals"))]
+    #[test]
+    fn rival_cases_say_how_to_build_them() {
+        for name in ["rival-none", "rival-tamaraw", "rival-front"] {
+            let error = name.parse::<Case>().unwrap_err();
+            assert!(error.contains("cargo build -p eddy-bench --features rivals"), "{error}");
+        }
+    }
 }

@@ -28,6 +28,8 @@ struct About {
     profile: Option<String>,
     #[serde(default)]
     command: Option<String>,
+    #[serde(default)]
+    wait_ms: Option<f64>,
     #[serde(flatten)]
     facts: Option<Facts>,
 }
@@ -50,10 +52,8 @@ pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<Facts>, all: 
     export::write_truth(&attacked.truth, &mut truth)?;
     truth.flush()?;
     let mut about = create("facts.json")?;
-    serde_json::to_writer(
-        &mut about,
-        &About { profile: attacked.profile.clone(), command: attacked.command.clone(), facts },
-    )?;
+    let (profile, command) = (attacked.profile.clone(), attacked.command.clone());
+    serde_json::to_writer(&mut about, &About { profile, command, wait_ms: attacked.wait_ms, facts })?;
     about.flush()?;
     if all {
         export::write_wf4nym(&attacked.record, None, &folder.join("wf4nym"))?;
@@ -90,8 +90,8 @@ pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacke
         record.flows.len()
     );
     let about = open("facts.json").ok().map(serde_json::from_reader).transpose().with_context(within("facts.json"))?;
-    let About { profile, command, facts } = about.unwrap_or_default();
-    Ok((Attacked { case: case.to_owned(), seed, profile, command, record, truth }, facts))
+    let About { profile, command, wait_ms, facts } = about.unwrap_or_default();
+    Ok((Attacked { case: case.to_owned(), seed, profile, command, record, truth, wait_ms }, facts))
 }
 
 /// The cases and seeds in a folder, in order.
@@ -122,13 +122,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(list(dir.path()).unwrap_err().to_string().contains("expected folders CASE-SEED"));
         let (record, truth) = Simulation::new(5, 1.0, 3).run();
-        let attacked =
-            Attacked { case: "off".into(), seed: 3, profile: Some("voice".into()), command: None, record, truth };
+        let attacked = Attacked {
+            case: "off".into(),
+            seed: 3,
+            profile: Some("voice".into()),
+            command: None,
+            record,
+            truth,
+            wait_ms: Some(2.5),
+        };
         write(dir.path(), &attacked, Some(Facts::default()), true).unwrap();
         assert_eq!(list(dir.path()).unwrap(), [("off".to_owned(), 3)]);
         let (read, facts) = super::read(dir.path(), "off", 3).unwrap();
         assert!(read.record == attacked.record && read.truth == attacked.truth && facts.is_some());
-        assert_eq!(read.profile.as_deref(), Some("voice"));
+        assert_eq!((read.profile.as_deref(), read.wait_ms), (Some("voice"), Some(2.5)));
         assert!(dir.path().join("off-3/wf4nym").is_dir());
 
         write(dir.path(), &attacked, None, false).unwrap();

@@ -9,7 +9,7 @@
 //! cases        what is compared                      folder       records as files
 //! judge        attackers and their figures           text         tables
 //! measures     ROC curves and entropy                costs        delay and bytes
-//! result       what `report` reads of the output
+//! result       what `report` reads of the output       rivals       padding defences of others
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -29,6 +29,8 @@ mod profile;
 mod record;
 mod relay;
 mod result;
+#[cfg(feature = "rivals")]
+mod rivals;
 mod session;
 mod text;
 mod users;
@@ -134,7 +136,9 @@ pub struct AttackArgs {
     attackers: Vec<String>,
     /// Cases to compare
     ///
-    /// off (mixes forward at once), default (--mixing), ideal (synthetic)
+    /// off (mixes forward at once), default (--mixing), ideal (synthetic);
+    /// rival-none, rival-tamaraw, rival-front (padding defences of others, in
+    /// builds with --features rivals)
     #[arg(
         long,
         value_name = "NAMES",
@@ -267,7 +271,7 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
                 detections.extend(plan.map(|plan| Detected::new(&attacked, &plan)));
             }
             let (costs, command) = (Costs::of(&attacked.record), attacked.command.clone());
-            runs.push(RunInfo { case: case.clone(), seed: *seed, command, costs, facts });
+            runs.push(RunInfo { case: case.clone(), seed: *seed, command, costs, wait_ms: attacked.wait_ms, facts });
             records.push(attacked);
         }
         let bar = bar(&of_case[0].0, of_case.len() as u64 * attackers)?.with_message("attacking");
@@ -286,7 +290,7 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         println!("{all}");
         return Ok(());
     }
-    println!("{}", text::summaries(&summaries));
+    println!("{}\n\n{}", text::summaries(&summaries), text::costs(&runs));
     for one in &detections {
         println!("{}", one.text());
     }
@@ -372,13 +376,13 @@ impl AttackArgs {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let (name, profile, command) = (case.to_string(), Some(self.profile.to_string()), Some(command()));
         let Some(mixing) = case.mixing(self.mixing) else {
-            let (record, truth) = cases::ideal(self.users.into(), self.seconds, seed, &self.profile);
-            return folder::write(
-                dir,
-                &Attacked { case: name, seed, profile, command, record, truth },
-                None,
-                self.wf4nym,
-            );
+            let ((record, truth), wait_ms) = match case {
+                #[cfg(feature = "rivals")]
+                Case::Rival(defence) => self.tunnels(traffic, seed)?.record(defence),
+                _ => (cases::ideal(self.users.into(), self.seconds, seed, &self.profile), None),
+            };
+            let attacked = Attacked { case: name, seed, profile, command, record, truth, wait_ms };
+            return folder::write(dir, &attacked, None, self.wf4nym);
         };
         // Before any thread starts.
         namespace::enter()?;
@@ -394,7 +398,15 @@ impl AttackArgs {
         });
         bar.finish_and_clear();
         let Run { record, truth, facts } = run?;
-        folder::write(dir, &Attacked { case: name, seed, profile, command, record, truth }, Some(facts), self.wf4nym)
+        let attacked = Attacked { case: name, seed, profile, command, record, truth, wait_ms: None };
+        folder::write(dir, &attacked, Some(facts), self.wf4nym)
+    }
+
+    #[cfg(feature = "rivals")]
+    fn tunnels<'a>(&self, traffic: &'a Traffic, seed: u64) -> anyhow::Result<rivals::Tunnels<'a>> {
+        let shape = wire::cell::Shape::new(self.class, usize::from(self.mixes) + 1)?;
+        let length = Duration::from_secs_f64(self.seconds);
+        Ok(rivals::Tunnels { users: self.users.into(), length, seed, traffic, packet_len: shape.longest_cell() as u32 })
     }
 
     fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {

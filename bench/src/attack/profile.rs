@@ -15,6 +15,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use dataplane::per_direction::PerDirection;
 use rand::{RngExt, SeedableRng};
@@ -28,6 +29,10 @@ use crate::replay::trace::Trace;
 
 const FRAME: Nanos = 20 * MILLI;
 const FRAME_LEN: usize = 172;
+/// Before a record begins. All flows start in the first four fifths of it.
+pub(super) const WARM_UP: Duration = Duration::from_secs(3);
+/// Bytes of the datagram that opens a flow.
+const OPENING: usize = 64;
 
 /// The name of a profile, as on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +133,7 @@ impl Traffic {
 }
 
 /// Datagrams at exponential intervals, 50/s: also what the adversary's own user sends.
-pub(super) fn poisson(rng: &mut ChaCha20Rng) -> EvenSource {
+fn poisson(rng: &mut ChaCha20Rng) -> EvenSource {
     let lengths = Lengths::fixed(FRAME_LEN as u32);
     let rate = SECOND as f64 / FRAME as f64;
     EvenSource::new(ChaCha20Rng::from_rng(rng), &Even { flows: 1, rate, arrivals: Arrivals::Poisson, lengths }, 0)
@@ -243,12 +248,23 @@ impl Source for Loop {
 }
 
 /// Starts a source later.
-pub(super) fn from(start: Nanos, mut source: Box<dyn Source>) -> Box<dyn Source> {
+fn from(start: Nanos, mut source: Box<dyn Source>) -> Box<dyn Source> {
     Box::new(Computed(move || source.next().map(|(at, len)| (at + start, len))))
 }
 
+/// What a user and its destination send from the start of a run: the traffic, or that of the adversary's own user.
+pub(super) fn flow(traffic: Option<&Traffic>, rng: &mut ChaCha20Rng) -> Sources {
+    let mut own = ChaCha20Rng::from_rng(rng);
+    let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
+    let Sources { forward, backward } = match traffic {
+        Some(traffic) => traffic.sources(&mut own),
+        None => Sources { forward: Some(Box::new(poisson(&mut own))), backward: None },
+    };
+    Sources { forward: Some(opened(start, OPENING, forward)), backward: backward.map(|source| from(start, source)) }
+}
+
 /// A flow: a datagram that opens it, and then its source.
-pub(super) fn opened(start: Nanos, len: usize, source: Option<Box<dyn Source>>) -> Box<dyn Source> {
+fn opened(start: Nanos, len: usize, source: Option<Box<dyn Source>>) -> Box<dyn Source> {
     let mut first = Some((start, len));
     let mut rest = source.map(|source| from(start, source));
     Box::new(Computed(move || first.take().or_else(|| rest.as_mut()?.next())))

@@ -45,6 +45,9 @@ pub(crate) struct RunInfo {
     /// Arguments of `eddy-bench` that made it, if the record says.
     pub(crate) command: Option<String>,
     pub(crate) costs: Costs,
+    /// Mean time that a datagram waited at the end of its tunnel before it was sent, if the case is a rival's.
+    #[serde(default)]
+    pub(crate) wait_ms: Option<f64>,
     /// `None` if it is synthetic.
     pub(crate) facts: Option<Facts>,
 }

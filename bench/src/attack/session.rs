@@ -10,7 +10,6 @@ use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
 use eddy_node::report::{MeterReport, NodeReport};
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -20,17 +19,13 @@ use super::capture::Capture;
 use super::impairment::Impairments;
 use super::network::{Network, resident};
 use super::places::Tap;
-use super::profile::{self, Traffic};
+use super::profile::{self, Traffic, WARM_UP};
 use super::record::Recording;
 use super::relay::{Begin, Relay};
 use super::users::{self, Users, wall};
 use crate::load::plan::Queue;
 use crate::load::source::{Nanos, Source, seeded};
 
-/// Before the record begins. All flows start in the first four fifths of it.
-const WARM_UP: Duration = Duration::from_secs(3);
-/// Bytes of the datagram that opens a flow.
-const OPENING: usize = 64;
 /// Between two readings of the meters.
 const METER_EVERY: Duration = Duration::from_secs(1);
 /// A record that lacks more of its datagrams is refused.
@@ -211,16 +206,9 @@ impl Session<'_> {
         let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
         let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
         for user in 0..=self.users {
-            let mut own = ChaCha20Rng::from_rng(rng);
-            let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
-            let (forward, backward) = if user == self.users {
-                (Some(Box::new(profile::poisson(&mut own)) as Box<dyn Source>), None)
-            } else {
-                let sources = self.traffic.sources(&mut own);
-                (sources.forward, sources.backward)
-            };
-            all.forward.push(Some(profile::opened(start, OPENING, forward)));
-            all.backward.push(backward.map(|source| profile::from(start, source)));
+            let flow = profile::flow((user < self.users).then_some(self.traffic), rng);
+            all.forward.push(flow.forward);
+            all.backward.push(flow.backward);
         }
         PerDirection { forward: Queue::new(all.forward, limit), backward: Queue::new(all.backward, limit) }
     }

@@ -3,6 +3,7 @@
 use eddy::tables::{align_right, table};
 
 use super::judge::{Finding, Summary};
+use super::result::RunInfo;
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
@@ -28,6 +29,25 @@ pub(super) fn summaries(all: &[Summary]) -> String {
         "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: \
          whether flows depend on users at all, by a permutation test over all attackers\n(least and greatest of the \
          seeds)"
+    )
+}
+
+/// What each case costs its users: means of the seeds.
+pub(super) fn costs(all: &[RunInfo]) -> String {
+    let mut rows = table(&["case", "wait", "delay p50", "access / flow"]);
+    for of_case in all.chunk_by(|one, other| one.case == other.case) {
+        let mean = |of: fn(&RunInfo) -> f64| of_case.iter().map(of).sum::<f64>() / of_case.len() as f64;
+        let wait = of_case[0].wait_ms.map(|_| format!("{:.1} ms", mean(|run| run.wait_ms.unwrap_or_default())));
+        let access = mean(|run| run.costs.access_bytes_per_hour.iter().sum::<u64>() as f64);
+        let flow = mean(|run| run.costs.flow_bytes_per_hour.iter().sum::<u64>() as f64);
+        let delay = format!("{:.1} ms", mean(|run| run.costs.delay.p50) / 1e3);
+        let times = if flow > 0.0 { format!("{:.1}", access / flow) } else { "-".into() };
+        rows.add_row([of_case[0].case.clone(), wait.unwrap_or("-".into()), delay, times]);
+    }
+    align_right(&mut rows, 1..4);
+    format!(
+        "{rows}\nwait: of a datagram before it is on the access link; delay: from there to the\ndestination; access / \
+         flow: bytes on the access link for each byte of the flow"
     )
 }
 
