@@ -65,7 +65,7 @@ pub fn descriptor(position: usize) -> NodeDescriptor {
         identity: Signer::from_seed(&identity_seed(position)).public(),
         noise: x25519_public(&noise_key(position)),
         signing: Signer::from_seed(&signing_seed(position)).public(),
-        contacts: vec![Contact { class: Class::S, lanes: 1, addresses: vec![address(position)], names: Vec::new() }],
+        contacts: vec![Contact { class: Class::S.into(), lanes: 1, addresses: vec![address(position)], names: Vec::new() }],
     }
 }
 
@@ -87,6 +87,7 @@ pub fn terms() -> ChainTerms {
         interval_s: 10,
         epoch_s: 3600,
         classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 5, lifetime_s: 3600 }],
+        paced: Vec::new(),
         identities: (1..=HOPS).map(|position| descriptor(position).identity).collect(),
     }
 }

@@ -200,7 +200,7 @@ fn draw_hop(plan: &Plan, hop: usize, now_s: u64) -> Result<Drawn, ConfigError> {
     let count = if is_exit { 1 } else { plan.lanes };
     let address = plan.hops[hop - 1].address;
     lanes(address, count)?;
-    let contact = Contact { class: plan.class, lanes: count as u8, addresses: vec![address], names: Vec::new() };
+    let contact = Contact { class: plan.class.into(), lanes: count as u8, addresses: vec![address], names: Vec::new() };
     let node = keygen::Plan {
         role: if is_exit { HopRole::Exit } else { HopRole::Mix },
         contacts: vec![contact],
@@ -222,6 +222,7 @@ fn chain_of(plan: &Plan, descriptors: Vec<SignedDescriptor>) -> Result<ChainFile
         interval_s: plan.interval_s,
         epoch_s: plan.epoch_s,
         classes: vec![class],
+        paced: Vec::new(),
         identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
     };
     terms.check().map_err(|why| ConfigError::Arguments(why.to_string()))?;

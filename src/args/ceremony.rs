@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 use control::trust::HopRole;
-use eddy_node::ceremony::assemble::{EPOCH_S, INTERVAL_S, default_mixing_delay_ms};
+use eddy_node::ceremony::assemble::{EPOCH_S, default_mixing_delay_ms};
 use eddy_node::ceremony::contact::{ClassPlace, Endpoint, Name};
+use eddy_node::ceremony::profile::ClassChoice;
 use eddy_node::ceremony::{VALID_DAYS, VALID_DAYS_MAX};
 use eddy_node::config::LIFETIME_S;
-use wire::cell::Class;
 
 /// The role of a new node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,9 +66,10 @@ pub struct KeygenArgs {
     /// NAME or NAME:PORT; without a port it has that of the first address.
     #[arg(long = "name", value_name = "NAME")]
     pub names: Vec<Name>,
-    /// Cell size: S, M or L, or CLASS=ADDR (repeatable) [default: L]
+    /// Class: S, M, L, paced-S, paced-M or paced-L, or CLASS=ADDR (repeatable) [default: L]
     ///
-    /// Each class has ports of its own: those after the ports of the class before it, or at ADDR.
+    /// Each class has ports of its own: those after the ports of the class before it, or at ADDR. A paced class has one
+    /// port.
     #[arg(long = "class", value_name = "CLASS")]
     pub classes: Vec<ClassPlace>,
     /// Worker threads of a mix, 1 to 64; each has a port, from that of the address on
@@ -109,6 +110,10 @@ Examples:
   Small cells, and channels of ten minutes:
     eddy assemble a.desc b.desc --exit x.desc --class S --lifetime-s 600
 
+  Calls of at least four users, between hosts that are 2 ms apart, and the rest:
+    eddy assemble a.desc b.desc --exit x.desc --class L \\
+        --class voice:n_min=4,steps_ms=2
+
 Exit codes:
   0  the chain file was written
   2  nothing was written: a descriptor does not fit, or a file exists";
@@ -126,9 +131,13 @@ pub struct AssembleArgs {
     /// The chain file to write
     #[arg(long, default_value = "chain.toml", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
-    /// Cell size: S, M or L (repeatable)
-    #[arg(long = "class", default_values_t = [Class::L], value_name = "CLASS")]
-    pub classes: Vec<Class>,
+    /// S, M, L, or a paced class: voice, voice-lite, game or video (repeatable)
+    ///
+    /// A chain has each size once, and once paced. voice, voice-lite and game are of size paced-S, video is of size
+    /// paced-L. PROFILE:KEY=VALUE,... changes a paced class. The keys are those of `eddy config explain period_ms`;
+    /// steps_ms=N is for all links, steps_ms=N/N/N for each after the first.
+    #[arg(long = "class", default_value = "L", value_name = "CLASS")]
+    pub classes: Vec<ClassChoice>,
     /// Longest time for which the mixing of a node may hold a cell
     ///
     /// A node whose own mixing may hold cells longer does not start.
@@ -144,13 +153,13 @@ pub struct AssembleArgs {
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2),
           hide_short_help = true)]
     pub suite: u8,
-    /// Seconds between two bundles of setup keys that all hops sign, 1 to 600
+    /// Seconds between two bundles of setup keys that all hops sign, 1 to 600 [default: 10]
     ///
+    /// A paced class needs 0.24 s for each hop and millisecond of period_ms, so with one the default may be longer.
     /// A hop that starts again takes part from the next one on, so a short interval brings a chain back sooner. But all
     /// clocks must agree within a fifth of it, and each one costs every hop a signature and a few cells.
-    #[arg(long, default_value_t = INTERVAL_S, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600),
-          hide_short_help = true)]
-    pub interval: u32,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600), hide_short_help = true)]
+    pub interval: Option<u32>,
     /// Seconds for which nodes keep setup keys: ten times --interval to 86400
     ///
     /// Whoever seizes a running node can open the setups of two epochs at most, so a short epoch limits what a seizure

@@ -3,7 +3,8 @@
 use std::io::Write as _;
 
 use anyhow::Context;
-use eddy_node::ceremony::assemble::{Plan, assemble};
+use eddy_node::ceremony::assemble::{INTERVAL_S, Plan, assemble};
+use eddy_node::ceremony::profile::Figures;
 use eddy_node::ceremony::{ChainFile, fingerprint, utc};
 use eddy_node::config::{node_name, wall_s};
 use wire::setup::Suite;
@@ -39,6 +40,15 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
     for (i, descriptor) in chain.descriptors.iter().enumerate() {
         let name = node_name(chain.role(i + 1), i + 1);
         text += &format!("  {name:<5} {}  until {}\n", fingerprint(&descriptor.identity), utc(descriptor.not_after));
+    }
+    for class in &chain.terms.paced {
+        text += &format!("\nclass {} ({}):\n\n", class.name, class.class);
+        for (does, how_much) in Figures::of(class, chain.terms.suite, chain.descriptors.len()).lines() {
+            text += &format!("  {does:<7}  {how_much}\n");
+        }
+    }
+    if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {
+        text += &format!("\ninterval     {} s, the shortest for these classes\n", chain.terms.interval_s);
     }
     text + &format!(
         "\nfingerprint  {}\n\n\

@@ -144,7 +144,7 @@ impl Made {
             let identity = Signer::from_seed(&draw_secret(rng));
             let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
             let contact = Contact {
-                class: plan.class,
+                class: plan.class.into(),
                 lanes: plan.lanes(position) as u8,
                 addresses: vec![link_address(position, Side::Up)],
                 names: Vec::new(),
@@ -173,6 +173,7 @@ impl Made {
             interval_s: plan.interval_s,
             epoch_s: plan.epoch_s,
             classes: vec![class],
+            paced: Vec::new(),
             identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
         };
         Made { terms, descriptors, keys }

@@ -127,6 +127,34 @@ fn keygen_says_where_the_identity_is() {
 }
 
 #[test]
+fn assembling_says_what_paced_classes_do() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, role, number) in [("a", "mix", 1), ("b", "mix", 2), ("c", "mix", 3), ("x", "exit", 4)] {
+        let classes = "--class L --class paced-S --class paced-L";
+        said(dir.path(), &format!("keygen --role {role} --address 192.0.2.{number} {classes} --out {name}"));
+    }
+    let nodes = "a/node.desc b/node.desc c/node.desc --exit x/node.desc";
+    let made = said(
+        dir.path(),
+        &format!("assemble {nodes} --class video --class L --class voice-lite:n_min=2,name=calls,steps_ms=2/3/4"),
+    );
+    assert!(made.lines().all(|line| line.len() <= 80), "{made}");
+    for wanted in [
+        "\nclass calls (paced-S):\n\n  carries  40 kbit/s to destinations, 81 back, 38 between users\n",
+        "\nclass video (paced-L):\n\n  carries  2116 kbit/s",
+        "\ninterval     20 s, the shortest for these classes\n",
+    ] {
+        assert!(made.contains(wanted), "wanted {wanted:?} in {made}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&said(dir.path(), "inspect chain.toml --json")).unwrap();
+    let calls = &shown["paced"][0];
+    assert_eq!((&calls["name"], &calls["n_min"], &calls["period_ms"]), (&"calls".into(), &2.into(), &20.into()));
+    assert_eq!(calls["steps_ms"], serde_json::json!([2, 3, 4]));
+    let shown = said(dir.path(), "inspect chain.toml");
+    assert!(shown.lines().all(|line| line.len() <= 80), "{shown}");
+}
+
+#[test]
 fn wrong_arguments_of_a_ceremony_write_nothing() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &[&str])] = &[
@@ -137,6 +165,7 @@ fn wrong_arguments_of_a_ceremony_write_nothing() {
         ("keygen --out new --role mix --address 0.0.0.0", &["an address that the previous hop can send to"]),
         ("keygen --out new --role mix --address 192.0.2.1 --name 192.0.2.2", &["give it with --address"]),
         ("keygen --out new --role mix --address 192.0.2.1 --class X", &["invalid --class \"X\"", "expected S (203 bytes in a cell)"]),
+        ("keygen --out new --role mix --address 192.0.2.1 --class voice", &["invalid --class \"voice\"", "paced-S, paced-M or paced-L"]),
         ("keygen --out new --role mix --address 192.0.2.1 --class L --class L", &["duplicate --class L: name it once", "--class L=ADDR"]),
         ("keygen --out new --role mix --address 192.0.2.1 --days 0", &["invalid --days \"0\": expected 1 to 3650"]),
         ("keygen --out new --role exit --address 192.0.2.1 --lanes 2", &["--lanes is for mixes"]),
@@ -145,6 +174,8 @@ fn wrong_arguments_of_a_ceremony_write_nothing() {
         ("assemble --exit x.desc", &["NODE.desc"]),
         ("assemble a.desc", &["missing --exit"]),
         ("assemble a.desc --exit x.desc", &["a.desc: No such file", "eddy keygen"]),
+        ("assemble a.desc --exit x.desc --class voise", &["invalid --class \"voise\"", "did you mean voice?"]),
+        ("assemble a.desc --exit x.desc --class voice:seat=2", &["unknown setting \"seat\"", "did you mean seats?"]),
         ("assemble a.desc --exit x.desc --interval 601", &["invalid --interval \"601\": expected 1 to 600"]),
         ("renew node.desc", &["missing --identity"]),
         ("renew --identity identity.key node.desc", &["node.desc: No such file", "node.request"]),

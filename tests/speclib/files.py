@@ -6,6 +6,7 @@ import re
 
 from .chain import Chain
 from .ends import Loop
+from .paced import class_terms
 from .protocol import Refused, flip_bit, x25519_public
 from .report import same
 from .trust import (
@@ -17,6 +18,8 @@ TERMS = (  # of `eddy assemble`: class, suite, I, E, delay, lifetime
     (("L",), 2, 10, 3600, 5, 3600),
     (("S",), 1, 1, 10, 1, 1),
     (("L", "S", "M"), 2, 600, 86400, 60000, 600),
+    (("voice", "L", "video:n_min=2,steps_ms=9/4"), 2, 10, 3600, 5, 3600),
+    (("voice",), 2, 10, 3600, 5, 3600),
 )
 
 
@@ -98,6 +101,8 @@ def bad_descriptors(keys):
         "a class twice": good._replace(entries=(large, large)),
         "65 lanes": entry(lanes=65),
         "no lane": entry(lanes=0),
+        "two lanes of a paced class": good._replace(entries=(small._replace(klass=0x11, lanes=2),)),
+        "an unknown class": good._replace(entries=(small._replace(klass=4),)),
         "an exit with two lanes": good._replace(role=EXIT, entries=(small._replace(lanes=2),)),
         "no address and no name": entry(addresses=(), names=()),
         "nine addresses": entry(addresses=many(9)),
@@ -158,9 +163,9 @@ def refuses(what, parse, text):
 
 def check_chain_ids(report, chain):
     """7.4"""
-    chain.run("keygen", "--role", "mix", "--address", "192.0.2.1", "--out", "a", *flags("--class", "LSM"))
-    chain.run("keygen", "--role", "exit", "--address", "192.0.2.2", "--out", "x", *flags("--class", "LSM"))
-    chain.run("keygen", "--role", "mix", "--address", "192.0.2.3", "--out", "b", *flags("--class", "LSM"))
+    served = flags("--class", ("L", "S", "M", "paced-S", "paced-L"))
+    for name, role, number in (("a", "mix", 1), ("x", "exit", 2), ("b", "mix", 3)):
+        chain.run("keygen", "--role", role, "--address", f"192.0.2.{number}", "--out", name, *served)
     with report.check("files: Python computes the id that `eddy assemble` writes and `eddy inspect` prints") as row:
         ids = set()
         for number, (classes, suite, interval, epoch, delay, lifetime) in enumerate(TERMS):
@@ -171,12 +176,20 @@ def check_chain_ids(report, chain):
             chain.run(*command, "--mixing-delay-ms", str(delay), "--lifetime-s", str(lifetime))
             terms, _ = read_chain((chain.folder / file).read_text())
             same("hops", terms.hops, len(mixes) + 1)
-            rows = [(CLASSES[one], delay, lifetime) for one in classes]
-            own = Terms(suite, interval, epoch, rows, terms.identities)
+            rows = [(CLASSES[one], delay, lifetime) for one in classes if one in CLASSES]
+            paced = tuple(bytes_of_profile(one, len(mixes)) for one in classes if one not in CLASSES)
+            own = Terms(suite, interval, epoch, rows, terms.identities, paced)
             same("id", json.loads(chain.run("inspect", "--json", file))["id"], own.id.hex())
             ids.add(own.id)
         same("different ids", len(ids), len(TERMS))
         row["note"] = f"{len(TERMS)} chains"
+
+
+def bytes_of_profile(text, links):
+    """The encoding of what `eddy assemble --class` makes of a profile."""
+    if text == "voice":
+        return class_terms(0x11, "voice", 10, 1, 2048, 2, 1, 1, 8, 256, 2, 8, [5] * links)
+    return class_terms(0x13, "video", 10, 2, 2048, 2, 1, 0, 2, 256, 2, 8, [9, 4])
 
 
 def flags(name, values):

@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from kyber_py.ml_kem import ML_KEM_768
 
+from .paced import class_terms
 from .protocol import (
     ASK, PART, SUITES,
     Class, Reader, Refused, SetupKeys, mlkem_public_is_sound, x25519, x25519_public,
@@ -102,10 +103,10 @@ class Descriptor(
         require(r.at == len(text) and out.text() == text, "encoding of a descriptor")
         require(role in (MIX, EXIT) and 1 <= count <= 6, "role or classes")
         numbers = [one.klass for one in entries]
-        require(numbers == sorted(set(numbers)), "order of classes")
+        require(numbers == sorted(set(numbers)) and set(numbers) <= CLASS_NUMBERS, "classes")
         require(out.not_before < out.not_after and floor <= out.revision < 1 << 63, "times or revision")
         for one in entries:
-            require(1 <= one.lanes <= (64 if role == MIX else 1), "lanes")
+            require(1 <= one.lanes <= (64 if role == MIX and one.klass < 0x10 else 1), "lanes")
             require(len(one.addresses) <= 8 and len(one.names) <= 4, "number of addresses or names")
             ways = one.addresses + one.names
             require(ways and len(set(ways)) == len(ways), "addresses and names")
@@ -151,17 +152,24 @@ def read_name(r):
 # ---- 7.4 Chain ----
 
 CLASSES = {"S": 1, "M": 2, "L": 3}
+CLASS_NUMBERS = {1, 2, 3, 0x11, 0x12, 0x13}
+PACED = {  # 9.16: bounds and default of each key, in the order of the id
+    "period_ms": (5, 100, 10), "cells": (1, 32, 1), "rounds": (1, 8192, 2048), "copies": (1, 4, 2), "gap": (1, 4, 1),
+    "repeat": (0, 1, 0), "n_min": (1, 16384, 8), "seats": (1, 16384, 256), "loops": (0, 64, 2), "slack_ms": (1, 500, 8),
+}  # fmt: skip
 
 
-class Terms(collections.namedtuple("Terms", "suite interval epoch classes identities")):
-    """What all nodes and users of a chain agree on. `classes` are (number, largest mixing delay ms, lifetime s)."""
+class Terms(collections.namedtuple("Terms", "suite interval epoch classes identities paced", defaults=((),))):
+    """What all nodes and users of a chain agree on. `classes` are (number, largest mixing delay ms, lifetime s) of the
+    free classes, `paced` the encodings of 9.16.1."""
 
     @property
     def id(self):
         """The chain id."""
         hops, classes = len(self.identities), sorted(self.classes)
-        out = b"eddy chain" + struct.pack(">BBIIBB", 1, self.suite, self.interval, self.epoch, hops, len(classes))
-        out += b"".join(struct.pack(">BIH", *one) for one in classes)
+        count = len(classes) + len(self.paced)
+        out = b"eddy chain" + struct.pack(">BBIIBB", 1, self.suite, self.interval, self.epoch, hops, count)
+        out += b"".join(struct.pack(">BIH", *one) for one in classes) + b"".join(sorted(self.paced))
         return sha256(out + b"".join(self.identities))
 
     @property
@@ -207,13 +215,27 @@ class Terms(collections.namedtuple("Terms", "suite interval epoch classes identi
         return self.start(self.switch(e) - 1), self.start(self.switch(e + 1)) + 1000 * self.epoch // 6
 
 
+def read_paced(one, hops):
+    """9.16: the encoding of a paced class, whose bounds hold."""
+    values = [one.get(key, default) for key, (_, _, default) in PACED.items()]
+    for (key, (least, most, _)), value in zip(PACED.items(), values, strict=True):
+        require(least <= value <= most, key)
+    steps = one.get("steps_ms", [5] * (hops - 1))
+    require(len(steps) == hops - 1 and all(1 <= step <= 500 for step in steps), "steps_ms")
+    named = dict(zip(PACED, values, strict=True))
+    require(named["rounds"].bit_count() == 1 and named["n_min"] <= named["seats"], "rounds or n_min")
+    return class_terms(0x10 | CLASSES[one["class"]], one["name"], *values, steps)
+
+
 def read_chain(text):
     """Terms and descriptors of a chain.toml."""
     file = tomllib.loads(text)
-    classes = [(CLASSES[one["class"]], one["mixing_delay_ms"], one["lifetime_s"]) for one in file["class"]]
+    free = [one for one in file["class"] if "period_ms" not in one]
+    classes = [(CLASSES[one["class"]], one["mixing_delay_ms"], one["lifetime_s"]) for one in free]
+    paced = tuple(read_paced(one, len(file["hop"])) for one in file["class"] if "period_ms" in one)
     hops = [[base64.b64decode(hop[key], validate=True) for key in ("identity", "descriptor")] for hop in file["hop"]]
     identities = [identity for identity, _ in hops]
-    terms = Terms(file["suite"], file["interval_s"], file["epoch_s"], classes, identities)
+    terms = Terms(file["suite"], file["interval_s"], file["epoch_s"], classes, identities, paced)
     require(terms.id.hex() == file["id"], "chain id")
     require(terms.suite in SUITES and 2 <= terms.hops <= 8 and len(set(identities)) == terms.hops, "hops")
     require(1 <= terms.interval <= 600 and 10 * terms.interval <= terms.epoch <= 86400, "interval or epoch")
@@ -222,7 +244,8 @@ def read_chain(text):
     for i, one in enumerate(descriptors, 1):
         require(one.identity == identities[i - 1], "identity of a descriptor")
         require(one.role == (EXIT if i == terms.hops else MIX), "role of a descriptor")
-        require({klass for klass, _, _ in classes} <= {entry.klass for entry in one.entries}, "classes of a descriptor")
+        numbers = {klass for klass, _, _ in classes} | {encoding[0] for encoding in paced}
+        require(numbers <= {entry.klass for entry in one.entries}, "classes of a descriptor")
     for keys in ([one.noise for one in descriptors], [one.signing for one in descriptors]):
         require(len(set(keys)) == terms.hops, "keys of descriptors")
     return terms, descriptors

@@ -1,12 +1,110 @@
-//! The vocabulary that control and the data plane share: ids, the two sides of a node, ranks of
+//! The vocabulary that control and the data plane share: classes, ids, the two sides of a node, ranks of
 //! slots, reasons why a channel ends.
 //!
 //! Plain values without logic. Control draws every id; the data plane only looks them up.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::str::FromStr;
 
+use thiserror::Error;
+
+use crate::cell::Class;
 use crate::kdf::Secret;
+use crate::paced::PacedClass;
 use crate::setup::HopSecrets;
+
+/// A class of a chain: a size, free or paced (SPEC 2.2, 9.1.1). Ordered by number, so free ones come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClassId {
+    /// Cells leave when they come, or when the mixing strategy says.
+    Free(Class),
+    /// Cells leave in rounds.
+    Paced(PacedClass),
+}
+
+impl ClassId {
+    /// Of its number in descriptors, chain ids, handshakes and setups.
+    pub const fn from_wire(number: u8) -> Option<ClassId> {
+        match (Class::from_wire(number), PacedClass::from_wire(number)) {
+            (Some(class), _) => Some(ClassId::Free(class)),
+            (None, Some(class)) => Some(ClassId::Paced(class)),
+            (None, None) => None,
+        }
+    }
+
+    /// Its number there.
+    pub const fn number(self) -> u8 {
+        match self {
+            ClassId::Free(class) => class as u8,
+            ClassId::Paced(class) => class.number(),
+        }
+    }
+
+    /// The size of its cells' content.
+    pub const fn size(self) -> Class {
+        match self {
+            ClassId::Free(class) => class,
+            ClassId::Paced(class) => class.size(),
+        }
+    }
+
+    /// True if its cells leave in rounds.
+    pub const fn is_paced(self) -> bool {
+        matches!(self, ClassId::Paced(_))
+    }
+}
+
+impl Ord for ClassId {
+    fn cmp(&self, other: &ClassId) -> Ordering {
+        self.number().cmp(&other.number())
+    }
+}
+
+impl PartialOrd for ClassId {
+    fn partial_cmp(&self, other: &ClassId) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl From<Class> for ClassId {
+    fn from(class: Class) -> ClassId {
+        ClassId::Free(class)
+    }
+}
+
+impl From<PacedClass> for ClassId {
+    fn from(class: PacedClass) -> ClassId {
+        ClassId::Paced(class)
+    }
+}
+
+/// `S`, `M`, `L`, `paced-S`, `paced-M`, `paced-L`.
+impl fmt::Display for ClassId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClassId::Free(class) => class.fmt(f),
+            ClassId::Paced(class) => class.fmt(f),
+        }
+    }
+}
+
+impl FromStr for ClassId {
+    type Err = UnknownClassId;
+
+    fn from_str(text: &str) -> Result<ClassId, UnknownClassId> {
+        let unknown = |_| UnknownClassId(text.to_owned());
+        match text.strip_prefix("paced-") {
+            Some(size) => size.parse().map(PacedClass::new).map(ClassId::Paced).map_err(unknown),
+            None => text.parse().map(ClassId::Free).map_err(unknown),
+        }
+    }
+}
+
+/// A text that is not a class.
+#[derive(Debug, Error)]
+#[error("unknown class {0:?}: expected S (203 bytes in a cell), M (1147), L (1323), paced-S, paced-M or paced-L")]
+pub struct UnknownClassId(String);
 
 /// One of a node's two neighbours, and the sockets towards it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,5 +248,20 @@ mod tests {
             }
         }
         assert_eq!(LinkId::new(0, 5, 0), LinkId(5));
+    }
+
+    #[test]
+    fn classes_have_one_number_and_one_text_each() {
+        let all: Vec<ClassId> = (0..=u8::MAX).filter_map(ClassId::from_wire).collect();
+        assert_eq!(all.iter().map(|class| class.number()).collect::<Vec<_>>(), [1, 2, 3, 0x11, 0x12, 0x13]);
+        assert!(all.is_sorted());
+        let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["S", "M", "L", "paced-S", "paced-M", "paced-L"]);
+        for (text, class) in texts.iter().zip(&all) {
+            assert_eq!(text.parse::<ClassId>().ok().as_ref(), Some(class));
+        }
+        for text in ["", "XL", "paced", "paced-", "paced-paced-S", "Paced-S"] {
+            assert!(text.parse::<ClassId>().unwrap_err().to_string().contains("or paced-L"));
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! ```text
 //! off  len  field                                     class entry
 //! 0    4    "eddy"                                    0   1    class
-//! 4    1    version (2)                               1   1    lanes, 1..64; 1 for an exit
+//! 4    1    version (2)                               1   1    lanes, 1..64; 1 for an exit and in a paced class
 //! 5    1    role: 1 mix, 2 exit                       2   1    number a of addresses, 0..8
 //! 6    1    number c of classes, 1..6                 3   1    number d of names, 0..4
 //! 7    1    zero                                      4   19a  addresses: family u8, address 16, port u16
@@ -23,7 +23,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use wire::cell::Class;
+use wire::ids::ClassId;
 
 use super::encoding::{Label, Malformed, Reader, SIGNATURE_LEN, Signer, sha256};
 
@@ -52,8 +52,8 @@ pub enum HopRole {
 /// Where a node receives from the previous hop in one class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contact {
-    pub class: Class,
-    /// Consecutive ports, from that of each address on.
+    pub class: ClassId,
+    /// Consecutive ports, from that of each address on. One in a paced class.
     pub lanes: u8,
     /// Best first.
     pub addresses: Vec<SocketAddr>,
@@ -95,7 +95,8 @@ pub enum Validity {
 
 impl NodeDescriptor {
     /// Its contact in a class.
-    pub fn contact(&self, class: Class) -> Option<&Contact> {
+    pub fn contact(&self, class: impl Into<ClassId>) -> Option<&Contact> {
+        let class = class.into();
         self.contacts.iter().find(|contact| contact.class == class)
     }
 
@@ -120,7 +121,7 @@ impl NodeDescriptor {
         if self.contacts.is_empty() || self.contacts.len() > CLASSES_MAX {
             return Err(Malformed::Field("expected 1 to 6 classes"));
         }
-        if !self.contacts.is_sorted_by(|a, b| (a.class as u8) < b.class as u8) {
+        if !self.contacts.is_sorted_by(|a, b| a.class < b.class) {
             return Err(Malformed::Field("classes must be listed once each, in ascending order"));
         }
         self.contacts.iter().try_for_each(|contact| contact.check(self.role))
@@ -239,6 +240,9 @@ impl Contact {
         if !(1..=LANES_MAX).contains(&self.lanes) || role == HopRole::Exit && self.lanes != 1 {
             return Err(Malformed::Field("expected 1 to 64 lanes, and 1 for an exit"));
         }
+        if self.class.is_paced() && self.lanes != 1 {
+            return Err(Malformed::Field("expected 1 lane in a paced class"));
+        }
         if self.addresses.len() > ADDRESSES_MAX || self.names.len() > NAMES_MAX {
             return Err(Malformed::Field("too many addresses or names: at most 8 and 4"));
         }
@@ -267,7 +271,7 @@ impl Contact {
     }
 
     fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[self.class as u8, self.lanes, self.addresses.len() as u8, self.names.len() as u8]);
+        out.extend_from_slice(&[self.class.number(), self.lanes, self.addresses.len() as u8, self.names.len() as u8]);
         for address in &self.addresses {
             let (family, ip) = match address.ip() {
                 IpAddr::V4(ip) => {
@@ -289,7 +293,7 @@ impl Contact {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Contact, Malformed> {
-        let class = Class::from_wire(reader.u8()?).ok_or(Malformed::Field("unknown class: update eddy"))?;
+        let class = ClassId::from_wire(reader.u8()?).ok_or(Malformed::Field("unknown class: update eddy"))?;
         let [lanes, addresses, names] = reader.array()?;
         let mut contact = Contact { class, lanes, addresses: Vec::new(), names: Vec::new() };
         for _ in 0..addresses {
@@ -388,7 +392,10 @@ impl std::ops::Deref for SignedDescriptor {
 pub(super) mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::subsequence;
+    use wire::cell::Class;
     use wire::kdf::Secret;
+    use wire::paced::PacedClass;
 
     use super::*;
 
@@ -398,7 +405,7 @@ pub(super) mod tests {
 
     pub(crate) fn descriptor(seed: u8, role: HopRole) -> NodeDescriptor {
         let contact = Contact {
-            class: Class::L,
+            class: Class::L.into(),
             lanes: 1,
             addresses: vec![SocketAddr::from(([192, 0, 2, seed], 4700))],
             names: vec![("mix.example.org".to_owned(), 4700)],
@@ -438,9 +445,14 @@ pub(super) mod tests {
 
     fn contacts() -> impl Strategy<Value = Vec<Contact>> {
         let one = (1u8..=LANES_MAX, vec(address(), 1..=8), vec(("[a-z0-9._-]{1,40}", 1u16..60_000), 0..=4));
-        vec(one, 1..=3).prop_map(|all| {
-            let classes = [Class::S, Class::M, Class::L];
-            let contact = |(class, (lanes, addresses, names))| Contact { class, lanes, addresses, names };
+        let classes: Vec<ClassId> = (0..=u8::MAX).filter_map(ClassId::from_wire).collect();
+        (subsequence(classes, 1..=3), vec(one, 3)).prop_map(|(classes, all)| {
+            let contact = |(class, (lanes, addresses, names)): (ClassId, (u8, Vec<_>, Vec<_>))| Contact {
+                class,
+                lanes: if class.is_paced() { 1 } else { lanes },
+                addresses,
+                names,
+            };
             classes.into_iter().zip(all).map(contact).collect()
         })
     }
@@ -543,6 +555,20 @@ pub(super) mod tests {
             d.role = HopRole::Exit;
             d.contacts[0].lanes = 2;
         });
+    }
+
+    #[test]
+    fn paced_class_with_two_lanes_is_refused() {
+        for size in [Class::S, Class::M, Class::L] {
+            let mut descriptor = descriptor(1, HopRole::Mix);
+            let paced = PacedClass::new(size);
+            descriptor.contacts.push(Contact { class: paced.into(), ..descriptor.contacts[0].clone() });
+            let signed = descriptor.clone().sign(&identity(1)).unwrap();
+            assert_eq!(SignedDescriptor::read(signed.bytes()).unwrap().contact(paced), Some(&descriptor.contacts[1]));
+            descriptor.contacts[1].lanes = 2;
+            let refused = descriptor.sign(&identity(1)).unwrap_err();
+            assert_eq!(refused, Malformed::Field("expected 1 lane in a paced class"));
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub enum BadDescriptor {
     #[error("hop {0} must be the exit, but the descriptor is a mix's")]
     NotAnExit(usize),
     #[error("it has no address for class {0}, which the chain carries")]
-    NoContact(wire::cell::Class),
+    NoContact(wire::ids::ClassId),
     #[error("it is not valid for another {}: check this host's clock with `date -u`", crate::config::span(*.0))]
     NotYet(u64),
     #[error("its revision {revision} is revoked: {floor} is the lowest that counts")]
@@ -283,12 +283,10 @@ impl View {
             (HopRole::Mix, true) => return Err(BadDescriptor::NotAnExit(hop)),
             _ => {}
         }
-        for terms in &self.terms.classes {
-            if descriptor.contact(terms.class).is_none() {
-                return Err(BadDescriptor::NoContact(terms.class));
-            }
+        match self.terms.class_ids().find(|class| descriptor.contact(*class).is_none()) {
+            Some(class) => Err(BadDescriptor::NoContact(class)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Checks that no other hop's newest descriptor has a key of this hop's. For a chain that is put together: later, a

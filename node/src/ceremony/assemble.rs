@@ -7,14 +7,18 @@ use control::trust::chain::{BadTerms, EPOCH_MAX_S};
 use control::trust::{ChainTerms, ClassTerms, HopRole, Validity};
 use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
+use wire::ids::ClassId;
+use wire::paced::PacedTerms;
+use wire::paced::terms::{BadPacedTerms, PERIOD_MS};
 use wire::setup::Suite;
 
 use super::files::{DescriptorFile, refuse_existing};
+use super::profile::ClassChoice;
 use super::words::{fingerprint, span, utc};
 use crate::config::{ChainFile, ConfigError, LIFETIME_S, check_fits};
 use crate::init::create;
 
-/// Seconds between two bundles unless chosen otherwise.
+/// Seconds between two bundles unless chosen otherwise, or a paced class needs more.
 pub const INTERVAL_S: u32 = 10;
 /// Seconds of an epoch unless chosen otherwise.
 pub const EPOCH_S: u32 = 3600;
@@ -28,12 +32,13 @@ pub struct Plan {
     /// The chain file to write.
     pub out: PathBuf,
     pub suite: Suite,
-    pub interval_s: u32,
+    /// None: [`INTERVAL_S`], or the least that its paced classes need.
+    pub interval_s: Option<u32>,
     pub epoch_s: u32,
-    pub classes: Vec<Class>,
-    /// Of all classes.
+    pub classes: Vec<ClassChoice>,
+    /// Of all free classes.
     pub mixing_delay_ms: u32,
-    /// Of all classes.
+    /// Of all free classes.
     pub lifetime_s: u16,
     /// Overwrite an existing file.
     pub force: bool,
@@ -47,9 +52,9 @@ impl Plan {
             exit,
             out,
             suite: Suite::default(),
-            interval_s: INTERVAL_S,
+            interval_s: None,
             epoch_s: EPOCH_S,
-            classes: vec![Class::L],
+            classes: vec![ClassChoice::Free(Class::L)],
             mixing_delay_ms: default_mixing_delay_ms(),
             lifetime_s: LIFETIME_S,
             force: false,
@@ -69,11 +74,20 @@ pub fn default_mixing_delay_ms() -> u32 {
 pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
     let paths = plan.mixes.iter().chain([&plan.exit]);
     let hops = paths.map(|path| DescriptorFile::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut classes = plan.classes.clone();
-    classes.sort_by_key(|class| *class as u8);
-    if let Some(pair) = classes.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ConfigError::Arguments(format!("duplicate --class {}", pair[0])));
+    let mut choices: Vec<&ClassChoice> = plan.classes.iter().collect();
+    choices.sort_by_key(|choice| choice.id());
+    if let Some(pair) = choices.windows(2).find(|pair| pair[0].id() == pair[1].id()) {
+        return Err(ConfigError::Arguments(match pair[0].to_string() == pair[1].to_string() {
+            true => format!("duplicate --class {}", pair[0]),
+            false => format!(
+                "--class {} and --class {} are both of class {}, which a chain has once: choose one of them",
+                pair[0],
+                pair[1],
+                pair[0].id()
+            ),
+        }));
     }
+    let classes: Vec<ClassId> = choices.iter().map(|choice| choice.id()).collect();
     for (i, hop) in hops.iter().enumerate() {
         check_role(hop, i + 1, hops.len())?;
         check_validity(hop, now_s)?;
@@ -81,29 +95,9 @@ pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
         check_classes(hop, &classes)?;
     }
 
-    let class_terms = |class: &Class| ClassTerms {
-        class: *class,
-        mixing_delay_ms: plan.mixing_delay_ms,
-        lifetime_s: plan.lifetime_s,
-    };
-    let terms = ChainTerms {
-        suite: plan.suite,
-        interval_s: plan.interval_s,
-        epoch_s: plan.epoch_s,
-        classes: classes.iter().map(class_terms).collect(),
-        identities: hops.iter().map(|hop| hop.descriptor.identity).collect(),
-    };
-    terms.check().map_err(|why| {
-        ConfigError::Arguments(match why {
-            BadTerms::Epoch { epoch_s, least_s } => format!(
-                "invalid --epoch \"{epoch_s}\": expected at least {least_s}, ten times --interval {}, and at most {EPOCH_MAX_S}",
-                plan.interval_s
-            ),
-            other => other.to_string(),
-        })
-    })?;
-    for class in &classes {
-        check_length(*class, &hops)?;
+    let terms = terms(plan, &choices, &hops)?;
+    for class in &terms.classes {
+        check_length(class.class, &hops)?;
     }
 
     let descriptors = hops.into_iter().map(|hop| hop.descriptor).collect();
@@ -118,6 +112,50 @@ pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
     }
     create(&plan.out, text.as_bytes(), 0o644)?;
     Ok(chain)
+}
+
+/// The terms of a chain of these hops.
+fn terms(plan: &Plan, choices: &[&ClassChoice], hops: &[DescriptorFile]) -> Result<ChainTerms, ConfigError> {
+    let (mut classes, mut paced) = (Vec::new(), Vec::new());
+    for choice in choices {
+        match choice {
+            ClassChoice::Free(class) => classes.push(ClassTerms {
+                class: *class,
+                mixing_delay_ms: plan.mixing_delay_ms,
+                lifetime_s: plan.lifetime_s,
+            }),
+            ClassChoice::Paced(terms) => {
+                let mut terms = terms.clone();
+                if let [step] = terms.steps_ms[..] {
+                    terms.steps_ms = vec![step; hops.len() - 1];
+                }
+                paced.push(terms);
+            }
+        }
+    }
+    // A period out of range is refused as such.
+    let sound = paced.iter().filter(|terms: &&PacedTerms| PERIOD_MS.contains(&terms.period_ms));
+    let needed_s = sound.map(|terms| terms.interval_ms_min(hops.len()).div_ceil(1000) as u32);
+    let interval_s = plan.interval_s.unwrap_or_else(|| needed_s.fold(INTERVAL_S, u32::max));
+    let identities = hops.iter().map(|hop| hop.descriptor.identity).collect();
+    let terms = ChainTerms { suite: plan.suite, interval_s, epoch_s: plan.epoch_s, classes, paced, identities };
+    let checked = terms.check();
+    checked.map_err(|why| {
+        ConfigError::Arguments(match why {
+            BadTerms::Epoch { epoch_s, least_s } => format!(
+                "invalid --epoch \"{epoch_s}\": expected at least {least_s}, ten times --interval {interval_s}, and at \
+                 most {EPOCH_MAX_S}"
+            ),
+            BadTerms::Paced(name, BadPacedTerms::Interval { least_ms, .. }) => format!(
+                "invalid --interval \"{interval_s}\": expected at least {}, because setup keys reach users of class \
+                 {name} in the cells that its rounds have for them",
+                least_ms.div_ceil(1000)
+            ),
+            BadTerms::Paced(name, why) => format!("invalid --class \"{name}\": {why}"),
+            other => other.to_string(),
+        })
+    })?;
+    Ok(terms)
 }
 
 fn wrong(hop: &DescriptorFile, what: String, remedy: &str) -> ConfigError {
@@ -154,7 +192,7 @@ fn check_validity(hop: &DescriptorFile, now_s: u64) -> Result<(), ConfigError> {
 }
 
 /// Checks that a hop shares neither identity, keys nor an address with an earlier one.
-fn check_unlike(hop: &DescriptorFile, earlier: &[DescriptorFile], classes: &[Class]) -> Result<(), ConfigError> {
+fn check_unlike(hop: &DescriptorFile, earlier: &[DescriptorFile], classes: &[ClassId]) -> Result<(), ConfigError> {
     let own = &hop.descriptor;
     for other in earlier {
         let (theirs, file) = (&other.descriptor, other.at.path.display());
@@ -200,14 +238,14 @@ fn check_unlike(hop: &DescriptorFile, earlier: &[DescriptorFile], classes: &[Cla
     Ok(())
 }
 
-fn check_classes(hop: &DescriptorFile, classes: &[Class]) -> Result<(), ConfigError> {
+fn check_classes(hop: &DescriptorFile, classes: &[ClassId]) -> Result<(), ConfigError> {
     let Some(missing) = classes.iter().find(|class| hop.descriptor.contact(**class).is_none()) else { return Ok(()) };
     let has: Vec<String> = hop.descriptor.contacts.iter().map(|contact| contact.class.to_string()).collect();
     let what = format!("the node has no address for class {missing}, only for {}", has.join(" and "));
     Err(wrong(hop, what, "choose its class with --class, or ask its operator for a node with this class"))
 }
 
-/// Refuses cells that do not fit a path of 1500 bytes.
+/// Refuses cells of a free class that do not fit a path of 1500 bytes.
 fn check_length(class: Class, hops: &[DescriptorFile]) -> Result<(), ConfigError> {
     let shape = Shape::new(class, hops.len()).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     let contacts = hops.iter().filter_map(|hop| hop.descriptor.contact(class));

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use control::trust::Contact;
 use wire::cell::Class;
+use wire::ids::{ClassId, UnknownClassId};
 
 use super::PORT;
 use crate::config::ConfigError;
@@ -71,7 +72,7 @@ impl FromStr for Name {
 /// A class, and its own address if it is not the next one of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassPlace {
-    pub class: Class,
+    pub class: ClassId,
     pub address: Option<Endpoint>,
 }
 
@@ -83,7 +84,7 @@ impl FromStr for ClassPlace {
             Some((class, address)) => (class, Some(address.parse()?)),
             None => (text, None),
         };
-        let class = class.parse().map_err(|why: wire::cell::UnknownClass| why.to_string())?;
+        let class = class.parse().map_err(|why: UnknownClassId| why.to_string())?;
         Ok(ClassPlace { class, address })
     }
 }
@@ -104,16 +105,17 @@ fn wrong(text: impl Into<String>) -> ConfigError {
 
 impl Places {
     /// The contacts of a new node. Classes without an address of their own take the ports from that of each address on,
-    /// `lanes` each.
+    /// `lanes` each, paced ones one.
     ///
     /// # Errors
     /// No address and no name, a class twice, ports that overlap, or an address that nobody can send to.
     pub fn contacts(&self, lanes: u8) -> Result<Vec<Contact>, ConfigError> {
-        let one = [ClassPlace { class: Class::L, address: None }];
+        let one = [ClassPlace { class: Class::L.into(), address: None }];
         let classes = if self.classes.is_empty() { &one[..] } else { &self.classes };
         let mut contacts: Vec<Contact> = Vec::new();
         let mut offset = 0;
         for place in classes {
+            let lanes = if place.class.is_paced() { 1 } else { lanes };
             let known = contacts.iter().position(|contact| contact.class == place.class);
             match (place.address, known) {
                 // Several addresses of one class.
@@ -135,13 +137,13 @@ impl Places {
                 }
             }
         }
-        contacts.sort_by_key(|contact| contact.class as u8);
+        contacts.sort_by_key(|contact| contact.class);
         check(&contacts)?;
         Ok(contacts)
     }
 
     /// The contact of a class whose ports are `offset` after those of the node.
-    fn next_contact(&self, class: Class, lanes: u8, offset: u16) -> Result<Contact, ConfigError> {
+    fn next_contact(&self, class: ClassId, lanes: u8, offset: u16) -> Result<Contact, ConfigError> {
         if self.addresses.is_empty() && self.names.is_empty() {
             return Err(wrong("missing --address: give the address that the previous hop sends to, or a DNS --name"));
         }
@@ -213,7 +215,7 @@ fn port(contact: &Contact) -> u16 {
 
 /// Checks that others can send to all addresses, and that no port is used twice.
 fn check(contacts: &[Contact]) -> Result<(), ConfigError> {
-    let mut taken: Vec<(SocketAddr, Class)> = Vec::new();
+    let mut taken: Vec<(SocketAddr, ClassId)> = Vec::new();
     for contact in contacts {
         for (i, address) in contact.addresses.iter().enumerate() {
             if contact.addresses[..i].contains(address) {
@@ -276,6 +278,11 @@ mod tests {
             ["S 192.0.2.2:99, 192.0.2.3:99, m:99", "L 192.0.2.1:5000, m:7"]
         );
         assert_eq!(made(&["M"], &[], &["m"], 1), ["M m:4700"]);
+        assert_eq!(
+            made(&["paced-S", "L", "paced-L"], &["192.0.2.1"], &[], 4),
+            ["L 192.0.2.1:4701", "paced-S 192.0.2.1:4700", "paced-L 192.0.2.1:4705"],
+            "a paced class has one lane"
+        );
         assert_eq!(made(&["L"], &["::ffff:192.0.2.1"], &[], 1), ["L 192.0.2.1:4700"]);
     }
 

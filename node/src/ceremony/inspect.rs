@@ -4,9 +4,11 @@ use std::path::Path;
 
 use control::trust::{NodeDescriptor, SignedDescriptor};
 use serde_json::{Value, json};
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use super::files::{DescriptorFile, Renewable, node_role, public};
+use super::profile::{Figures, PerUse};
 use super::words::{fingerprint, hex, places_and_lanes, state, utc};
 use crate::config::{ChainFile, ConfigError, node_name};
 
@@ -130,6 +132,9 @@ fn chain_text(chain: &ChainFile, now_s: u64) -> String {
         let line = format!("mixing delay at most {} ms, channels of {} s", class.mixing_delay_ms, class.lifetime_s);
         text += &row(&format!("class {}", class.class), &line);
     }
+    for class in &terms.paced {
+        text += &paced_text(class, Figures::of(class, terms.suite, chain.descriptors.len()));
+    }
     for (i, descriptor) in chain.descriptors.iter().enumerate() {
         let name = node_name(chain.role(i + 1), i + 1);
         text += &format!("\n{name}\n");
@@ -142,11 +147,28 @@ fn chain_text(chain: &ChainFile, now_s: u64) -> String {
     text
 }
 
+/// Lines about a paced class.
+fn paced_text(terms: &PacedTerms, figures: Figures) -> String {
+    let plural = if terms.cells == 1 { "" } else { "s" };
+    let repeat = if terms.repeat { ", with repeat" } else { "" };
+    let steps = terms.steps_ms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let head = format!("{}: {} cell{plural} every {} ms{repeat}", terms.class, terms.cells, terms.period_ms);
+    let sizes = format!("{} rounds in a batch, {} copies, gap {}", terms.rounds, terms.copies, terms.gap);
+    let users = format!("{} to {} users, loops {}", terms.n_min, terms.seats, terms.loops);
+    let times = format!("slack {} ms, steps {steps} ms", terms.slack_ms);
+    let mut text = row(&format!("class {}", terms.name), &head);
+    [sizes, users, times].iter().for_each(|line| text += &row("", line));
+    for (does, how_much) in figures.lines() {
+        text += &row(&format!("  {does}"), &how_much);
+    }
+    text
+}
+
 fn node_json(descriptor: &NodeDescriptor, now_s: u64) -> Value {
     let contact = |contact: &control::trust::Contact| {
         let names: Vec<String> = contact.names.iter().map(|(name, port)| format!("{name}:{port}")).collect();
         let addresses: Vec<String> = contact.addresses.iter().map(ToString::to_string).collect();
-        json!({ "class": contact.class.name(), "lanes": contact.lanes, "addresses": addresses, "names": names })
+        json!({ "class": contact.class.to_string(), "lanes": contact.lanes, "addresses": addresses, "names": names })
     };
     let state = match descriptor.validity(now_s) {
         control::trust::Validity::NotYet(_) => "not yet valid",
@@ -177,6 +199,29 @@ fn chain_json(chain: &ChainFile, now_s: u64) -> Value {
             "lifetime_s": class.lifetime_s,
         })
     };
+    let per_use = |of: PerUse<u64>| json!({ "forward": of.forward, "backward": of.backward, "meeting": of.meeting });
+    let paced = |class: &PacedTerms| {
+        let figures = Figures::of(class, terms.suite, chain.descriptors.len());
+        json!({
+            "class": class.class.to_string(),
+            "name": class.name,
+            "period_ms": class.period_ms,
+            "cells": class.cells,
+            "rounds": class.rounds,
+            "copies": class.copies,
+            "gap": class.gap,
+            "repeat": u8::from(class.repeat),
+            "n_min": class.n_min,
+            "seats": class.seats,
+            "loops": class.loops,
+            "slack_ms": class.slack_ms,
+            "steps_ms": class.steps_ms,
+            "kbit_s": per_use(figures.kbit_s),
+            "mb_per_hour": figures.mb_per_hour,
+            "delay_ms": per_use(figures.delay_ms),
+            "batch_ms": figures.batch_ms,
+        })
+    };
     json!({
         "id": hex(&chain.id),
         "fingerprint": fingerprint(&chain.id),
@@ -184,6 +229,7 @@ fn chain_json(chain: &ChainFile, now_s: u64) -> Value {
         "interval_s": terms.interval_s,
         "epoch_s": terms.epoch_s,
         "classes": terms.classes.iter().map(class).collect::<Vec<_>>(),
+        "paced": terms.paced.iter().map(paced).collect::<Vec<_>>(),
         "hops": chain.descriptors.iter().map(|descriptor| node_json(descriptor, now_s)).collect::<Vec<_>>(),
     })
 }

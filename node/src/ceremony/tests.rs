@@ -8,6 +8,7 @@ use control::trust::{HopRole, NodeDescriptor, Signer};
 use tempfile::TempDir;
 use wire::cell::Class;
 use wire::kdf::x25519_public;
+use wire::paced::PacedTerms;
 
 use super::assemble::{self, assemble};
 use super::contact::Places;
@@ -16,9 +17,10 @@ use super::files::{
 };
 use super::inspect::PublicFile;
 use super::keygen::{self, keygen, rotate};
+use super::profile::ClassChoice;
 use super::renew::{self, renew};
 use super::{ChainFile, fingerprint};
-use crate::config::{ConfigError, NodeConfig, NodeRole};
+use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, TrustFiles};
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 86_400;
@@ -27,17 +29,27 @@ fn places(address: &str) -> Places {
     Places { addresses: vec![address.parse().unwrap()], ..Places::default() }
 }
 
+/// The same in several classes.
+fn places_of(classes: &[&str], address: &str) -> Places {
+    Places { classes: classes.iter().map(|class| class.parse().unwrap()).collect(), ..places(address) }
+}
+
 fn plan(role: HopRole, places: &Places) -> keygen::Plan {
     keygen::Plan { role, contacts: places.contacts(1).unwrap(), days: 90, force: false }
 }
 
 /// A folder with the folders of `mixes` mixes and an exit, and their names.
 fn nodes(mixes: usize) -> (TempDir, Vec<PathBuf>) {
+    nodes_of(&["L"], mixes)
+}
+
+/// The same with these classes.
+fn nodes_of(classes: &[&str], mixes: usize) -> (TempDir, Vec<PathBuf>) {
     let dir = tempfile::tempdir().unwrap();
     let make = |i: usize| {
         let role = if i == mixes { HopRole::Exit } else { HopRole::Mix };
         let folder = dir.path().join(i.to_string());
-        keygen(&folder, &plan(role, &places(&format!("192.0.2.{}:4700", i + 1))), NOW).unwrap();
+        keygen(&folder, &plan(role, &places_of(classes, &format!("192.0.2.{}:4700", i + 1))), NOW).unwrap();
         folder
     };
     let folders = (0..=mixes).map(make).collect();
@@ -53,6 +65,14 @@ fn chain_plan(dir: &Path, nodes: &[PathBuf]) -> assemble::Plan {
 fn chain(mixes: usize) -> (TempDir, Vec<PathBuf>, ChainFile) {
     let (dir, folders) = nodes(mixes);
     let chain = assemble(&chain_plan(dir.path(), &folders), NOW).unwrap();
+    (dir, folders, chain)
+}
+
+/// A chain with the classes that `--class` names, of nodes with class L and all paced ones.
+fn paced_chain(mixes: usize, classes: &[&str]) -> (TempDir, Vec<PathBuf>, ChainFile) {
+    let (dir, folders) = nodes_of(&["L", "paced-S", "paced-M", "paced-L"], mixes);
+    let classes = classes.iter().map(|class| class.parse().unwrap()).collect();
+    let chain = assemble(&assemble::Plan { classes, ..chain_plan(dir.path(), &folders) }, NOW).unwrap();
     (dir, folders, chain)
 }
 
@@ -142,8 +162,8 @@ fn assembling_refuses_nodes_that_do_not_fit() {
     refused(&|plan| plan.mixes[2] = mix.clone(), NOW, &["0/node.desc:", "is also that of", "name each node once"]);
     refused(&|_| {}, NOW - 2 * 3600, &["0/node.desc:", "not valid before 2027-01-15 07:00 UTC", "date -u"]);
     refused(&|_| {}, NOW + 91 * DAY, &["expired on 2027-04-15 08:00 UTC, 24 h ago", "eddy renew"]);
-    refused(&|plan| plan.classes = vec![Class::S], NOW, &["no address for class S, only for L"]);
-    refused(&|plan| plan.classes = vec![Class::L, Class::L], NOW, &["duplicate --class L"]);
+    refused(&|plan| plan.classes = vec![ClassChoice::Free(Class::S)], NOW, &["no address for class S, only for L"]);
+    refused(&|plan| plan.classes = vec![ClassChoice::Free(Class::L); 2], NOW, &["duplicate --class L"]);
     refused(
         &|plan| plan.epoch_s = 99,
         NOW,
@@ -187,6 +207,95 @@ fn cells_too_long_for_ipv6_are_refused() {
 }
 
 #[test]
+fn paced_classes_are_assembled_and_read_again() {
+    for (mixes, classes, interval_s) in [
+        (3, &["voice"][..], 10),
+        (1, &["video", "L", "game"], 10),
+        (3, &["voice-lite:name=calls,n_min=2,rounds=512,steps_ms=1/2/3"], 20),
+        (7, &["voice", "L"], 20),
+    ] {
+        let (dir, _, made) = paced_chain(mixes, classes);
+        let path = dir.path().join("chain.toml");
+        assert_eq!(ChainFile::read(&path, NOW).unwrap(), made);
+        assert_eq!(fs::read_to_string(&path).unwrap(), made.text());
+        assert_eq!(made.terms.paced.len() + made.terms.classes.len(), classes.len());
+        assert_eq!(made.terms.interval_s, interval_s, "{classes:?}");
+        assert!(made.terms.paced.iter().all(|class| class.steps_ms.len() == mixes));
+        assert_eq!(made.shape().hops(), mixes + 1);
+    }
+}
+
+#[test]
+fn terms_of_a_paced_class_have_the_defaults_of_the_table() {
+    let (_dir, _, mut made) = paced_chain(3, &["voice:repeat=0"]);
+    let text = made.text();
+    let all = ["cells", "rounds", "copies", "gap", "repeat", "n_min", "seats", "loops", "slack_ms", "steps_ms"];
+    let is_left_out = |line: &&str| all.iter().any(|key| line.starts_with(&format!("{key} = ")));
+    let short: Vec<&str> = text.lines().filter(|line| !is_left_out(line)).collect();
+    assert_eq!(short.len() + all.len(), text.lines().count());
+    assert_eq!(ChainFile::parse(Path::new("chain.toml"), &short.join("\n"), NOW).unwrap(), made);
+    // And those of the program.
+    let class = &mut made.terms.paced[0];
+    assert_eq!(*class, PacedTerms::new(class.class, "voice", 4));
+}
+
+#[test]
+fn assembling_refuses_classes_that_do_not_fit() {
+    let (dir, folders) = nodes_of(&["L", "paced-S"], 3);
+    let refused = |classes: &[&str], interval_s: Option<u32>, wanted: &[&str]| {
+        let classes = classes.iter().map(|class| class.parse().unwrap()).collect();
+        let plan = assemble::Plan { classes, interval_s, ..chain_plan(dir.path(), &folders) };
+        assert_says(&assemble(&plan, NOW).unwrap_err(), wanted);
+        assert!(!plan.out.exists());
+    };
+    refused(&["voice", "game"], None, &["--class voice and --class game are both of class paced-S", "choose one"]);
+    refused(&["voice", "voice:n_min=2"], None, &["duplicate --class voice"]);
+    refused(&["video"], None, &["0/node.desc:", "no address for class paced-L, only for L and paced-S"]);
+    refused(&["voice:n_min=0"], None, &["invalid --class \"voice\": n_min must be 1 to 256 (got 0)"]);
+    refused(&["voice:period_ms=999"], None, &["invalid --class \"voice\": period_ms must be 5 to 100 (got 999)"]);
+    refused(&["voice:rounds=256"], None, &["invalid --class \"voice\": rounds is too small"]);
+    refused(&["voice:steps_ms=1/2"], None, &["steps_ms must have 3 steps, one for each link after the first (got 2)"]);
+    refused(&["voice:copies=4,gap=3"], None, &["copies, gap and slack_ms delay a cell for 98 ms"]);
+    refused(&["voice:name=S"], None, &["name must be 1 to 16 of the characters a-z, 0-9 and - (got \"S\")"]);
+    refused(&["voice"], Some(9), &["invalid --interval \"9\": expected at least 10, because", "class voice"]);
+}
+
+#[test]
+fn bad_paced_class_in_a_chain_file_is_refused_with_its_line() {
+    let (_dir, _, made) = paced_chain(3, &["L", "voice", "video"]);
+    let text = made.text();
+    let refused = |from: &str, to: &str, wanted: &[&str]| {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from}");
+        assert_says(&ChainFile::parse(Path::new("chain.toml"), &changed, NOW).unwrap_err(), wanted);
+    };
+    let line = |line: &str| format!("chain.toml:{}:", 1 + text.lines().position(|one| one == line).expect(line));
+    refused("cells = 1\n", "cells = 2\n", &["chain.toml was changed: id says "]);
+    refused("rounds = 2048\n", "rounds = 2000\n", &[&line("rounds = 2048"), "class voice: rounds must be a power"]);
+    refused("copies = 2\n", "copies = 5\n", &[&line("copies = 2"), "copies must be a whole number from 1 to 4"]);
+    refused("n_min = 8\n", "n_min = 257\n", &[&line("n_min = 8"), "class voice: n_min must be 1 to 256 (got 257)"]);
+    refused(
+        "steps_ms = [5, 5, 5]\n",
+        "steps_ms = [5]\n",
+        &[&line("steps_ms = [5, 5, 5]"), "steps_ms must have 3 steps"],
+    );
+    refused("name = \"video\"\n", "name = \"voice\"\n", &["two paced classes have the name \"voice\""]);
+    refused("name = \"voice\"\n", "", &["the key `name` is missing: add `name = \"voice\"`"]);
+    refused("period_ms = 10\n", "", &["unknown key `name`", "a [[class]] with period_ms of chain.toml"]);
+    refused("loops = 2\n", "lops = 2\n", &[&line("loops = 2"), "unknown key `lops`: did you mean `loops`?"]);
+    refused("loops = 2\n", "lifetime_s = 2\n", &["unknown key `lifetime_s`", "a [[class]] of chain.toml"]);
+    refused("class = \"L\"\nname", "class = \"S\"\nname", &["the classes must be listed once each"]);
+}
+
+#[test]
+fn chain_without_a_free_class_has_a_clear_error() {
+    let (_dir, folders, made) = paced_chain(2, &["voice"]);
+    let config = NodeConfig::read(&folders[0].join("node.toml")).unwrap();
+    let why = Loaded::with_chain(TrustFiles::of(&config), config, made).err().unwrap();
+    assert_says(&why, &["chain.toml: all classes of this chain are paced", "a chain with a class S, M or L"]);
+}
+
+#[test]
 fn chain_file_is_not_overwritten_unless_forced() {
     let (dir, folders, _) = chain(2);
     let mut plan = chain_plan(dir.path(), &folders);
@@ -213,7 +322,7 @@ fn value_bytes(text: &str) -> Vec<usize> {
 
 #[test]
 fn every_changed_byte_of_a_chain_file_is_refused() {
-    let (_dir, _, made) = chain(2);
+    let (_dir, _, made) = paced_chain(2, &["L", "voice"]);
     let text = made.text();
     let path = Path::new("chain.toml");
     assert!(ChainFile::parse(path, &text, NOW).is_ok());
@@ -411,6 +520,25 @@ fn inspect_says_who_where_and_until_when() {
     }
     assert_eq!(file.json(NOW)["hops"].as_array().unwrap().len(), 3);
     assert_eq!(file.json(NOW)["id"], super::hex(&made.id));
+
+    let (dir, _, _) = paced_chain(3, &["voice:steps_ms=2", "L"]);
+    let file = PublicFile::read(&dir.path().join("chain.toml"), NOW).unwrap();
+    let text = file.text(Path::new("chain.toml"), NOW);
+    for wanted in [
+        "class L      mixing delay",
+        "class voice  paced-S: 1 cell every 10 ms, with repeat\n",
+        "    carries    80 kbit/s to destinations, 162 back, 76 between users\n",
+        "235 MB an hour",
+        "at most 44 ms to destinations",
+        "  class paced-S  192.0.2.1:4701\n",
+    ] {
+        assert!(text.contains(wanted), "wanted {wanted:?} in {text}");
+    }
+    let shown = file.json(NOW);
+    assert_eq!((&shown["classes"][0]["class"], &shown["paced"][0]["class"]), (&"L".into(), &"paced-S".into()));
+    assert_eq!(shown["paced"][0]["steps_ms"], serde_json::json!([2, 2, 2]));
+    assert_eq!((&shown["paced"][0]["repeat"], &shown["paced"][0]["kbit_s"]["forward"]), (&1.into(), &80.into()));
+    assert_eq!(shown["hops"][0]["classes"][1]["class"], "paced-S");
 
     rotate(&folders[0], "node", false).unwrap();
     let text = PublicFile::read(&folders[0].join("node.request"), NOW).unwrap().text(Path::new("r"), NOW);

@@ -9,6 +9,7 @@ use control::trust::chain::BadTerms;
 use control::trust::view::{BadDescriptor, View};
 use control::trust::{ChainTerms, ClassTerms, SignedDescriptor};
 use wire::cell::Shape;
+use wire::paced::{PacedClass, PacedTerms};
 use wire::setup::Suite;
 
 use super::source::{Source, Table, encode_base64};
@@ -92,12 +93,16 @@ impl ChainFile {
 
     /// Class and length of the cells that its nodes exchange: those of its first class.
     pub fn shape(&self) -> Shape {
-        Shape::new(self.first_class().class, self.descriptors.len()).expect("the number of hops was checked")
+        let first = self.terms.class_ids().next().expect("a chain has a class");
+        Shape::new(first.size(), self.descriptors.len()).expect("the number of hops was checked")
     }
 
     /// The terms of the class that its nodes serve.
+    ///
+    /// # Panics
+    /// All of its classes are paced. [`super::Loaded`] refuses such a chain.
     pub fn first_class(&self) -> &ClassTerms {
-        self.terms.classes.first().expect("a chain has a class")
+        self.terms.classes.first().expect("the chain has a free class")
     }
 
     /// The first eight digits of its id.
@@ -128,6 +133,7 @@ impl ChainFile {
                 class.class, class.mixing_delay_ms, class.lifetime_s
             );
         }
+        self.terms.paced.iter().for_each(|class| text += &paced_text(class));
         for (i, descriptor) in self.descriptors.iter().enumerate() {
             let name = node_name(self.role(i + 1), i + 1);
             let all: Vec<String> = descriptor.contacts.iter().map(places).collect();
@@ -142,8 +148,65 @@ impl ChainFile {
     }
 }
 
+/// The table of a paced class.
+fn paced_text(terms: &PacedTerms) -> String {
+    format!(
+        "\n# Paced: a round every period_ms.\n\
+         [[class]]\n\
+         class = \"{}\"\n\
+         name = \"{}\"\n\
+         period_ms = {}\n\
+         cells = {}\n\
+         rounds = {}\n\
+         copies = {}\n\
+         gap = {}\n\
+         repeat = {}\n\
+         n_min = {}\n\
+         seats = {}\n\
+         loops = {}\n\
+         slack_ms = {}\n\
+         steps_ms = {:?}\n",
+        terms.class.size(),
+        terms.name,
+        terms.period_ms,
+        terms.cells,
+        terms.rounds,
+        terms.copies,
+        terms.gap,
+        u8::from(terms.repeat),
+        terms.n_min,
+        terms.seats,
+        terms.loops,
+        terms.slack_ms,
+        terms.steps_ms,
+    )
+}
+
+/// Reads that of a chain of `hops` hops.
+fn read_paced(class: &Table<'_>, hops: usize) -> Result<PacedTerms, ConfigError> {
+    let number = |key| class.integer(key) as u16;
+    let byte = |key| class.integer(key) as u8;
+    let defaults = PacedTerms::new(PacedClass::new(class.parsed("class")?), class.text("name").value, hops);
+    let steps = class.integers("steps_ms").into_iter().map(|step| step as u16);
+    Ok(PacedTerms {
+        period_ms: number("period_ms"),
+        cells: byte("cells"),
+        rounds: number("rounds"),
+        copies: byte("copies"),
+        gap: byte("gap"),
+        repeat: byte("repeat") == 1,
+        n_min: number("n_min"),
+        seats: number("seats"),
+        loops: byte("loops"),
+        slack_ms: number("slack_ms"),
+        steps_ms: if class.is_set("steps_ms") { steps.collect() } else { defaults.steps_ms },
+        ..defaults
+    })
+}
+
 fn read_terms(table: &Table<'_>, hops: &[Table<'_>]) -> Result<ChainTerms, ConfigError> {
     let classes = table.subs("class")?;
+    let (paced, free): (Vec<_>, Vec<_>) = classes.iter().partition(|class| class.knows("period_ms"));
     let read_class = |class: &Table<'_>| {
         Ok(ClassTerms {
             class: class.parsed("class")?,
@@ -163,7 +226,8 @@ fn read_terms(table: &Table<'_>, hops: &[Table<'_>]) -> Result<ChainTerms, Confi
         suite: suite.expect("in the range of the table"),
         interval_s: table.integer("interval_s") as u32,
         epoch_s: table.integer("epoch_s") as u32,
-        classes: classes.iter().map(read_class).collect::<Result<_, ConfigError>>()?,
+        classes: free.into_iter().map(read_class).collect::<Result<_, ConfigError>>()?,
+        paced: paced.iter().map(|class| read_paced(class, hops.len())).collect::<Result<_, _>>()?,
         identities: hops.iter().map(read_identity).collect::<Result<_, _>>()?,
     };
     terms.check().map_err(|why| {
@@ -173,7 +237,13 @@ fn read_terms(table: &Table<'_>, hops: &[Table<'_>]) -> Result<ChainTerms, Confi
             BadTerms::Hops(_) => table.wrong("hop", what, AGAIN),
             BadTerms::Interval(_) => table.wrong("interval_s", what, AGAIN),
             BadTerms::Epoch { .. } => table.wrong("epoch_s", what, AGAIN),
-            BadTerms::Classes | BadTerms::MixingDelay(_) | BadTerms::Lifetime(_) => table.wrong("class", what, AGAIN),
+            BadTerms::Classes | BadTerms::MixingDelay(_) | BadTerms::Lifetime(_) | BadTerms::SameName(_) => {
+                table.wrong("class", what, AGAIN)
+            }
+            BadTerms::Paced(name, why) => {
+                let class = paced.iter().find(|class| class.text("name").value == name);
+                class.expect("it was read from one").wrong(why.key(), what, AGAIN)
+            }
         }
     })?;
     Ok(terms)

@@ -519,7 +519,7 @@ mod tests {
                 Kind::Text(_) => refused("1".to_owned()),
                 Kind::Texts(_) => refused("[1]".to_owned()),
                 Kind::Integers(..) => refused("[-1]".to_owned()),
-                Kind::Table(_) | Kind::Tables(_) | Kind::Names(_) => refused("1".to_owned()),
+                Kind::Table(_) | Kind::Tables(_) | Kind::Either { .. } | Kind::Names(_) => refused("1".to_owned()),
             }
         }
     }

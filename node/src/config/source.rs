@@ -313,8 +313,13 @@ impl<'s> Table<'s> {
         })
     }
 
+    /// Where it begins.
+    fn place(&self) -> Location {
+        self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at))
+    }
+
     fn missing(&self, key: &Key) -> ConfigError {
-        let at = self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at));
+        let at = self.place();
         match restored(key) {
             Some(remedy) => {
                 let what = format!("the key `{}` is missing, so the file was changed or cut short", key.name);
@@ -335,7 +340,9 @@ impl<'s> Table<'s> {
             (Kind::Texts(_), DeValue::Array(all)) => all.iter().all(|one| one.get_ref().is_str()),
             (Kind::Names(_), DeValue::Table(inner)) => inner.iter().all(|(_, one)| one.get_ref().is_str()),
             (Kind::Table(_), DeValue::Table(_)) => return self.inner(key, value)?.check(role),
-            (Kind::Tables(_), DeValue::Array(all)) if all.iter().all(|one| one.get_ref().is_table()) => {
+            (Kind::Tables(_) | Kind::Either { .. }, DeValue::Array(all))
+                if all.iter().all(|one| one.get_ref().is_table()) =>
+            {
                 return all.iter().try_for_each(|one| self.inner(key, one)?.check(role));
             }
             _ => false,
@@ -371,10 +378,20 @@ impl<'s> Table<'s> {
     }
 
     fn inner(&self, key: &Key, value: &Spanned<DeValue<'s>>) -> Result<Table<'s>, ConfigError> {
-        let (Kind::Table(keys) | Kind::Tables(keys)) = key.kind else { unreachable!("{} is not a table", key.name) };
         let values = value.get_ref().as_table().cloned().unwrap_or_default();
+        let keys = match key.kind {
+            Kind::Table(keys) | Kind::Tables(keys) => keys,
+            Kind::Either { mark, with, without } => {
+                if values.contains_key(mark) {
+                    with
+                } else {
+                    without
+                }
+            }
+            _ => unreachable!("{} is not a table", key.name),
+        };
         let header =
-            if matches!(key.kind, Kind::Tables(_)) { format!("[[{}]]", key.name) } else { format!("[{}]", key.name) };
+            if matches!(key.kind, Kind::Table(_)) { format!("[{}]", key.name) } else { format!("[[{}]]", key.name) };
         let inside = Some(Inside { header, at: value.span(), top: self.keys });
         let table = Table { source: self.source, keys, values, inside };
         table.check_names()?;
@@ -384,6 +401,11 @@ impl<'s> Table<'s> {
     fn get(&self, name: &str) -> Option<&Spanned<DeValue<'s>>> {
         debug_assert!(table::find(self.keys, name).is_some(), "{name} is in the table of keys");
         self.values.get(name)
+    }
+
+    /// True if it may have this key.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        table::find(self.keys, name).is_some()
     }
 
     /// True if the file sets a key.
@@ -462,7 +484,7 @@ impl<'s> Table<'s> {
         }
     }
 
-    /// The tables of a `Kind::Tables`.
+    /// The tables of a `Kind::Tables` or a `Kind::Either`.
     pub(crate) fn subs(&self, name: &str) -> Result<Vec<Table<'s>>, ConfigError> {
         let key = table::find(self.keys, name).expect("a table of keys");
         self.elements(name).map(|value| self.inner(key, value)).collect()
@@ -478,9 +500,9 @@ impl<'s> Table<'s> {
         all.map(pair).collect()
     }
 
-    /// An error at a key's value.
+    /// An error at a key's value, or at the table if the key is not set.
     pub(crate) fn wrong(&self, name: &str, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
-        let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
+        let at = self.get(name).map_or_else(|| self.place(), |value| self.source.at(&value.span()));
         ConfigError::Value { at, what: what.into(), remedy: remedy.into() }
     }
 

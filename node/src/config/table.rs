@@ -7,7 +7,7 @@
 use super::NodeRole::{self, Entry, Exit, Mix};
 pub use super::table_node::{CAPS, FORWARD, NODE};
 use super::table_trust::{
-    CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
+    CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, CHAIN_PACED_CLASS, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
 };
 
 /// One key.
@@ -44,6 +44,8 @@ pub enum Kind {
     Table(&'static [Key]),
     /// Any number of such tables, `[[name]]`.
     Tables(&'static [Key]),
+    /// Any number of such tables of two kinds: those with the key `mark` have the keys `with`, the others `without`.
+    Either { mark: &'static str, with: &'static [Key], without: &'static [Key] },
     /// A table of texts whose names are the operator's, in this form.
     Names(&'static str),
 }
@@ -100,6 +102,7 @@ pub static ALL_FILES: &[(&str, &[Key])] = &[
     ("a file of SOCKS users", USERS_FILE),
     ("chain.toml", CHAIN_FILE),
     ("a [[class]] of chain.toml", CHAIN_CLASS),
+    ("a [[class]] with period_ms of chain.toml", CHAIN_PACED_CLASS),
     ("a [[hop]] of chain.toml", CHAIN_HOP),
     ("node.desc", DESCRIPTOR_FILE),
     ("node.request", REQUEST_FILE),
@@ -152,7 +155,7 @@ impl Key {
     pub fn line(&self) -> String {
         match &self.kind {
             Kind::Table(keys) => format!("[{}] with lines such as {}", self.name, keys[0].line()),
-            Kind::Tables(keys) => {
+            Kind::Tables(keys) | Kind::Either { without: keys, .. } => {
                 let required = keys.iter().filter(|key| matches!(key.default, DefaultValue::Required));
                 let names: Vec<&str> = required.map(|key| key.name).collect();
                 format!("[[{}]] with {} below it", self.name, names.join(", "))
@@ -181,7 +184,7 @@ impl Kind {
             Kind::Text(form) => format!("text: {form}"),
             Kind::Texts(form) => format!("a list of texts: {form}"),
             Kind::Table(_) => "a table".to_owned(),
-            Kind::Tables(_) => "tables".to_owned(),
+            Kind::Tables(_) | Kind::Either { .. } => "tables".to_owned(),
             Kind::Names(form) => format!("lines of the form {form}"),
         }
     }

@@ -323,6 +323,7 @@ mod tests {
             interval_s: 10,
             epoch_s: 3600,
             classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 0, lifetime_s: 3600 }],
+            paced: Vec::new(),
             identities: vec![mix.public(), exit.public()],
         };
         let mut view = View::new(terms.clone());
@@ -338,7 +339,7 @@ mod tests {
                 noise: if own { public } else { [9; 32] },
                 signing: if own { signer.public() } else { [9; 32] },
                 contacts: vec![Contact {
-                    class: Class::S,
+                    class: Class::S.into(),
                     lanes: 1,
                     addresses: vec![SocketAddr::from(([10, 0, 0, hop as u8], 1))],
                     names: Vec::new(),

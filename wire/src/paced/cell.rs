@@ -62,7 +62,7 @@ impl PacedClass {
 
 impl std::fmt::Display for PacedClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "paced {}", self.0)
+        write!(f, "paced-{}", self.0)
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
             assert_eq!(class.split_cell(&mut vec![0; cell]).unwrap().1.len(), class.body_len());
             for found in [0, 16, cell - 1, cell + 1] {
                 let refused = class.split_cell(&mut vec![0; found]).unwrap_err().to_string();
-                assert_eq!(refused, format!("invalid cell of {found} bytes: expected {cell} in class paced {size}"));
+                assert_eq!(refused, format!("invalid cell of {found} bytes: expected {cell} in class paced-{size}"));
             }
         }
         assert!([0, 1, 2, 3, 0x10, 0x14, 0x21, 0xff].iter().all(|byte| PacedClass::from_wire(*byte).is_none()));

@@ -18,6 +18,8 @@ pub const SEATS: RangeInclusive<u16> = 1..=16_384;
 pub const LOOPS_MAX: u8 = 64;
 pub const SLACK_MS: RangeInclusive<u16> = 1..=500;
 pub const STEP_MS: RangeInclusive<u16> = 1..=500;
+/// Each step unless chosen otherwise.
+pub const STEP_DEFAULT_MS: u16 = 5;
 pub const NAME_MAX: usize = 16;
 /// Rounds after which the answer to a round leaves Mix 1 at the latest.
 const ANSWER_MAX: u64 = 48;
@@ -65,22 +67,61 @@ pub enum BadPacedTerms {
     Steps { expected: usize, found: usize },
     #[error("copies, gap and slack_ms delay a cell for {delay_ms} ms at Mix 1: at most {most_ms} with this period_ms")]
     Delay { delay_ms: u32, most_ms: u32 },
-    #[error("a step of {step_ms} ms is too long: at most {most_ms} with this period_ms")]
+    #[error("steps_ms has a step of {step_ms} ms: at most {most_ms} with this period_ms")]
     Step { step_ms: u16, most_ms: u32 },
     #[error("rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them")]
     Phase { cells: usize, slots: u64 },
-    #[error("the first hop answers {late_ms} ms after a round begins: at most {most_ms} with this period_ms")]
+    #[error(
+        "steps_ms, slack_ms, copies and gap have the first hop answer {late_ms} ms after a round begins: at most \
+         {most_ms} with this period_ms"
+    )]
     Answer { late_ms: u64, most_ms: u64 },
-    #[error("the interval must be at least {least_ms} ms with this period_ms and so many hops (got {interval_ms})")]
+    #[error(
+        "with this period_ms and so many hops the interval must be at least {least_ms} ms (got {interval_ms}), \
+         otherwise setup keys do not reach users in time"
+    )]
     Interval { interval_ms: u64, least_ms: u64 },
     #[error(
-        "a setup may come {late_ms} ms after the interval of its keys began, but keys last {most_ms} ms beyond their \
-         epoch: lower rounds, period_ms or the interval, or raise the epoch"
+        "with these rounds a setup may come {late_ms} ms after the interval of its keys began, but keys last {most_ms} \
+         ms beyond their epoch: lower rounds, period_ms or the interval, or raise the epoch"
     )]
     Keys { late_ms: u64, most_ms: u64 },
 }
 
+impl BadPacedTerms {
+    /// A key of the class that is to change.
+    pub const fn key(&self) -> &'static str {
+        match self {
+            BadPacedTerms::Name(_) => "name",
+            BadPacedTerms::Range { key, .. } => key,
+            BadPacedTerms::Rounds(_) | BadPacedTerms::Phase { .. } | BadPacedTerms::Keys { .. } => "rounds",
+            BadPacedTerms::Steps { .. } | BadPacedTerms::Step { .. } | BadPacedTerms::Answer { .. } => "steps_ms",
+            BadPacedTerms::Delay { .. } => "slack_ms",
+            BadPacedTerms::Interval { .. } => "period_ms",
+        }
+    }
+}
+
 impl PacedTerms {
+    /// The defaults, in a chain of `hops` hops.
+    pub fn new(class: PacedClass, name: &str, hops: usize) -> PacedTerms {
+        PacedTerms {
+            class,
+            name: name.to_owned(),
+            period_ms: 10,
+            cells: 1,
+            rounds: 2048,
+            copies: 2,
+            gap: 1,
+            repeat: false,
+            n_min: 8,
+            seats: 256,
+            loops: 2,
+            slack_ms: 8,
+            steps_ms: vec![STEP_DEFAULT_MS; hops.saturating_sub(1)],
+        }
+    }
+
     /// Its rounds, in a chain of `hops` hops.
     pub fn timetable(&self, hops: usize) -> Timetable {
         Timetable::new(self, hops)
@@ -105,6 +146,11 @@ impl PacedTerms {
         out.push(self.loops);
         out.extend(self.slack_ms.to_be_bytes());
         out.extend(self.steps_ms.iter().flat_map(|step| step.to_be_bytes()));
+    }
+
+    /// The shortest interval in which all parts of a bundle reach an entry on its link of this class.
+    pub fn interval_ms_min(&self, hops: usize) -> u64 {
+        BUNDLE_ROUNDS * hops as u64 * u64::from(self.period_ms)
     }
 
     /// Checks ranges and what they must have in common.
@@ -150,7 +196,7 @@ impl PacedTerms {
         if late_ms > most_ms {
             return Err(BadPacedTerms::Answer { late_ms, most_ms });
         }
-        let least_ms = BUNDLE_ROUNDS * hops as u64 * period_ms;
+        let least_ms = self.interval_ms_min(hops);
         if interval_ms < least_ms {
             return Err(BadPacedTerms::Interval { interval_ms, least_ms });
         }
@@ -178,22 +224,7 @@ fn within<T: Copy + PartialOrd + Into<u32>>(
 /// The defaults of SPEC 9.16, for tests.
 #[cfg(test)]
 pub(super) fn voice(hops: usize) -> PacedTerms {
-    use crate::cell::Class;
-    PacedTerms {
-        class: PacedClass::new(Class::S),
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 1,
-        rounds: 2048,
-        copies: 2,
-        gap: 1,
-        repeat: false,
-        n_min: 8,
-        seats: 256,
-        loops: 2,
-        slack_ms: 8,
-        steps_ms: vec![5; hops - 1],
-    }
+    PacedTerms::new(PacedClass::new(crate::cell::Class::S), "voice", hops)
 }
 
 #[cfg(test)]
@@ -235,7 +266,7 @@ mod tests {
             (|terms| terms.rounds = 256, "a setup has 29 cells, and a phase has 18 rounds"),
             (|terms| terms.steps_ms.truncate(2), "must have 3 steps, one for each link after the first (got 2)"),
             (|terms| (terms.gap, terms.copies) = (4, 3), "delay a cell for 88 ms at Mix 1: at most 60"),
-            (|terms| terms.steps_ms[1] = 61, "a step of 61 ms is too long: at most 60"),
+            (|terms| terms.steps_ms[1] = 61, "steps_ms has a step of 61 ms: at most 60"),
         ] {
             let found = refused(change);
             assert!(found.contains(expected), "{found}");
@@ -243,7 +274,7 @@ mod tests {
         assert_eq!(check(&PacedTerms { gap: 4, ..voice(4) }), Ok(()), "48 ms of eight rounds");
         assert_eq!(check(&PacedTerms { rounds: 512, ..voice(4) }), Ok(()), "the least for m = 3");
         let long = PacedTerms { rounds: 8192, period_ms: 100, ..voice(4) };
-        assert!(check(&long).unwrap_err().contains("the interval must be at least 96000 ms"));
+        assert!(check(&long).unwrap_err().contains("the interval must be at least 96000 ms (got 60000)"));
         let epoch = |epoch_s| long.check(Suite::Hybrid, 4, 96, epoch_s);
         assert_eq!(epoch(3600), Ok(()));
         assert_eq!(epoch(1800), Err(BadPacedTerms::Keys { late_ms: 505_724, most_ms: 300_000 }));

@@ -92,6 +92,7 @@ impl World {
             interval_s,
             epoch_s,
             classes: vec![ClassTerms { class, mixing_delay_ms: 5, lifetime_s: 60 }],
+            paced: Vec::new(),
             identities: (1..=hops as u8).map(|seed| identity(seed).public()).collect(),
         };
         let mut world = World {
@@ -123,7 +124,7 @@ impl World {
         let hops = self.terms.identities.len();
         for hop in 1..=hops {
             let mut descriptor = node(hop, hops);
-            descriptor.contacts[0].class = self.shape.class();
+            descriptor.contacts[0].class = self.shape.class().into();
             view.take_descriptor(hop, signed(descriptor, hop), START_MS / 1000).unwrap();
         }
         view

@@ -1,10 +1,11 @@
 use wire::cell::Class;
 use wire::kdf::Secret;
+use wire::paced::{PacedClass, PacedTerms};
 use wire::setup::{SetupKey, Suite};
 
 use super::super::chain::ClassTerms;
 use super::super::descriptor::tests::{NOT_AFTER, identity, node};
-use super::super::descriptor::{self, NodeDescriptor};
+use super::super::descriptor::{self, Contact, NodeDescriptor};
 use super::super::encoding::Signer;
 use super::super::record::EpochRecord;
 use super::*;
@@ -20,6 +21,7 @@ pub(crate) fn terms() -> ChainTerms {
         interval_s: 10,
         epoch_s: 600,
         classes: vec![ClassTerms { class: Class::L, mixing_delay_ms: 5, lifetime_s: 60 }],
+        paced: Vec::new(),
         identities: (1..=HOPS as u8).map(|seed| identity(seed).public()).collect(),
     }
 }
@@ -84,9 +86,23 @@ fn descriptor_in_the_wrong_place_is_refused() {
     assert_eq!(refused(1, foreign), BadDescriptor::Foreign(1));
     assert_eq!(refused(1, signed(1, |d| d.role = HopRole::Exit)), BadDescriptor::NotAMix(1));
     assert_eq!(refused(3, signed(3, |d| d.role = HopRole::Mix)), BadDescriptor::NotAnExit(3));
-    let other_class = signed(1, |d| d.contacts[0].class = Class::S);
-    assert_eq!(refused(1, other_class), BadDescriptor::NoContact(Class::L));
+    let other_class = signed(1, |d| d.contacts[0].class = Class::S.into());
+    assert_eq!(refused(1, other_class), BadDescriptor::NoContact(Class::L.into()));
     assert_eq!(refused(1, signed(1, |d| d.not_before = 1065)), BadDescriptor::NotYet(60));
+}
+
+#[test]
+fn hop_needs_a_contact_for_each_paced_class() {
+    let paced = PacedClass::new(Class::S);
+    let mut view = View::new(ChainTerms { paced: vec![PacedTerms::new(paced, "voice", HOPS)], ..terms() });
+    let refused = view.take_descriptor(1, signed(1, |_| ()), 1005).unwrap_err();
+    assert_eq!(refused, BadDescriptor::NoContact(paced.into()));
+    assert!(refused.to_string().contains("class paced-S"), "{refused}");
+    let with_paced = signed(1, |d| {
+        let contact = Contact { class: paced.into(), ..d.contacts[0].clone() };
+        d.contacts.push(contact);
+    });
+    assert_eq!(view.take_descriptor(1, with_paced, 1005), Ok(Taken::New));
 }
 
 #[test]

@@ -78,7 +78,12 @@ impl Plan {
             identity: Signer::from_seed(&identities[i]).public(),
             noise: wire::kdf::x25519_public(&keys[i][0].noise),
             signing: Signer::from_seed(&keys[i][0].signing).public(),
-            contacts: vec![Contact { class, lanes: 1, addresses: vec![up_address(i)], names: Vec::new() }],
+            contacts: vec![Contact {
+                class: class.into(),
+                lanes: 1,
+                addresses: vec![up_address(i)],
+                names: Vec::new(),
+            }],
         });
         let descriptors: Vec<NodeDescriptor> = descriptors.collect();
         let terms = ChainTerms {
@@ -86,6 +91,7 @@ impl Plan {
             interval_s: 10,
             epoch_s: 3600,
             classes: vec![ClassTerms { class, mixing_delay_ms: 20, lifetime_s: 3600 }],
+            paced: Vec::new(),
             identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
         };
         Plan {

@@ -1,0 +1,341 @@
+//! Paced classes as `eddy assemble --class` names them, and what such a class carries, costs and adds.
+//!
+//! A profile is a set of parameters for one kind of traffic. Operators change single ones of them:
+//! `voice:n_min=2,steps_ms=2`. [`Figures`] says in the terms of users what the parameters mean.
+
+use std::fmt;
+use std::str::FromStr;
+
+use wire::cell::{Class, Direction};
+use wire::frames::{DGRAM_OVERHEAD, fresh_max};
+use wire::ids::{ClassId, UnknownClassId};
+use wire::paced::terms::STEP_DEFAULT_MS;
+use wire::paced::{ControlSlots, PacedClass, PacedTerms, SALT_LEN};
+use wire::setup::Suite;
+
+use crate::config::nearest;
+
+/// Bytes of the IPv4 and UDP headers of a cell.
+const IP_UDP: u64 = 28;
+
+/// Parameters for one kind of traffic. All others are the defaults of SPEC 9.16.
+struct Profile {
+    name: &'static str,
+    size: Class,
+    period_ms: u16,
+    cells: u8,
+    repeat: bool,
+}
+
+const PROFILES: &[Profile] = &[
+    Profile { name: "voice", size: Class::S, period_ms: 10, cells: 1, repeat: true },
+    Profile { name: "voice-lite", size: Class::S, period_ms: 20, cells: 1, repeat: true },
+    Profile { name: "game", size: Class::S, period_ms: 10, cells: 2, repeat: false },
+    // 2.1 Mbit/s of datagrams.
+    Profile { name: "video", size: Class::L, period_ms: 10, cells: 2, repeat: false },
+];
+
+/// A class of a planned chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClassChoice {
+    Free(Class),
+    /// Its steps are one for each link after the first, or a single one for all of them.
+    Paced(PacedTerms),
+}
+
+impl ClassChoice {
+    pub fn id(&self) -> ClassId {
+        match self {
+            ClassChoice::Free(class) => (*class).into(),
+            ClassChoice::Paced(terms) => terms.class.into(),
+        }
+    }
+}
+
+/// As `--class` names it, without changes.
+impl fmt::Display for ClassChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClassChoice::Free(class) => class.fmt(f),
+            ClassChoice::Paced(terms) => f.write_str(&terms.name),
+        }
+    }
+}
+
+/// `S`, `M`, `L`, or `PROFILE`, or `PROFILE:KEY=VALUE,...` with keys of SPEC 9.16.
+impl FromStr for ClassChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ClassChoice, String> {
+        let (name, changes) = text.split_once(':').map_or((text, None), |(name, changes)| (name, Some(changes)));
+        if let Some(profile) = PROFILES.iter().find(|profile| profile.name == name) {
+            let mut terms = profile.terms();
+            changes.into_iter().flat_map(|changes| changes.split(',')).try_for_each(|one| change(&mut terms, one))?;
+            return Ok(ClassChoice::Paced(terms));
+        }
+
+        let all = || PROFILES.iter().map(|profile| profile.name).collect::<Vec<_>>();
+        match (name.parse().map_err(|_: UnknownClassId| ()), changes) {
+            (Ok(ClassId::Free(class)), None) => Ok(ClassChoice::Free(class)),
+            (Ok(ClassId::Free(class)), Some(_)) => {
+                Err(format!("class {class} has no settings of its own: write {class}, or one of {}", all().join(", ")))
+            }
+            (Ok(ClassId::Paced(class)), _) => {
+                let of_size = PROFILES.iter().filter(|profile| profile.size == class.size());
+                let names: Vec<&str> = of_size.map(|profile| profile.name).collect();
+                let remedy = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
+                Err(format!("a chain names a paced class by its profile{remedy}"))
+            }
+            (Err(()), _) => {
+                let near = nearest(name, &all()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+                Err(format!(
+                    "unknown class {name:?}: expected S (203 bytes in a cell), M (1147), L (1323), or a paced class: {}{near}",
+                    all().join(", ")
+                ))
+            }
+        }
+    }
+}
+
+impl Profile {
+    /// With a single step.
+    fn terms(&self) -> PacedTerms {
+        PacedTerms {
+            period_ms: self.period_ms,
+            cells: self.cells,
+            repeat: self.repeat,
+            steps_ms: vec![STEP_DEFAULT_MS],
+            ..PacedTerms::new(PacedClass::new(self.size), self.name, 0)
+        }
+    }
+}
+
+/// Applies `KEY=VALUE`. [`PacedTerms::check`] checks the ranges.
+fn change(terms: &mut PacedTerms, text: &str) -> Result<(), String> {
+    const KEYS: &[&str] = &[
+        "name",
+        "period_ms",
+        "cells",
+        "rounds",
+        "copies",
+        "gap",
+        "repeat",
+        "n_min",
+        "seats",
+        "loops",
+        "slack_ms",
+        "steps_ms",
+    ];
+    fn number<T: FromStr>(key: &str, value: &str) -> Result<T, String> {
+        value.parse().map_err(|_| format!("invalid {key} {value:?}: expected a whole number of its range"))
+    }
+    let (key, value) = text.split_once('=').ok_or_else(|| {
+        format!("invalid setting {text:?}: expected KEY=VALUE, comma-separated, e.g. voice:n_min=2,steps_ms=2")
+    })?;
+    match key {
+        "name" => value.clone_into(&mut terms.name),
+        "period_ms" => terms.period_ms = number(key, value)?,
+        "cells" => terms.cells = number(key, value)?,
+        "rounds" => terms.rounds = number(key, value)?,
+        "copies" => terms.copies = number(key, value)?,
+        "gap" => terms.gap = number(key, value)?,
+        "repeat" if matches!(value, "0" | "1") => terms.repeat = value == "1",
+        "repeat" => return Err(format!("invalid repeat {value:?}: expected 0 or 1")),
+        "n_min" => terms.n_min = number(key, value)?,
+        "seats" => terms.seats = number(key, value)?,
+        "loops" => terms.loops = number(key, value)?,
+        "slack_ms" => terms.slack_ms = number(key, value)?,
+        "steps_ms" => terms.steps_ms = value.split('/').map(|step| number(key, step)).collect::<Result<_, _>>()?,
+        _ => {
+            let near = nearest(key, KEYS).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            return Err(format!("unknown setting {key:?}: expected one of {}{near}", KEYS.join(", ")));
+        }
+    }
+    Ok(())
+}
+
+/// A value for each way of using a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerUse<T> {
+    /// To a destination.
+    pub forward: T,
+    /// Back from it.
+    pub backward: T,
+    /// Each way between two users who meet.
+    pub meeting: T,
+}
+
+/// What a paced class means to its users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Most kbit/s of datagrams of the length that fits best, from one user.
+    pub kbit_s: PerUse<u64>,
+    /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP, whether
+    /// the user sends anything or not.
+    pub mb_per_hour: u64,
+    /// Most ms that a datagram waits in the nodes and for its round, in addition to the paths: with slack and steps that
+    /// are long enough, and without the time that copies and repeats cost when cells are lost.
+    pub delay_ms: PerUse<u64>,
+    /// Length of a batch. An entry that starts carries data after one to two of them.
+    pub batch_ms: u64,
+}
+
+impl Figures {
+    /// Those of a class whose terms were checked, in a chain of `hops` hops.
+    pub fn of(terms: &PacedTerms, suite: Suite, hops: usize) -> Figures {
+        let times = terms.timetable(hops);
+        let period_ms = u64::from(terms.period_ms);
+        let payload = terms.class.size().payload();
+
+        // With repeat, a datagram of full length fits every second cell: SPEC 9.11.7.
+        let kbit_s = |inner, repeat| {
+            let bits = 8 * (fresh_max(inner, repeat) - DGRAM_OVERHEAD) as u64 * u64::from(terms.cells);
+            bits / (period_ms * if repeat { 2 } else { 1 })
+        };
+
+        let rounds = u64::from(terms.rounds);
+        let slots = ControlSlots::new(terms, suite, hops, 1, Direction::Forward);
+        let control = (0..rounds).map(|round| slots.of(&times, round)).map(|count| (count.placed + count.link) as u64);
+        let cells = (rounds * u64::from(terms.cells) + control.sum::<u64>()) * u64::from(terms.copies);
+        let bytes = cells * (terms.class.cell_len() as u64 + IP_UDP);
+
+        let offset = |direction, hop| times.offset(direction, hop) / 1_000_000;
+        let to_exit = offset(Direction::Forward, hops);
+        let to_user = offset(Direction::Backward, 1);
+        let repeated = if terms.repeat { period_ms } else { 0 };
+        Figures {
+            kbit_s: PerUse {
+                forward: kbit_s(payload, terms.repeat),
+                backward: kbit_s(payload, false),
+                meeting: kbit_s(payload - SALT_LEN, terms.repeat),
+            },
+            mb_per_hour: (bytes as f64 * 3.6 / (rounds * period_ms) as f64).round() as u64,
+            delay_ms: PerUse {
+                forward: period_ms + to_exit + repeated,
+                backward: period_ms + to_user - offset(Direction::Backward, hops),
+                meeting: period_ms + to_user,
+            },
+            batch_ms: rounds * period_ms,
+        }
+    }
+
+    /// In words: what it does, and how much.
+    pub fn lines(&self) -> [(&'static str, String); 4] {
+        let Figures { kbit_s, mb_per_hour, delay_ms, batch_ms } = self;
+        let PerUse { forward, backward, meeting } = kbit_s;
+        let carries = format!("{forward} kbit/s to destinations, {backward} back, {meeting} between users");
+        let costs = format!("{mb_per_hour} MB an hour each way for each user, sending or not");
+        let PerUse { forward, backward, meeting } = delay_ms;
+        let adds = format!("at most {forward} ms to destinations, {backward} ms back, {meeting} ms between users");
+        let seconds = |ms: u64| (ms + 500) / 1000;
+        let starts = format!("{} to {} s after a user's entry", seconds(*batch_ms), seconds(2 * batch_ms));
+        [("carries", carries), ("costs", costs), ("adds", adds), ("starts", starts)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paced(text: &str, hops: usize) -> PacedTerms {
+        let ClassChoice::Paced(mut terms) = text.parse().unwrap() else { panic!("{text} is a paced class") };
+        if let [step] = terms.steps_ms[..] {
+            terms.steps_ms = vec![step; hops - 1];
+        }
+        assert_eq!(terms.check(Suite::Hybrid, hops, 60, 3600), Ok(()), "{text}");
+        terms
+    }
+
+    fn figures(text: &str, hops: usize) -> Figures {
+        Figures::of(&paced(text, hops), Suite::Hybrid, hops)
+    }
+
+    #[test]
+    fn voice_has_the_figures_of_the_design() {
+        let plain = figures("voice:repeat=0,steps_ms=2", 4);
+        assert_eq!(plain.kbit_s, PerUse { forward: 162, backward: 162, meeting: 156 });
+        assert_eq!(plain.delay_ms, PerUse { forward: 34, backward: 16, meeting: 41 });
+        assert_eq!((plain.mb_per_hour, plain.batch_ms), (235, 20_480));
+        let repeated = figures("voice:steps_ms=2", 4);
+        assert_eq!(repeated.kbit_s, PerUse { forward: 80, backward: 162, meeting: 76 });
+        assert_eq!(repeated.delay_ms, PerUse { forward: 44, ..plain.delay_ms });
+        assert_eq!(
+            figures("voice:copies=3,steps_ms=2,repeat=0", 4).delay_ms.forward,
+            44,
+            "a copy more is a round more"
+        );
+        assert_eq!(figures("voice", 8).mb_per_hour, 226);
+        assert_eq!(figures("voice-lite", 4).mb_per_hour, 117);
+    }
+
+    /// Two copies of a cell of 268 bytes with its headers in every round of 10 ms, and of the control slots: one in 8
+    /// rounds, and one in 186 of 2048.
+    #[test]
+    fn cost_is_that_of_the_cells_of_an_hour() {
+        let a_second: f64 = 100.0 * 2.0 * 268.0 * (1.0 + 1.0 / 8.0 + 186.0 / 2048.0);
+        let hour = (a_second * 3600.0 / 1e6).round() as u64;
+        assert_eq!(figures("voice", 4).mb_per_hour, hour);
+    }
+
+    #[test]
+    fn every_profile_fits_chains_of_all_lengths() {
+        for profile in PROFILES {
+            for hops in 2..=8 {
+                let lines = figures(profile.name, hops).lines();
+                let longest = lines.iter().map(|(_, text)| text.len()).max();
+                assert!(longest <= Some(64), "{longest:?} columns: {lines:?}");
+            }
+        }
+        assert_eq!(figures("video", 4).kbit_s.forward, 2116);
+        assert_eq!(figures("game", 4).kbit_s.forward, 324);
+        assert_eq!(["game", "video"].map(|name| figures(name, 4).mb_per_hour), [428, 2214]);
+    }
+
+    #[test]
+    fn changes_apply_to_their_keys_only() {
+        let text = "voice:name=calls,period_ms=20,cells=3,rounds=1024,copies=3,gap=2,repeat=0,n_min=2,seats=99,loops=0,\
+                    slack_ms=7,steps_ms=2/3/4";
+        let expected = PacedTerms {
+            class: PacedClass::new(Class::S),
+            name: "calls".to_owned(),
+            period_ms: 20,
+            cells: 3,
+            rounds: 1024,
+            copies: 3,
+            gap: 2,
+            repeat: false,
+            n_min: 2,
+            seats: 99,
+            loops: 0,
+            slack_ms: 7,
+            steps_ms: vec![2, 3, 4],
+        };
+        assert_eq!(paced(text, 4), expected);
+        assert_eq!(paced("voice:n_min=2", 4), PacedTerms { n_min: 2, ..paced("voice", 4) });
+    }
+
+    #[test]
+    fn texts_that_name_no_class_are_refused_with_a_remedy() {
+        for (text, wanted) in [
+            (
+                "XL",
+                "unknown class \"XL\": expected S (203 bytes in a cell), M (1147), L (1323), or a paced class: voice,",
+            ),
+            ("voise", "did you mean voice?"),
+            ("paced-S", "by its profile: voice, voice-lite, game"),
+            ("paced-M", "by its profile"),
+            ("L:seats=2", "class L has no settings of its own: write L"),
+            ("voice:", "invalid setting \"\": expected KEY=VALUE"),
+            ("voice:n_min", "invalid setting \"n_min\": expected KEY=VALUE"),
+            ("voice:seat=2", "did you mean seats?"),
+            ("voice:lifetime_s=2", "unknown setting \"lifetime_s\": expected one of name, period_ms"),
+            ("voice:n_min=-1", "invalid n_min \"-1\""),
+            ("voice:copies=256", "invalid copies \"256\""),
+            ("voice:repeat=2", "invalid repeat \"2\": expected 0 or 1"),
+            ("voice:steps_ms=2/", "invalid steps_ms \"\""),
+        ] {
+            let why = text.parse::<ClassChoice>().unwrap_err();
+            assert!(why.contains(wanted), "{text}: {why}");
+        }
+    }
+}
