@@ -1,7 +1,7 @@
 //! Puts the fragments of one channel and direction together again (SPEC 3.11).
 //!
-//! At most [`PARTIAL_MAX`] datagrams are incomplete at a time, each for at most [`HOLD`]; a new one
-//! evicts the oldest. Fragments that break the rules or contradict each other are refused, and copies
+//! At most [`PARTIAL_MAX`] datagrams are incomplete at a time, each for at most [`HOLD`], or longer in
+//! paced classes; a new one evicts the oldest. Fragments that break the rules or contradict each other are refused, and copies
 //! are ignored. A channel without fragments costs a few words; a channel with fragments keeps a few
 //! buffers. Time is a `Duration` that never decreases. Neighbour: [`crate::frames`] splits.
 //!
@@ -45,7 +45,8 @@ struct Done {
 
 /// The incomplete datagrams of one channel and direction.
 pub struct Reassembler {
-    payload: usize,
+    payload: u32,
+    hold_ms: u32,
     /// Number of `partials` in use. Spare ones with idle buffers follow.
     held: usize,
     /// Oldest first.
@@ -78,7 +79,22 @@ pub struct Pushed<'a> {
 impl Reassembler {
     /// For cells with this payload; allocates nothing.
     pub const fn new(payload: usize) -> Reassembler {
-        Reassembler { payload, held: 0, partials: Vec::new(), done: Vec::new() }
+        Reassembler::with_hold(payload, HOLD)
+    }
+
+    /// One that holds a datagram for `hold`, in whole milliseconds, after its first fragment (SPEC 9.1.3).
+    pub const fn with_hold(payload: usize, hold: Duration) -> Reassembler {
+        let (payload, hold_ms) = (payload as u32, hold.as_millis() as u32);
+        Reassembler { payload, hold_ms, held: 0, partials: Vec::new(), done: Vec::new() }
+    }
+
+    fn hold(&self) -> Duration {
+        Duration::from_millis(self.hold_ms.into())
+    }
+
+    /// Data bytes of a fragment that is not the last.
+    fn chunk(&self) -> usize {
+        self.payload as usize - FRAG_OVERHEAD
     }
 
     /// Takes in one FRAG. Datagrams that have expired by `now` are dropped first, so a late fragment never
@@ -100,7 +116,7 @@ impl Reassembler {
             self.start(now, flow, id)
         });
         let started = found.is_none();
-        let chunk = self.payload - FRAG_OVERHEAD;
+        let chunk = self.chunk();
         let partial = &mut self.partials[at];
         if !partial.agrees(chunk, index, last, data) {
             return Pushed { started, evicted, outcome: Outcome::Refused };
@@ -116,9 +132,10 @@ impl Reassembler {
         Pushed { started, evicted, outcome: Outcome::Complete(&partial.bytes[..partial.len]) }
     }
 
-    /// Drops datagrams that started [`HOLD`] ago or earlier; returns their number.
+    /// Drops datagrams that started [`HOLD`], or what takes its place, ago or earlier; returns their number.
     pub fn expire(&mut self, now: Duration) -> u32 {
-        self.done.retain(|done| now < done.since + HOLD);
+        let hold = self.hold();
+        self.done.retain(|done| now < done.since + hold);
         let mut expired = 0;
         while self.next_expiry().is_some_and(|due| due <= now) {
             self.remove(0);
@@ -131,7 +148,7 @@ impl Reassembler {
     pub fn sweep(&mut self, now: Duration) -> u32 {
         let expired = self.expire(now);
         if self.held == 0 && self.done.is_empty() {
-            *self = Reassembler::new(self.payload);
+            *self = Reassembler::with_hold(self.payload as usize, self.hold());
         }
         expired
     }
@@ -168,13 +185,13 @@ impl Reassembler {
 
     /// The time at which [`Reassembler::expire`] next drops something.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.partials[..self.held].first().map(|partial| partial.since + HOLD)
+        self.partials[..self.held].first().map(|partial| partial.since + self.hold())
     }
 
     /// Checks the rules for a single fragment: all except the last are full, the last is not empty, and a
     /// datagram has at least two.
     fn is_plausible(&self, index: u8, last: bool, data: &[u8]) -> bool {
-        let chunk = self.payload - FRAG_OVERHEAD;
+        let chunk = self.chunk();
         let end = FRAGMENTS_MAX as u8 - 1;
         if last {
             (1..=end).contains(&index) && (1..=chunk).contains(&data.len())

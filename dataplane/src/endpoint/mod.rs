@@ -88,6 +88,59 @@ pub(crate) struct AppTurn {
     is_late: bool,
 }
 
+impl AppTurn {
+    /// Everything may be received if it may have waited for too long since `read`.
+    pub(crate) fn begin(apps: &mut impl Apps, age: &AgeLimit, read: LastRead, now: Nanos) -> AppTurn {
+        let waited = read.waited(now);
+        let is_late = age.is_exceeded(waited);
+        if is_late {
+            apps.set_all_ready();
+        }
+        AppTurn { now, waited, batches: if is_late { DRAIN_APP_BATCHES } else { APP_BATCHES }, is_late }
+    }
+
+    /// Receives a batch, which the owner puts back into `place`. `None` if nothing waits. Also returns how long it can
+    /// have waited.
+    pub(crate) fn receive(
+        &self,
+        apps: &mut impl Apps,
+        read: &mut LastRead,
+        place: &mut ReceiveBatch,
+    ) -> Option<(ReceiveBatch, Nanos)> {
+        let mut batch = std::mem::replace(place, ReceiveBatch::placeholder());
+        let received = apps.recv(&mut batch);
+        if !(received && self.is_late) {
+            read.set(self.now);
+        }
+        if received {
+            let waited = self.waited.max(apps.waited(batch.socket(), self.now));
+            return Some((batch, waited));
+        }
+        *place = batch;
+        None
+    }
+}
+
+/// Hands datagrams to applications, unless the turn that began at `began` was stopped for longer than `max_age` of
+/// their socket.
+pub(crate) fn hand_out(
+    apps: &mut impl Apps,
+    send_batch: &mut SendBatch,
+    tally: &mut Tally,
+    (age, began): (&AgeLimit, Nanos),
+    max_age: impl Fn(SocketId) -> Nanos,
+) {
+    // Without datagrams, sockets that were closed in this turn are closed now.
+    if !send_batch.is_empty() {
+        let waited = age.since(began);
+        if age.is_exceeded(waited) {
+            let aged = send_batch.retain(|socket| waited <= max_age(socket));
+            tally.drop_many(DropReason::Aged, aged as u64);
+        }
+    }
+    apps.send(send_batch, tally);
+}
+
 /// One end of a chain.
 pub(crate) struct Endpoint<L, A, C> {
     pub(crate) shape: Shape,
@@ -255,26 +308,13 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     /// socket.
     pub(crate) fn send_datagrams(&mut self, max_age: impl Fn(SocketId) -> Nanos) {
         let incoming = self.incoming();
-        if self.send_batch.is_empty() {
-            // Sockets that were closed in this turn are closed now.
-            return self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
-        }
-        let waited = self.age.since(self.began.0);
-        if self.age.is_exceeded(waited) {
-            let aged = self.send_batch.retain(|socket| waited <= max_age(socket));
-            self.datagrams[incoming].drop_many(DropReason::Aged, aged as u64);
-        }
-        self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
+        let Self { apps, send_batch, datagrams, age, began, .. } = self;
+        hand_out(apps, send_batch, &mut datagrams[incoming], (age, began.0), max_age);
     }
 
     /// What this turn may receive from applications: everything, if that may have waited for too long.
     pub(crate) fn begin_apps(&mut self, now: Nanos) -> AppTurn {
-        let waited = self.apps_read.waited(now);
-        let is_late = self.age.is_exceeded(waited);
-        if is_late {
-            self.apps.set_all_ready();
-        }
-        AppTurn { now, waited, batches: if is_late { DRAIN_APP_BATCHES } else { APP_BATCHES }, is_late }
+        AppTurn::begin(&mut self.apps, &self.age, self.apps_read, now)
     }
 
     /// Receives a batch of datagrams from applications. `None` if nothing waits, or if there are not enough buffers for
@@ -284,17 +324,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         if !self.has_room_for_a_batch() {
             return None;
         }
-        let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-        let received = self.apps.recv(&mut batch);
-        if !(received && turn.is_late) {
-            self.apps_read.set(turn.now);
-        }
-        if received {
-            let waited = turn.waited.max(self.apps.waited(batch.socket(), turn.now));
-            return Some((batch, waited));
-        }
-        self.receive_batch = batch;
-        None
+        turn.receive(&mut self.apps, &mut self.apps_read, &mut self.receive_batch)
     }
 
     /// True if there are buffers for the cells of one more batch of application datagrams.

@@ -1,6 +1,6 @@
 //! Handles frames from the entry: datagrams go to their flows; flows are opened, moved and closed; names are resolved.
 //!
-//! Nothing is sent here: datagrams go to the send batch, answers to the packer.
+//! Nothing is sent here: datagrams go to the send batch, answers to [`Answers`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,60 +8,66 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use wire::frames::{Address, Frame, Status, Token};
 use wire::ids::ChannelIndex;
-use wire::reassembly::{Outcome, Reassembler};
+use wire::reassembly::Outcome;
 
 use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
-use super::{Exit, QueryId, REASSEMBLING_MAX, REFUSED_MAX};
+use super::gateway::{Answers, Context, Gateway};
+use super::{QueryId, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
-use crate::socket::Port;
 use crate::socket::app_batch::SocketId;
 use crate::socket::apps::Apps;
 
-impl<U: Port, A: Apps> Exit<U, A> {
-    /// One frame from the entry.
-    pub(super) fn forward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+/// An owner, and the number of a flow that it has.
+type Place = (ChannelIndex, u16);
+
+impl Gateway {
+    /// One frame from the entry of an owner. SESSION and AGAIN have no effect here.
+    pub(crate) fn forward_frame<A: Apps, Q: Answers>(
+        &mut self,
+        cx: &mut Context<'_, A, Q>,
+        owner: ChannelIndex,
+        frame: &Frame<'_>,
+    ) {
         match *frame {
             Frame::Dgram { flow, data } => {
-                self.endpoint.datagrams.forward.injected += 1;
-                self.received_datagram(channel, flow, data, now);
+                cx.tally.injected += 1;
+                self.received_datagram(cx, (owner, flow), data);
             }
             Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.endpoint.table.record_mut(channel) else { return };
-                let mut reassembler =
-                    std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
-                let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
-                self.endpoint.datagrams.forward.injected += u64::from(pushed.started);
+                let fresh = self.no_fragments();
+                let Some(reassembler) = self.reassembler(owner) else { return };
+                let mut reassembler = std::mem::replace(reassembler, fresh);
+                let pushed = reassembler.push(Duration::from_nanos(cx.now), flow, id, index, last, data);
+                cx.tally.injected += u64::from(pushed.started);
                 self.reassembling += u64::from(pushed.started);
-                self.endpoint.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
+                cx.tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
                 if pushed.started && self.reassembling > REASSEMBLING_MAX {
                     reassembler.give_up(flow, id);
                     self.reassembling -= 1;
-                    self.endpoint.datagrams.forward.drop(DropReason::ReassemblyFull);
+                    cx.tally.drop(DropReason::ReassemblyFull);
                 } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
-                    self.received_datagram(channel, flow, data, now);
+                    self.received_datagram(cx, (owner, flow), data);
                 }
-                if let Some(record) = self.endpoint.table.record_mut(channel) {
-                    record.state.reassembler = reassembler;
+                if let Some(place) = self.reassembler(owner) {
+                    *place = reassembler;
                 }
             }
             Frame::Open { flow, map, token, to } => {
-                let opened = self.open(channel, flow, map, token, to, now);
-                self.answer(channel, flow, opened);
+                let opened = self.open(cx, (owner, flow), map, token, to);
+                self.answer(cx, (owner, flow), opened);
             }
             Frame::Move { flow, token } => {
-                let moved = self.flows.relocate(channel, flow, &token, now);
-                self.answer(channel, flow, moved);
+                let moved = self.flows.relocate(owner, flow, &token, cx.now);
+                self.answer(cx, (owner, flow), moved);
             }
-            Frame::Close { flow } => {
-                self.close_number(channel, flow);
-            }
+            Frame::Close { flow } => self.close_number(cx, (owner, flow)),
             Frame::Ping(bytes) => {
-                let _ = self.endpoint.packer.put(channel, &Frame::Pong(bytes), &mut self.endpoint.free);
+                let _ = cx.answers.put(owner, &Frame::Pong(bytes));
             }
             // An exit sends no PING, so a PONG means nothing to it. The others do not travel forward.
             _ => {}
@@ -69,29 +75,30 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// A whole datagram from the link, which may have waited there for too long.
-    fn received_datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
-        if self.endpoint.age.is_exceeded(self.endpoint.link_waited) {
-            self.endpoint.datagrams.forward.drop(DropReason::Aged);
+    fn received_datagram<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>, place: Place, data: &[u8]) {
+        if cx.age.is_exceeded(cx.link_waited) {
+            cx.tally.drop(DropReason::Aged);
         } else {
-            self.datagram(channel, number, data, now);
+            self.send_datagram(cx, place, data, cx.now);
         }
     }
 
-    /// A whole datagram for a flow.
-    fn datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
-        self.send_datagram((channel, number), data, now, now);
-    }
-
-    /// The same, for one that was sent first at `first_sent`.
-    fn send_datagram(&mut self, (channel, number): (ChannelIndex, u16), data: &[u8], now: Nanos, first_sent: Nanos) {
-        let tally = &mut self.endpoint.datagrams.forward;
-        let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
-            match self.refused.get(&(channel, number)) {
-                Some(why) => tally.drop(*why),
+    /// A whole datagram for a flow, which was sent first at `first_sent`.
+    fn send_datagram<A: Apps, Q: Answers>(
+        &mut self,
+        cx: &mut Context<'_, A, Q>,
+        (owner, number): Place,
+        data: &[u8],
+        first_sent: Nanos,
+    ) {
+        let now = cx.now;
+        let Some((id, flow)) = self.flows.at_or_was(owner, number) else {
+            match self.refused.get(&(owner, number)) {
+                Some(why) => cx.tally.drop(*why),
                 None => {
                     let forgotten = self.refused.len() >= REFUSED_MAX;
-                    tally.drop(if forgotten { DropReason::RefusedFull } else { DropReason::Flow });
-                    self.report_status(channel, number, Status::UnknownFlow);
+                    cx.tally.drop(if forgotten { DropReason::RefusedFull } else { DropReason::Flow });
+                    cx.report((owner, number), Status::UnknownFlow);
                 }
             }
             return;
@@ -104,23 +111,23 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 match may {
                     Ok(()) => {
-                        self.endpoint.send_batch.push(socket, to, id, data);
+                        cx.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
                         self.flows.fallbacks.keep(id, data, first_sent);
                     }
                     Err(why) => {
-                        tally.drop(why);
+                        cx.tally.drop(why);
                         if why == DropReason::Unanswered && flow.may_report(now) {
-                            self.report_status(channel, number, Status::Unreachable);
+                            cx.report((owner, number), Status::Unreachable);
                         }
                     }
                 }
             }
             Target::Resolving { .. } | Target::Unconnected => {
-                let aged = self.flows.drop_aged(id, now.saturating_sub(self.endpoint.age.max()));
-                tally.drop_many(DropReason::Aged, aged as u64);
+                let aged = self.flows.drop_aged(id, now.saturating_sub(cx.age.max()));
+                cx.tally.drop_many(DropReason::Aged, aged as u64);
                 if let Err(why) = self.flows.wait(id, data, now) {
-                    tally.drop(why);
+                    cx.tally.drop(why);
                 }
             }
         }
@@ -128,78 +135,82 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no
     /// answer while the name is being resolved. A refusal is remembered for the datagram behind it.
-    fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
-        self.report_evicted();
+    fn answer<A: Apps, Q: Answers>(
+        &mut self,
+        cx: &mut Context<'_, A, Q>,
+        (owner, number): Place,
+        done: Result<(), DropReason>,
+    ) {
+        self.report_evicted(&mut cx.answers);
         match done {
             Ok(()) => {
-                self.refused.remove(&(channel, number));
-                let flow = self.flows.at(channel, number).map(|(_, flow)| (&flow.target, flow.named));
+                self.refused.remove(&(owner, number));
+                let flow = self.flows.at(owner, number).map(|(_, flow)| (&flow.target, flow.named));
                 if let Some((&Target::Peer { to, .. }, named)) = flow {
                     if named {
-                        let peer = Frame::Peer { flow: number, from: to };
-                        let _ = self.endpoint.packer.put(channel, &peer, &mut self.endpoint.free);
+                        let _ = cx.answers.put(owner, &Frame::Peer { flow: number, from: to });
                     }
-                    self.report_status(channel, number, Status::Open);
+                    cx.report((owner, number), Status::Open);
                 }
             }
             Err(why) => {
                 if why != DropReason::Flow && self.refused.len() < REFUSED_MAX {
-                    self.refused.insert((channel, number), why);
+                    self.refused.insert((owner, number), why);
                 }
-                self.report_status(channel, number, why.status());
+                cx.report((owner, number), why.status());
             }
         }
     }
 
-    fn open(
+    fn open<A: Apps, Q: Answers>(
         &mut self,
-        channel: ChannelIndex,
-        number: u16,
+        cx: &mut Context<'_, A, Q>,
+        (owner, number): Place,
         map: u16,
         token: Token,
         to: Address<'_>,
-        now: Nanos,
     ) -> Result<(), DropReason> {
-        if self.flows.is_same(channel, number, &token) {
+        let now = cx.now;
+        if self.flows.is_same(owner, number, &token) {
             return Ok(());
         }
         // The entry uses the number for another flow, so it has closed the one before.
-        self.close_number(channel, number);
-        match self.flows.relocate(channel, number, &token, now) {
+        self.close_number(cx, (owner, number));
+        match self.flows.relocate(owner, number, &token, now) {
             Err(DropReason::Flow) => {}
             done => return done,
         }
         let admitted = match to {
-            Address::Ip(to) => self.settings.policy.admits(to.ip(), to.port()),
+            Address::Ip(to) => self.policy.admits(to.ip(), to.port()),
             Address::Name(_, port) => port != 0,
         };
         if !admitted {
             return Err(DropReason::Policy);
         }
-        if !self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
+        if !self.may_open(owner, now) {
             return Err(DropReason::OpenRate);
         }
         if matches!(to, Address::Name(..)) {
             // A name that cannot be asked for does not count.
-            if !self.flows.may_ask(channel) {
+            if !self.flows.may_ask(owner) {
                 return Err(DropReason::NamesFull);
             }
-            if !self.may_resolve(channel, now) {
+            if !self.may_resolve(owner, now) {
                 return Err(DropReason::NameRate);
             }
         }
         match to {
             Address::Ip(to) => {
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                self.flows.open(&mut self.endpoint.apps, (channel, number), map, token, to, now)?;
-                self.judge(channel, number, to);
+                self.flows.open(cx.apps, (owner, number), map, token, to, now)?;
+                self.judge((owner, number), to);
                 Ok(())
             }
             Address::Name(name, port) => {
-                let query = self.flows.open_name((channel, number), map, token, port, now)?;
-                if !self.endpoint.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
+                let query = self.flows.open_name((owner, number), map, token, port, now)?;
+                if !cx.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
                     self.flows.answered(query);
-                    self.close_number(channel, number);
+                    self.close_number(cx, (owner, number));
                     return Err(DropReason::PuntFull);
                 }
                 Ok(())
@@ -207,43 +218,41 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Counts one more name to resolve. False if there are too many in this second.
-    fn may_resolve(&mut self, channel: ChannelIndex, now: Nanos) -> bool {
-        let Self { endpoint, settings, lookups, .. } = self;
-        let record = endpoint.table.record_mut(channel);
-        record.is_some_and(|record| record.state.opens.take_name(lookups, settings.limits.names, now))
-    }
-
     /// Lifts the limits of a flow whose destination the policy trusts.
-    fn judge(&mut self, channel: ChannelIndex, number: u16, to: SocketAddr) {
-        if self.settings.policy.trusts(to)
-            && let Some((_, flow)) = self.flows.at(channel, number)
+    fn judge(&mut self, (owner, number): Place, to: SocketAddr) {
+        if self.policy.trusts(to)
+            && let Some((_, flow)) = self.flows.at(owner, number)
         {
             flow.usage = None;
         }
     }
 
     /// Ends a flow, with what waits for its name and the fragments that are here.
-    fn close_number(&mut self, channel: ChannelIndex, number: u16) {
-        let mut lost = self.flows.close_number(&mut self.endpoint.apps, channel, number) as u64;
-        if let Some(record) = self.endpoint.table.record_mut(channel) {
-            let fragments = u64::from(record.state.reassembler.drop_flow(number));
+    fn close_number<A: Apps, Q>(&mut self, cx: &mut Context<'_, A, Q>, (owner, number): Place) {
+        let mut lost = self.flows.close_number(cx.apps, owner, number) as u64;
+        if let Some(reassembler) = self.reassembler(owner) {
+            let fragments = u64::from(reassembler.drop_flow(number));
             self.reassembling -= fragments;
             lost += fragments;
         }
-        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, lost);
+        cx.tally.drop_many(DropReason::Ended, lost);
     }
 
     /// The resolver's answer: the flow sends to the first address that the policy admits, and may move on to some more.
-    pub(super) fn resolved(&mut self, query: QueryId, addresses: &[IpAddr], now: Nanos) {
+    pub(crate) fn resolved<A: Apps, Q: Answers>(
+        &mut self,
+        cx: &mut Context<'_, A, Q>,
+        query: QueryId,
+        addresses: &[IpAddr],
+    ) {
         let Some((id, port, mut waiting)) = self.flows.answered(query) else { return };
-        let (before, oldest) = (waiting.len(), now.saturating_sub(self.endpoint.age.max()));
+        let (before, oldest) = (waiting.len(), cx.now.saturating_sub(cx.age.max()));
         waiting.retain(|waiting| waiting.arrived >= oldest);
-        self.endpoint.datagrams.forward.drop_many(DropReason::Aged, (before - waiting.len()) as u64);
-        let Some((channel, number)) = self.flows.place(id) else { return };
+        cx.tally.drop_many(DropReason::Aged, (before - waiting.len()) as u64);
+        let Some(place) = self.flows.place(id) else { return };
         let mut candidates = ArrayVec::<IpAddr, CANDIDATES_MAX>::new();
         for ip in addresses.iter().map(IpAddr::to_canonical) {
-            if !candidates.is_full() && !candidates.contains(&ip) && self.settings.policy.admits(ip, port) {
+            if !candidates.is_full() && !candidates.contains(&ip) && self.policy.admits(ip, port) {
                 candidates.push(ip);
             }
         }
@@ -251,7 +260,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut done = Err(nothing);
         for (i, ip) in candidates.iter().enumerate() {
             let to = SocketAddr::new(*ip, port);
-            done = self.flows.connect(&mut self.endpoint.apps, id, to, now).map(|()| to);
+            done = self.flows.connect(cx.apps, id, to, cx.now).map(|()| to);
             if done.is_ok() {
                 self.flows.fallbacks.add(id, &candidates[i + 1..]);
                 break;
@@ -259,69 +268,64 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         match done {
             Ok(to) => {
-                self.judge(channel, number, to);
-                waiting.iter().for_each(|waiting| self.datagram(channel, number, &waiting.data, now));
+                self.judge(place, to);
+                waiting.iter().for_each(|waiting| self.send_datagram(cx, place, &waiting.data, cx.now));
             }
             Err(why) => {
-                self.flows.close(&mut self.endpoint.apps, id);
-                self.endpoint.datagrams.forward.drop_many(why, waiting.len() as u64);
+                self.flows.close(cx.apps, id);
+                cx.tally.drop_many(why, waiting.len() as u64);
             }
         }
-        self.answer(channel, number, done.map(|_| ()));
+        self.answer(cx, place, done.map(|_| ()));
     }
 
-    /// Handles errors that the system has reported for peers, and sends the datagrams of flows that move on.
-    pub(super) fn move_on(&mut self, now: Nanos) {
-        loop {
-            let mut unreachable = std::mem::take(&mut self.unreachable);
-            self.endpoint.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
-            unreachable.drain(..).for_each(|(socket, to)| self.unreachable(socket, to, now));
-            self.unreachable = unreachable;
-            // This ends, because each flow has few addresses.
-            if self.endpoint.send_batch.is_empty() {
-                return;
-            }
-            self.endpoint.send_batch.shuffle_flows(&mut self.rng);
-            self.send_datagrams();
-        }
+    /// Handles errors that the system has reported for peers. Flows that move on put datagrams into the send batch.
+    pub(crate) fn handle_errors<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>) {
+        let mut unreachable = std::mem::take(&mut self.unreachable);
+        cx.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
+        unreachable.drain(..).for_each(|(socket, to)| self.unreachable(cx, socket, to));
+        self.unreachable = unreachable;
     }
 
     /// The system reports a flow's peer as unreachable: the flow moves on to the next address of its name, or STATUS 3
     /// reports it to the entry.
-    fn unreachable(&mut self, socket: SocketId, to: SocketAddr, now: Nanos) {
+    fn unreachable<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>, socket: SocketId, to: SocketAddr) {
+        let now = cx.now;
         let Some((id, flow)) = self.flows.talking_to(socket, to) else { return };
-        let (channel, number) = (flow.channel, flow.number);
+        let (owner, number) = (flow.channel, flow.number);
         // An error that is true follows a datagram closely. A stranger who forges one must guess its time as well as
         // its port.
         let is_recent = now <= flow.seen + KEEP;
         if is_recent
             && self.flows.fallbacks.has(id)
-            && self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
-            && let Some((to, again)) = self.flows.move_on(&mut self.endpoint.apps, id, now)
+            && self.may_open(owner, now)
+            && let Some((to, again)) = self.flows.move_on(cx.apps, id, now)
         {
-            self.judge(channel, number, to);
+            self.judge((owner, number), to);
             for (first_sent, data) in again {
-                self.endpoint.datagrams.forward.injected += 1;
-                self.send_datagram((channel, number), &data, now, first_sent);
+                cx.tally.injected += 1;
+                self.send_datagram(cx, (owner, number), &data, first_sent);
             }
-            self.answer(channel, number, Ok(()));
+            self.answer(cx, (owner, number), Ok(()));
         } else if let Some((_, flow)) = self.flows.talking_to(socket, to)
             && flow.may_report(now)
         {
-            self.report_status(channel, number, Status::Unreachable);
+            cx.report((owner, number), Status::Unreachable);
         }
-        self.report_evicted();
+        self.report_evicted(&mut cx.answers);
     }
 
     /// Notifies the entries of flows that have ended because their sockets are for others.
-    pub(super) fn report_evicted(&mut self) {
-        for (channel, flow) in self.flows.take_evicted() {
-            let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
+    pub(super) fn report_evicted(&mut self, answers: &mut impl Answers) {
+        for (owner, flow) in self.flows.take_evicted() {
+            let _ = answers.put(owner, &Frame::Close { flow });
         }
     }
+}
 
+impl<A, Q: Answers> Context<'_, A, Q> {
     /// Reports on a flow.
-    pub(super) fn report_status(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
-        let _ = self.endpoint.packer.put(channel, &Frame::Status { flow, code }, &mut self.endpoint.free);
+    fn report(&mut self, (owner, flow): Place, code: Status) {
+        let _ = self.answers.put(owner, &Frame::Status { flow, code });
     }
 }

@@ -8,6 +8,7 @@
 mod fallback;
 mod flows;
 mod forward;
+pub(crate) mod gateway;
 pub mod limits;
 mod mappings;
 pub(crate) mod names;
@@ -16,12 +17,10 @@ mod quota;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use hashbrown::HashMap;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Shape};
 use wire::frames::{self, Frame};
@@ -29,11 +28,12 @@ use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason};
 use wire::key::Generations;
 use wire::layer::BATCH_MAX;
-use wire::reassembly::Reassembler;
+use wire::reassembly::HOLD;
 use wire::replay::Window;
 
-use crate::age::nanos;
+use crate::buffer::FreeList;
 use crate::command::Command;
+use crate::endpoint::packer::Packer;
 use crate::endpoint::{self, Built, Endpoint, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
@@ -41,18 +41,18 @@ use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::{Clock, Worker};
 use crate::socket::Port;
-use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX};
 use crate::socket::apps::Apps;
 use crate::stage::open;
 use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
-use flows::Flows;
-use limits::{Limiter, Limits};
+pub use gateway::Settings as GatewaySettings;
+use gateway::{Answers, Context, Gateway};
+use limits::Limits;
 pub use names::{QUESTIONS_MAX, QueryId};
 use policy::Policy;
 pub use quota::Caps;
-use quota::{Lookups, Opens};
 
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
@@ -63,7 +63,7 @@ const BATCH_BUFFERS: usize = RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 const SENDS_MAX: usize = 4096;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
-/// Datagrams over all channels of which some fragments are here: of class L 43 MB.
+/// Datagrams over all owners of which some fragments are here: of class L 43 MB.
 const REASSEMBLING_MAX: u64 = 4096;
 
 /// The senders whose datagrams a client's socket accepts (RFC 4787, 5).
@@ -116,8 +116,6 @@ struct ExitChannel {
     forward: Half<AeadKey>,
     backward: Generations<AeadKey>,
     next_seq: u64,
-    reassembler: Reassembler,
-    opens: Opens,
 }
 
 impl ChannelState for ExitChannel {
@@ -138,23 +136,34 @@ impl ForwardHalf for ExitChannel {
 
 /// The worker of an exit.
 pub struct Exit<U, A> {
-    settings: Settings,
+    /// Width of replay windows.
+    window: usize,
     endpoint: Endpoint<U, A, ExitChannel>,
-    flows: Flows,
-    limiter: Limiter,
-    /// Names that all channels have had resolved.
-    lookups: Lookups,
-    /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(ChannelIndex, u16), DropReason, foldhash::fast::RandomState>,
+    gateway: Gateway,
     commands: rtrb::Consumer<Command>,
     rng: ChaCha20Rng,
-    /// Datagrams of which some fragments are here.
-    reassembling: u64,
     wheel: Wheel,
     next_tick: Nanos,
-    /// Peers that the system has reported unreachable in this turn.
-    unreachable: Vec<(SocketId, SocketAddr)>,
     due: Vec<u32>,
+}
+
+/// The packer, as the place where answers go.
+struct Packing<'a> {
+    packer: &'a mut Packer,
+    free: &'a mut FreeList,
+}
+
+impl Answers for Packing<'_> {
+    fn put(&mut self, channel: ChannelIndex, frame: &Frame<'_>) -> Result<(), DropReason> {
+        self.packer.put(channel, frame, self.free)
+    }
+}
+
+/// What the gateway works with.
+fn context<U, A>(endpoint: &mut Endpoint<U, A, ExitChannel>, now: Nanos) -> Context<'_, A, Packing<'_>> {
+    let Endpoint { apps, send_batch, datagrams, punts, packer, free, age, link_waited, .. } = endpoint;
+    let (tally, link_waited, answers) = (&mut datagrams.forward, *link_waited, Packing { packer, free });
+    Context { now, apps, send_batch, tally, punts, answers, age, link_waited }
 }
 
 impl<U: Port, A: Apps> Exit<U, A> {
@@ -176,22 +185,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
             hugepages: settings.hugepages,
             max_age: settings.max_age,
         };
-        let mut flows = Flows::new(settings.caps, settings.flow_idle, now);
-        flows.fallbacks.keep_for(nanos(settings.max_age));
+        let Settings { shape, window, policy, filtering, limits, caps, flow_idle, max_age, .. } = settings;
+        let of_gateway = GatewaySettings { policy, filtering, limits, caps, flow_idle, max_age };
+        let payload = shape.payload();
         Exit {
+            window,
             endpoint: Endpoint::new(of_endpoint, (up, apps), punts, rng_groups, now),
-            flows,
-            limiter: Limiter::new(settings.limits, now),
-            lookups: Lookups::default(),
-            refused: HashMap::default(),
+            gateway: Gateway::new(of_gateway, payload, (payload, HOLD), now),
             commands,
             rng,
-            reassembling: 0,
             wheel: Wheel::new(now / SECOND),
             next_tick: now,
-            unreachable: Vec::new(),
             due: Vec::new(),
-            settings,
         }
     }
 
@@ -219,20 +224,21 @@ impl<U: Port, A: Apps> Exit<U, A> {
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
-                    forward: Half::new(&forward, first, self.settings.window, None, now_s),
+                    forward: Half::new(&forward, first, self.window, None, now_s),
                     backward: Generations::new(&backward, first),
                     next_seq: first,
-                    reassembler: Reassembler::new(self.settings.shape.payload()),
-                    opens: Opens::default(),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
                 self.endpoint.table.install(channel, Record { up, down: None, ends_s, state });
+                self.gateway.add_owner(channel);
                 self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body, .. } => self.endpoint.inject(link, slot, header, &body, now),
-            Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
-            Command::OwnAddresses { addresses } => self.settings.policy.set_own(addresses),
+            Command::Resolved { query, addresses } => {
+                self.gateway.resolved(&mut context(&mut self.endpoint, now), query, &addresses);
+            }
+            Command::OwnAddresses { addresses } => self.gateway.set_own_addresses(addresses),
             // Control sends an exit no keys of an entry, and nothing about clients.
             Command::InstallChannel { .. }
             | Command::Supersede { .. }
@@ -243,15 +249,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Removes a channel with its flows and reports it to control.
     fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
-        let Some(record) = self.endpoint.table.remove(channel) else { return };
-        self.endpoint.punts.ended(channel, reason);
-        let waited = self.flows.close_channel(&mut self.endpoint.apps, channel);
-        self.report_evicted();
-        self.limiter.forget(channel);
-        self.refused.retain(|(of, _), _| *of != channel);
-        let fragments = record.state.reassembler.held();
-        self.reassembling -= fragments as u64;
-        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, (waited + fragments) as u64);
+        if self.endpoint.table.remove(channel).is_none() {
+            return;
+        }
+        let Endpoint { punts, apps, datagrams, packer, free, .. } = &mut self.endpoint;
+        punts.ended(channel, reason);
+        self.gateway.end_owner(channel, apps, &mut datagrams.forward);
+        self.gateway.report_evicted(&mut Packing { packer, free });
     }
 
     fn receive_link(&mut self, now: Nanos) {
@@ -263,13 +267,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
             open::forward(admitted, *shape, shape.hops(), table, punts, free, &mut cells.forward, now);
             let mut admitted = std::mem::take(&mut self.endpoint.admitted);
             for mut cell in admitted.drain(..) {
-                let inner = cell.cell.body_mut(self.settings.shape.payload());
+                let inner = cell.cell.body_mut(self.endpoint.shape.payload());
                 match frames::parse(inner, Direction::Forward) {
                     Ok(frames) => {
                         self.endpoint.cells.forward.consumed += 1;
-                        for frame in frames {
-                            self.forward_frame(cell.channel, &frame, now);
-                        }
+                        let mut cx = context(&mut self.endpoint, now);
+                        frames.for_each(|frame| self.gateway.forward_frame(&mut cx, cell.channel, &frame));
                     }
                     Err(_) => self.endpoint.cells.forward.drop(DropReason::Frames),
                 }
@@ -296,56 +299,30 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.endpoint.receive_batch = batch;
                 continue;
             }
+            let Endpoint { packer, free, datagrams, .. } = &mut self.endpoint;
+            let mut answers = Packing { packer, free };
             for (from, data) in batch.iter() {
-                self.endpoint.datagrams.backward.received += 1;
-                match self.backward_datagram(batch.socket(), from, data, now) {
-                    Ok(()) => self.endpoint.datagrams.backward.consumed += 1,
-                    Err(reason) => self.endpoint.datagrams.backward.drop(reason),
+                datagrams.backward.received += 1;
+                match self.gateway.backward_datagram(&mut answers, (batch.socket(), from), data, now) {
+                    Ok(()) => datagrams.backward.consumed += 1,
+                    Err(reason) => datagrams.backward.drop(reason),
                 }
             }
             self.endpoint.receive_batch = batch;
         }
     }
 
-    /// One datagram from the internet.
-    fn backward_datagram(
-        &mut self,
-        socket: SocketId,
-        from: SocketAddr,
-        data: &[u8],
-        now: Nanos,
-    ) -> Result<(), DropReason> {
-        let Self { endpoint: Endpoint { packer, free, .. }, flows, limiter, settings, .. } = self;
-        let payload = settings.shape.payload();
-        let Some(flow) = flows.heard(socket, from) else {
-            if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
-                return Err(DropReason::Filtered);
+    /// Handles errors that the system has reported for peers, and sends the datagrams of flows that move on.
+    fn move_on(&mut self, now: Nanos) {
+        loop {
+            self.gateway.handle_errors(&mut context(&mut self.endpoint, now));
+            // This ends, because each flow has few addresses.
+            if self.endpoint.send_batch.is_empty() {
+                return;
             }
-            let flow = flows.of_client(socket).ok_or(DropReason::Filtered)?;
-            let frame = Frame::From { flow: flow.number, from, data };
-            if frame.len() > payload {
-                return Err(DropReason::TooLarge);
-            }
-            if let Some(usage) = &mut flow.usage {
-                limiter.backward(flow.channel, usage, from.ip(), false, now)?;
-            }
-            return packer.put(flow.channel, &frame, free);
-        };
-        if frames::fragment_count(payload, data.len()).is_none() {
-            return Err(DropReason::TooLarge);
+            self.endpoint.send_batch.shuffle_flows(&mut self.rng);
+            self.send_datagrams();
         }
-        if let Some(usage) = &mut flow.usage {
-            limiter.backward(flow.channel, usage, from.ip(), true, now)?;
-        }
-        let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
-        if now >= flow.peer_due {
-            flow.peer_due = now + SECOND;
-            packer.put(channel, &Frame::Peer { flow: number, from }, free)?;
-        }
-        for frame in frames::split(payload, number, id, data) {
-            packer.put(channel, &frame, free)?;
-        }
-        Ok(())
     }
 
     /// Once a second: ends of channels, idle flows, stale fragments.
@@ -365,35 +342,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
         }
         self.due = due;
-        let aged = self.flows.drop_all_aged(now.saturating_sub(self.endpoint.age.max()));
-        self.endpoint.datagrams.forward.drop_many(DropReason::Aged, aged as u64);
-        self.flows.forget_aliases(now);
-        self.flows.fallbacks.sweep(now);
-        self.limiter.tick(now, self.flows.usages());
-        self.refused.clear();
-        let Self { endpoint: Endpoint { apps, packer, free, .. }, flows, .. } = self;
-        let waited = flows.expire(apps, now, |channel, flow| {
-            let _ = packer.put(channel, &Frame::Close { flow }, free);
-        });
-        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
-        let channels: Vec<ChannelIndex> = self
-            .endpoint
-            .table
-            .iter()
-            .filter(|(_, record)| !record.state.reassembler.is_bare())
-            .map(|(channel, _)| channel)
-            .collect();
-        for channel in channels {
-            let record = self.endpoint.table.record_mut(channel).expect("just listed");
-            let lost = u64::from(record.state.reassembler.sweep(Duration::from_nanos(now)));
-            self.reassembling -= lost;
-            self.endpoint.datagrams.forward.drop_many(DropReason::Incomplete, lost);
-        }
+        self.gateway.tick(&mut context(&mut self.endpoint, now));
     }
 
     fn publish(&self) {
-        let held = PerDirection { forward: self.flows.waiting() as u64 + self.reassembling, backward: 0 };
-        self.endpoint.publish(held, self.flows.len(), self.flows.sockets());
+        let held = PerDirection { forward: self.gateway.held(), backward: 0 };
+        let (flows, sockets) = self.gateway.sizes();
+        self.endpoint.publish(held, flows, sockets);
     }
 }
 

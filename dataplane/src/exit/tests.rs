@@ -1,6 +1,8 @@
 mod abuse;
 mod fallback;
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::stage::ingress::lengths;
@@ -72,7 +74,8 @@ impl Bench {
     }
 
     fn frame(&mut self, channel: u32, frame: &Frame<'_>) {
-        self.exit.forward_frame(ChannelIndex(channel), frame, self.now);
+        let Exit { endpoint, gateway, .. } = &mut self.exit;
+        gateway.forward_frame(&mut context(endpoint, self.now), ChannelIndex(channel), frame);
     }
 
     fn open(&mut self, channel: u32, flow: u16, to: Address<'_>) {
@@ -98,7 +101,7 @@ impl Bench {
 
     /// Something of the frames that are ready for the entry.
     fn said<T>(&mut self, of: impl Fn(&Frame<'_>) -> Option<T>) -> Vec<T> {
-        let payload = self.exit.settings.shape.payload();
+        let payload = self.exit.endpoint.shape.payload();
         let Endpoint { packer, free, .. } = &mut self.exit.endpoint;
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
@@ -152,7 +155,7 @@ fn opens_beyond_the_rate_are_refused_and_what_is_open_lives_on() {
     bench.now += 40 * SECOND;
     let ledger = bench.turn();
     assert_eq!((ledger.gauges.flows, ledger.gauges.sockets, ledger.gauges.channels), (0, 0, 0));
-    assert!(bench.exit.refused.is_empty());
+    assert!(bench.exit.gateway.refused.is_empty());
 }
 
 #[test]
@@ -250,14 +253,14 @@ fn refusals_are_remembered_within_bounds_and_for_a_second() {
     }
     bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
     bench.frame(0, &Frame::Dgram { flow: REFUSED_MAX as u16, data: b"x" });
-    assert_eq!(bench.exit.refused.len(), REFUSED_MAX);
+    assert_eq!(bench.exit.gateway.refused.len(), REFUSED_MAX);
     assert_eq!(
         (bench.drops(DropReason::Policy), bench.drops(DropReason::RefusedFull), bench.drops(DropReason::Flow)),
         (1, 1, 0)
     );
     bench.now += SECOND;
     bench.turn();
-    assert!(bench.exit.refused.is_empty());
+    assert!(bench.exit.gateway.refused.is_empty());
     bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
     assert_eq!(bench.drops(DropReason::Flow), 1);
 }
@@ -281,10 +284,7 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_freed() {
     bench.now += 2 * SECOND;
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (0, 16));
-    assert!(
-        bench.exit.endpoint.table.iter().all(|(_, record)| record.state.reassembler.is_bare()),
-        "no buffer is kept"
-    );
+    assert!(!bench.exit.gateway.has_fragments(), "no buffer is kept");
     bench.frame(channels - 1, &first(0));
     assert_eq!(bench.turn().datagrams.forward.held, 1);
 }
@@ -301,14 +301,14 @@ fn names_beyond_controls_queue_are_refused() {
     let room = 256 - crate::punt::RESERVED as u64;
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::PuntFull)), (room, refused));
-    assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
+    assert_eq!((room + refused, bench.exit.gateway.flows.len() as u64), (asked, room));
     for query in (0..256).map(QueryId) {
         assert!(bench.commands.push(Command::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
     }
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.sent), (0, room));
     bench.open(0, 40, Address::Name("example.org", 53));
-    assert_eq!(bench.exit.flows.len() as u64, room + 1);
+    assert_eq!(bench.exit.gateway.flows.len() as u64, room + 1);
 }
 
 #[test]

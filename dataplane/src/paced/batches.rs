@@ -14,7 +14,8 @@ pub(super) struct Channel<K> {
     pub(super) up: ChannelAt,
     /// None at the exit.
     pub(super) down: Option<u32>,
-    pub(super) keys: K,
+    /// Its keys, and what else its hop needs.
+    pub(super) state: K,
 }
 
 /// The channels of one batch; their indices are places in a round.
@@ -69,6 +70,13 @@ impl<K> Batches<K> {
     /// The channels of a round's batch.
     pub(super) fn of_round(&self, round: u64) -> &[Channel<K>] {
         self.batch(round).map_or(&[], |batch| &batch.channels)
+    }
+
+    /// The channels of a round's batch.
+    pub(super) fn of_round_mut(&mut self, round: u64) -> &mut [Channel<K>] {
+        let number = round / self.rounds;
+        let batch = &mut self.batches[(number % BATCHES as u64) as usize];
+        if batch.number == number { &mut batch.channels } else { &mut [] }
     }
 
     fn batch(&self, round: u64) -> Option<&Batch<K>> {

@@ -15,6 +15,7 @@ use crate::batch::{Arrivals, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Sealed};
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{Bytes, Punt, PuntSender};
+use crate::stage::rounds::{Place, Rounds, Untimely};
 
 /// A data cell that has passed the gate, with what its owner knows of its place.
 pub(super) struct Arrived<P> {
@@ -46,9 +47,14 @@ pub(super) struct Gate {
     tried: Vec<usize>,
 }
 
-/// The time of an arrival, for control: by the class's clock.
+/// The time of an arrival.
 #[derive(Clone, Copy)]
-pub(super) struct ArrivalTime(pub(super) Nanos);
+pub(super) struct ArrivalTime {
+    /// That of the turn.
+    pub(super) turn: Nanos,
+    /// By the class's clock, for control.
+    pub(super) class: Nanos,
+}
 
 impl Gate {
     /// The gate of the socket towards `side`, in a class with `cells` cells of a channel in a round.
@@ -106,7 +112,7 @@ impl Gate {
                 Some(Found { header, .. }) if !header.kind.travels(self.direction) => Err(DropReason::Kind),
                 Some(Found { link, slot, header, .. }) if header.kind != CellKind::Data => {
                     let body = Bytes::copy(cell.body_mut(self.class.body_len()));
-                    let punted = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.0 });
+                    let punted = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.class });
                     free.give(cell.into_buffer());
                     if punted {
                         tally.consumed += 1;
@@ -135,6 +141,44 @@ impl Gate {
         }
         self.blocks.clear();
         self.found.clear();
+    }
+
+    /// [`Gate::admit`] at a hop, with step 7: appends the cells whose place is in a round that is not released yet and
+    /// was empty. It is claimed for them. `channel` finds a cell's channel in its round.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
+    pub(super) fn claim(
+        &mut self,
+        (arrivals, links): (&mut Arrivals, &mut PacedLinks),
+        rounds: &mut Rounds,
+        at: ArrivalTime,
+        channel: impl Fn(LinkId, &PacedHeader) -> Option<usize>,
+        expects_copies: bool,
+        punts: &mut PuntSender,
+        free: &mut FreeList,
+        tally: &mut Tally,
+        out: &mut Vec<Arrived<Place>>,
+    ) {
+        let place = |link, header: &PacedHeader| {
+            rounds.check(header.seq).map_err(|untimely| match untimely {
+                Untimely::Late => DropReason::Late,
+                Untimely::Early => DropReason::Early,
+            })?;
+            let channel = channel(link, header).ok_or(DropReason::Channel)?;
+            Ok(Place { channel, sub: header.sub })
+        };
+        self.admit(arrivals, links, (Some(rounds.released()), at), place, punts, free, tally, out);
+        for copy in out.extract_if(.., |cell| !rounds.claim(cell.header.seq, cell.place)) {
+            tally.drop(if expects_copies { DropReason::Copy } else { DropReason::Replay });
+            free.give(copy.cell.into_buffer());
+        }
+        for cell in out {
+            links.heard(cell.link, at.turn);
+            if let Some((slot, from)) = cell.next_slot
+                && links.links.proposes(cell.link, slot)
+            {
+                let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
+            }
+        }
     }
 
     /// Tries the slots of the links at `peer` on one run of blocks, each slot on all that are left.

@@ -15,12 +15,13 @@ use wire::ids::{ChannelKeys, LinkId, Side};
 use wire::layer::BATCH_MAX;
 use wire::link::LinkContent;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{AHEAD_MAX, Company, ControlSlots, HopKeys, PacedHeader, Report, Timetable};
+use wire::paced::{AHEAD_MAX, Company, ControlSlots, HopKeys, PacedHeader, Timetable};
 
 use super::batches::{Batches, Channel};
 use super::control_cells::Control;
 use super::gate::{ArrivalTime, Arrived, Gate};
 use super::links::PacedLinks;
+use super::places::Places;
 use super::sender::{Leaving, Round, Sender};
 use super::{Command, Settings};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
@@ -29,43 +30,20 @@ use crate::latency;
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::punt::{Punt, PuntSender};
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::stage::rounds::noise::Noise;
 use crate::stage::rounds::schedule::Schedule;
-use crate::stage::rounds::{Origin, Place, Released, Rounds, Untimely};
+use crate::stage::rounds::{Place, Released, Rounds};
 use crate::{Nanos, SECOND};
 
 /// Receive calls on each socket in one turn.
 const RECEIVES: usize = 4;
 /// Mix 1 sends to an entry for this long after its last cell (SPEC 9.6.3).
 const ENTRY_SILENT: Nanos = 15 * SECOND;
-/// A report covers this many rounds (SPEC 9.15.2).
-const REPORT_EVERY: u64 = 100;
 /// The company is announced in rounds with this divisor (SPEC 9.15.1).
 const COMPANY_EVERY: u64 = 128;
-
-/// Counts of places for the next report.
-#[derive(Clone, Copy, Default)]
-struct Places {
-    places: u32,
-    filled: u32,
-    lost: u32,
-}
-
-impl Places {
-    fn add(&mut self, origin: Origin) {
-        self.places += 1;
-        self.filled += u32::from(origin != Origin::Came);
-        self.lost += u32::from(origin == Origin::Filled);
-    }
-
-    fn report(self, last: u64) -> Report {
-        let Places { places, filled, lost } = self;
-        Report { first: last + 1 - REPORT_EVERY, rounds: REPORT_EVERY as u16, places, filled, lost }
-    }
-}
 
 /// One direction: what comes in at one socket and goes out at the other.
 struct Pipe {
@@ -99,7 +77,7 @@ pub struct Mix<U, D> {
     report_due: Nanos,
     rng: ChaCha20Rng,
     arrivals: Arrivals,
-    arrived: Vec<Arrived<usize>>,
+    arrived: Vec<Arrived<Place>>,
     released: Vec<Released>,
     by_link: Vec<(LinkId, Vec<Leaving>)>,
     published: Arc<Mutex<Ledger>>,
@@ -205,8 +183,8 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.links.apply(command);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallChannel { batch, up, down, keys: ChannelKeys::Hop { forward, backward } } => {
-                self.batches.add(batch, Channel { up, down, keys: HopKeys::new(forward, backward) });
+            Command::InstallChannel { batch, up, down, keys: ChannelKeys::Hop { forward, backward }, .. } => {
+                self.batches.add(batch, Channel { up, down, state: HopKeys::new(forward, backward) });
             }
             Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
             Command::Place { link, direction, round, control } => {
@@ -227,6 +205,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 }
             }
             Command::Clock(clock) => self.clock = clock,
+            Command::Resolved { .. } | Command::OwnAddresses { .. } => debug_assert!(false, "a command for an exit"),
         }
     }
 
@@ -251,42 +230,21 @@ impl<U: Port, D: Port> Mix<U, D> {
             if port.recv(free, arrivals) == 0 {
                 return;
             }
-            let place = |link, header: &PacedHeader| {
-                rounds.check(header.seq).map_err(|untimely| match untimely {
-                    Untimely::Late => DropReason::Late,
-                    Untimely::Early => DropReason::Early,
-                })?;
-                let link = expects_copies.then_some(link);
-                batches.find(direction, header.seq, link, header.channel).ok_or(DropReason::Channel)
+            let channel = |link, header: &PacedHeader| {
+                batches.find(direction, header.seq, expects_copies.then_some(link), header.channel)
             };
-            let times = (Some(rounds.released()), ArrivalTime(clock.at(now)));
-            gate.admit(arrivals, links, times, place, punts, free, tally, arrived);
-            let mut fresh = Vec::with_capacity(arrived.len());
-            for cell in arrived.drain(..) {
-                let place = Place { channel: cell.place, sub: cell.header.sub };
-                if !rounds.claim(cell.header.seq, place) {
-                    tally.drop(if expects_copies { DropReason::Copy } else { DropReason::Replay });
-                    free.give(cell.cell.into_buffer());
-                    continue;
-                }
-                links.heard(cell.link, now);
-                if let Some((slot, from)) = cell.next_slot
-                    && links.links.proposes(cell.link, slot)
-                {
-                    let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
-                }
-                fresh.push((cell, place));
-            }
+            let at = ArrivalTime { turn: now, class: clock.at(now) };
+            gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
             let body_len = settings.terms.class.body_len();
-            for cells in fresh.chunks_mut(BATCH_MAX) {
+            for cells in arrived.chunks_mut(BATCH_MAX) {
                 let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
-                for (Arrived { cell, header, .. }, place) in cells {
-                    let keys = &batches.of_round(header.seq)[place.channel].keys;
+                for Arrived { cell, header, place, .. } in cells {
+                    let keys = &batches.of_round(header.seq)[place.channel].state;
                     jobs.push(keys.job(direction, header.place(), cell.body_mut(body_len)));
                 }
                 encipher_batch(&mut jobs);
             }
-            for (Arrived { cell, header, .. }, place) in fresh {
+            for Arrived { cell, header, place, .. } in arrived.drain(..) {
                 rounds.put(header.seq, place, cell.opened());
             }
         }
@@ -414,20 +372,19 @@ impl<U: Port, D: Port> Mix<U, D> {
     fn report(&mut self, direction: Direction, last: u64) {
         let is_first = self.is_first();
         let Self { pipes, links, batches, settings, times, .. } = self;
-        if (last + 1).is_multiple_of(REPORT_EVERY) {
+        if Places::is_due(last) {
             let places = std::mem::take(&mut pipes[direction].places);
-            let report = |places: Places| Control::link(LinkContent::Report, &places.report(last).to_bytes());
             if direction == Direction::Forward && is_first {
                 let channels = batches.of_round(last);
                 for link in links.heard_since(0) {
                     let at = channels.iter().position(|channel| channel.up.link == Some(link));
                     let own = at.and_then(|at| places.get(at)).copied().unwrap_or_default();
-                    let _ = pipes.backward.sender.control(Some(link)).wait(report(own));
+                    let _ = pipes.backward.sender.control(Some(link)).wait(own.report(last));
                 }
             } else {
                 let all = places.first().copied().unwrap_or_default();
                 let back = if direction == Direction::Forward { Direction::Backward } else { Direction::Forward };
-                let _ = pipes[back].sender.control(None).wait(report(all));
+                let _ = pipes[back].sender.control(None).wait(all.report(last));
             }
         }
         if is_first && direction == Direction::Backward && last.is_multiple_of(COMPANY_EVERY) {

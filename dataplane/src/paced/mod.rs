@@ -8,7 +8,9 @@
 //! batches        channels, batch by batch
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
+//! places         counts for reports
 //! mix            the worker of a mix
+//! exit           the worker of an exit
 //! ```
 //!
 //! The workers of free classes take a cell as soon as it comes; these have a timetable. So they share sockets, buffers
@@ -16,19 +18,26 @@
 
 mod batches;
 mod control_cells;
+pub mod exit;
 mod gate;
 mod links;
 pub mod mix;
+#[cfg(test)]
+mod peer;
+mod places;
 mod sender;
+
+use std::net::IpAddr;
 
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, PacedTerms, Timetable, seats_on};
+use wire::paced::{ControlSlots, MeetingToken, PacedTerms, Timetable, seats_on};
 use wire::setup::Suite;
 
 use crate::batch::Lengths;
 use crate::command::LinkCommand;
+use crate::exit::QueryId;
 use crate::stage::ingress;
 use crate::stage::rounds::schedule::Schedule;
 pub use control_cells::Control;
@@ -102,6 +111,8 @@ pub enum Command {
         /// Its number on the next link; none at the exit.
         down: Option<u32>,
         keys: ChannelKeys,
+        /// At the exit, the token of its meeting, in the order in which setups were opened (SPEC 9.13.3).
+        token: Option<MeetingToken>,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
     Place {
@@ -123,4 +134,13 @@ pub enum Command {
     },
     /// The class's clock from now on.
     Clock(SteadyClock),
+    /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
+    Resolved {
+        query: QueryId,
+        addresses: Vec<IpAddr>,
+    },
+    /// Exit: the addresses of the host have changed.
+    OwnAddresses {
+        addresses: Vec<IpAddr>,
+    },
 }

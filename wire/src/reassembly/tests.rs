@@ -293,3 +293,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn paced_class_with_long_rounds_holds_fragments_for_longer() {
+    let mut reassembler = Reassembler::with_hold(P, ms(2000));
+    assert!(reassembler.push(ms(0), 1, 1, 0, false, &[1; CHUNK]).started);
+    assert_eq!((reassembler.expire(ms(1999)), reassembler.sweep(ms(2000))), (0, 1));
+    let _ = reassembler.push(ms(3000), 1, 2, 0, false, &[1; CHUNK]);
+    assert_eq!(reassembler.next_expiry(), Some(ms(5000)), "also after its buffers were freed");
+}

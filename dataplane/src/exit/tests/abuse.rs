@@ -32,7 +32,7 @@ impl Bench {
 
     /// Sends the exit a cell of a channel with these bytes inside.
     fn cell(&mut self, channel: u32, seq: u64, inner: &[u8]) {
-        let shape = self.exit.settings.shape;
+        let shape = self.exit.endpoint.shape;
         let header = Header { channel, seq, sub: 0, kind: CellKind::Data, class: shape.class() };
         let mut cell = vec![0; shape.cell_len(Direction::Forward, shape.hops())];
         cell[HEADER_LEN..HEADER_LEN + inner.len()].copy_from_slice(inner);

@@ -31,7 +31,8 @@ impl Bench {
     }
 
     fn resolved(&mut self, query: QueryId, addresses: Vec<IpAddr>) {
-        self.exit.resolved(query, &addresses, self.now);
+        let Exit { endpoint, gateway, .. } = &mut self.exit;
+        gateway.resolved(&mut context(endpoint, self.now), query, &addresses);
     }
 
     fn datagram(&mut self, flow: u16, data: &[u8]) {
@@ -115,7 +116,7 @@ fn address_that_has_answered_is_kept() {
     assert_eq!(bench.hear(), ["Unreachable"]);
     bench.turn();
     assert_eq!(bench.arrived(2), Vec::<Vec<u8>>::new());
-    assert_eq!(bench.exit.flows.fallbacks.kept(), 0);
+    assert_eq!(bench.exit.gateway.flows.fallbacks.kept(), 0);
 }
 
 #[test]
@@ -158,14 +159,14 @@ fn error_long_after_a_datagram_moves_no_flow() {
     bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.datagram(7, b"x");
     bench.turn();
-    let (_, flow) = bench.exit.flows.at(ChannelIndex(CHANNEL), 7).unwrap();
+    let (_, flow) = bench.exit.gateway.flows.at(ChannelIndex(CHANNEL), 7).unwrap();
     let Target::Peer { socket, to } = flow.target else { panic!("it has a peer") };
     bench.now += SECOND + 1;
-    bench.exit.unreachable.push((socket, to));
+    bench.exit.gateway.unreachable.push((socket, to));
     assert_eq!(bench.hear(), ["Unreachable"]);
     bench.datagram(7, b"y");
     bench.turn();
-    bench.exit.unreachable.push((socket, to));
+    bench.exit.gateway.unreachable.push((socket, to));
     assert_eq!(bench.hear(), ["peer 198.51.100.2:53", "Open"]);
 }
 
@@ -212,7 +213,7 @@ fn name_is_not_a_scanner() {
         let hosts: Vec<u8> = (0..4).map(|i| 1 + ((flow * 4 + i) % 16) as u8).collect();
         hosts.iter().for_each(|last| bench.refuses(*last, true));
         bench.open_name(flow);
-        if bench.exit.flows.at(ChannelIndex(CHANNEL), flow).is_none() {
+        if bench.exit.gateway.flows.at(ChannelIndex(CHANNEL), flow).is_none() {
             break;
         }
         bench.resolved(QueryId(flow.into()), hosts.into_iter().map(host).collect());
@@ -290,9 +291,9 @@ proptest! {
         for step in steps {
             match step {
                 Step::Open(flow) => {
-                    let before = bench.exit.flows.len();
+                    let before = bench.exit.gateway.flows.len();
                     bench.open_name(flow);
-                    if bench.exit.flows.len() > before {
+                    if bench.exit.gateway.flows.len() > before {
                         queries.insert(flow, QueryId(asked));
                         asked += 1;
                     }
@@ -315,7 +316,7 @@ proptest! {
                 Step::Turn(ms) => {
                     bench.now += ms * SECOND / 1000;
                     bench.turn();
-                    prop_assert!(bench.exit.flows.fallbacks.kept() <= 4 * 4);
+                    prop_assert!(bench.exit.gateway.flows.fallbacks.kept() <= 4 * 4);
                 }
             }
         }
@@ -327,7 +328,7 @@ proptest! {
         for flow in 0..4 {
             bench.frame(CHANNEL, &Frame::Close { flow });
         }
-        prop_assert_eq!(bench.exit.flows.fallbacks.kept(), 0);
+        prop_assert_eq!(bench.exit.gateway.flows.fallbacks.kept(), 0);
         prop_assert_eq!(bench.turn().datagrams.forward.held, 0);
     }
 }

@@ -134,6 +134,24 @@ impl Rounds {
         self.held += 1;
     }
 
+    /// Releases the round after the last one as it is. Calls `each` for every place of the batch's `channels`, channel by
+    /// channel, with the cell that was put there, and whether one has come.
+    pub(crate) fn take(&mut self, channels: usize, mut each: impl FnMut(Place, Option<Cell<Opened>>, bool)) {
+        assert!(channels <= self.channels_max);
+        self.released += 1;
+        let (row, row_len) = (self.row(self.released), self.row_len());
+        for channel in 0..channels {
+            for sub in 0..self.cells {
+                let place = Place { channel, sub };
+                let at = row + self.offset(place);
+                let cell = self.places[at].take();
+                self.held -= usize::from(cell.is_some());
+                each(place, cell, self.claimed[at]);
+            }
+        }
+        self.claimed[row..row + row_len].fill(false);
+    }
+
     /// Releases the round after the last one: for each of the batch's `channels` and each of its places, what came or
     /// noise, appended to `out` in uniformly random order. With `floor` all of it is noise.
     ///
@@ -147,31 +165,21 @@ impl Rounds {
         free: &mut FreeList,
         out: &mut Vec<Released>,
     ) -> Filling {
-        assert!(channels <= self.channels_max);
-        self.released += 1;
-        let (row, row_len) = (self.row(self.released), self.row_len());
-        self.claimed[row..row + row_len].fill(false);
         let before = out.len();
         let mut filling = Filling::default();
-        for channel in 0..channels {
-            for sub in 0..self.cells {
-                let place = Place { channel, sub };
-                let at = row + self.offset(place);
-                let came = self.places[at].take();
-                self.held -= usize::from(came.is_some());
-                let (cell, origin) = match came {
-                    Some(cell) if !floor => (cell, Origin::Came),
-                    Some(cell) => {
-                        free.give(cell.into_buffer());
-                        filling.floored += 1;
-                        (noise.take(), Origin::Floor)
-                    }
-                    None => (noise.take(), if floor { Origin::Floor } else { Origin::Filled }),
-                };
-                filling.came += usize::from(origin == Origin::Came);
-                out.push(Released { cell, place, origin });
-            }
-        }
+        self.take(channels, |place, came, _| {
+            let (cell, origin) = match came {
+                Some(cell) if !floor => (cell, Origin::Came),
+                Some(cell) => {
+                    free.give(cell.into_buffer());
+                    filling.floored += 1;
+                    (noise.take(), Origin::Floor)
+                }
+                None => (noise.take(), if floor { Origin::Floor } else { Origin::Filled }),
+            };
+            filling.came += usize::from(origin == Origin::Came);
+            out.push(Released { cell, place, origin });
+        });
         filling.filled = out.len() - before - filling.came;
         out[before..].shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);

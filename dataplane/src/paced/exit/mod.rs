@@ -1,0 +1,573 @@
+//! The worker of an exit in a paced class (SPEC 9.12, 9.13).
+//!
+//! ```text
+//! forward    gate -> opened, or for a meeting enciphered -> rounds ... release -> frames of sessions -> flows
+//! backward   queues of sessions, and meetings -> sealed at the forward release of the round ... release -> sender
+//!
+//! meetings   channels of a batch with one token
+//! sessions   what flows belong to, and the answers that wait
+//! outside    flows and sockets
+//! ```
+//!
+//! A round that leaves has c cells of every channel of its batch, whatever came and whatever waits.
+
+mod meetings;
+mod outside;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Direction, HEADER_LEN};
+use wire::frames::{Frame, Frames, parse_paced};
+use wire::gcm::{AeadKey, Job, UivKey, encipher_batch, open_batch, seal_batch};
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Side};
+use wire::layer::BATCH_MAX;
+use wire::paced::clock::SteadyClock;
+use wire::paced::{AHEAD_MAX, ControlSlots, ExitKeys, MeetingToken, PacedHeader, Timetable};
+
+use super::batches::{Batches, Channel};
+use super::gate::{ArrivalTime, Arrived, Gate};
+use super::links::PacedLinks;
+use super::places::Places;
+use super::sender::{Leaving, Round, Sender};
+use super::{ChannelAt, Command};
+use crate::Nanos;
+use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
+use crate::buffer::{Cell, FreeList, Opened};
+use crate::exit::GatewaySettings;
+use crate::latency;
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::links::report_activity;
+use crate::per_direction::PerDirection;
+use crate::punt::PuntSender;
+use crate::runner::{APPS, BLOCKED_WAIT, Clock, UP, Worker};
+use crate::socket::Port;
+use crate::socket::apps::Apps;
+use crate::stage::rounds::noise::Noise;
+use crate::stage::rounds::schedule::Schedule;
+use crate::stage::rounds::{Origin, Place, Rounds};
+use meetings::Meetings;
+use outside::Outside;
+
+/// Receive calls on the link in one turn.
+const RECEIVES: usize = 4;
+
+/// The configuration of an exit of a paced class.
+pub struct Settings {
+    pub class: super::Settings,
+    pub gateway: GatewaySettings,
+    /// The longest time that an answer waits for a round, and that frames wait for their session (SPEC 9.1.4).
+    pub queue_age: Duration,
+}
+
+/// An exit's part of a channel.
+struct ExitChannel {
+    keys: ExitKeys,
+    /// The channel that it meets.
+    peer: Option<usize>,
+    /// The session that it has named last.
+    session: Option<ChannelIndex>,
+    /// A session has begun because it has named it.
+    has_begun: bool,
+}
+
+/// The cells of a round by place: c of each channel.
+type ByPlace = Vec<Option<Cell<Opened>>>;
+
+/// The worker of an exit between its link socket and the internet.
+pub struct Exit<U, A> {
+    class: super::Settings,
+    times: Timetable,
+    up: U,
+    links: PacedLinks,
+    batches: Batches<ExitChannel>,
+    meetings: Meetings,
+    outside: Outside<A>,
+    gate: Gate,
+    /// What came for rounds that are not released.
+    rounds: Rounds,
+    /// With repeat, what came for the last released round: it takes effect with the next one.
+    last: (u64, ByPlace),
+    schedules: PerDirection<Schedule>,
+    /// Rounds that are sealed and not released.
+    sealed: VecDeque<(u64, Vec<Leaving>)>,
+    /// The last round that was released backward.
+    released: u64,
+    /// For empty places of meetings.
+    noise: Noise,
+    slots: ControlSlots,
+    sender: Sender,
+    out: Departures,
+    tally: PerDirection<Tally>,
+    /// Places of forward cells since the last report.
+    places: Places,
+    clock: SteadyClock,
+    free: FreeList,
+    commands: rtrb::Consumer<Command>,
+    punts: PuntSender,
+    report_due: Nanos,
+    arrivals: Arrivals,
+    arrived: Vec<Arrived<Place>>,
+    published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
+}
+
+/// Buffers of an exit: forward rounds, and the one that waits for its repetition; backward rounds that are sealed, all
+/// that a late exit releases at once; noise, the send queue, control cells, and what is being received.
+fn buffers(class: &super::Settings) -> usize {
+    let places = class.channels_max() * usize::from(class.terms.cells);
+    2 * places * (AHEAD_MAX as usize + 3) + 4 * class.slots(Direction::Backward).most() + 3 * RECEIVE_MAX
+}
+
+impl<U: Port, A: Apps> Exit<U, A> {
+    /// An exit without links and channels, whose class's clock is `clock`.
+    pub fn new(
+        settings: Settings,
+        (up, apps): (U, A),
+        commands: rtrb::Consumer<Command>,
+        punts: PuntSender,
+        mut rng: ChaCha20Rng,
+        clock: SteadyClock,
+        now: Nanos,
+    ) -> Self {
+        let class = settings.class.clone();
+        let (terms, channels_max, total) = (&class.terms, class.channels_max(), buffers(&class));
+        let mut draw = || rand::SeedableRng::from_rng(&mut rng);
+        let schedules =
+            PerDirection { forward: class.schedule(Direction::Forward), backward: class.schedule(Direction::Backward) };
+        let last_due = |schedule: Schedule| schedule.last_due(clock.at(now));
+        let released = last_due(schedules.forward);
+        Exit {
+            times: class.times(),
+            up,
+            links: PacedLinks::default(),
+            batches: Batches::new(terms.rounds.into(), channels_max),
+            meetings: Meetings::default(),
+            outside: Outside::new(settings, apps, draw(), now),
+            gate: Gate::new(Side::Up, terms.class, terms.cells),
+            rounds: Rounds::new(channels_max, terms.cells, released, draw()),
+            last: (released, Vec::new()),
+            schedules,
+            sealed: VecDeque::new(),
+            released: last_due(schedules.backward),
+            noise: Noise::new(terms.class.body_len(), draw()),
+            slots: class.slots(Direction::Backward),
+            sender: Sender::new(terms, false, draw()),
+            out: Departures::new(terms.class.cell_len(), total),
+            tally: PerDirection::default(),
+            places: Places::default(),
+            clock,
+            free: FreeList::on(total, class.hugepages),
+            commands,
+            punts,
+            report_due: now,
+            arrivals: Arrivals::new(),
+            arrived: Vec::with_capacity(RECEIVE_MAX),
+            published: Arc::default(),
+            profile: latency::Shared::default(),
+            class,
+        }
+    }
+
+    /// The ledger, published at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    /// Histograms, as of an exit of a free class; cells that leave with their round are not in them.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
+    }
+
+    fn apply(&mut self, command: Command, now: Nanos) {
+        match command {
+            Command::Link(command) => {
+                if let crate::command::LinkCommand::Retire { link } = &command {
+                    self.sender.forget(*link, &mut self.free);
+                }
+                self.links.apply(command);
+            }
+            Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
+            Command::InstallChannel { batch, up, keys: ChannelKeys::Hop { forward, backward }, token, .. } => {
+                self.install(batch, up, ExitKeys::new(forward, backward), token);
+            }
+            Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
+            Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
+            Command::Wait { link, control } => {
+                if self.links.links.side(link).is_some() && !self.sender.control(None).wait(control) {
+                    // It was never a cell, so it counts as one here.
+                    self.tally.backward.injected += 1;
+                    self.tally.backward.drop(DropReason::PoolFull);
+                }
+            }
+            Command::ClockSeen { link, sent, received } => {
+                if self.links.links.side(link).is_some() {
+                    self.sender.clock_seen(link, sent, received);
+                }
+            }
+            Command::Clock(clock) => self.clock = clock,
+            Command::Resolved { query, addresses } => {
+                let (gateway, mut cx) = self.outside.gateway(&mut self.punts, now);
+                gateway.resolved(&mut cx, query, &addresses);
+            }
+            Command::OwnAddresses { addresses } => self.outside.gateway.set_own_addresses(addresses),
+        }
+    }
+
+    fn install(&mut self, batch: u64, up: ChannelAt, keys: ExitKeys, token: Option<MeetingToken>) {
+        let state = ExitChannel { keys, peer: None, session: None, has_begun: false };
+        if !self.batches.add(batch, Channel { up, down: None, state }) {
+            return;
+        }
+        let channels = self.batches.of_round_mut(self.times.first(batch));
+        let second = channels.len() - 1;
+        if let Some(first) = token.and_then(|token| self.meetings.add(batch, token, second)) {
+            channels[first].state.peer = Some(second);
+            channels[second].state.peer = Some(first);
+        }
+    }
+
+    fn receive(&mut self, now: Nanos) {
+        for _ in 0..RECEIVES {
+            let Self { gate, rounds, up, links, batches, punts, free, arrivals, arrived, clock, tally, .. } = self;
+            if up.recv(free, arrivals) == 0 {
+                return;
+            }
+            let channel =
+                |_: LinkId, header: &PacedHeader| batches.find(Direction::Forward, header.seq, None, header.channel);
+            let at = ArrivalTime { turn: now, class: clock.at(now) };
+            let tally = &mut tally.forward;
+            gate.claim((arrivals, links), rounds, at, channel, false, punts, free, tally, arrived);
+            self.encipher_joined();
+            self.open_data();
+        }
+    }
+
+    /// Cells that have arrived in meetings get the layer of their channel and take their places.
+    fn encipher_joined(&mut self) {
+        let Self { rounds, batches, arrived, class, .. } = self;
+        let body_len = class.terms.class.body_len();
+        let state = |cell: &Arrived<Place>| &batches.of_round(cell.header.seq)[cell.place.channel].state;
+        let mut joined: Vec<_> = arrived.extract_if(.., |cell| state(cell).peer.is_some()).collect();
+        for cells in joined.chunks_mut(BATCH_MAX) {
+            let mut jobs = ArrayVec::<Job<'_, UivKey>, BATCH_MAX>::new();
+            for cell in cells {
+                let keys = &state(cell).keys;
+                let place = cell.header.place();
+                jobs.push(keys.layers.job(Direction::Forward, place, cell.cell.body_mut(body_len)));
+            }
+            encipher_batch(&mut jobs);
+        }
+        for Arrived { cell, header, place, .. } in joined {
+            rounds.put(header.seq, place, cell.opened());
+        }
+    }
+
+    /// Opens the other cells that have arrived. Those with good frames take their places.
+    fn open_data(&mut self) {
+        let Self { rounds, batches, arrived, class, tally: PerDirection { forward: tally, .. }, free, .. } = self;
+        let (body_len, payload) = (class.terms.class.body_len(), class.terms.class.size().payload());
+        let mut are_open = Vec::with_capacity(arrived.len());
+        for cells in arrived.chunks_mut(BATCH_MAX) {
+            let mut jobs = ArrayVec::<Job<'_, AeadKey>, BATCH_MAX>::new();
+            for Arrived { cell, header, place, .. } in cells {
+                let keys = &batches.of_round(header.seq)[place.channel].state.keys;
+                jobs.push(keys.data_job(Direction::Forward, header.place(), cell.body_mut(body_len)));
+            }
+            open_batch(&mut jobs);
+            are_open.extend(jobs.iter().map(|job| job.ok));
+        }
+        for (Arrived { mut cell, header, place, .. }, is_open) in arrived.drain(..).zip(are_open) {
+            let parsed = parse_paced(&cell.body_mut(body_len)[..payload], Direction::Forward, class.terms.repeat);
+            match (is_open, parsed) {
+                (true, Ok(_)) => rounds.put(header.seq, place, cell.opened()),
+                (is_open, _) => {
+                    tally.drop(if is_open { DropReason::Frames } else { DropReason::Garbled });
+                    free.give(cell.into_buffer());
+                }
+            }
+        }
+    }
+
+    /// Releases forward rounds that are due, and seals the backward rounds of the same numbers.
+    fn release_forward(&mut self, now: Nanos) {
+        let due = self.schedules.forward.due(self.rounds.released(), self.clock.at(now));
+        if due.is_empty() {
+            return;
+        }
+        let (_, dropped) = self.rounds.skip_to(*due.start(), &mut self.free);
+        self.tally.forward.drop_many(DropReason::Skipped, dropped as u64);
+        for round in due {
+            self.outside.tick(&mut self.punts, now);
+            let (came, met) = self.take_round(round);
+            if self.class.terms.repeat {
+                let (last, cells) = std::mem::replace(&mut self.last, (round, came));
+                self.take_effect(last, cells, now);
+            } else {
+                self.take_effect(round, came, now);
+            }
+            self.outside.release(now);
+            self.seal(round, met, now);
+            if Places::is_due(round) {
+                let report = std::mem::take(&mut self.places).report(round);
+                let _ = self.sender.control(None).wait(report);
+            }
+        }
+    }
+
+    /// What has come for a round: what was opened, and what goes back to the others of meetings.
+    fn take_round(&mut self, round: u64) -> (ByPlace, ByPlace) {
+        let Self { rounds, batches, places, tally, class, .. } = self;
+        let (channels, cells) = (batches.of_round(round), usize::from(class.terms.cells));
+        let (mut came, mut met) = (ByPlace::new(), ByPlace::new());
+        came.resize_with(channels.len() * cells, || None);
+        met.resize_with(channels.len() * cells, || None);
+        rounds.take(channels.len(), |place, cell, has_come| {
+            places.add(if has_come { Origin::Came } else { Origin::Filled });
+            let at = |channel| channel * cells + usize::from(place.sub);
+            match channels[place.channel].state.peer {
+                Some(peer) => {
+                    let count = u64::from(cell.is_some());
+                    tally.forward.consumed += count;
+                    tally.backward.injected += count;
+                    met[at(peer)] = cell;
+                }
+                None => came[at(place.channel)] = cell,
+            }
+        });
+        (came, met)
+    }
+
+    /// The frames of a round take effect: those of its own cells or else, with repeat, those that the next round's cells
+    /// have again. Lower numbers of cells go first, so each flow keeps their order.
+    fn take_effect(&mut self, round: u64, cells: ByPlace, now: Nanos) {
+        let Self { batches, outside, punts, class, times, last: (next, again), tally, free, .. } = self;
+        let (per_round, payload) = (usize::from(class.terms.cells), class.terms.class.size().payload());
+        let (batch, has_repeat) = (times.batch_of(round), class.terms.repeat);
+        let is_next = has_repeat && *next == round + 1;
+        // A round whose repetitions were skipped is skipped, too.
+        let is_due = is_next || !has_repeat;
+        let again = if is_next && times.batch_of(*next) == batch { &again[..] } else { &[] };
+        let channels = if is_due { batches.of_round_mut(round) } else { &mut [] };
+        for sub in 0..per_round {
+            for (channel, Channel { state, .. }) in channels.iter_mut().enumerate() {
+                let at = channel * per_round + sub;
+                let frames = match (inner(&cells, at, payload), inner(again, at, payload)) {
+                    (Some(own), _) => own,
+                    (None, Some(next)) => again_of(next),
+                    (None, None) => continue,
+                };
+                outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+            }
+        }
+        for cell in cells.into_iter().flatten() {
+            if is_due {
+                tally.forward.consumed += 1;
+            } else {
+                tally.forward.drop(DropReason::Skipped);
+            }
+            free.give(cell.into_buffer());
+        }
+    }
+
+    /// Seals the backward round with this number: c cells of every channel, those of meetings with what has come for
+    /// them or noise, others with answers or PAD.
+    fn seal(&mut self, round: u64, mut met: ByPlace, now: Nanos) {
+        let Self { batches, outside, class, times, noise, tally, free, sealed, .. } = self;
+        let tally = &mut tally.backward;
+        let (body_len, payload) = (class.terms.class.body_len(), class.terms.class.size().payload());
+        let (batch, channels) = (times.batch_of(round), batches.of_round(round));
+        let (mut joined, mut data, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+        let places = (0..channels.len()).flat_map(|channel| (0..class.terms.cells).map(move |sub| (channel, sub)));
+        for ((channel, sub), cell) in places.zip(&mut met) {
+            let Channel { up, state, .. } = &channels[channel];
+            let leaving = |cell| (channel, Leaving { cell, number: up.number, sub });
+            if state.peer.is_some() {
+                match cell.take() {
+                    Some(cell) => joined.push(leaving(cell)),
+                    None => {
+                        tally.injected += 1;
+                        match noise.try_take() {
+                            Some(cell) => empty.push(leaving(cell)),
+                            None => tally.drop(DropReason::NoBuffer),
+                        }
+                    }
+                }
+                continue;
+            }
+            tally.injected += 1;
+            let Some(mut cell) = free.take().map(Cell::own) else {
+                tally.drop(DropReason::NoBuffer);
+                continue;
+            };
+            let answers = &mut outside.tally.backward;
+            outside.sessions.fill(state.session, (batch, channel), cell.body_mut(payload), now, answers);
+            data.push(leaving(cell));
+        }
+
+        for cells in joined.chunks_mut(BATCH_MAX) {
+            let mut jobs = ArrayVec::<Job<'_, UivKey>, BATCH_MAX>::new();
+            for (channel, Leaving { cell, sub, .. }) in cells {
+                let place = wire::paced::Place { round, sub: *sub };
+                let keys = &channels[*channel].state.keys;
+                jobs.push(keys.layers.job(Direction::Backward, place, cell.body_mut(body_len)));
+            }
+            encipher_batch(&mut jobs);
+        }
+        for cells in data.chunks_mut(BATCH_MAX) {
+            let mut jobs = ArrayVec::<Job<'_, AeadKey>, BATCH_MAX>::new();
+            for (channel, Leaving { cell, sub, .. }) in cells {
+                let place = wire::paced::Place { round, sub: *sub };
+                let keys = &channels[*channel].state.keys;
+                jobs.push(keys.data_job(Direction::Backward, place, cell.body_mut(body_len)));
+            }
+            seal_batch(&mut jobs);
+        }
+        let cells = [joined, data, empty].into_iter().flatten().map(|(_, leaving)| leaving);
+        sealed.push_back((round, cells.collect()));
+        self.draw_noise();
+    }
+
+    /// Noise for the places of meetings in the next round.
+    fn draw_noise(&mut self) {
+        let channels = self.batches.of_round(self.rounds.released() + 1);
+        let joined = channels.iter().filter(|channel| channel.state.peer.is_some()).count();
+        self.noise.draw(joined * usize::from(self.class.terms.cells), &mut self.free);
+    }
+
+    /// Releases backward rounds that are due.
+    fn release_backward(&mut self, now: Nanos) {
+        let due = self.schedules.backward.due(self.released, self.clock.at(now));
+        if due.is_empty() {
+            return;
+        }
+        let Self { sealed, sender, slots, times, schedules, links, out, free, batches, .. } = self;
+        let tally = &mut self.tally.backward;
+        // What the socket has not taken in a whole period comes too late.
+        tally.drop_many(DropReason::Aged, out.len() as u64);
+        out.lose(out.len(), free);
+        self.released = *due.end();
+        while let Some((number, cells)) = sealed.pop_front_if(|(number, _)| *number <= *due.end()) {
+            if !due.contains(&number) {
+                tally.drop_many(DropReason::Skipped, cells.len() as u64);
+                cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
+                continue;
+            }
+            match links.neighbour(Side::Up) {
+                Some(link) => {
+                    let round =
+                        Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
+                    sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
+                }
+                None => {
+                    tally.drop_many(DropReason::LinkDown, cells.len() as u64);
+                    cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
+                }
+            }
+            sender.end_round(number, free);
+        }
+        batches.forget_before(self.released);
+    }
+
+    fn publish(&self) {
+        let mut ledger = Ledger {
+            cells: self.tally,
+            datagrams: self.outside.tallies(),
+            traffic: self.up.traffic(),
+            ..Ledger::default()
+        };
+        let waiting = self.last.1.iter().flatten().count();
+        let sealed: usize = self.sealed.iter().map(|(_, cells)| cells.len()).sum();
+        ledger.cells.forward.hold(self.rounds.held() + waiting);
+        ledger.cells.backward.hold(sealed + self.out.len());
+        let free = self.free.free() + self.up.rx_buffers() + self.noise.len();
+        ledger.buffers = Buffers { free: free as u64, total: self.free.total() as u64 };
+        let (flows, sockets) = self.outside.gateway.sizes();
+        ledger.gauges = Gauges {
+            links: self.links.links.len() as u64,
+            channels: self.batches.of_round(self.rounds.released()).len() as u64,
+            flows: flows as u64,
+            sockets: sockets as u64,
+        };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
+    }
+}
+
+/// The inner bytes of the cell at a place.
+fn inner(cells: &[Option<Cell<Opened>>], at: usize, payload: usize) -> Option<&[u8]> {
+    let cell = cells.get(at)?.as_ref()?;
+    Some(&cell.bytes(HEADER_LEN + payload)[HEADER_LEN..])
+}
+
+/// The frames of the round before that a cell has again.
+fn again_of(frames: &[u8]) -> &[u8] {
+    let again = |frame| match frame {
+        Frame::Again(frames) => Some(frames),
+        _ => None,
+    };
+    Frames::of_again(frames).find_map(again).unwrap_or_default()
+}
+
+impl<U: Port, A: Apps> Worker for Exit<U, A> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.outside.set_clock(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
+        }
+        self.receive(now);
+        self.release_forward(now);
+        self.release_backward(now);
+        self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
+        self.outside.receive(&mut self.punts, now);
+        report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+        self.publish();
+        let forward = self.schedules.forward.due_at(self.rounds.released() + 1);
+        let backward = self.schedules.backward.due_at(self.released + 1);
+        let due = self.clock.when(forward.min(backward));
+        if self.is_blocked() { due.min(now + BLOCKED_WAIT) } else { due }
+    }
+
+    fn record_latency(&mut self, now: Nanos) {
+        if self.out.has_unrecorded() {
+            self.out.record_latency(now, &mut self.profile.lock().latency[Direction::Backward]);
+        }
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            UP => self.up.set_ready(),
+            token if token >= APPS => self.outside.apps.set_ready(token),
+            _ => {}
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// What waits is not sent early: a release out of its time would show.
+    fn finish(&mut self, _now: Nanos) {
+        self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
+        let (_, dropped) = self.rounds.skip_to(self.rounds.released() + AHEAD_MAX + 1, &mut self.free);
+        let Self { last: (_, cells), sealed, out, tally, free, .. } = self;
+        let last: Vec<_> = cells.drain(..).flatten().collect();
+        let sealed: Vec<_> = sealed.drain(..).flat_map(|(_, cells)| cells).map(|leaving| leaving.cell).collect();
+        tally.forward.drop_many(DropReason::Shutdown, (dropped + last.len()) as u64);
+        tally.backward.drop_many(DropReason::Shutdown, (sealed.len() + out.len()) as u64);
+        last.into_iter().chain(sealed).for_each(|cell| free.give(cell.into_buffer()));
+        out.lose(out.len(), free);
+        self.outside.finish();
+        self.publish();
+    }
+}
