@@ -63,6 +63,8 @@ drops! {
     Copy => "copy",
     /// Paced class: the link tag is not that of the body.
     Tag => "bad-tag",
+    /// Paced class: the inner body of a cell does not open: noise, or damaged on its way.
+    Garbled => "garbled",
     /// Paced class: noise took its place, because its batch has too few channels.
     Floor => "floor",
     /// Paced class: the hop woke too late to release its round.

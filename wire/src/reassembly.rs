@@ -15,7 +15,7 @@ use crate::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
 
 /// Most incomplete datagrams of one channel and direction.
 pub const PARTIAL_MAX: usize = 16;
-/// The longest time that a datagram waits after its first fragment.
+/// The longest time that a datagram waits after its first fragment, in free classes.
 pub const HOLD: Duration = Duration::from_millis(250);
 /// Idle buffers kept for later datagrams. Mixes keep the order of a channel, so more than a few
 /// incomplete datagrams are an exception. A buffer of class L has at most 10,560 bytes.
@@ -46,6 +46,7 @@ struct Done {
 /// The incomplete datagrams of one channel and direction.
 pub struct Reassembler {
     payload: usize,
+    hold: Duration,
     /// Number of `partials` in use. Spare ones with idle buffers follow.
     held: usize,
     /// Oldest first.
@@ -78,7 +79,12 @@ pub struct Pushed<'a> {
 impl Reassembler {
     /// For cells with this payload; allocates nothing.
     pub const fn new(payload: usize) -> Reassembler {
-        Reassembler { payload, held: 0, partials: Vec::new(), done: Vec::new() }
+        Reassembler::holding(payload, HOLD)
+    }
+
+    /// The same with another time in place of [`HOLD`]: that of a paced class (SPEC 9.1.3).
+    pub const fn holding(payload: usize, hold: Duration) -> Reassembler {
+        Reassembler { payload, hold, held: 0, partials: Vec::new(), done: Vec::new() }
     }
 
     /// Takes in one FRAG. Datagrams that have expired by `now` are dropped first, so a late fragment never
@@ -118,7 +124,8 @@ impl Reassembler {
 
     /// Drops datagrams that started [`HOLD`] ago or earlier; returns their number.
     pub fn expire(&mut self, now: Duration) -> u32 {
-        self.done.retain(|done| now < done.since + HOLD);
+        let hold = self.hold;
+        self.done.retain(|done| now < done.since + hold);
         let mut expired = 0;
         while self.next_expiry().is_some_and(|due| due <= now) {
             self.remove(0);
@@ -131,7 +138,7 @@ impl Reassembler {
     pub fn sweep(&mut self, now: Duration) -> u32 {
         let expired = self.expire(now);
         if self.held == 0 && self.done.is_empty() {
-            *self = Reassembler::new(self.payload);
+            *self = Reassembler::holding(self.payload, self.hold);
         }
         expired
     }
@@ -168,7 +175,7 @@ impl Reassembler {
 
     /// The time at which [`Reassembler::expire`] next drops something.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.partials[..self.held].first().map(|partial| partial.since + HOLD)
+        self.partials[..self.held].first().map(|partial| partial.since + self.hold)
     }
 
     /// Checks the rules for a single fragment: all except the last are full, the last is not empty, and a
