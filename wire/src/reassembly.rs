@@ -79,11 +79,11 @@ pub struct Pushed<'a> {
 impl Reassembler {
     /// For cells with this payload; allocates nothing.
     pub const fn new(payload: usize) -> Reassembler {
-        Reassembler::holding(payload, HOLD)
+        Reassembler::with_hold(payload, HOLD)
     }
 
     /// The same with another time in place of [`HOLD`]: that of a paced class (SPEC 9.1.3).
-    pub const fn holding(payload: usize, hold: Duration) -> Reassembler {
+    pub const fn with_hold(payload: usize, hold: Duration) -> Reassembler {
         Reassembler { payload, hold, held: 0, partials: Vec::new(), done: Vec::new() }
     }
 
@@ -138,7 +138,7 @@ impl Reassembler {
     pub fn sweep(&mut self, now: Duration) -> u32 {
         let expired = self.expire(now);
         if self.held == 0 && self.done.is_empty() {
-            *self = Reassembler::holding(self.payload, self.hold);
+            *self = Reassembler::with_hold(self.payload, self.hold);
         }
         expired
     }

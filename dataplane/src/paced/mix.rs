@@ -29,7 +29,7 @@ use crate::latency;
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::punt::{Punt, PuntSender};
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::stage::rounds::noise::Noise;
@@ -208,12 +208,9 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.pipes[direction].sender.control(link).place(round, control);
             }
             Command::Wait { link, control } => {
-                if let Some((direction, key)) = self.way(link)
-                    && !self.pipes[direction].sender.control(key).wait(control)
-                {
-                    // It was never a cell, so it counts as one here.
-                    self.pipes[direction].tally.injected += 1;
-                    self.pipes[direction].tally.drop(DropReason::PoolFull);
+                if let Some((direction, key)) = self.way(link) {
+                    let Pipe { sender, tally, .. } = &mut self.pipes[direction];
+                    sender.wait(key, control, tally);
                 }
             }
             Command::ClockSeen { link, sent, received } => {
@@ -222,6 +219,11 @@ impl<U: Port, D: Port> Mix<U, D> {
                 }
             }
             Command::Clock(clock) => self.clock = clock,
+            Command::InstallEntryChannel { .. }
+            | Command::Drawn { .. }
+            | Command::Lead { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. } => debug_assert!(false, "a command for an entry"),
         }
     }
 
@@ -264,12 +266,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                     free.give(cell.cell.into_buffer());
                     continue;
                 }
-                links.heard(cell.link, now);
-                if let Some((slot, from)) = cell.next_slot
-                    && links.links.proposes(cell.link, slot)
-                {
-                    let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
-                }
+                links.accepted(cell.link, cell.next_slot, punts, now);
                 fresh.push((cell, place));
             }
             let body_len = settings.terms.class.body_len();

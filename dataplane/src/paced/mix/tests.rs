@@ -14,6 +14,7 @@ use super::*;
 use crate::MILLI;
 use crate::command::LinkCommand;
 use crate::paced::{ChannelAt, SlotKeys};
+use crate::punt::Punt;
 use crate::socket::memory::{Datagram, MemNet, MemPort};
 use crate::sys::Waker;
 
