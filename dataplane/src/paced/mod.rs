@@ -21,6 +21,8 @@ pub mod entry;
 mod gate;
 mod links;
 pub mod mix;
+#[cfg(test)]
+mod peer;
 mod sender;
 
 use std::net::UdpSocket;

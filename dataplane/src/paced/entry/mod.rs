@@ -202,8 +202,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// # Panics
     /// The settings are those of a hop.
     pub fn new(
-        settings: Settings,
-        service: Service,
+        (settings, service): (Settings, Service),
         (down, apps): (D, A),
         commands: rtrb::Consumer<Command>,
         punts: PuntSender,
@@ -427,9 +426,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
         let Self { users, packer, .. } = self;
         users.clients.expire(now, |_, flow| packer.close(flow));
-        if let Some(running) = self.pacer.running(self.clock.at(now)) {
-            self.channels.forget(running);
-        }
+        let (last, running) = (self.pacer.last(), self.pacer.running(self.clock.at(now)));
+        self.channels.forget(running.map_or(last, |running| running.min(last)));
     }
 
     /// Builds and seals the next round, if it is time for it.

@@ -2,24 +2,20 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use rand::{Rng, SeedableRng};
-use wire::cell::{Block, CellKind, Class, HEADER_LEN};
-use wire::gcm::PolyvalKey;
-use wire::ids::{Rank, SlotId};
+use wire::cell::CellKind;
 use wire::kdf::Secret;
-use wire::link::{ControlKey, HeaderKey, LinkSecrets};
-use wire::paced::{PacedClass, PacedTerms};
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use super::*;
 use crate::MILLI;
-use crate::command::LinkCommand;
-use crate::paced::{ChannelAt, SlotKeys};
+use crate::paced::ChannelAt;
+use crate::paced::peer::{CLASS, Cell, Peer};
 use crate::punt::Punt;
-use crate::socket::memory::{Datagram, MemNet, MemPort};
+use crate::socket::memory::{MemNet, MemPort};
 use crate::sys::Waker;
 
 const HOPS: usize = 3;
-const CLASS: PacedClass = PacedClass::new(Class::S);
 const BODY: usize = CLASS.body_len();
 
 fn terms() -> PacedTerms {
@@ -37,64 +33,6 @@ fn terms() -> PacedTerms {
         loops: 0,
         slack_ms: 8,
         steps_ms: vec![5; HOPS - 1],
-    }
-}
-
-/// The other end of a link.
-struct Peer {
-    at: SocketAddr,
-    mix: SocketAddr,
-    link: LinkId,
-    secrets: LinkSecrets,
-    /// The peer is nearer to the entry, so it is the initiator.
-    is_up: bool,
-}
-
-/// A cell that a peer has received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Cell {
-    header: PacedHeader,
-    body: Vec<u8>,
-}
-
-impl Peer {
-    fn new(number: u8, mix: SocketAddr, is_up: bool) -> Peer {
-        let secrets = LinkSecrets::derive(&[number; 32], &[1; 32], &[2; 32], &[3; 32]);
-        let at = ([192, 0, 2, 100 + number], 9).into();
-        Peer { at, mix, link: LinkId(number.into()), secrets, is_up }
-    }
-
-    fn data(&self, channel: u32, round: u64, sub: u8, body: &[u8]) -> Datagram {
-        let (header_key, tag_key) = match self.is_up {
-            true => (&self.secrets.header_i2r, &self.secrets.tag_i2r),
-            false => (&self.secrets.header_r2i, &self.secrets.tag_r2i),
-        };
-        let tag = PolyvalKey::prepare(tag_key).link_tag(body);
-        let header = PacedHeader { channel, seq: round, sub, kind: CellKind::Data, class: CLASS, tag };
-        let mut block = [header.to_block()];
-        HeaderKey::new(header_key).encipher(&mut block);
-        let bytes = block[0].iter().chain(body).copied().collect();
-        Datagram { from: self.at, to: self.mix, bytes }
-    }
-
-    /// Reads a cell; the tags of data cells and the bodies of control cells must be genuine.
-    fn read(&self, bytes: &[u8], running: u64) -> Cell {
-        assert_eq!(bytes.len(), CLASS.cell_len());
-        let (header_key, tag_key, control) = match self.is_up {
-            true => (&self.secrets.header_r2i, &self.secrets.tag_r2i, &self.secrets.control_r2i),
-            false => (&self.secrets.header_i2r, &self.secrets.tag_i2r, &self.secrets.control_i2r),
-        };
-        let mut block: [Block; 1] = [*bytes.first_chunk().unwrap()];
-        HeaderKey::new(header_key).decipher(&mut block);
-        let header = PacedHeader::from_block(&block[0], CLASS, Some(running)).expect("a header of this link");
-        let mut body = bytes[HEADER_LEN..].to_vec();
-        match header.kind {
-            CellKind::Data => assert!(header.is_tag_of(&PolyvalKey::prepare(tag_key), &body)),
-            _ => {
-                body = ControlKey::new(control).open_under(&header.to_block(), &mut body).expect("authentic").to_vec();
-            }
-        }
-        Cell { header, body }
     }
 }
 
@@ -126,8 +64,8 @@ impl Bench {
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let clock = SteadyClock::new(now, times.begin(times.first(BATCH) - 20));
         let mix = Mix::new(settings, ports, worker_commands, sender, ChaCha20Rng::seed_from_u64(1), clock, now);
-        let entries = (0..entries).map(|number| Peer::new(number, up, true)).collect();
-        let next = Peer::new(50, down, false);
+        let entries = (0..entries).map(|number| Peer::new(number, up, Side::Up)).collect();
+        let next = Peer::new(50, down, Side::Down);
         let mut bench =
             Bench { net, mix, commands, _punts, entries, next, times, rng: ChaCha20Rng::seed_from_u64(2), now };
         for i in 0..bench.entries.len() {
@@ -144,21 +82,7 @@ impl Bench {
     /// Installs the link of an entry, or of the next hop.
     fn connect(&mut self, entry: Option<usize>) {
         let peer = entry.map_or(&self.next, |entry| &self.entries[entry]);
-        let (link, slot, address, secrets) = (peer.link, SlotId(peer.link.0), peer.at, peer.secrets.clone());
-        let (side, tag_in, tag_out, control_out) = match entry {
-            Some(_) => (Side::Up, secrets.tag_i2r, secrets.tag_r2i, secrets.control_r2i),
-            None => (Side::Down, secrets.tag_r2i, secrets.tag_i2r, secrets.control_i2r),
-        };
-        self.command(Command::Link(LinkCommand::Install { link, side, peer: address }));
-        self.command(Command::Link(LinkCommand::InstallSlot {
-            link,
-            slot,
-            peer: address,
-            header_i2r: secrets.header_i2r,
-            header_r2i: secrets.header_r2i,
-            rank: Rank::Current,
-        }));
-        self.command(Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } });
+        peer.install().into_iter().for_each(|command| self.command(command));
     }
 
     /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on the link of the entry, and 100
