@@ -45,8 +45,8 @@ struct Done {
 
 /// The incomplete datagrams of one channel and direction.
 pub struct Reassembler {
-    payload: usize,
-    hold: Duration,
+    payload: u32,
+    hold_ms: u32,
     /// Number of `partials` in use. Spare ones with idle buffers follow.
     held: usize,
     /// Oldest first.
@@ -82,9 +82,19 @@ impl Reassembler {
         Reassembler::with_hold(payload, HOLD)
     }
 
-    /// The same with another time in place of [`HOLD`]: that of a paced class (SPEC 9.1.3).
+    /// The same with another time in place of [`HOLD`], in whole ms: that of a paced class (SPEC 9.1.3).
     pub const fn with_hold(payload: usize, hold: Duration) -> Reassembler {
-        Reassembler { payload, hold, held: 0, partials: Vec::new(), done: Vec::new() }
+        let (payload, hold_ms) = (payload as u32, hold.as_millis() as u32);
+        Reassembler { payload, hold_ms, held: 0, partials: Vec::new(), done: Vec::new() }
+    }
+
+    fn hold(&self) -> Duration {
+        Duration::from_millis(self.hold_ms.into())
+    }
+
+    /// Bytes of a fragment that is not the last.
+    fn chunk(&self) -> usize {
+        self.payload as usize - FRAG_OVERHEAD
     }
 
     /// Takes in one FRAG. Datagrams that have expired by `now` are dropped first, so a late fragment never
@@ -106,7 +116,7 @@ impl Reassembler {
             self.start(now, flow, id)
         });
         let started = found.is_none();
-        let chunk = self.payload - FRAG_OVERHEAD;
+        let chunk = self.chunk();
         let partial = &mut self.partials[at];
         if !partial.agrees(chunk, index, last, data) {
             return Pushed { started, evicted, outcome: Outcome::Refused };
@@ -124,7 +134,7 @@ impl Reassembler {
 
     /// Drops datagrams that started [`HOLD`] ago or earlier; returns their number.
     pub fn expire(&mut self, now: Duration) -> u32 {
-        let hold = self.hold;
+        let hold = self.hold();
         self.done.retain(|done| now < done.since + hold);
         let mut expired = 0;
         while self.next_expiry().is_some_and(|due| due <= now) {
@@ -138,7 +148,7 @@ impl Reassembler {
     pub fn sweep(&mut self, now: Duration) -> u32 {
         let expired = self.expire(now);
         if self.held == 0 && self.done.is_empty() {
-            *self = Reassembler::with_hold(self.payload, self.hold);
+            *self = Reassembler::with_hold(self.payload as usize, self.hold());
         }
         expired
     }
@@ -175,13 +185,13 @@ impl Reassembler {
 
     /// The time at which [`Reassembler::expire`] next drops something.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.partials[..self.held].first().map(|partial| partial.since + self.hold)
+        self.partials[..self.held].first().map(|partial| partial.since + self.hold())
     }
 
     /// Checks the rules for a single fragment: all except the last are full, the last is not empty, and a
     /// datagram has at least two.
     fn is_plausible(&self, index: u8, last: bool, data: &[u8]) -> bool {
-        let chunk = self.payload - FRAG_OVERHEAD;
+        let chunk = self.chunk();
         let end = FRAGMENTS_MAX as u8 - 1;
         if last {
             (1..=end).contains(&index) && (1..=chunk).contains(&data.len())

@@ -644,7 +644,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.ready = None;
         self.packer.drop_of(None, DropReason::Shutdown, &mut self.datagrams.forward);
         self.datagrams.backward.drop_many(DropReason::Shutdown, self.reassembler.held() as u64);
-        self.reassembler = Reassembler::new(self.packer.fresh_max());
+        self.reassembler = Reassembler::new(self.settings.terms.class.size().payload());
         self.publish(now);
     }
 }

@@ -506,6 +506,23 @@ fn late_worker_drops_rounds_and_seals_no_place_twice() {
 }
 
 #[test]
+fn round_that_is_prepared_late_leaves_a_fixed_time_later() {
+    let mut bench = Bench::to_destination(terms());
+    let round = bench.times.first(BATCH) - 10;
+    bench.run_to(round - 1);
+    bench.now = bench.entry.clock.when(bench.entry.pacer.due_at(round) + MILLI);
+    let late = bench.now;
+    bench.turn();
+    bench.now = late + SETTLE - 1;
+    bench.turn();
+    assert_eq!(bench.take(), [[0; 0]; 0]);
+    bench.now = late + SETTLE;
+    bench.turn();
+    let cells = bench.take();
+    assert!(cells.iter().any(|bytes| bench.mix.read(bytes, round).header.seq == round));
+}
+
+#[test]
 fn cells_that_miss_their_slot_are_dropped() {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);
