@@ -63,7 +63,7 @@ drops! {
     Copy => "copy",
     /// Paced class: the link tag is not that of the body.
     Tag => "bad-tag",
-    /// Paced class, at its end: random bytes of an entry or of a mix that a cell did not reach, or a damaged body.
+    /// Paced class: the inner body of a cell does not open: noise, or damaged on its way.
     Garbled => "garbled",
     /// Paced class: noise took its place, because its batch has too few channels.
     Floor => "floor",

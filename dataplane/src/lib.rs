@@ -2,9 +2,10 @@
 //!
 //! Data flows one way through the files: [`socket`] -> [`stage::ingress`] -> [`stage::open`] -> [`stage::pool`] ->
 //! [`stage::seal`] -> [`socket`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
-//! that spells its path. A worker reads no clock but to see that it was stopped (`age`), never sleeps and owns all its
-//! memory from the start; [`runner`] does the waiting. Control reaches a worker through one bounded ring of
-//! [`command::Command`]s and hears of it through one ring of [`punt::Punt`]s.
+//! that spells its path. A worker reads no clock but to see that it was stopped (`age`) and, at the entry of a paced
+//! class, to send in time. It never sleeps and owns all its memory from the start; [`runner`] does the waiting. Control
+//! reaches a worker through one bounded ring of [`command::Command`]s and hears of it through one ring of
+//! [`punt::Punt`]s.
 //!
 //! Neighbours: `wire` for everything cryptographic. `control` and this crate do not know each other.
 

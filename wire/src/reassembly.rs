@@ -15,7 +15,7 @@ use crate::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
 
 /// Most incomplete datagrams of one channel and direction.
 pub const PARTIAL_MAX: usize = 16;
-/// The longest time that a datagram waits after its first fragment.
+/// The longest time that a datagram waits after its first fragment, in free classes.
 pub const HOLD: Duration = Duration::from_millis(250);
 /// Idle buffers kept for later datagrams. Mixes keep the order of a channel, so more than a few
 /// incomplete datagrams are an exception. A buffer of class L has at most 10,560 bytes.
@@ -92,7 +92,7 @@ impl Reassembler {
         Duration::from_millis(self.hold_ms.into())
     }
 
-    /// Data bytes of a fragment that is not the last.
+    /// Bytes of a fragment that is not the last.
     fn chunk(&self) -> usize {
         self.payload as usize - FRAG_OVERHEAD
     }

@@ -1,6 +1,5 @@
 //! Cells from Mix 1: removes all layers and passes their frames to the clients.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -10,15 +9,11 @@ use wire::ids::ChannelIndex;
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
-use super::clients::{Clients, RefusedFlow, Reply};
-use super::{Destination, Entry, Listening};
+use super::Entry;
 use crate::Nanos;
-use crate::age::nanos;
 use crate::endpoint::Endpoint;
-use crate::ledger::{DropReason, Tally};
-use crate::punt::{ClientAt, Notice};
+use crate::ledger::DropReason;
 use crate::socket::Port;
-use crate::socket::app_batch::SendBatch;
 use crate::socket::apps::Apps;
 use crate::stage::open::keep;
 
@@ -101,62 +96,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 tally.injected += 1;
                 (flow, Some(from), data)
             }
-            _ => return self.report_frame(channel, seq, frame, now),
+            _ => return self.users.report(channel, seq, frame, &mut self.endpoint.punts, now),
         };
-        let (waited, send_batch) = (self.endpoint.link_waited, &mut self.endpoint.send_batch);
-        answer(&mut self.clients, &self.listening, send_batch, tally, (channel, flow), from, (waited, data));
+        let answered = (self.endpoint.link_waited, data);
+        self.users.answer((channel, flow), from, answered, &mut self.endpoint.send_batch, tally);
     }
-
-    /// A frame that reports on a flow.
-    fn report_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
-        match *frame {
-            Frame::Status { flow, code } => {
-                if let Some(RefusedFlow { socket, address, destination }) =
-                    self.clients.status(channel, flow, code, now)
-                    && let Some(Listening { id, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref)
-                {
-                    let client = ClientAt { listener: *id, address };
-                    let destination = destination.to_string();
-                    self.notice(Notice::Refused { client, destination, status: code }, now);
-                }
-            }
-            Frame::Peer { flow, from } => self.clients.resolved((channel, flow), seq, from),
-            Frame::Close { flow } => self.clients.closed(channel, flow),
-            // `heard` has noted a PONG already, as any other cell. The others are for paced classes.
-            _ => {}
-        }
-    }
-}
-
-/// Passes a datagram to a flow's client, unless it has waited for too long. Its sender is the flow's peer, or `from`.
-fn answer(
-    clients: &mut Clients,
-    listening: &[Option<Listening>],
-    send_batch: &mut SendBatch,
-    tally: &mut Tally,
-    (channel, number): (ChannelIndex, u16),
-    from: Option<SocketAddr>,
-    (waited, data): (Nanos, &[u8]),
-) {
-    let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
-        tally.drop(DropReason::Flow);
-        return;
-    };
-    let Some(Listening { listener, .. }) = listening.get(socket as usize).and_then(Option::as_ref) else {
-        tally.drop(DropReason::Flow);
-        return;
-    };
-    if waited > nanos(listener.max_age) {
-        tally.drop(DropReason::Aged);
-        return;
-    }
-    let header = match from {
-        None => listener.header(&peer),
-        Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),
-        Some(_) => {
-            tally.drop(DropReason::Filtered);
-            return;
-        }
-    };
-    send_batch.push_behind(socket, to, flow, &header, data);
 }

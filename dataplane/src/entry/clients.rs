@@ -13,7 +13,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
-use wire::frames::{Status, Token};
+use wire::frames::{Frame, SESSION_FLOW, Status, Token};
 use wire::ids::ChannelIndex;
 
 use super::Destination;
@@ -24,7 +24,7 @@ use crate::{Nanos, SECOND};
 
 /// Most clients: one map number each.
 pub(crate) const CLIENTS_MAX: usize = 1 << 16;
-pub(super) const FLOWS_MAX: usize = 1 << 17;
+pub(crate) const FLOWS_MAX: usize = 1 << 17;
 /// A refused flow is retried after this long.
 const RETRY: Nanos = 5 * SECOND;
 
@@ -32,7 +32,7 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Names a client: the place of its record, and its map number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct ClientId(u32);
+pub(crate) struct ClientId(u32);
 
 impl ClientId {
     fn index(self) -> usize {
@@ -42,7 +42,7 @@ impl ClientId {
 
 /// The state of a flow at the exit, as far as the entry knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FlowState {
+pub(crate) enum FlowState {
     /// OPEN goes in front of every datagram.
     Opening,
     /// MOVE goes in front of every datagram.
@@ -58,7 +58,7 @@ pub(super) enum FlowState {
 }
 
 /// One flow of a client.
-pub(super) struct Flow {
+pub(crate) struct Flow {
     client: ClientId,
     destination: Destination,
     /// Identifies the flow at the exit, on any channel.
@@ -88,7 +88,7 @@ impl Flow {
 }
 
 /// The destination of an answer, and its sender.
-pub(super) struct Reply<'a> {
+pub(crate) struct Reply<'a> {
     pub socket: SocketId,
     pub to: SocketAddr,
     pub flow: FlowId,
@@ -97,7 +97,7 @@ pub(super) struct Reply<'a> {
 }
 
 /// The client and destination of a refused flow.
-pub(super) struct RefusedFlow<'a> {
+pub(crate) struct RefusedFlow<'a> {
     pub socket: SocketId,
     pub address: SocketAddr,
     pub destination: &'a Destination,
@@ -108,6 +108,11 @@ impl Flow {
     pub(crate) fn next_id(&mut self) -> u16 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
+    }
+
+    /// Its OPEN.
+    pub(crate) fn open(&self) -> Frame<'_> {
+        Frame::Open { flow: self.number, map: self.map, token: self.token, to: self.destination.address() }
     }
 }
 
@@ -120,15 +125,16 @@ struct Client {
     flows: Vec<FlowId>,
 }
 
-#[derive(Default)]
 struct Channel {
     clients: usize,
     next_number: u16,
+    /// Flows have numbers up to this one.
+    last_number: u16,
     flows: Map<u16, FlowId>,
 }
 
 /// All clients and flows of an entry.
-pub(super) struct Clients {
+pub(crate) struct Clients {
     clients: Vec<Option<Client>>,
     vacant_clients: VecDeque<ClientId>,
     by_address: Map<(SocketId, SocketAddr), ClientId>,
@@ -141,7 +147,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(now: Nanos) -> Clients {
+    pub(crate) fn new(now: Nanos) -> Clients {
         Clients {
             clients: Vec::new(),
             vacant_clients: VecDeque::new(),
@@ -155,11 +161,11 @@ impl Clients {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_address.len()
     }
 
-    pub(super) fn flows(&self) -> usize {
+    pub(crate) fn flows(&self) -> usize {
         self.by_destination.len()
     }
 
@@ -170,7 +176,29 @@ impl Clients {
 
     /// A channel can be used.
     pub(crate) fn channel_up(&mut self, channel: ChannelIndex) {
-        self.channels.insert(channel, Channel::default());
+        self.channels.insert(channel, Channel::with_numbers_to(u16::MAX));
+    }
+
+    /// A session can be used, under the name of a channel that never ends. Its flows belong to it whatever becomes of
+    /// channels, and none has the number of [`SESSION_FLOW`].
+    pub(crate) fn session_up(&mut self, session: ChannelIndex) {
+        self.channels.insert(session, Channel::with_numbers_to(SESSION_FLOW - 1));
+    }
+
+    /// The exit has forgotten the session and all its flows: OPEN goes in front of their datagrams again.
+    pub(crate) fn session_forgotten(&mut self) {
+        for flow in self.flows.iter_mut().flatten() {
+            flow.forget_answer();
+            if flow.state == FlowState::Open {
+                flow.state = FlowState::Opening;
+            }
+        }
+    }
+
+    /// The flow with this number.
+    pub(crate) fn flow_at(&self, channel: ChannelIndex, number: u16) -> Option<&Flow> {
+        let id = *self.channels.get(&channel)?.flows.get(&number)?;
+        self.flows[id.index()].as_ref()
     }
 
     /// A channel is gone; its clients are bound again at their next datagram.
@@ -261,7 +289,7 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full.
-    pub(super) fn client(
+    pub(crate) fn client(
         &mut self,
         socket: SocketId,
         address: SocketAddr,
@@ -298,7 +326,7 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full. A client that is left without a flow is forgotten.
-    pub(super) fn flow(
+    pub(crate) fn flow(
         &mut self,
         client: ClientId,
         destination: &Destination,
@@ -377,7 +405,7 @@ impl Clients {
     }
 
     /// A PEER in cell `seq`: the address to which the exit sends a flow to a name (SPEC 3.10.8).
-    pub(super) fn resolved(&mut self, place: (ChannelIndex, u16), seq: u64, peer: SocketAddr) {
+    pub(crate) fn resolved(&mut self, place: (ChannelIndex, u16), seq: u64, peer: SocketAddr) {
         let Some((_, flow)) = self.at(place.0, place.1) else { return };
         if matches!(flow.destination, Destination::Ip(_)) {
             return;
@@ -392,7 +420,7 @@ impl Clients {
     }
 
     /// Applies a STATUS of the exit to its flow. Returns the client and destination if the exit refused it.
-    pub(super) fn status(
+    pub(crate) fn status(
         &mut self,
         channel: ChannelIndex,
         number: u16,
@@ -436,7 +464,7 @@ impl Clients {
     }
 
     /// The exit has closed a flow.
-    pub(super) fn closed(&mut self, channel: ChannelIndex, number: u16) {
+    pub(crate) fn closed(&mut self, channel: ChannelIndex, number: u16) {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
@@ -455,7 +483,7 @@ impl Clients {
     }
 
     /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
-    pub(super) fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(crate) fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
         let of_socket = |client: &Client| client.socket == socket;
         let ids = self.ids().filter(|id| self.clients[id.index()].as_ref().is_some_and(of_socket)).collect::<Vec<_>>();
         for id in ids {
@@ -467,7 +495,7 @@ impl Clients {
     }
 
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
-    pub(super) fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(crate) fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due).into_iter().map(FlowId) {
@@ -497,14 +525,18 @@ fn flows_of(clients: &mut [Option<Client>], id: ClientId) -> &mut Vec<FlowId> {
 }
 
 impl Channel {
+    fn with_numbers_to(last_number: u16) -> Channel {
+        Channel { clients: 0, next_number: 0, last_number, flows: Map::default() }
+    }
+
     /// A free flow number for flow `id`.
     fn number(&mut self, id: FlowId) -> Option<u16> {
-        if self.flows.len() > usize::from(u16::MAX) {
+        if self.flows.len() > usize::from(self.last_number) {
             return None;
         }
         loop {
             let number = self.next_number;
-            self.next_number = number.wrapping_add(1);
+            self.next_number = if number == self.last_number { 0 } else { number + 1 };
             if let hashbrown::hash_map::Entry::Vacant(place) = self.flows.entry(number) {
                 place.insert(id);
                 return Some(number);

@@ -5,9 +5,10 @@
 //! their datagrams handed to the client's socket. The entry does not pool.
 
 mod backward;
-mod clients;
+pub(crate) mod clients;
 pub(crate) mod listener;
 mod liveness;
+pub(crate) mod users;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,22 +25,21 @@ use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
-use crate::age::nanos;
 use crate::command::Command;
 use crate::endpoint::{self, Built, Endpoint, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
-use crate::punt::{ClientAt, Notice, Punt, PuntSender};
-use crate::rate::{Bucket, Rate};
+use crate::punt::PuntSender;
 use crate::runner::{Clock, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
 use crate::socket::apps::Apps;
 use crate::table::{ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
-use clients::{Clients, FlowState};
+use clients::FlowState;
 use liveness::Liveness;
+use users::{Request, Users};
 
 pub use listener::{
     Association, Destination, HEADER_MAX, Listener, ListenerId, ListenerKind, NotADestination, pymix_destination,
@@ -48,7 +48,6 @@ pub use listener::{
 
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
-const NOTICES: Rate = Rate::per_second(100);
 /// In its last seconds a channel is not pinged: hops, where it opened earlier, may have ended it.
 const LAST_S: u64 = 2;
 /// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
@@ -72,13 +71,6 @@ pub struct Settings {
     pub mixing_round_trip: Duration,
     /// The longest time that a cell may wait. Listeners have limits of their own for datagrams.
     pub max_age: Duration,
-}
-
-/// A listening socket in use.
-struct Listening {
-    /// Its id at control.
-    id: ListenerId,
-    listener: Listener,
 }
 
 /// An entry's part of a channel.
@@ -107,13 +99,11 @@ struct Waiting {
 pub struct Entry<D, A> {
     settings: Settings,
     endpoint: Endpoint<D, A, EntryChannel>,
-    listening: Vec<Option<Listening>>,
-    clients: Clients,
+    users: Users,
     waiting: VecDeque<Waiting>,
     commands: rtrb::Consumer<Command>,
     rng: ChaCha20Rng,
     next_tick: Nanos,
-    noticed: Bucket,
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -127,7 +117,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
     ) -> Self {
-        let listening = |(listener, id)| Some(Listening { id: ListenerId(id), listener });
         let of_endpoint = endpoint::Settings {
             shape: settings.shape,
             position: 0,
@@ -138,13 +127,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
         };
         let mut entry = Entry {
             endpoint: Endpoint::new(of_endpoint, (down, apps), punts, rng_groups, now),
-            listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
-            clients: Clients::new(now),
+            users: Users::new(std::mem::take(&mut settings.listeners), now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             commands,
             rng,
             next_tick: now,
-            noticed: Bucket::default(),
             settings,
         };
         entry.find_shortest_age();
@@ -153,8 +140,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// The listeners have changed: the worker has its turns by the shortest limit.
     fn find_shortest_age(&mut self) {
-        let ages = self.listening.iter().flatten().map(|listening| nanos(listening.listener.max_age));
-        self.endpoint.age.set_shortest(ages.min().unwrap_or(Nanos::MAX));
+        self.endpoint.age.set_shortest(self.users.shortest_age());
     }
 
     /// The ledger, published at every turn boundary.
@@ -181,27 +167,19 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 };
                 let ends_s = now / SECOND + u64::from(lifetime_s);
                 self.endpoint.table.install(channel, Record { up: None, down, ends_s, state });
-                self.clients.channel_up(channel);
+                self.users.clients.channel_up(channel);
                 for Waiting { socket, from, bytes, .. } in std::mem::take(&mut self.waiting) {
                     self.forward_datagram(socket, from, &bytes, now);
                 }
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
-            Command::Supersede { old, new } => self.clients.supersede(old, new),
+            Command::Supersede { old, new } => self.users.clients.supersede(old, new),
             Command::Inject { link, slot, header, body, .. } => self.endpoint.inject(link, slot, header, &body, now),
-            Command::Listen { id, socket, listener } => match self.endpoint.apps.adopt(socket) {
-                Ok(socket) => {
-                    let at = socket as usize;
-                    if self.listening.len() <= at {
-                        self.listening.resize_with(at + 1, || None);
-                    }
-                    self.listening[at] = Some(Listening { id, listener });
-                    self.find_shortest_age();
-                }
-                Err(why) => {
-                    let _ = self.endpoint.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
-                }
-            },
+            Command::Listen { id, socket, listener } => {
+                let Endpoint { apps, punts, .. } = &mut self.endpoint;
+                self.users.listen((id, socket, listener), apps, punts);
+                self.find_shortest_age();
+            }
             Command::Unlisten { id } => self.unlisten(id),
             // Control sends an entry no keys of a hop, and no answers to questions.
             Command::InstallChannel { .. } | Command::OwnAddresses { .. } | Command::Resolved { .. } => {}
@@ -215,29 +193,26 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let lost = record.state.reassembler.held() as u64;
             self.endpoint.datagrams.backward.drop_many(DropReason::Ended, lost);
         }
-        self.clients.channel_down(channel);
+        self.users.clients.channel_down(channel);
     }
 
     /// Closes a listening socket; its clients are forgotten, and their flows closed.
     fn unlisten(&mut self, id: ListenerId) {
-        let known = |listening: &Option<Listening>| listening.as_ref().is_some_and(|listening| listening.id == id);
-        let Some(at) = self.listening.iter().position(known) else { return };
-        self.listening[at] = None;
+        let Endpoint { apps, packer, free, .. } = &mut self.endpoint;
+        let close = |channel, flow| {
+            let _ = packer.put(channel, &Frame::Close { flow }, free);
+        };
+        let Some(socket) = self.users.unlisten(id, apps, close) else { return };
         self.find_shortest_age();
-        let socket = at as SocketId;
-        self.endpoint.apps.close(socket);
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.socket != socket);
         self.endpoint.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
-        self.clients.forget(socket, |channel, flow| {
-            let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
-        });
     }
 
     /// Drops datagrams that have waited for a channel for too long.
     fn drop_aged(&mut self, now: Nanos) {
-        let (before, listening) = (self.waiting.len(), &self.listening);
-        self.waiting.retain(|waiting| now - waiting.arrived <= max_age(listening, waiting.socket));
+        let (before, users) = (self.waiting.len(), &self.users);
+        self.waiting.retain(|waiting| now - waiting.arrived <= users.max_age(waiting.socket));
         self.endpoint.datagrams.forward.drop_many(DropReason::Aged, (before - self.waiting.len()) as u64);
     }
 
@@ -245,7 +220,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let turn = self.endpoint.begin_apps(now);
         for _ in 0..turn.batches {
             let Some((batch, waited)) = self.endpoint.receive_apps(&turn) else { return };
-            if waited > max_age(&self.listening, batch.socket()) {
+            if waited > self.users.max_age(batch.socket()) {
                 let tally = &mut self.endpoint.datagrams.forward;
                 tally.received += batch.len() as u64;
                 tally.drop_many(DropReason::Aged, batch.len() as u64);
@@ -269,21 +244,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn try_forward(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
-        // Datagrams that a socket received before it was closed are counted and dropped.
-        let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
-            return Err(DropReason::Ended);
-        };
-        let client = ClientAt { listener: *id, address: from };
-        let (destination, data) = listener.read(from, bytes)?;
-        let idle = listener.idle;
-        if destination.open_len() > payload {
-            return Err(DropReason::BadAddress);
-        }
-        if frames::fragment_count(payload, data.len()).is_none() {
-            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::max_datagram_len(payload) }, now);
-            return Err(DropReason::TooLarge);
-        }
-        let Some(client) = self.clients.client(socket, from, idle)? else {
+        let read = self.users.read((socket, from, bytes), payload, &mut self.endpoint.punts, now)?;
+        let Request { destination, data, idle } = read;
+        let Some(client) = self.users.clients.client(socket, from, idle)? else {
             // No channel is up.
             if self.waiting.len() == WAITING_MAX {
                 self.waiting.pop_front();
@@ -292,13 +255,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.waiting.push_back(Waiting { arrived: now, socket, from, bytes: bytes.to_vec() });
             return Ok(());
         };
-        let flow = self.clients.flow(client, &destination, now, &mut self.rng)?;
+        let flow = self.users.clients.flow(client, &destination, now, &mut self.rng)?;
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
         match flow.state {
             FlowState::Open => {}
             FlowState::Opening => {
-                let open = Frame::Open { flow: number, map: flow.map, token: flow.token, to: destination.address() };
-                self.endpoint.packer.put(channel, &open, &mut self.endpoint.free)?;
+                self.endpoint.packer.put(channel, &flow.open(), &mut self.endpoint.free)?;
             }
             FlowState::Moving => {
                 let moved = Frame::Move { flow: number, token: flow.token };
@@ -311,13 +273,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         self.endpoint.datagrams.forward.consumed += 1;
         Ok(())
-    }
-
-    /// Notifies control of something that an operator or a client should know; rate-limited.
-    fn notice(&mut self, notice: Notice, now: Nanos) {
-        if self.noticed.take(NOTICES, now) {
-            let _ = self.endpoint.punts.send(Punt::Notice(notice));
-        }
     }
 
     /// Once a second, and more often while a channel waits for an answer: liveness of channels, their ends,
@@ -352,7 +307,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let _ = self.endpoint.packer.put(channel, &ping, &mut self.endpoint.free);
             }
         }
-        self.clients.expire(now, |channel, flow| {
+        self.users.clients.expire(now, |channel, flow| {
             let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
         });
     }
@@ -365,14 +320,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn publish(&self) {
         let reassembling = self.endpoint.table.iter().map(|(_, record)| record.state.reassembler.held() as u64).sum();
         let held = PerDirection { forward: self.waiting.len() as u64, backward: reassembling };
-        self.endpoint.publish(held, self.clients.flows(), self.clients.len());
+        self.endpoint.publish(held, self.users.clients.flows(), self.users.clients.len());
     }
-}
-
-/// The limit of the listener at a socket. Without one nothing is late: another reason applies.
-fn max_age(listening: &[Option<Listening>], socket: SocketId) -> Nanos {
-    let listening = listening.get(socket as usize).and_then(Option::as_ref);
-    listening.map_or(Nanos::MAX, |listening| nanos(listening.listener.max_age))
 }
 
 impl Sender for EntryChannel {
@@ -411,8 +360,8 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.tick(now);
 
         self.receive_link(now);
-        let listening = &self.listening;
-        self.endpoint.send_datagrams(|socket| max_age(listening, socket));
+        let users = &self.users;
+        self.endpoint.send_datagrams(|socket| users.max_age(socket));
 
         self.receive_apps(now);
         self.leave(now);

@@ -172,12 +172,7 @@ impl Gate {
             free.give(copy.cell.into_buffer());
         }
         for cell in out {
-            links.heard(cell.link, at.turn);
-            if let Some((slot, from)) = cell.next_slot
-                && links.links.proposes(cell.link, slot)
-            {
-                let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
-            }
+            links.accepted(cell.link, cell.next_slot, punts, at.turn);
         }
     }
 

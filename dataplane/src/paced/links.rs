@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::Nanos;
 use crate::command::LinkCommand;
 use crate::links::Links;
+use crate::punt::{Punt, PuntSender};
 
 /// Slots of a link: current, next and previous.
 const SLOTS_MAX: usize = 3;
@@ -114,6 +115,22 @@ impl PacedLinks {
             self.latest[side as usize] = Some(link);
         }
         self.links.received(link);
+    }
+
+    /// A cell of the link was accepted, maybe under its next slot, which control is to promote then.
+    pub(super) fn accepted(
+        &mut self,
+        link: LinkId,
+        next_slot: Option<(SlotId, SocketAddr)>,
+        punts: &mut PuntSender,
+        now: Nanos,
+    ) {
+        self.heard(link, now);
+        if let Some((slot, from)) = next_slot
+            && self.links.proposes(link, slot)
+        {
+            let _ = punts.send(Punt::Promoted { link, slot, from });
+        }
     }
 
     /// Links of which a cell was accepted at `oldest` or later.

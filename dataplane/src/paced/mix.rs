@@ -191,12 +191,9 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.pipes[direction].sender.control(link).place(round, control);
             }
             Command::Wait { link, control } => {
-                if let Some((direction, key)) = self.way(link)
-                    && !self.pipes[direction].sender.control(key).wait(control)
-                {
-                    // It was never a cell, so it counts as one here.
-                    self.pipes[direction].tally.injected += 1;
-                    self.pipes[direction].tally.drop(DropReason::PoolFull);
+                if let Some((direction, key)) = self.way(link) {
+                    let Pipe { sender, tally, .. } = &mut self.pipes[direction];
+                    sender.wait(key, control, tally);
                 }
             }
             Command::ClockSeen { link, sent, received } => {
@@ -206,6 +203,11 @@ impl<U: Port, D: Port> Mix<U, D> {
             }
             Command::Clock(clock) => self.clock = clock,
             Command::Resolved { .. } | Command::OwnAddresses { .. } => debug_assert!(false, "a command for an exit"),
+            Command::InstallEntryChannel { .. }
+            | Command::Drawn { .. }
+            | Command::Lead { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. } => debug_assert!(false, "a command for an entry"),
         }
     }
 

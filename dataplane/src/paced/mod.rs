@@ -10,6 +10,7 @@
 //! sender         headers, tags, control cells and copies of a round
 //! places         counts for reports
 //! mix            the worker of a mix
+//! entry          the worker of an entry
 //! exit           the worker of an exit
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 mod batches;
 mod control_cells;
+pub mod entry;
 pub mod exit;
 mod gate;
 mod links;
@@ -27,16 +29,17 @@ mod peer;
 mod places;
 mod sender;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, MeetingToken, PacedTerms, Timetable, seats_on};
-use wire::setup::Suite;
+use wire::paced::{ControlSlots, Meeting, MeetingToken, PacedTerms, Timetable, seats_on};
+use wire::setup::{HopSecrets, Suite};
 
 use crate::batch::Lengths;
 use crate::command::LinkCommand;
+use crate::entry::listener::{Listener, ListenerId};
 use crate::exit::QueryId;
 use crate::stage::ingress;
 use crate::stage::rounds::schedule::Schedule;
@@ -142,5 +145,36 @@ pub enum Command {
     /// Exit: the addresses of the host have changed.
     OwnAddresses {
         addresses: Vec<IpAddr>,
+    },
+    /// Entry: the channel of a batch that has not begun.
+    InstallEntryChannel {
+        batch: u64,
+        /// Its number on link 1.
+        number: u32,
+        /// The secrets of all hops, the exit's last.
+        keys: Vec<HopSecrets>,
+        /// The meeting that it serves; none for destinations.
+        meeting: Option<Meeting>,
+    },
+    /// Entry: the number that it drew for a batch whose setup has failed, or for which it sets up nothing (SPEC 9.8.8).
+    Drawn {
+        batch: u64,
+        number: u32,
+    },
+    /// Entry: how much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
+    Lead {
+        lead_ns: i64,
+        /// False before the first sample; the lead is 0 then.
+        is_known: bool,
+    },
+    /// Entry: listen at one more socket.
+    Listen {
+        id: ListenerId,
+        socket: UdpSocket,
+        listener: Listener,
+    },
+    /// Entry: close a listening socket, and forget its clients.
+    Unlisten {
+        id: ListenerId,
     },
 }

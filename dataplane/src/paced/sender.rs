@@ -82,6 +82,15 @@ impl Sender {
         self.control.entry(link).or_default()
     }
 
+    /// Queues a link cell for the next slot.
+    pub(super) fn wait(&mut self, key: Option<LinkId>, control: Control, tally: &mut Tally) {
+        if !self.control(key).wait(control) {
+            // It was never a cell, so it counts as one here.
+            tally.injected += 1;
+            tally.drop(DropReason::PoolFull);
+        }
+    }
+
     pub(super) fn clock_seen(&mut self, link: LinkId, sent: u64, received: u64) {
         self.clocks.insert(link, (sent, received));
     }
@@ -94,6 +103,13 @@ impl Sender {
             for (_, cell) in cells.extract_if(.., |(of, _)| *of == link) {
                 free.give(cell.into_buffer());
             }
+        }
+    }
+
+    /// Nothing is sent again: the rounds begin at another number.
+    pub(super) fn forget_copies(&mut self, free: &mut FreeList) {
+        for (_, cell) in self.again.drain(..).flat_map(|(_, cells)| cells) {
+            free.give(cell.into_buffer());
         }
     }
 

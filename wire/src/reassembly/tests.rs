@@ -22,6 +22,16 @@ fn channel_without_fragments_allocates_nothing() {
 }
 
 #[test]
+fn paced_class_holds_fragments_for_its_own_time() {
+    let mut reassembler = Reassembler::with_hold(P, Duration::from_secs(2));
+    let _ = reassembler.push(ms(0), 1, 1, 0, false, &[1; CHUNK]);
+    assert_eq!((reassembler.expire(ms(1999)), reassembler.expire(ms(2000))), (0, 1));
+    assert_eq!(reassembler.sweep(ms(5000)), 0);
+    let _ = reassembler.push(ms(5000), 1, 1, 0, false, &[1; CHUNK]);
+    assert_eq!(reassembler.next_expiry(), Some(ms(7000)), "it keeps the time");
+}
+
+#[test]
 fn few_idle_buffers_are_kept_and_reused() {
     let mut reassembler = Reassembler::new(P);
     for id in 0..16 {

@@ -200,10 +200,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
             Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
             Command::Wait { link, control } => {
-                if self.links.links.side(link).is_some() && !self.sender.control(None).wait(control) {
-                    // It was never a cell, so it counts as one here.
-                    self.tally.backward.injected += 1;
-                    self.tally.backward.drop(DropReason::PoolFull);
+                if self.links.links.side(link).is_some() {
+                    self.sender.wait(None, control, &mut self.tally.backward);
                 }
             }
             Command::ClockSeen { link, sent, received } => {
@@ -217,6 +215,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 gateway.resolved(&mut cx, query, &addresses);
             }
             Command::OwnAddresses { addresses } => self.outside.gateway.set_own_addresses(addresses),
+            Command::InstallEntryChannel { .. }
+            | Command::Drawn { .. }
+            | Command::Lead { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. } => debug_assert!(false, "a command for an entry"),
         }
     }
 

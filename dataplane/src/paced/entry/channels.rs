@@ -1,0 +1,220 @@
+//! The numbers and channels of an entry, batch by batch (SPEC 9.7, 9.8.8, 9.11.8).
+
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Block;
+use wire::paced::{Call, EntryKeys, PacedTerms, Place, Timetable};
+
+/// Rounds for which backward cells are accepted, and for which a channel is kept after its batch (SPEC 9.4, step 5).
+pub(super) const BEHIND_MAX: u64 = 256;
+/// Rounds whose places are remembered: more than are in range.
+const RECENT: u64 = 512;
+/// Cells that name the session in each batch, whether an answer came or not (SPEC 9.12.6).
+const NAMED_FIRST: u32 = 4;
+/// Without an answer the session is named again this many rounds later.
+const NAMED_AGAIN: u64 = 10;
+
+/// One bit for each place of a batch.
+struct Marks(Vec<u64>);
+
+impl Marks {
+    fn has(&self, at: usize) -> bool {
+        self.0[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    /// True if it was not marked before.
+    fn insert(&mut self, at: usize) -> bool {
+        let was_marked = self.has(at);
+        self.0[at / 64] |= 1 << (at % 64);
+        !was_marked
+    }
+}
+
+/// When a channel names the session.
+#[derive(Default)]
+struct Naming {
+    /// Cells that did, and the round of the last one.
+    count: u32,
+    last: u64,
+    is_answered: bool,
+}
+
+/// An entry's channel in one batch.
+pub(super) struct Channel {
+    pub(super) keys: EntryKeys,
+    /// The meeting that it serves; none for destinations.
+    pub(super) call: Option<Call>,
+    /// Places whose backward cell has opened.
+    opened: Marks,
+    /// Places whose frames have had their effect: in a meeting an AGAIN may bring them first.
+    used: Marks,
+    naming: Naming,
+}
+
+impl Channel {
+    /// True if its next cell of sub 0 names the session.
+    pub(super) fn names_session(&self, round: u64) -> bool {
+        let Naming { count, last, is_answered } = self.naming;
+        count < NAMED_FIRST || (!is_answered && round >= last + NAMED_AGAIN)
+    }
+
+    pub(super) fn named_session(&mut self, round: u64) {
+        self.naming.count += 1;
+        self.naming.last = round;
+    }
+
+    /// The exit has answered a SESSION on this channel.
+    pub(super) fn session_answered(&mut self) {
+        self.naming.is_answered = true;
+    }
+}
+
+/// One batch.
+struct Batch {
+    number: u64,
+    /// The channel number on link 1.
+    channel_number: u32,
+    channel: Option<Channel>,
+}
+
+/// What is known of a place of a round that may still come.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    round: u64,
+    /// The header block of the latest cell of the place that did not open.
+    garbled: Option<Block>,
+}
+
+/// All batches that an entry knows, and what came in the latest rounds.
+pub(super) struct Channels {
+    times: Timetable,
+    cells: usize,
+    rounds: usize,
+    /// Two or three, or a few more if batches are short.
+    batches: Vec<Batch>,
+    recent: Vec<Seen>,
+}
+
+impl Channels {
+    pub(super) fn new(terms: &PacedTerms, times: Timetable) -> Channels {
+        let cells = usize::from(terms.cells);
+        let recent = vec![Seen::default(); RECENT as usize * cells];
+        Channels { times, cells, rounds: terms.rounds.into(), batches: Vec::new(), recent }
+    }
+
+    fn position(&self, number: u64) -> Option<usize> {
+        self.batches.iter().position(|batch| batch.number == number)
+    }
+
+    fn at(&mut self, number: u64, drawn: impl FnOnce() -> u32) -> &mut Batch {
+        let at = self.position(number).unwrap_or_else(|| {
+            self.batches.push(Batch { number, channel_number: drawn(), channel: None });
+            self.batches.len() - 1
+        });
+        &mut self.batches[at]
+    }
+
+    /// Sets the number of a batch, and with keys its channel. A number that a batch has stays, unless it gets a channel.
+    pub(super) fn install(&mut self, number: u64, channel_number: u32, keys: Option<(EntryKeys, Option<Call>)>) {
+        let places = self.rounds * self.cells;
+        let marks = || Marks(vec![0; places.div_ceil(64)]);
+        let batch = self.at(number, || channel_number);
+        if let Some((keys, call)) = keys {
+            batch.channel_number = channel_number;
+            let (opened, used) = (marks(), marks());
+            batch.channel = Some(Channel { keys, call, opened, used, naming: Naming::default() });
+        }
+    }
+
+    /// The channel number of a round, and the channel if there is one. A batch of which nothing is known gets a number.
+    pub(super) fn of_round(&mut self, round: u64, rng: &mut ChaCha20Rng) -> (u32, Option<&mut Channel>) {
+        let draw = || std::iter::repeat_with(|| rng.next_u32()).find(|number| *number != 0).expect("it never ends");
+        let number = self.times.batch_of(round);
+        let batch = self.at(number, draw);
+        (batch.channel_number, batch.channel.as_mut())
+    }
+
+    /// True if a cell of this round may have this channel number: 0, or that of the batch.
+    pub(super) fn is_number_of(&self, round: u64, number: u32) -> bool {
+        let batch = self.times.batch_of(round);
+        let known = |batch: usize| self.batches[batch].channel_number == number;
+        number == 0 || self.position(batch).is_some_and(known)
+    }
+
+    /// The channel of a round.
+    pub(super) fn channel(&mut self, round: u64) -> Option<&mut Channel> {
+        let at = self.position(self.times.batch_of(round))?;
+        self.batches[at].channel.as_mut()
+    }
+
+    fn mark_of(&self, place: Place) -> usize {
+        (place.round % self.rounds as u64) as usize * self.cells + usize::from(place.sub)
+    }
+
+    /// True if a cell of this place has opened, in a round with a channel.
+    pub(super) fn is_opened(&mut self, place: Place) -> bool {
+        let at = self.mark_of(place);
+        self.channel(place.round).is_some_and(|channel| channel.opened.has(at))
+    }
+
+    /// A cell of this place has opened.
+    pub(super) fn mark_opened(&mut self, place: Place) {
+        let at = self.mark_of(place);
+        if let Some(channel) = self.channel(place.round) {
+            channel.opened.insert(at);
+        }
+    }
+
+    /// True the first time that frames of this place are to have an effect.
+    pub(super) fn mark_used(&mut self, place: Place) -> bool {
+        let at = self.mark_of(place);
+        self.channel(place.round).is_some_and(|channel| channel.used.insert(at))
+    }
+
+    /// The round before this one, if it is of the same batch.
+    pub(super) fn round_before(&self, round: u64) -> Option<u64> {
+        let before = round.checked_sub(1)?;
+        (self.times.batch_of(before) == self.times.batch_of(round)).then_some(before)
+    }
+
+    fn seen(&mut self, place: Place) -> &mut Seen {
+        let at = (place.round % RECENT) as usize * self.cells + usize::from(place.sub);
+        let seen = &mut self.recent[at];
+        if seen.round != place.round {
+            *seen = Seen { round: place.round, garbled: None };
+        }
+        seen
+    }
+
+    /// A cell of this place came. True if it is a copy of the latest one that did not open.
+    pub(super) fn is_garbled_copy(&mut self, place: Place, header: &Block) -> bool {
+        self.seen(place).garbled.as_ref() == Some(header)
+    }
+
+    /// The cell with this header did not open.
+    pub(super) fn mark_garbled(&mut self, place: Place, header: Block) {
+        self.seen(place).garbled = Some(header);
+    }
+
+    /// How many places the channel of a round has, and how many of them no cell came for. The round is one of the latest
+    /// 512.
+    pub(super) fn lost(&mut self, round: u64) -> (u64, u64) {
+        if self.channel(round).is_none() {
+            return (0, 0);
+        }
+        let at = (round % RECENT) as usize * self.cells;
+        let lost = self.recent[at..at + self.cells].iter().filter(|seen| seen.round != round).count();
+        (self.cells as u64, lost as u64)
+    }
+
+    /// Batches with a channel.
+    pub(super) fn len(&self) -> usize {
+        self.batches.iter().filter(|batch| batch.channel.is_some()).count()
+    }
+
+    /// Batches of which no cell can come any more are forgotten, and their keys wiped.
+    pub(super) fn forget(&mut self, running: u64) {
+        let times = &self.times;
+        self.batches.retain(|batch| times.first(batch.number + 1) + BEHIND_MAX > running);
+    }
+}

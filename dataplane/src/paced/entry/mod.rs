@@ -1,0 +1,656 @@
+//! The worker of an entry in a paced class (SPEC 9.11).
+//!
+//! ```text
+//! applications -> packer --\
+//!                           prepare: channels, sender ... spin ... send
+//! control cells -----------/
+//! link -> gate -> backward -> applications
+//!
+//! pacer      when a round is due, and which one is next
+//! channels   numbers, keys and marks, batch by batch
+//! packer     what waits, and how cells are filled
+//! backward   what Mix 1 sends
+//! ```
+//!
+//! A round is built and sealed [`pacer::PREPARE`] before it is due. At its time the worker sends it, before it does
+//! anything else, and until its next slot is due it tries again; what is left then is dropped. To be in time it wakes
+//! [`EARLY`] before and spins: with a period of 10 ms that is at most 1.5 % of a core, with 5 ms 3 %. A timer alone is
+//! late by 50 us and more, and by less or more depending on what else the host does.
+//!
+//! Listening sockets, clients and flows are those of the free entry. All flows belong to one session, which has no end.
+
+mod backward;
+mod channels;
+mod pacer;
+mod packer;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
+use wire::frames::{fragment_count, max_datagram_len};
+use wire::ids::Side;
+use wire::paced::clock::SteadyClock;
+use wire::paced::{ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Place, SALT_LEN, Timetable};
+use wire::reassembly::{HOLD, Reassembler};
+
+use super::gate::{Arrived, Gate};
+use super::links::PacedLinks;
+use super::sender::{Leaving, Round, Sender};
+use super::{Command, Settings};
+use crate::age::{LastRead, nanos};
+use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
+use crate::buffer::{Cell, FreeList};
+use crate::command::LinkCommand;
+use crate::endpoint::next_second;
+use crate::entry::clients::FlowState;
+use crate::entry::listener::{Listener, ListenerId};
+use crate::entry::users::{Notices, Request, Users};
+use crate::latency::{self, Times};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::links::report_activity;
+use crate::per_direction::PerDirection;
+use crate::punt::{ClientAt, Notice, PuntSender};
+use crate::runner::{APPS, BLOCKED_WAIT, Clock, DOWN, UP, Worker};
+use crate::socket::Port;
+use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
+use crate::socket::apps::Apps;
+use crate::{MICRO, Nanos};
+use channels::{BEHIND_MAX, Channel, Channels};
+use pacer::{PREPARE, Pacer, SETTLE};
+use packer::{FlowAt, Packer, SESSION, Waiting};
+
+/// The worker wakes this long before a round is due, and spins until then.
+const EARLY: Nanos = 150 * MICRO;
+/// Receive calls on application sockets in one turn.
+const APP_BATCHES: usize = 8;
+/// A turn that has read this many datagrams of applications reads no further batch.
+const APP_DATAGRAMS: usize = 256;
+/// Rounds without an authentic body after which a meeting is lost (SPEC 9.13.7).
+const LOST_AFTER: u64 = 100;
+/// Lost places are counted this many rounds back at most.
+const COUNTED_MAX: u64 = 128;
+
+/// What the entry of a class serves (SPEC 9.11.3).
+pub enum Service {
+    /// One listener per application socket, in their order; control knows each by its place here.
+    Destinations(Vec<Listener>),
+    /// The other end of a meeting. There is one application socket. Answers go to the address that it last received
+    /// from.
+    Meeting {
+        /// The longest time that a datagram may wait.
+        max_age: Duration,
+    },
+}
+
+/// What the entry of a meeting sees of it (SPEC 9.13.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeetingState {
+    /// The exit answers: the other end is not there.
+    Waiting,
+    /// The other end answers.
+    Joined,
+    /// Nothing opened in the last 100 rounds.
+    Lost,
+}
+
+/// What a worker shows in addition to its ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The round of which first copies leave; none before the lead is known.
+    pub running: Option<u64>,
+    /// None for destinations, and before the first channel of a meeting.
+    pub meeting: Option<MeetingState>,
+    /// Rounds that were not sent because the worker was late, or because the lead has jumped.
+    pub skipped: u64,
+    /// Backward places of the entry's channels in rounds of which no cell is accepted any more.
+    pub places: u64,
+    /// Those of them of which no copy came (SPEC 9.15.3).
+    pub lost: u64,
+}
+
+/// The maximum age of an application's datagrams unless configured (SPEC 9.1.4).
+pub fn default_max_age(terms: &PacedTerms) -> Duration {
+    Duration::from_millis(u64::from(6 * terms.period_ms).max(60))
+}
+
+/// The other end of the meeting.
+struct MeetingEnd {
+    max_age: Nanos,
+    /// The application's address.
+    client: Option<SocketAddr>,
+    /// Number of the next datagram, among the fragmented ones.
+    next_id: u16,
+    /// The latest round of which a cell has opened, and what that says.
+    latest: Option<(u64, MeetingState)>,
+    notices: Notices,
+}
+
+/// A round that is built and sealed.
+struct Ready {
+    round: u64,
+    /// When it leaves, by the runner's clock.
+    at: Nanos,
+}
+
+/// The worker of an entry.
+pub struct Entry<D, A> {
+    settings: Settings,
+    times: Timetable,
+    down: D,
+    apps: A,
+    links: PacedLinks,
+    gate: Gate,
+    slots: ControlSlots,
+    sender: Sender,
+    pacer: Pacer,
+    channels: Channels,
+    packer: Packer,
+    users: Users,
+    meeting: Option<MeetingEnd>,
+    /// Names the entry's flows at the exit.
+    session: [u8; 16],
+    reassembler: Reassembler,
+    ready: Option<Ready>,
+    /// The cells of `ready`.
+    prepared: Departures,
+    /// Cells that are due, until this time by the class's clock.
+    out: Departures,
+    out_ends: Nanos,
+    /// The last round whose backward places were counted, and one more.
+    counted: u64,
+    view: View,
+    clock: SteadyClock,
+    /// The clock of the runner, to spin by.
+    runner_clock: Option<Clock>,
+    free: FreeList,
+    commands: rtrb::Consumer<Command>,
+    punts: PuntSender,
+    rng: ChaCha20Rng,
+    shortest_age: Nanos,
+    link_read: LastRead,
+    apps_read: LastRead,
+    next_tick: Nanos,
+    report_due: Nanos,
+    arrivals: Arrivals,
+    arrived: Vec<Arrived<()>>,
+    receive_batch: ReceiveBatch,
+    send_batch: SendBatch,
+    cells: PerDirection<Tally>,
+    datagrams: PerDirection<Tally>,
+    published: Arc<Mutex<Ledger>>,
+    shown: Arc<Mutex<View>>,
+    profile: latency::Shared,
+    /// Start of the turn, and datagrams handed out before it.
+    began: (Nanos, u64),
+}
+
+/// Buffers of an entry: a round with its copies that is prepared, one that is being sent, what is kept for copies, and
+/// what is being received.
+fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
+    let first = usize::from(terms.cells) + slots.most();
+    let copies = usize::from(terms.copies);
+    first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
+}
+
+impl<D: Port, A: Apps> Entry<D, A> {
+    /// An entry without links and channels. `clock` is the class's, which an entry never corrects (SPEC 9.5.3).
+    ///
+    /// # Panics
+    /// The settings are those of a hop.
+    pub fn new(
+        (settings, service): (Settings, Service),
+        (down, apps): (D, A),
+        commands: rtrb::Consumer<Command>,
+        punts: PuntSender,
+        mut rng: ChaCha20Rng,
+        clock: SteadyClock,
+        now: Nanos,
+    ) -> Self {
+        assert_eq!(settings.position, 0, "the position of an entry");
+        let (terms, times) = (&settings.terms, settings.times());
+        let (slots, class) = (settings.slots(Direction::Forward), terms.class);
+        let total = buffers(terms, &slots);
+        let (listeners, meeting) = match service {
+            Service::Destinations(listeners) => (listeners, None),
+            Service::Meeting { max_age } => {
+                let max_age = nanos(max_age);
+                let end = MeetingEnd { max_age, client: None, next_id: 0, latest: None, notices: Notices::default() };
+                (Vec::new(), Some(end))
+            }
+        };
+        let payload = class.size().payload();
+        let inner = if meeting.is_some() { class.body_len() - MEETING_OVERHEAD } else { payload };
+        let packer = Packer::new(terms, inner);
+        // Backward AGAIN travels in meetings alone.
+        let fragmented = if meeting.is_some() { packer.fresh_max() } else { payload };
+        let period = times.begin(1);
+        let mut users = Users::new(listeners, now);
+        users.clients.session_up(SESSION);
+        let mut session = [0; 16];
+        rng.fill_bytes(&mut session);
+        let mut entry = Entry {
+            links: PacedLinks::default(),
+            gate: Gate::new(Side::Down, class, terms.cells),
+            sender: Sender::new(terms, true, rand::SeedableRng::from_rng(&mut rng)),
+            pacer: Pacer::new(period, clock.at(now)),
+            channels: Channels::new(terms, times.clone()),
+            reassembler: Reassembler::with_hold(fragmented, HOLD.max(Duration::from_nanos(20 * period))),
+            prepared: Departures::new(class.cell_len(), total),
+            out: Departures::new(class.cell_len(), total),
+            free: FreeList::on(total, settings.hugepages),
+            slots,
+            times,
+            down,
+            apps,
+            packer,
+            users,
+            meeting,
+            session,
+            ready: None,
+            out_ends: 0,
+            counted: 0,
+            view: View::default(),
+            clock,
+            runner_clock: None,
+            commands,
+            punts,
+            rng,
+            shortest_age: 0,
+            link_read: LastRead::default(),
+            apps_read: LastRead::default(),
+            next_tick: now,
+            report_due: now,
+            arrivals: Arrivals::new(),
+            arrived: Vec::with_capacity(RECEIVE_MAX),
+            receive_batch: ReceiveBatch::default(),
+            send_batch: SendBatch::default(),
+            cells: PerDirection::default(),
+            datagrams: PerDirection::default(),
+            published: Arc::default(),
+            shown: Arc::default(),
+            profile: latency::Shared::default(),
+            began: (now, 0),
+            settings,
+        };
+        entry.find_shortest_age();
+        entry
+    }
+
+    /// The ledger, published at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    /// What it shows in addition, published with the ledger.
+    pub fn view(&self) -> Arc<Mutex<View>> {
+        self.shown.clone()
+    }
+
+    /// Histograms of how long datagrams stay that leave for applications.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
+    }
+
+    fn find_shortest_age(&mut self) {
+        self.shortest_age = self.meeting.as_ref().map_or(self.users.shortest_age(), |meeting| meeting.max_age);
+    }
+
+    fn apply(&mut self, command: Command, now: Nanos) {
+        match command {
+            Command::Link(command) => {
+                if let LinkCommand::Retire { link } = &command {
+                    self.sender.forget(*link, &mut self.free);
+                }
+                self.links.apply(command);
+            }
+            Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
+            Command::InstallEntryChannel { batch, number, keys, meeting } => {
+                debug_assert_eq!(meeting.is_some(), self.meeting.is_some(), "an entry serves one kind");
+                let fits = meeting.is_some() == self.meeting.is_some();
+                let call = meeting.map(|meeting| {
+                    let mut salt = [0; SALT_LEN];
+                    self.rng.fill_bytes(&mut salt);
+                    meeting.call(salt)
+                });
+                // Nobody joins a batch that has begun.
+                let is_early = self.pacer.last() < self.times.first(batch);
+                let channel = (fits && is_early).then(|| (EntryKeys::new(keys), call));
+                self.channels.install(batch, number, channel);
+            }
+            Command::Drawn { batch, number } => self.channels.install(batch, number, None),
+            Command::Lead { lead_ns, is_known } => {
+                if self.pacer.set_lead(lead_ns, is_known, self.clock.at(now)) {
+                    self.sender.forget_copies(&mut self.free);
+                }
+            }
+            Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
+            Command::Wait { control, .. } => self.sender.wait(None, control, &mut self.cells.forward),
+            Command::ClockSeen { link, sent, received } => self.sender.clock_seen(link, sent, received),
+            Command::Listen { id, socket, listener } => {
+                self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);
+                self.find_shortest_age();
+            }
+            Command::Unlisten { id } => self.unlisten(id),
+            Command::InstallChannel { .. }
+            | Command::Clock(_)
+            | Command::Resolved { .. }
+            | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),
+        }
+    }
+
+    /// Closes a listening socket; its clients are forgotten, and their flows closed.
+    fn unlisten(&mut self, id: ListenerId) {
+        let Self { users, apps, packer, datagrams, .. } = self;
+        let Some(socket) = users.unlisten(id, apps, |_, flow| packer.close(flow)) else { return };
+        packer.drop_of(Some(socket), DropReason::Ended, &mut datagrams.forward);
+        self.find_shortest_age();
+    }
+
+    /// The longest time that a datagram from or for a socket may wait.
+    fn max_age(&self, socket: SocketId) -> Nanos {
+        self.meeting.as_ref().map_or_else(|| self.users.max_age(socket), |meeting| meeting.max_age)
+    }
+
+    fn receive_apps(&mut self, now: Nanos) {
+        let waited = self.apps_read.waited(now);
+        self.apps_read.set(now);
+        let mut count = 0;
+        for _ in 0..APP_BATCHES {
+            let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+            let is_filled = count < APP_DATAGRAMS && self.apps.recv(&mut batch);
+            if is_filled {
+                let socket = batch.socket();
+                let is_aged = waited.max(self.apps.waited(socket, now)) > self.max_age(socket);
+                for (from, bytes) in batch.iter() {
+                    self.datagrams.forward.received += 1;
+                    let taken = if is_aged { Err(DropReason::Aged) } else { self.queue((socket, from, bytes), now) };
+                    if let Err(reason) = taken {
+                        self.datagrams.forward.drop(reason);
+                    }
+                }
+                count += batch.len();
+            }
+            self.receive_batch = batch;
+            if !is_filled {
+                return;
+            }
+        }
+    }
+
+    /// Queues a datagram of an application, which was counted as received.
+    fn queue(&mut self, (socket, from, bytes): (SocketId, SocketAddr, &[u8]), now: Nanos) -> Result<(), DropReason> {
+        let fresh_max = self.packer.fresh_max();
+        let (flow, id, data) = match &mut self.meeting {
+            Some(meeting) => {
+                meeting.client = Some(from);
+                if fragment_count(fresh_max, bytes.len()).is_none() {
+                    let client = ClientAt { listener: ListenerId(socket), address: from };
+                    let notice = Notice::TooLarge { client, len: bytes.len(), max: max_datagram_len(fresh_max) };
+                    meeting.notices.send(notice, &mut self.punts, now);
+                    return Err(DropReason::TooLarge);
+                }
+                meeting.next_id = meeting.next_id.wrapping_add(1);
+                (None, meeting.next_id, bytes)
+            }
+            None => {
+                let read = self.users.read((socket, from, bytes), fresh_max, &mut self.punts, now)?;
+                let Request { destination, data, idle } = read;
+                let clients = &mut self.users.clients;
+                let client = clients.client(socket, from, idle)?.expect("the session is up");
+                let flow = clients.flow(client, &destination, now, &mut self.rng)?;
+                if let FlowState::Refused { reason, .. } = flow.state {
+                    return Err(reason);
+                }
+                (Some(FlowAt { number: flow.number, token: flow.token }), flow.next_id(), data)
+            }
+        };
+        let waiting = Waiting { arrived: now, socket, flow, id, data: data.to_vec(), written: 0, is_opened: false };
+        self.packer.push(waiting, &mut self.datagrams.forward);
+        Ok(())
+    }
+
+    fn drop_aged(&mut self, now: Nanos) {
+        let Self { packer, users, meeting, datagrams, .. } = self;
+        let max_age = |socket| meeting.as_ref().map_or_else(|| users.max_age(socket), |meeting| meeting.max_age);
+        packer.drop_aged(|waiting| now - waiting.arrived > max_age(waiting.socket), &mut datagrams.forward);
+    }
+
+    /// Once a second: idle flows, stale fragments, batches that are over.
+    fn tick(&mut self, now: Nanos) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = next_second(now);
+        let lost = self.reassembler.sweep(Duration::from_nanos(now));
+        self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
+        let Self { users, packer, .. } = self;
+        users.clients.expire(now, |_, flow| packer.close(flow));
+        let (last, running) = (self.pacer.last(), self.pacer.running(self.clock.at(now)));
+        self.channels.forget(running.map_or(last, |running| running.min(last)));
+    }
+
+    /// Builds and seals the next round, if it is time for it.
+    fn prepare(&mut self, now: Nanos) {
+        if self.ready.is_some() {
+            return;
+        }
+        let Some(round) = self.pacer.next(self.clock.at(now)) else { return };
+        self.drop_aged(now);
+        if round != self.pacer.last() + 1 || self.channels.round_before(round).is_none() {
+            self.packer.forget_before();
+        }
+        let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, prepared, .. } = self;
+        let terms = &settings.terms;
+        let is_last = round + 1 == times.first(times.batch_of(round) + 1);
+        let takes_new = !(terms.repeat && is_last);
+        let has_flows = users.clients.flows() > 0 || packer.has_others();
+        let tally = &mut cells.forward;
+        let (number, mut channel) = channels.of_round(round, rng);
+        let mut leaving = Vec::with_capacity(terms.cells.into());
+        let mut is_sealed = false;
+        for sub in 0..terms.cells {
+            tally.injected += 1;
+            let Some(buffer) = free.take() else {
+                tally.drop(DropReason::NoBuffer);
+                continue;
+            };
+            let mut cell = Cell::own(buffer);
+            let body = cell.body_mut(terms.class.body_len());
+            let place = Place { round, sub };
+            let mut of_cell = packer::Cell { sub, session: None, takes_new };
+            match &mut channel {
+                Some(Channel { keys, call: Some(call), .. }) => {
+                    let inner = &mut body[MEETING_OVERHEAD..];
+                    packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward);
+                    keys.seal_meeting(call, place, body);
+                    is_sealed = true;
+                }
+                Some(channel) if has_flows => {
+                    of_cell.session = (sub == 0 && channel.names_session(round)).then_some(session);
+                    let inner = &mut body[..terms.class.size().payload()];
+                    if packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward) {
+                        channel.named_session(round);
+                    }
+                    channel.keys.seal_data(place, body);
+                    is_sealed = true;
+                }
+                _ => rng.fill_bytes(body),
+            }
+            leaving.push(Leaving { cell, number, sub });
+        }
+        if let Some(meeting) = meeting
+            && is_sealed
+        {
+            meeting.latest.get_or_insert((round, MeetingState::Waiting));
+        }
+        crate::rekey(rng);
+        pacer.prepared(round, is_sealed);
+        let due = pacer.due_at(round);
+        let of_round = Round { number: round, due, slots: slots.of(times, round) };
+        match links.neighbour(Side::Down) {
+            Some(link) => sender.leave((link, None), of_round, leaving.into_iter(), links, prepared, free, tally),
+            None => {
+                tally.drop_many(DropReason::LinkDown, leaving.len() as u64);
+                leaving.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
+            }
+        }
+        sender.end_round(round, free);
+        self.ready = Some(Ready { round, at: clock.when(due).max(now + SETTLE) });
+    }
+
+    /// Waits for a round that is due in a moment. Returns the time.
+    fn spin(&self, mut now: Nanos) -> Nanos {
+        if let (Some(Ready { at, .. }), Some(clock)) = (&self.ready, &self.runner_clock)
+            && *at <= now + EARLY
+        {
+            while now < *at {
+                std::hint::spin_loop();
+                now = clock.now();
+            }
+        }
+        now
+    }
+
+    /// Sends the round that is due, or what is left of it. What comes too late for that is dropped.
+    fn send_round(&mut self, now: Nanos) {
+        let time = self.clock.at(now);
+        let Self { out, free, cells, .. } = self;
+        let mut lose = |out: &mut Departures| {
+            cells.forward.drop_many(DropReason::Aged, out.len() as u64);
+            out.lose(out.len(), free);
+        };
+        if let Some(Ready { round, .. }) = self.ready.take_if(|ready| ready.at <= now) {
+            lose(out);
+            std::mem::swap(out, &mut self.prepared);
+            self.out_ends = self.pacer.due_at(round + 1);
+        }
+        if time >= self.out_ends {
+            lose(out);
+        }
+        self.down.send(out, free, &mut self.cells.forward);
+    }
+
+    /// Counts the places of rounds that have left the range.
+    fn count_lost(&mut self, running: u64) {
+        let end = running.saturating_sub(BEHIND_MAX);
+        for round in self.counted.max(end.saturating_sub(COUNTED_MAX))..end {
+            let (places, lost) = self.channels.lost(round);
+            self.view.places += places;
+            self.view.lost += lost;
+        }
+        self.counted = self.counted.max(end);
+    }
+
+    fn publish(&mut self, now: Nanos) {
+        let running = self.pacer.running(self.clock.at(now));
+        if let Some(running) = running {
+            self.count_lost(running);
+        }
+        let latest = self.meeting.as_ref().and_then(|meeting| meeting.latest);
+        let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
+        self.view.running = running;
+        self.view.meeting = latest.map(|(round, state)| if is_lost(round) { MeetingState::Lost } else { state });
+        self.view.skipped = self.pacer.skipped();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.view;
+
+        let mut ledger =
+            Ledger { cells: self.cells, datagrams: self.datagrams, traffic: self.down.traffic(), ..Ledger::default() };
+        ledger.cells.forward.hold(self.out.len() + self.prepared.len());
+        ledger.datagrams.forward.hold(self.packer.len());
+        ledger.datagrams.backward.hold(self.reassembler.held());
+        let free = self.free.free() + self.down.rx_buffers() + self.sender.kept();
+        ledger.buffers = Buffers { free: free as u64, total: self.free.total() as u64 };
+        ledger.gauges = Gauges {
+            links: self.links.links.len() as u64,
+            channels: self.channels.len() as u64,
+            flows: self.users.clients.flows() as u64,
+            sockets: self.users.clients.len() as u64,
+        };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
+    }
+
+    /// When the worker is to come back.
+    fn wake_at(&self, now: Nanos) -> Nanos {
+        let next = match &self.ready {
+            Some(Ready { at, .. }) if *at > now + EARLY => at - EARLY,
+            Some(Ready { at, .. }) => *at,
+            None => self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE)),
+        };
+        let aged = now.saturating_add(self.shortest_age / 2);
+        let blocked = if self.is_blocked() { now + BLOCKED_WAIT } else { Nanos::MAX };
+        next.min(aged).min(blocked).min(self.next_tick)
+    }
+}
+
+impl<D: Port, A: Apps> Worker for Entry<D, A> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.runner_clock = Some(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
+        let now = self.spin(now);
+        self.began = (now, self.datagrams.backward.sent);
+        self.send_round(now);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
+        }
+        self.tick(now);
+        self.receive_link(now);
+        self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
+        self.receive_apps(now);
+        self.drop_aged(now);
+        self.prepare(now);
+        report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+        self.publish(now);
+        self.wake_at(now)
+    }
+
+    fn record_latency(&mut self, now: Nanos) {
+        let (began, before) = self.began;
+        let handed_out = self.datagrams.backward.sent - before;
+        if handed_out > 0 || self.out.has_unrecorded() {
+            let mut profile = self.profile.lock();
+            self.out.record_latency(now, &mut profile.latency.forward);
+            if handed_out > 0 {
+                profile.latency.backward.count(Times::new(began, began), now, handed_out);
+            }
+        }
+        self.began.1 = self.datagrams.backward.sent;
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            UP | DOWN => self.down.set_ready(),
+            token if token >= APPS => self.apps.set_ready(token),
+            _ => {}
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// What waits is not sent early: a round out of its time would show.
+    fn finish(&mut self, now: Nanos) {
+        self.send_round(now);
+        for out in [&mut self.out, &mut self.prepared] {
+            self.cells.forward.drop_many(DropReason::Shutdown, out.len() as u64);
+            out.lose(out.len(), &mut self.free);
+        }
+        self.ready = None;
+        self.packer.drop_of(None, DropReason::Shutdown, &mut self.datagrams.forward);
+        self.datagrams.backward.drop_many(DropReason::Shutdown, self.reassembler.held() as u64);
+        self.reassembler = Reassembler::new(self.settings.terms.class.size().payload());
+        self.publish(now);
+    }
+}
+
+#[cfg(test)]
+mod tests;

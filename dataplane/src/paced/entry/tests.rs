@@ -1,0 +1,971 @@
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+
+use rand::SeedableRng;
+use wire::cell::CellKind;
+use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status, Writer};
+use wire::gcm::{encipher_batch, open_batch, seal_batch};
+use wire::kdf::Secret;
+use wire::link::LinkContent;
+use wire::paced::{ExitKeys, HopKeys, MeetingSecret, Phase};
+use wire::setup::{HopSecrets, Suite};
+
+use super::*;
+use crate::MILLI;
+use crate::entry::listener::{Destination, ListenerKind};
+use crate::paced::control_cells::Control;
+use crate::paced::peer::{CLASS, Cell as Read, Peer};
+use crate::punt::Punt;
+use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::sys::Waker;
+
+const HOPS: usize = 3;
+const BODY: usize = CLASS.body_len();
+const P: usize = CLASS.size().payload();
+/// The first batch of the tests.
+const BATCH: u64 = 350_000_000;
+const MAX_AGE: Duration = Duration::from_millis(60);
+
+fn terms() -> PacedTerms {
+    PacedTerms {
+        class: CLASS,
+        name: "voice".to_owned(),
+        period_ms: 10,
+        cells: 2,
+        rounds: 512,
+        copies: 2,
+        gap: 1,
+        repeat: false,
+        n_min: 1,
+        seats: 16,
+        loops: 0,
+        slack_ms: 8,
+        steps_ms: vec![5; HOPS - 1],
+    }
+}
+
+fn client(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn listener(port: u16) -> SocketAddr {
+    ([127, 0, 0, 2], 5000 + port).into()
+}
+
+fn destination() -> SocketAddr {
+    ([198, 51, 100, 1], 53).into()
+}
+
+/// An entry, Mix 1 at the other end of its link, and the hops of its channels.
+struct Bench {
+    net: MemNet,
+    apps: MemNet,
+    entry: Entry<MemPort, MemApps>,
+    commands: rtrb::Producer<Command>,
+    _punts: rtrb::Consumer<Punt>,
+    mix: Peer,
+    times: Timetable,
+    /// Its channels have other keys than those of a bench with another seed.
+    seed: u8,
+    now: Nanos,
+}
+
+impl Bench {
+    /// An entry whose clock shows the time of Mix 1, 20 rounds before [`BATCH`], with its link and its lead.
+    fn new(terms: PacedTerms, service: Service, seed: u8) -> Bench {
+        let mut bench = Bench::without_lead(terms, service, seed);
+        bench.command(Command::Lead { lead_ns: 0, is_known: true });
+        bench
+    }
+
+    fn without_lead(terms: PacedTerms, service: Service, seed: u8) -> Bench {
+        let (net, apps, now) = (MemNet::default(), MemNet::default(), 5 * crate::SECOND);
+        let times = terms.timetable(HOPS);
+        let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
+        let (worker_punts, _punts) = rtrb::RingBuffer::new(2048);
+        let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position: 0, hugepages: false };
+        let at: SocketAddr = ([192, 0, 2, 1], 1).into();
+        let sockets = match &service {
+            Service::Destinations(listeners) => listeners.len(),
+            Service::Meeting { .. } => 1,
+        };
+        let local = (0..sockets as u16).map(listener).collect();
+        let ports = (net.port(at, settings.lengths(Side::Down)), MemApps::new(apps.clone(), local, at.ip()));
+        let punts = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
+        let clock = SteadyClock::new(now, times.begin(times.first(BATCH) - 20));
+        let rng = ChaCha20Rng::seed_from_u64(seed.into());
+        let entry = Entry::new((settings, service), ports, worker_commands, punts, rng, clock, now);
+        let mix = Peer::new(seed, at, false);
+        let mut bench = Bench { net, apps, entry, commands, _punts, mix, times, seed, now };
+        bench.mix.link_commands().into_iter().for_each(|command| bench.command(command));
+        bench
+    }
+
+    /// With one forward to [`destination`].
+    fn to_destination(terms: PacedTerms) -> Bench {
+        Bench::new(terms, forwards(&[MAX_AGE]), 1)
+    }
+
+    fn command(&mut self, command: Command) {
+        assert!(self.commands.push(command).is_ok());
+    }
+
+    fn number(batch: u64) -> u32 {
+        (batch - BATCH) as u32 + 70
+    }
+
+    fn secrets(&self, batch: u64) -> Vec<HopSecrets> {
+        let of = |hop: u8, way: u8| Secret::new([self.seed << 5 | (batch as u8 & 7) << 3 | hop << 1 | way; 32]);
+        let hop = |hop| HopSecrets {
+            confirm: [0; 16],
+            ack: zeroize::Zeroizing::new([0; 28]),
+            forward: of(hop, 0),
+            backward: of(hop, 1),
+        };
+        (0..HOPS as u8).map(hop).collect()
+    }
+
+    /// Adds a channel.
+    fn open(&mut self, batch: u64) {
+        let meeting = self
+            .entry
+            .meeting
+            .is_some()
+            .then(|| MeetingSecret::new([9; 32]).meeting(&[1; 32], CLASS, self.times.first(batch)));
+        let keys = self.secrets(batch);
+        self.command(Command::InstallEntryChannel { batch, number: Bench::number(batch), keys, meeting });
+    }
+
+    /// Layers of the first hops on a body, in their order.
+    fn pass(&self, hops: usize, direction: Direction, place: Place, body: &mut [u8]) {
+        let mut secrets = self.secrets(self.times.batch_of(place.round));
+        secrets.truncate(hops);
+        if direction == Direction::Backward {
+            secrets.reverse();
+        }
+        for hop in secrets {
+            let keys = HopKeys::new(hop.forward, hop.backward);
+            encipher_batch(&mut [keys.job(direction, place, body)]);
+        }
+    }
+
+    fn exit_keys(&self, round: u64) -> ExitKeys {
+        let HopSecrets { forward, backward, .. } = self.secrets(self.times.batch_of(round)).remove(HOPS - 1);
+        ExitKeys::new(forward, backward)
+    }
+
+    /// The inner bytes that the exit reads in a data cell, if it opens.
+    fn read_at_exit(&self, cell: &Read) -> Option<Vec<u8>> {
+        let (place, mut body) = (cell.header.place(), cell.body.clone());
+        self.pass(HOPS - 1, Direction::Forward, place, &mut body);
+        let keys = self.exit_keys(place.round);
+        let mut jobs = [keys.data_job(Direction::Forward, place, &mut body)];
+        open_batch(&mut jobs);
+        let is_open = jobs[0].ok;
+        is_open.then(|| body[..P].to_vec())
+    }
+
+    /// The body of a cell in which the exit says this.
+    fn exit_body(&self, place: Place, frames: &[Frame<'_>]) -> Vec<u8> {
+        let mut body = vec![0; BODY];
+        let mut writer = Writer::new(&mut body[..P]);
+        assert!(frames.iter().all(|frame| writer.put(frame)));
+        writer.finish();
+        seal_batch(&mut [self.exit_keys(place.round).data_job(Direction::Backward, place, &mut body)]);
+        self.pass(HOPS - 1, Direction::Backward, place, &mut body);
+        body
+    }
+
+    fn send_from_mix(&self, place: Place, body: &[u8]) -> Datagram {
+        let number = Bench::number(self.times.batch_of(place.round));
+        let datagram = self.mix.data(number, place.round, place.sub, body);
+        self.net.send(datagram.clone());
+        datagram
+    }
+
+    fn turn(&mut self) -> Nanos {
+        let wake = self.entry.turn(self.now);
+        self.entry.record_latency(self.now);
+        assert!(self.entry.published.lock().unwrap().closed());
+        wake
+    }
+
+    /// Lets the entry run until this time of its clock.
+    fn run_until(&mut self, time: Nanos) {
+        loop {
+            let wake = self.turn();
+            if self.entry.clock.at(self.now) >= time {
+                return;
+            }
+            assert!(wake > self.now, "it does not spin");
+            self.now = wake.min(self.entry.clock.when(time));
+        }
+    }
+
+    /// Runs until a round has left. Returns what has left since the last call.
+    fn run_to(&mut self, round: u64) -> Vec<Vec<u8>> {
+        self.run_until(self.entry.pacer.due_at(round));
+        self.take()
+    }
+
+    fn take(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.net.receive(self.mix.at)).map(|datagram| datagram.bytes).collect()
+    }
+
+    /// The data cells of a round, in order of sub. Nothing has left for it before.
+    fn data_of(&mut self, round: u64) -> Vec<Read> {
+        let cells = self.run_to(round);
+        let cells = cells.iter().map(|bytes| self.mix.read(bytes, round));
+        let mut cells: Vec<_> =
+            cells.filter(|cell| cell.header.kind == CellKind::Data && cell.header.seq == round).collect();
+        cells.sort_by_key(|cell| cell.header.sub);
+        cells
+    }
+
+    /// An application's datagram.
+    fn say(&self, from: SocketAddr, data: &[u8]) {
+        self.apps.send(Datagram { from, to: listener(0), bytes: data.to_vec() });
+    }
+
+    /// The datagrams that have come to an application.
+    fn heard(&self, at: SocketAddr) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.apps.receive(at)).map(|datagram| datagram.bytes).collect()
+    }
+
+    fn ledger(&self) -> Ledger {
+        *self.entry.published.lock().unwrap()
+    }
+
+    fn shown(&self) -> View {
+        *self.entry.shown.lock().unwrap()
+    }
+}
+
+/// Forwards to [`destination`], at sockets 0 and up, with these maximum ages.
+fn forwards(max_ages: &[Duration]) -> Service {
+    let kind = ListenerKind::Forward(Destination::Ip(destination()));
+    let listener =
+        |max_age: &Duration| Listener { kind: kind.clone(), idle: Duration::from_secs(300), max_age: *max_age };
+    Service::Destinations(max_ages.iter().map(listener).collect())
+}
+
+/// The frames of a cell in short.
+fn kinds(inner: &[u8], repeat: bool) -> Vec<&'static str> {
+    let frames = frames::parse_paced(inner, Direction::Forward, repeat).unwrap();
+    frames.map(|frame| kind(&frame)).collect()
+}
+
+fn kind(frame: &Frame<'_>) -> &'static str {
+    match frame {
+        Frame::Again(_) => "again",
+        Frame::Session(_) => "session",
+        Frame::Close { .. } => "close",
+        Frame::Open { .. } => "open",
+        Frame::Dgram { .. } => "dgram",
+        Frame::Frag { .. } => "frag",
+        _ => "other",
+    }
+}
+
+/// What a round sends, without the copies of `before`, which must be among it byte for byte.
+fn without_copies(mut cells: Vec<Vec<u8>>, before: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    for copy in before {
+        let at = cells.iter().position(|cell| cell == copy).expect("a copy of each cell follows");
+        cells.swap_remove(at);
+    }
+    cells
+}
+
+#[test]
+fn rounds_have_one_number_of_cells_whatever_they_carry() {
+    for (copies, gap) in [(1, 1), (2, 1), (2, 3), (3, 2)] {
+        let terms = PacedTerms { copies, gap, ..terms() };
+        let mut bench = Bench::without_lead(terms, forwards(&[MAX_AGE]), 1);
+        let first = bench.times.first(BATCH);
+        bench.open(BATCH);
+        let setups = bench.times.rounds_of(BATCH, Phase::Setup(1)).start + 30..first + bench.times.used();
+        let mut firsts = BTreeMap::<u64, Vec<Vec<u8>>>::new();
+        let mut numbers = HashSet::new();
+        for round in first - 19..first + 60 {
+            if round == first - 10 {
+                bench.command(Command::Lead { lead_ns: 0, is_known: true });
+            }
+            if round > first + 20 {
+                bench.say(client(1), &[1; 300]);
+            }
+            if setups.contains(&round) {
+                let control = Control { kind: CellKind::Setup, channel: 77, sub: 1, content: vec![1; 20] };
+                bench.command(Command::Place { link: None, direction: Direction::Forward, round, control });
+                let control = Control::link(LinkContent::Ask, &[1; 20]);
+                bench.command(Command::Wait { link: bench.mix.link, control });
+            }
+            let mut cells = bench.run_to(round);
+            for j in 1..u64::from(copies) {
+                cells = without_copies(cells, firsts.get(&(round - j * u64::from(gap))).map_or(&[], Vec::as_slice));
+            }
+            let slots = bench.entry.slots.of(&bench.times, round);
+            assert_eq!(cells.len(), 2 + slots.placed + slots.link, "round {round}, {copies} copies");
+            let data: Vec<_> = cells.iter().map(|bytes| bench.mix.read(bytes, round)).collect();
+            let data = data.iter().filter(|cell| cell.header.kind == CellKind::Data);
+            let places: Vec<_> = data.map(|cell| (cell.header.channel, cell.header.seq, cell.header.sub)).collect();
+            assert!(places.len() == 2 && places.iter().all(|(_, of, _)| *of == round));
+            numbers.insert(places[0].0);
+            firsts.insert(round, cells);
+        }
+        assert_eq!(numbers.len(), 2, "that of the batch before was drawn");
+        let setups = firsts.values().flatten().map(|bytes| bench.mix.read(bytes, first));
+        assert!(setups.filter(|cell| cell.header.kind == CellKind::Setup).count() > 20);
+    }
+}
+
+#[test]
+fn datagram_reaches_the_exit_and_its_answer_comes_back() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 3);
+    bench.say(client(1), b"ask");
+    let cells = bench.data_of(first + 4);
+    let inner = bench.read_at_exit(&cells[0]).expect("it opens");
+    let frames: Vec<_> = frames::parse_paced(&inner, Direction::Forward, false).unwrap().collect();
+    assert!(matches!(frames[0], Frame::Session(_)) && matches!(frames[2], Frame::Dgram { data: b"ask", .. }));
+    let Frame::Open { flow, to, .. } = frames[1] else { panic!("{frames:?}") };
+    assert_eq!(to, frames::Address::Ip(destination()));
+    let rest = bench.read_at_exit(&cells[1]).expect("it opens");
+    assert_eq!(kinds(&rest, false), [""; 0], "the other cell of the round is PAD");
+
+    let place = Place { round: first + 3, sub: 1 };
+    let answer = [Frame::Status { flow, code: Status::Open }, Frame::Dgram { flow, data: b"answer" }];
+    let body = bench.exit_body(place, &answer);
+    (0..2).for_each(|_| drop(bench.send_from_mix(place, &body)));
+    bench.say(client(1), b"again");
+    let cells = bench.data_of(first + 5);
+    assert_eq!(bench.heard(client(1)), [b"answer"], "once");
+    assert_eq!(kinds(&bench.read_at_exit(&cells[0]).unwrap(), false), ["session", "dgram"]);
+    let Ledger { cells, datagrams, .. } = bench.ledger();
+    assert_eq!((cells.backward.consumed, cells.backward.drops(DropReason::Copy)), (1, 1));
+    assert_eq!((datagrams.forward.consumed, datagrams.backward.sent), (2, 1));
+}
+
+#[test]
+fn entry_without_flows_or_channel_sends_random_bodies() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.command(Command::Drawn { batch: BATCH + 1, number: 5 });
+    let cells = bench.data_of(first + 3);
+    assert!(cells.iter().all(|cell| cell.header.channel == Bench::number(BATCH)));
+    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()));
+    bench.run_to(first + 510);
+    bench.say(client(1), b"ask");
+    bench.run_to(first + 511);
+    let cells = bench.data_of(first + 512);
+    assert!(cells.iter().all(|cell| cell.header.channel == 5), "the number that was drawn");
+    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()));
+}
+
+#[test]
+fn session_is_named_four_times_and_then_until_it_is_answered() {
+    let mut bench = Bench::to_destination(PacedTerms { cells: 1, ..terms() });
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 3);
+    bench.say(client(1), b"ask");
+    let mut named = Vec::new();
+    let mut flow_of_open = 0;
+    for round in first + 4..first + 60 {
+        let inner = bench.data_of(round).first().and_then(|cell| bench.read_at_exit(cell)).expect("it opens");
+        for frame in frames::parse_paced(&inner, Direction::Forward, false).unwrap() {
+            match frame {
+                Frame::Session(session) => {
+                    assert_eq!(session, bench.entry.session);
+                    named.push(round - first);
+                }
+                Frame::Open { flow, .. } => flow_of_open = flow,
+                _ => {}
+            }
+        }
+        if round == first + 40 {
+            let place = Place { round: first + 38, sub: 0 };
+            let statuses = [
+                Frame::Status { flow: flow_of_open, code: Status::Open },
+                Frame::Status { flow: SESSION_FLOW, code: Status::UnknownFlow },
+            ];
+            bench.send_from_mix(place, &bench.exit_body(place, &statuses));
+        }
+    }
+    assert_eq!(named, [4, 5, 6, 7, 17, 27, 37]);
+    bench.say(client(1), b"ask");
+    let cells = bench.data_of(first + 60);
+    assert_eq!(kinds(&bench.read_at_exit(&cells[0]).unwrap(), false), ["open", "dgram"], "OPEN again after 5");
+}
+
+#[test]
+fn flows_pass_from_batch_to_batch_without_a_gap() {
+    for repeat in [false, true] {
+        let mut bench = Bench::to_destination(PacedTerms { repeat, cells: 1, ..terms() });
+        (BATCH..BATCH + 2).for_each(|batch| bench.open(batch));
+        let next = bench.times.first(BATCH + 1);
+        bench.run_to(next - 20);
+        let mut came = Vec::new();
+        let mut flows = HashSet::new();
+        for (round, number) in (next - 19..next + 20).zip(0..) {
+            bench.say(client(1), &[number]);
+            let cells = bench.data_of(round);
+            let Some(inner) = bench.read_at_exit(&cells[0]) else { continue };
+            for frame in frames::parse_paced(&inner, Direction::Forward, repeat).unwrap() {
+                if let Frame::Dgram { flow, data } = frame {
+                    flows.insert(flow);
+                    came.push((round, data[0]));
+                }
+            }
+        }
+        assert_eq!(flows.len(), 1);
+        assert!(came.iter().map(|(_, number)| *number).eq(0..39), "{came:?}");
+        let skipped = (next - 19..next + 20).filter(|round| !came.iter().any(|(of, _)| of == round));
+        let expected = if repeat { vec![next - 1] } else { vec![] };
+        assert_eq!(skipped.collect::<Vec<_>>(), expected, "with repeat a batch ends without new frames");
+    }
+}
+
+#[test]
+fn rounds_leave_when_the_lead_says_and_are_sealed_before() {
+    for lead_ns in [0, 3 * MILLI as i64, -4 * MILLI as i64] {
+        let mut bench = Bench::to_destination(terms());
+        bench.command(Command::Lead { lead_ns, is_known: true });
+        bench.turn();
+        let round = bench.times.first(BATCH) - 10;
+        bench.run_to(round - 1);
+        let due = bench.times.begin(round).checked_add_signed(-lead_ns).unwrap();
+        bench.run_until(due - 1);
+        assert_eq!(bench.take(), [[0; 0]; 0]);
+        let sealed: Vec<Vec<u8>> = bench.entry.prepared.cells().map(<[u8]>::to_vec).collect();
+        bench.say(client(1), b"too late for this round");
+        bench.run_until(due);
+        assert_eq!(bench.take(), sealed);
+        assert_eq!(bench.shown().running, Some(round));
+    }
+}
+
+#[test]
+fn worker_that_wakes_early_spins_until_the_round_is_due() {
+    let mut bench = Bench::to_destination(terms());
+    let round = bench.times.first(BATCH) - 10;
+    bench.run_until(bench.entry.pacer.due_at(round) - EARLY);
+    bench.take();
+    bench.entry.set_clock(Clock::showing(bench.now));
+    bench.turn();
+    let cells = bench.take();
+    assert!(cells.iter().any(|bytes| bench.mix.read(bytes, round).header.seq == round));
+    assert!(bench.entry.began.0 >= bench.entry.clock.when(bench.entry.pacer.due_at(round)));
+}
+
+#[test]
+fn flows_of_a_closed_listener_are_closed_at_the_exit() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 20);
+    bench.say(client(1), b"ask");
+    bench.run_to(first + 21);
+    bench.command(Command::Unlisten { id: ListenerId(0) });
+    let cells = bench.data_of(first + 22);
+    assert_eq!(kinds(&bench.read_at_exit(&cells[0]).unwrap(), false), ["session", "close"]);
+    assert_eq!(bench.ledger().gauges.flows, 0);
+    let cells = bench.data_of(first + 23);
+    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()), "random without a flow");
+}
+
+#[test]
+fn late_worker_drops_rounds_and_seals_no_place_twice() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 2);
+    let mut sealed = BTreeMap::new();
+    for (late, stop) in [(0, 9 * MILLI), (10, 35 * MILLI), (20, 3 * MILLI), (30, 200 * MILLI)] {
+        bench.say(client(1), &[late as u8; 20]);
+        // It has just prepared a round, and then is stopped.
+        let round = bench.entry.pacer.last() + 1;
+        bench.run_until(bench.entry.pacer.due_at(round) - MILLI);
+        bench.now += stop;
+        let from = bench.entry.pacer.last();
+        let cells = [bench.take(), bench.run_to(from + 24)].concat();
+        for cell in cells.iter().map(|bytes| bench.mix.read(bytes, from)) {
+            if cell.header.kind == CellKind::Data {
+                let body = sealed.entry((cell.header.seq, cell.header.sub)).or_insert_with(|| cell.body.clone());
+                assert_eq!(*body, cell.body, "one body for a place");
+            }
+        }
+        let due = bench.entry.clock.at(bench.now) / (10 * MILLI);
+        assert!(sealed.keys().any(|(round, _)| *round == due), "it goes on with the round that is due");
+    }
+    let aged = bench.ledger().cells.forward.drops(DropReason::Aged);
+    assert!(aged >= 8, "{aged} cells of rounds that were prepared");
+    assert_eq!(bench.shown().skipped, 2 + 18, "rounds in which it was stopped");
+}
+
+#[test]
+fn round_that_is_prepared_late_leaves_a_fixed_time_later() {
+    let mut bench = Bench::to_destination(terms());
+    let round = bench.times.first(BATCH) - 10;
+    bench.run_to(round - 1);
+    bench.now = bench.entry.clock.when(bench.entry.pacer.due_at(round) + MILLI);
+    let late = bench.now;
+    bench.turn();
+    bench.now = late + SETTLE - 1;
+    bench.turn();
+    assert_eq!(bench.take(), [[0; 0]; 0]);
+    bench.now = late + SETTLE;
+    bench.turn();
+    let cells = bench.take();
+    assert!(cells.iter().any(|bytes| bench.mix.read(bytes, round).header.seq == round));
+}
+
+#[test]
+fn cells_that_miss_their_slot_are_dropped() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 9);
+    bench.net.block(true);
+    assert_eq!(bench.run_to(first + 10), [[0; 0]; 0]);
+    assert!(bench.entry.is_blocked());
+    bench.run_until(bench.entry.pacer.due_at(first + 11) - MILLI);
+    let before = bench.ledger().cells.forward;
+    bench.net.block(false);
+    bench.net.block(true);
+    bench.run_until(bench.entry.pacer.due_at(first + 12) - MILLI);
+    bench.net.block(false);
+    let cells: Vec<_> = bench.run_to(first + 12).iter().map(|bytes| bench.mix.read(bytes, first + 12)).collect();
+    let rounds: HashSet<u64> =
+        cells.iter().filter(|cell| cell.header.kind == CellKind::Data).map(|cell| cell.header.seq).collect();
+    // First copies of 11 and copies of 10 could leave until 12 was due.
+    assert_eq!(rounds, [first + 10, first + 11, first + 12].into());
+    let aged = bench.ledger().cells.forward.drops(DropReason::Aged) - before.drops(DropReason::Aged);
+    assert_eq!(aged, 4 + 2 * bench.entry.slots.of(&bench.times, first + 10).placed as u64);
+}
+
+#[test]
+fn datagrams_wait_up_to_the_age_of_their_forward() {
+    let mut bench = Bench::new(terms(), forwards(&[MAX_AGE, Duration::from_millis(25)]), 1);
+    bench.run_to(bench.times.first(BATCH) - 15);
+    let start = bench.entry.clock.at(bench.now);
+    bench.say(client(1), b"long");
+    bench.apps.send(Datagram { from: client(2), to: listener(1), bytes: b"short".to_vec() });
+    let mut at = |ms: u64| {
+        bench.run_until(start + ms * MILLI);
+        let forward = bench.ledger().datagrams.forward;
+        (forward.held, forward.drops(DropReason::Aged))
+    };
+    assert_eq!([at(1), at(25), at(26), at(60), at(61)], [(2, 0), (2, 0), (1, 1), (1, 1), (0, 2)]);
+}
+
+#[test]
+fn queue_of_datagrams_is_bounded() {
+    let mut bench = Bench::new(terms(), forwards(&[Duration::from_secs(60)]), 1);
+    (0..packer::WAITING_MAX + 10).for_each(|_| bench.say(client(1), &[0; 100]));
+    bench.run_to(bench.times.first(BATCH) - 10);
+    let forward = bench.ledger().datagrams.forward;
+    assert_eq!((forward.held, forward.drops(DropReason::ChannelQueueFull)), (packer::WAITING_MAX as u64, 10));
+}
+
+#[test]
+fn body_that_does_not_open_is_tried_once_and_marks_nothing() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 9);
+    let place = Place { round: first + 5, sub: 1 };
+    let genuine = bench.exit_body(place, &[]);
+    let mut damaged = genuine.clone();
+    damaged[50] ^= 1;
+    let mut other = genuine.clone();
+    other[60] ^= 1;
+    let counted = |bench: &mut Bench| {
+        bench.turn();
+        let tally = bench.ledger().cells.backward;
+        (tally.consumed, tally.drops(DropReason::Garbled), tally.drops(DropReason::Copy))
+    };
+    (0..3).for_each(|_| drop(bench.send_from_mix(place, &damaged)));
+    assert_eq!(counted(&mut bench), (0, 1, 2));
+    (0..2).for_each(|_| drop(bench.send_from_mix(place, &other)));
+    assert_eq!(counted(&mut bench), (0, 2, 3), "another cell of the place is tried");
+    (0..2).for_each(|_| drop(bench.send_from_mix(place, &genuine)));
+    assert_eq!(counted(&mut bench), (1, 2, 4));
+    bench.send_from_mix(place, &damaged);
+    assert_eq!(counted(&mut bench), (1, 2, 5), "the place is marked");
+}
+
+#[test]
+fn cells_out_of_place_are_counted_and_change_nothing() {
+    let mut bench = Bench::to_destination(terms());
+    (BATCH..BATCH + 2).for_each(|batch| bench.open(batch));
+    let next = bench.times.first(BATCH + 1);
+    bench.run_to(next + 250);
+    let place = |round, sub| Place { round, sub };
+    for round in [next - 7, next - 6, next + 258, next + 259] {
+        bench.send_from_mix(place(round, 0), &bench.exit_body(place(round, 0), &[]));
+    }
+    let noise = [3; BODY];
+    bench.net.send(bench.mix.data(0, next + 250, 0, &noise));
+    bench.net.send(bench.mix.data(Bench::number(BATCH), next + 250, 0, &noise));
+    bench.net.send(bench.mix.data(Bench::number(BATCH + 1), next + 250, 2, &noise));
+    bench.turn();
+    let tally = bench.ledger().cells.backward;
+    let reasons = [DropReason::Late, DropReason::Early, DropReason::Channel, DropReason::Sub];
+    assert_eq!(reasons.map(|reason| tally.drops(reason)), [1, 1, 1, 1]);
+    assert_eq!(tally.consumed, 3, "256 rounds behind, 8 ahead, and noise without a channel");
+    bench.run_to(next + 270);
+    bench.send_from_mix(place(next - 1, 0), &noise);
+    bench.turn();
+    assert_eq!(bench.ledger().cells.backward.drops(DropReason::Late), 2);
+}
+
+#[test]
+fn without_a_lead_no_data_cell_is_accepted() {
+    let mut bench = Bench::without_lead(terms(), forwards(&[MAX_AGE]), 1);
+    let round = bench.times.first(BATCH) - 10;
+    bench.run_to(round);
+    bench.net.send(bench.mix.data(0, round, 0, &[3; BODY]));
+    bench.turn();
+    assert_eq!((bench.ledger().cells.backward.drops(DropReason::Header), bench.shown().running), (1, None));
+    // The clock was an hour ahead of that of Mix 1.
+    let hour = 3_600 * crate::SECOND;
+    bench.command(Command::Lead { lead_ns: -(hour as i64), is_known: true });
+    bench.take();
+    bench.run_until(bench.entry.clock.at(bench.now) + 25 * MILLI);
+    let behind = round - hour / (10 * MILLI);
+    assert!((behind..behind + 4).contains(&bench.shown().running.unwrap()));
+    let cells = bench.take();
+    assert!(cells.len() >= 6 && cells.iter().all(|bytes| bench.mix.read(bytes, behind).header.seq < round));
+}
+
+#[test]
+fn lost_places_are_those_of_which_no_copy_came() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    for round in first..first + 20 {
+        bench.run_to(round);
+        for sub in 0..2 {
+            let place = Place { round, sub };
+            // What is damaged came, too.
+            let body = if round % 3 == 0 { vec![1; BODY] } else { bench.exit_body(place, &[]) };
+            if (round - first) % 5 != 4 {
+                bench.send_from_mix(place, &body);
+            }
+        }
+    }
+    bench.run_to(first + 19 + 257);
+    assert_eq!((bench.shown().places, bench.shown().lost), (40, 8));
+}
+
+/// Two entries with one secret, and the exit between them.
+struct Pair {
+    ends: [Bench; 2],
+}
+
+impl Pair {
+    fn new(terms: &PacedTerms) -> Pair {
+        let mut ends = [1, 2].map(|seed| Bench::new(terms.clone(), Service::Meeting { max_age: MAX_AGE }, seed));
+        for end in &mut ends {
+            (BATCH..BATCH + 2).for_each(|batch| end.open(batch));
+        }
+        Pair { ends }
+    }
+
+    /// Both run a round, and what is joined at the exit comes to the other. `loses` drops bodies.
+    fn round(&mut self, round: u64, loses: impl Fn(usize, u8) -> bool) {
+        let cells = self.ends.each_mut().map(|end| end.data_of(round));
+        for (from, cells) in cells.iter().enumerate() {
+            let (here, there) = (&self.ends[from], &self.ends[1 - from]);
+            for cell in cells.iter().filter(|cell| !loses(from, cell.header.sub)) {
+                assert!(here.read_at_exit(cell).is_none(), "the exit cannot read it");
+                let (place, mut body) = (cell.header.place(), cell.body.clone());
+                here.pass(HOPS, Direction::Forward, place, &mut body);
+                there.pass(HOPS, Direction::Backward, place, &mut body);
+                (0..2).for_each(|_| drop(there.send_from_mix(place, &body)));
+            }
+        }
+        for end in &mut self.ends {
+            end.turn();
+        }
+    }
+}
+
+#[test]
+fn entries_of_a_meeting_hear_each_other() {
+    for repeat in [false, true] {
+        let terms = PacedTerms { repeat, cells: 1, ..terms() };
+        let mut pair = Pair::new(&terms);
+        let next = pair.ends[0].times.first(BATCH + 1);
+        pair.ends.iter_mut().for_each(|end| drop(end.run_to(next - 30)));
+        let mut heard = [Vec::new(), Vec::new()];
+        for round in next - 29..next + 30 {
+            for (i, end) in pair.ends.iter().enumerate() {
+                // One in four takes two cells.
+                let len = if round % 4 == 0 { 250 } else { 40 };
+                let data = [&[i as u8], &round.to_be_bytes()[..], &vec![7; len]].concat();
+                if round < next + 20 {
+                    end.say(client(1), &data);
+                }
+            }
+            // One body of three is lost on the way to one end.
+            pair.round(round, |from, _| repeat && from == 0 && round % 3 == 0);
+            for (end, heard) in pair.ends.iter().zip(&mut heard) {
+                heard.extend(end.heard(client(1)));
+            }
+        }
+        for (i, heard) in heard.iter().enumerate() {
+            let rounds: Vec<u64> =
+                heard.iter().map(|data| u64::from_be_bytes(data[1..9].try_into().unwrap())).collect();
+            assert!(heard.iter().all(|data| data[0] == 1 - i as u8));
+            let unique: HashSet<_> = rounds.iter().collect();
+            assert_eq!(unique.len(), rounds.len(), "each once");
+            if !repeat {
+                assert_eq!(rounds, (next - 29..next + 20).collect::<Vec<_>>());
+            }
+            assert_eq!(pair.ends[i].shown().meeting, Some(MeetingState::Joined));
+        }
+    }
+}
+
+#[test]
+fn repeat_brings_what_one_lost_cell_held() {
+    let mut pair = Pair::new(&PacedTerms { repeat: true, cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first + 5)));
+    for round in first + 6..first + 40 {
+        if round < first + 36 {
+            pair.ends[0].say(client(1), &round.to_be_bytes());
+            pair.ends[1].say(client(1), b"to be known");
+        }
+        pair.round(round, |from, _| from == 0 && round % 2 == 0);
+    }
+    let heard = pair.ends[1].heard(client(1));
+    let mut rounds: Vec<u64> = heard.iter().map(|data| u64::from_be_bytes(data[..].try_into().unwrap())).collect();
+    rounds.sort_unstable();
+    assert_eq!(rounds, (first + 6..first + 36).collect::<Vec<_>>(), "every datagram once");
+    let garbled = pair.ends[1].ledger().cells.backward.drops(DropReason::Garbled);
+    assert_eq!(garbled, 0);
+}
+
+#[test]
+fn reflected_bodies_are_garbled() {
+    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    let end = &mut pair.ends[0];
+    end.run_to(first + 5);
+    end.say(client(1), b"echo");
+    for round in first + 6..first + 10 {
+        for cell in end.data_of(round) {
+            let (place, mut body) = (cell.header.place(), cell.body);
+            end.pass(HOPS, Direction::Forward, place, &mut body);
+            end.pass(HOPS, Direction::Backward, place, &mut body);
+            end.send_from_mix(place, &body);
+        }
+    }
+    end.turn();
+    assert_eq!(end.ledger().cells.backward.drops(DropReason::Garbled), 4);
+    assert_eq!(end.heard(client(1)), [[0; 0]; 0]);
+}
+
+#[test]
+fn exit_cannot_speak_in_a_meeting() {
+    let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 5);
+    bench.say(client(1), b"hello");
+    bench.run_to(first + 6);
+    let place = |sub| Place { round: first + 5, sub };
+    bench.send_from_mix(place(0), &bench.exit_body(place(0), &[]));
+    bench.send_from_mix(place(1), &bench.exit_body(place(1), &[Frame::Dgram { flow: 0, data: b"forged" }]));
+    bench.turn();
+    let tally = bench.ledger().cells.backward;
+    assert_eq!((tally.consumed, tally.drops(DropReason::Garbled)), (1, 1));
+    assert_eq!((bench.heard(client(1)), bench.shown().meeting), (vec![], Some(MeetingState::Waiting)));
+    bench.run_to(first + 105);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
+    bench.run_to(first + 106);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
+}
+
+#[test]
+fn entry_without_a_link_counts_what_it_cannot_send() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first);
+    let before = bench.ledger().cells.forward;
+    bench.command(Command::Link(LinkCommand::Retire { link: bench.mix.link }));
+    bench.say(client(1), b"ask");
+    assert_eq!(bench.run_to(first + 5), [[0; 0]; 0]);
+    let forward = bench.ledger().cells.forward;
+    assert_eq!(forward.drops(DropReason::LinkDown) - before.drops(DropReason::LinkDown), 2 * 5);
+    assert_eq!(bench.entry.sender.kept(), 0);
+    bench.mix.link_commands().into_iter().for_each(|command| bench.command(command));
+    let cells = bench.data_of(first + 8);
+    assert!(bench.read_at_exit(&cells[0]).is_some(), "it goes on in the same batch");
+}
+
+#[test]
+fn stopped_entry_counts_what_it_holds() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 5);
+    bench.say(client(1), b"ask");
+    bench.run_until(bench.entry.pacer.due_at(first + 7) - MILLI);
+    bench.say(client(1), b"ask");
+    bench.turn();
+    bench.entry.finish(bench.now);
+    let Ledger { cells, datagrams, buffers, .. } = bench.ledger();
+    assert!(cells.forward.drops(DropReason::Shutdown) >= 4 && cells.forward.held == 0);
+    assert_eq!((datagrams.forward.drops(DropReason::Shutdown), datagrams.forward.held), (1, 0));
+    assert_eq!(buffers.free, buffers.total);
+}
+
+mod packing {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::entry::clients::Clients;
+    use crate::paced::entry::packer::Cell;
+
+    /// What one cell holds: its AGAIN, and its other frames.
+    fn parts(inner: &[u8], is_meeting: bool) -> (Vec<u8>, Vec<u8>) {
+        let frames = match is_meeting {
+            true => frames::parse_meeting(inner, true),
+            false => frames::parse_paced(inner, Direction::Forward, true),
+        };
+        let frames: Vec<_> = frames.expect("valid frames").collect();
+        let len = frames.iter().map(Frame::len).sum::<usize>();
+        match frames.first() {
+            Some(Frame::Again(again)) => (again.to_vec(), inner[3 + again.len()..len].to_vec()),
+            _ => (Vec::new(), inner[..len].to_vec()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_repeated_within_the_length_rules(
+            lens in prop::collection::vec(0..1500usize, 1..20),
+            is_meeting: bool,
+            cells in 1..3u8,
+            closes in 0..30u16,
+            pauses in prop::collection::vec(0..4u8, 1..20),
+        ) {
+            let terms = PacedTerms { repeat: true, cells, ..terms() };
+            let inner_len = if is_meeting { P - 8 } else { P };
+            let mut packer = Packer::new(&terms, inner_len);
+            let fresh_max = packer.fresh_max();
+            prop_assert_eq!(fresh_max, inner_len - 3);
+            let (mut tally, mut clients) = (Tally::default(), Clients::new(0));
+            clients.session_up(SESSION);
+            let mut rng = ChaCha20Rng::seed_from_u64(3);
+            let id = clients.client(0, client(1), Duration::from_secs(60)).unwrap().unwrap();
+            let flow = clients.flow(id, &Destination::Ip(destination()), 0, &mut rng).unwrap();
+            let flow = (!is_meeting).then_some(FlowAt { number: flow.number, token: flow.token });
+            let mut said = Vec::new();
+            for (i, len) in lens.iter().enumerate() {
+                let data: Vec<u8> = (0..*len).map(|at| (at + i) as u8).collect();
+                said.push(data.clone());
+                let waiting =
+                    Waiting { arrived: 0, socket: 0, flow, id: i as u16, data, written: 0, is_opened: false };
+                packer.push(waiting, &mut tally);
+            }
+            (0..closes).filter(|_| !is_meeting).for_each(|flow| packer.close(flow));
+
+            let mut reassembler = Reassembler::new(fresh_max);
+            let mut came = Vec::new();
+            let mut before = vec![Vec::new(); cells.into()];
+            let mut pauses = pauses.into_iter().cycle();
+            for round in 0..400u64 {
+                // A new batch now and then: nothing is repeated in it, and nothing new in the round before.
+                let starts = round % 50 == 0;
+                if starts {
+                    packer.forget_before();
+                    before.iter_mut().for_each(Vec::clear);
+                }
+                let takes_new = round % 50 != 49;
+                for sub in 0..cells {
+                    let mut inner = vec![0xee; inner_len];
+                    let names = !is_meeting && sub == 0 && round % 50 < 10 && pauses.next() == Some(0);
+                    let session = names.then_some(&[5; 16]);
+                    let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new }, &clients, &mut tally);
+                    let (again, fresh) = parts(&inner, is_meeting);
+                    let before = &mut before[usize::from(sub)];
+                    prop_assert_eq!(&again, &*before, "round {}", round);
+                    prop_assert!(fresh.len() <= fresh_max);
+                    prop_assert!(again.is_empty() || 3 + again.len() + fresh.len() <= inner_len);
+                    prop_assert!(takes_new || fresh.is_empty());
+                    let frames: Vec<_> = Frames::of_again(&fresh).collect();
+                    prop_assert_eq!(is_named, matches!(frames.first(), Some(Frame::Session(_))));
+                    prop_assert!(frames.iter().map(Frame::is_datagram).is_sorted(), "datagrams are last");
+                    for frame in &frames {
+                        match *frame {
+                            Frame::Dgram { data, .. } => {
+                                prop_assert!(data.len() <= fresh_max - 5);
+                                came.push(data.to_vec());
+                            }
+                            Frame::Frag { flow, id, index, last, data } => {
+                                prop_assert!(last || data.len() == fresh_max - 8);
+                                let pushed = reassembler.push(Duration::ZERO, flow, id, index, last, data);
+                                if let wire::reassembly::Outcome::Complete(data) = pushed.outcome {
+                                    came.push(data.to_vec());
+                                }
+                            }
+                            _ => {}
+                        }
+                    }
+                    *before = fresh;
+                }
+            }
+            prop_assert_eq!(came, said);
+            prop_assert_eq!((tally.consumed, packer.len(), packer.has_others()), (lens.len() as u64, 0, false));
+        }
+    }
+
+    #[test]
+    fn open_precedes_each_datagram_until_the_exit_answers() {
+        let mut packer = Packer::new(&PacedTerms { cells: 1, ..terms() }, P);
+        let (mut tally, mut clients) = (Tally::default(), Clients::new(0));
+        clients.session_up(SESSION);
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let id = clients.client(0, client(1), Duration::from_secs(60)).unwrap().unwrap();
+        let flow = clients.flow(id, &Destination::Ip(destination()), 0, &mut rng).unwrap();
+        let at = FlowAt { number: flow.number, token: flow.token };
+        let mut push = |packer: &mut Packer, len, flow| {
+            let waiting = Waiting {
+                arrived: 0,
+                socket: 0,
+                flow: Some(flow),
+                id: 0,
+                data: vec![1; len],
+                written: 0,
+                is_opened: false,
+            };
+            packer.push(waiting, &mut tally);
+        };
+        // The first two share a cell with one OPEN; the third does not fit into a cell with it.
+        [20, 30, P - 10, 300].into_iter().for_each(|len| push(&mut packer, len, at));
+        let mut tally = Tally::default();
+        let mut fill = |packer: &mut Packer, clients: &Clients| {
+            let mut inner = vec![0; P];
+            packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new: true }, clients, &mut tally);
+            kinds(&inner, false).join(" ")
+        };
+        let cells: Vec<_> = (0..6).map(|_| fill(&mut packer, &clients)).collect();
+        assert_eq!(cells, ["open dgram dgram", "open", "dgram", "open", "frag", "frag"]);
+        clients.status(SESSION, at.number, Status::Open, 0);
+        push(&mut packer, 20, at);
+        push(&mut packer, 20, FlowAt { token: [0; 16], ..at });
+        assert_eq!(fill(&mut packer, &clients), "dgram");
+        clients.status(SESSION, at.number, Status::Refused, 0);
+        push(&mut packer, 20, at);
+        assert_eq!(fill(&mut packer, &clients), "");
+        assert_eq!([DropReason::Ended, DropReason::Policy].map(|reason| tally.drops(reason)), [1, 1]);
+    }
+}
