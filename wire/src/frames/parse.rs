@@ -91,12 +91,17 @@ fn check<'a>(
         allow(&frame)?;
         count += 1;
     }
-    let (frames, max) = (Frames { rest: text }, datagrams_max(payload));
-    // Few cells have so many frames that their datagrams must be counted.
-    if count > max && frames.clone().filter(Frame::is_datagram).count() > max {
+    let max = datagrams_max(payload);
+    if count > max && has_more_datagrams(text, max) {
         return Err(BadFrames::Datagrams);
     }
-    Ok(frames)
+    Ok(Frames { rest: text })
+}
+
+/// True if the frames of a text have more datagrams than `max`. Few cells have so many frames that this must be known.
+#[cold]
+fn has_more_datagrams(text: &[u8], max: usize) -> bool {
+    Frames { rest: text }.filter(Frame::is_datagram).count() > max
 }
 
 /// [`check`], also of the frames inside AGAIN, which have a bound of their own.
