@@ -114,11 +114,9 @@ impl Arrivals {
 pub struct Ticket {
     /// The link it leaves on.
     pub link: LinkId,
-    /// Injected by control: the slot its body was sealed under. Data: none, the current one serves.
-    pub slot: Option<SlotId>,
     /// Header for the next link, in the clear.
     pub header: Header,
-    /// Cells with one label keep their order (SPEC 6.3).
+    /// Cells of one channel keep their order (SPEC 6.3).
     pub label: Label,
     /// The time of its arrival.
     pub arrived: Nanos,
@@ -133,19 +131,27 @@ pub struct Ticket {
 pub(crate) const NO_PREFIX: u32 = 0;
 
 impl Ticket {
+    /// Injected by control: the slot its body was sealed under. Data: none, the current one serves.
+    pub fn slot(&self) -> Option<SlotId> {
+        match self.label {
+            Label::Own(slot) => Some(slot),
+            Label::Channel(_) => None,
+        }
+    }
+
     /// True for a cell of control's.
     pub fn is_own(&self) -> bool {
-        self.slot.is_some()
+        self.slot().is_some()
     }
 }
 
-/// Cells with equal labels keep their order in a shuffle.
+/// Cells of one channel keep their order in a shuffle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
     /// A channel, by its index.
     Channel(ChannelIndex),
-    /// A cell of the node's own: alike to no other.
-    Own,
+    /// A cell of the node's own, alike to no other, and the slot its body was sealed under.
+    Own(SlotId),
 }
 
 /// Cells of one length, ready for the wire, as runs to one peer each.

@@ -127,15 +127,7 @@ fn ingress(stage: &mut Ingress) {
 }
 
 fn ticket((channel, header): (ChannelIndex, Header)) -> Ticket {
-    Ticket {
-        link: LINK,
-        slot: None,
-        header,
-        label: Label::Channel(channel),
-        arrived: SECOND,
-        times: 0,
-        prefix: channel.0 + 1,
-    }
+    Ticket { link: LINK, header, label: Label::Channel(channel), arrived: SECOND, times: 0, prefix: channel.0 + 1 }
 }
 
 /// Pools, shuffles and releases cells.

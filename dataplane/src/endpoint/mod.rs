@@ -275,8 +275,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         };
         let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
-        let ticket =
-            Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: OWN, prefix: NO_PREFIX };
+        let ticket = Ticket { link, header, label: Label::Own(slot), arrived: now, times: OWN, prefix: NO_PREFIX };
         self.release.push(Pooled { cell, ticket });
     }
 
@@ -362,15 +361,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             }
             each(&mut record.state);
             let header = data_header(*shape, number, seq);
-            let ticket = Ticket {
-                link,
-                slot: None,
-                header,
-                label: Label::Channel(channel),
-                arrived: now,
-                times: PACKED,
-                prefix: NO_PREFIX,
-            };
+            let ticket =
+                Ticket { link, header, label: Label::Channel(channel), arrived: now, times: PACKED, prefix: NO_PREFIX };
             count += 1;
             built.push(Built { channel, ticket, cell });
         }

@@ -192,8 +192,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 // A new header, for the next link.
                 let header = Header { channel: number, ..header };
-                let ticket =
-                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0, prefix };
+                let ticket = Ticket { link, header, label: Label::Channel(channel), arrived: now, times: 0, prefix };
                 pools.admit(direction, cell.opened(), ticket);
             }
             if pools.sated(direction, now) {
@@ -235,15 +234,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                     Some(Side::Up) => Direction::Backward,
                     Some(Side::Down) | None => Direction::Forward,
                 };
-                let ticket = Ticket {
-                    link,
-                    slot: Some(slot),
-                    header,
-                    label: Label::Own,
-                    arrived: now,
-                    times: 0,
-                    prefix: NO_PREFIX,
-                };
+                let ticket =
+                    Ticket { link, header, label: Label::Own(slot), arrived: now, times: 0, prefix: NO_PREFIX };
                 if at_once {
                     self.inject_at_once(direction, ticket, &body, now);
                 } else {

@@ -42,7 +42,7 @@ impl Sealer {
     ) {
         self.group(release, lanes);
         let mut cells = release.drain(..);
-        let leg = |pooled: &Pooled| (pooled.ticket.link, pooled.ticket.slot, lane(pooled, lanes));
+        let leg = |pooled: &Pooled| (pooled.ticket.link, pooled.ticket.slot(), lane(pooled, lanes));
         while let Some((link_id, sealed_for, lane)) = cells.as_slice().first().map(leg) {
             let same = cells.as_slice().iter().take_while(|next| leg(next) == (link_id, sealed_for, lane));
             self.blocks.clear();
@@ -113,8 +113,10 @@ mod tests {
     use crate::buffer::Cell;
     use crate::stage::pool::ticket;
     use rand::SeedableRng;
-    use wire::ids::{Rank, Side, SlotId};
+    use wire::ids::{ChannelIndex, Rank, Side, SlotId};
     use zeroize::Zeroizing;
+
+    const CHANNEL: Label = Label::Channel(ChannelIndex(1));
 
     #[test]
     fn pooled_cell_never_leaves_on_the_successor_of_its_link() {
@@ -136,7 +138,7 @@ mod tests {
         let mut release: Vec<Pooled> = [old, new, old, down]
             .into_iter()
             .map(|link| {
-                let ticket = crate::batch::Ticket { link: LinkId(link), ..ticket(Label::Own, 0, 0) };
+                let ticket = crate::batch::Ticket { link: LinkId(link), ..ticket(CHANNEL, 0, 0) };
                 Pooled { cell: Cell::own(free.take().unwrap()), ticket }
             })
             .collect();
@@ -155,7 +157,7 @@ mod tests {
         for _ in 0..6000 {
             let mut release: Vec<Pooled> = (0..6)
                 .map(|seq| {
-                    let mut ticket = ticket(Label::Own, seq, 0);
+                    let mut ticket = ticket(CHANNEL, seq, 0);
                     ticket.link = LinkId([4, 9, 4, 6, 9, 4][seq as usize]);
                     Pooled { cell: Cell::own(free.take().unwrap()), ticket }
                 })

@@ -258,9 +258,7 @@ impl Frame<'_> {
             }
             Frame::Open { to: Address::Name(name, _), .. } => is_host_name(name.as_bytes()),
             Frame::Report { highest, received } => highest < U40_END && received < U40_END,
-            Frame::Again(frames) => {
-                frames.len() <= usize::from(u16::MAX) && parse::check_again(frames, payload, |_| Ok(())).is_ok()
-            }
+            Frame::Again(frames) => frames.len() <= usize::from(u16::MAX) && parse::is_repetition(frames, payload),
             _ => true,
         }
     }

@@ -86,15 +86,22 @@ fn check<'a>(
     allow: impl Fn(&Frame<'a>) -> Result<(), BadFrames>,
 ) -> Result<Frames<'a>, BadFrames> {
     let mut rest = text;
-    let mut datagrams = 0;
+    let mut count = 0;
     while let Some(frame) = take_frame(&mut rest)? {
         allow(&frame)?;
-        datagrams += usize::from(frame.is_datagram());
+        count += 1;
     }
-    if datagrams > datagrams_max(payload) {
+    let max = datagrams_max(payload);
+    if count > max && has_more_datagrams(text, max) {
         return Err(BadFrames::Datagrams);
     }
     Ok(Frames { rest: text })
+}
+
+/// True if the frames of a text have more datagrams than `max`. Few cells have so many frames that this must be known.
+#[cold]
+fn has_more_datagrams(text: &[u8], max: usize) -> bool {
+    Frames { rest: text }.filter(Frame::is_datagram).count() > max
 }
 
 /// [`check`], also of the frames inside AGAIN, which have a bound of their own.
@@ -112,7 +119,7 @@ fn check_with_again<'a>(
 }
 
 /// Checks the frames inside an AGAIN (SPEC 9.12.3).
-pub(super) fn check_again<'a>(
+fn check_again<'a>(
     frames: &'a [u8],
     payload: usize,
     allow: impl Fn(&Frame<'a>) -> Result<(), BadFrames>,
@@ -124,6 +131,12 @@ pub(super) fn check_again<'a>(
     // PAD, or nothing, ends the frames before the end of the text.
     let len: usize = read.map(|frame| frame.len()).sum();
     if frames.is_empty() || len < frames.len() { Err(BadFrames::Again) } else { Ok(()) }
+}
+
+/// True if an AGAIN may carry these frames, wherever they may travel.
+#[inline(never)]
+pub(super) fn is_repetition(frames: &[u8], payload: usize) -> bool {
+    check_again(frames, payload, |_| Ok(())).is_ok()
 }
 
 /// The frames of a cell that were checked.

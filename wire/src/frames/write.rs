@@ -12,16 +12,17 @@ pub struct Writer<'a> {
 }
 
 /// The part of a cell that is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     pub bytes: usize,
-    /// Frames that carry a datagram or a part of one.
-    datagrams: usize,
+    /// Frames that carry a datagram or a part of one, and that may still come.
+    datagrams_left: usize,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(payload: &'a mut [u8]) -> Writer<'a> {
-        Writer { payload, written: Written::default() }
+        let written = Written { bytes: 0, datagrams_left: datagrams_max(payload.len()) };
+        Writer { payload, written }
     }
 
     /// Continues after what an earlier writer has [`Writer::written`].
@@ -42,89 +43,82 @@ impl<'a> Writer<'a> {
     /// datagrams, or if the layout cannot carry it (a malformed name, an index over 7, a count over 40
     /// bits, bad frames of an AGAIN). The parser accepts every frame that is written where it may travel.
     pub fn put(&mut self, frame: &Frame<'_>) -> bool {
-        if frame.len() > self.room() || !frame.is_expressible(self.payload.len()) {
+        let len = frame.len();
+        let fits = len <= self.room() && (self.written.datagrams_left > 0 || !frame.is_datagram());
+        if !(fits && frame.is_expressible(self.payload.len())) {
             return false;
         }
-        if frame.is_datagram() {
-            if self.written.datagrams >= datagrams_max(self.payload.len()) {
-                return false;
-            }
-            self.written.datagrams += 1;
-        }
+        let at = self.written.bytes;
+        let mut out = Rest(&mut self.payload[at..at + len]);
         match *frame {
             Frame::Dgram { flow, data } => {
-                self.bytes(&[frame_type::DGRAM]);
-                self.u16(flow);
-                self.data(data);
+                out.start(frame_type::DGRAM, flow);
+                out.data(data);
             }
             Frame::Frag { flow, id, index, last, data } => {
-                self.bytes(&[frame_type::FRAG]);
-                self.u16(flow);
-                self.u16(id);
-                self.bytes(&[u8::from(last) << 7 | index]);
-                self.data(data);
+                out.start(frame_type::FRAG, flow);
+                out.u16(id);
+                out.bytes(&[u8::from(last) << 7 | index]);
+                out.data(data);
             }
             Frame::Open { flow, map, token, to } => {
-                self.bytes(&[frame_type::OPEN]);
-                self.u16(flow);
-                self.u16(map);
-                self.bytes(&token);
+                out.start(frame_type::OPEN, flow);
+                out.u16(map);
+                out.bytes(&token);
                 match to {
-                    Address::Ip(socket) => self.ip(socket),
+                    Address::Ip(socket) => out.ip(socket),
                     Address::Name(name, port) => {
-                        self.bytes(&[address_type::NAME, name.len() as u8]);
-                        self.bytes(name.as_bytes());
-                        self.u16(port);
+                        out.bytes(&[address_type::NAME, name.len() as u8]);
+                        out.bytes(name.as_bytes());
+                        out.u16(port);
                     }
                 }
             }
             Frame::Close { flow } => {
-                self.bytes(&[frame_type::CLOSE]);
-                self.u16(flow);
+                out.start(frame_type::CLOSE, flow);
             }
             Frame::Status { flow, code } => {
-                self.bytes(&[frame_type::STATUS]);
-                self.u16(flow);
-                self.bytes(&[code as u8]);
+                out.start(frame_type::STATUS, flow);
+                out.bytes(&[code as u8]);
             }
             Frame::Move { flow, token } => {
-                self.bytes(&[frame_type::MOVE]);
-                self.u16(flow);
-                self.bytes(&token);
+                out.start(frame_type::MOVE, flow);
+                out.bytes(&token);
             }
             Frame::Report { highest, received } => {
-                self.bytes(&[frame_type::REPORT]);
-                self.bytes(&highest.to_be_bytes()[3..]);
-                self.bytes(&received.to_be_bytes()[3..]);
+                out.bytes(&[frame_type::REPORT]);
+                out.bytes(&highest.to_be_bytes()[3..]);
+                out.bytes(&received.to_be_bytes()[3..]);
             }
             Frame::Ping(echo) => {
-                self.bytes(&[frame_type::PING]);
-                self.bytes(&echo);
+                out.bytes(&[frame_type::PING]);
+                out.bytes(&echo);
             }
             Frame::Pong(echo) => {
-                self.bytes(&[frame_type::PONG]);
-                self.bytes(&echo);
+                out.bytes(&[frame_type::PONG]);
+                out.bytes(&echo);
             }
             Frame::Peer { flow, from } => {
-                self.bytes(&[frame_type::PEER]);
-                self.u16(flow);
-                self.ip(from);
+                out.start(frame_type::PEER, flow);
+                out.ip(from);
             }
             Frame::From { flow, from, data } => {
-                self.bytes(&[frame_type::FROM]);
-                self.u16(flow);
-                self.ip(from);
-                self.data(data);
+                out.start(frame_type::FROM, flow);
+                out.ip(from);
+                out.data(data);
             }
             Frame::Session(session) => {
-                self.bytes(&[frame_type::SESSION]);
-                self.bytes(&session);
+                out.bytes(&[frame_type::SESSION]);
+                out.bytes(&session);
             }
             Frame::Again(frames) => {
-                self.bytes(&[frame_type::AGAIN]);
-                self.data(frames);
+                out.bytes(&[frame_type::AGAIN]);
+                out.data(frames);
             }
         }
+        debug_assert!(out.0.is_empty(), "a frame is as long as it says");
+        self.written.bytes += len;
+        self.written.datagrams_left -= usize::from(frame.is_datagram());
         true
     }
 
@@ -142,22 +136,36 @@ impl<'a> Writer<'a> {
     pub fn finish(self) {
         self.payload[self.written.bytes..].fill(frame_type::PAD);
     }
+}
 
+/// The rest of a frame's place in the cell. All is inlined: a copy of constant length is then a few instructions.
+struct Rest<'a>(&'a mut [u8]);
+
+impl Rest<'_> {
+    #[inline(always)]
     fn bytes(&mut self, bytes: &[u8]) {
-        let at = self.written.bytes;
-        self.payload[at..at + bytes.len()].copy_from_slice(bytes);
-        self.written.bytes += bytes.len();
+        self.0.split_off_mut(..bytes.len()).expect("a frame is as long as it says").copy_from_slice(bytes);
     }
 
+    /// The type and the flow, which most frames start with.
+    #[inline(always)]
+    fn start(&mut self, frame_type: u8, flow: u16) {
+        let [high, low] = flow.to_be_bytes();
+        self.bytes(&[frame_type, high, low]);
+    }
+
+    #[inline(always)]
     fn u16(&mut self, number: u16) {
         self.bytes(&number.to_be_bytes());
     }
 
+    #[inline(always)]
     fn data(&mut self, data: &[u8]) {
         self.u16(data.len() as u16);
         self.bytes(data);
     }
 
+    #[inline(always)]
     fn ip(&mut self, socket: SocketAddr) {
         match socket.ip().to_canonical() {
             IpAddr::V4(ip) => {
@@ -204,7 +212,7 @@ mod tests {
     fn writer_counts_datagrams_across_a_pause() {
         for (payload, max) in [(208, 8), (1328, 32)] {
             let mut cell = vec![0xee; payload];
-            let mut written = Written::default();
+            let mut written = Writer::new(&mut cell).written();
             let put = |written: &mut Written, cell: &mut [u8], frame: &Frame<'_>| {
                 let mut writer = Writer::resume(cell, *written);
                 let fits = writer.put(frame);

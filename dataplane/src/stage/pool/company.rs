@@ -5,6 +5,8 @@
 //! Information Theoretic Metric for Anonymity, PET 2002). The cells that a node sends for itself are no company, so
 //! they do not count.
 
+use std::sync::LazyLock;
+
 use crate::{MILLI, Nanos};
 
 /// Fractional bits of an entropy as a whole number, so that sums over releases stay exact.
@@ -42,24 +44,33 @@ pub struct Company {
     pub prefixes: Option<u32>,
 }
 
+/// [`n_log_n`] of the numbers that most counts are.
+static SMALL_N_LOG_N: LazyLock<[u64; 64]> = LazyLock::new(|| std::array::from_fn(|n| n_log_n(n as u32)));
+
+/// n log2 n, rounded to 2^-16 bits.
+fn n_log_n(n: u32) -> u64 {
+    (f64::from(n) * f64::from(n.max(1)).log2() * f64::from(1 << FRACTION)).round() as u64
+}
+
 impl Company {
     /// From the number of cells of each label. `own` of the labels are cells of the node's own, with one cell each:
     /// they add nothing to the sum and are never the largest share.
-    pub(super) fn new(counts: &[u32], cells: usize, channels: usize, own: usize) -> Company {
+    pub(super) fn new(counts: impl Iterator<Item = u32>, cells: usize, channels: usize, own: usize) -> Company {
         let of_channels = cells - own;
         if of_channels == 0 {
             return Company::default();
         }
-        let (mut sum, mut largest) = (0.0, 1);
-        for &count in counts.iter().filter(|count| **count > 1) {
-            sum += f64::from(count) * f64::from(count).log2();
+        let small = &*SMALL_N_LOG_N;
+        let (mut sum, mut largest) = (0, 1);
+        for count in counts {
+            sum += small.get(count as usize).copied().unwrap_or_else(|| n_log_n(count));
             largest = largest.max(count);
         }
         let n = of_channels as f64;
         Company {
             cells: of_channels as u32,
             channels: channels as u32,
-            entropy: Bits::of(n.log2() - sum / n),
+            entropy: Bits::of(n.log2() - Bits::from_sum(sum, of_channels as u64)),
             min_entropy: Bits::of((n / f64::from(largest)).log2()),
             prefixes: None,
         }
@@ -74,7 +85,7 @@ mod tests {
     fn company(counts: &[u32], own: usize) -> (u32, u32, f64, f64) {
         let all: Vec<u32> = counts.iter().copied().chain(std::iter::repeat_n(1, own)).collect();
         let cells = all.iter().sum::<u32>() as usize;
-        let company = Company::new(&all, cells, counts.len(), own);
+        let company = Company::new(all.into_iter(), cells, counts.len(), own);
         let bits = |bits: Bits| Bits::from_sum(bits.0.into(), 1);
         (company.cells, company.channels, bits(company.entropy), bits(company.min_entropy))
     }

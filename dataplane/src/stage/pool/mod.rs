@@ -39,16 +39,17 @@ pub struct Pooled {
 pub struct Pool {
     mixing: Mixing,
     grid: Option<Grid>,
-    held: Vec<Pooled>,
+    /// None only while they leave.
+    held: Vec<Option<Pooled>>,
     /// Their arrival times, and whether they are control's: once for consecutive cells that are alike in both.
     arrivals: Vec<(Nanos, bool)>,
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
     oldest: Nanos,
-    /// The prefix of each channel held.
-    prefixes: Vec<u32>,
-    /// They are counted again from this time on.
+    /// Prefixes are counted again from this time on.
     prefixes_due: Nanos,
+    /// Scratch space: those of the channels held.
+    prefixes: Vec<u32>,
     rng: ChaCha20Rng,
 }
 
@@ -75,10 +76,8 @@ impl Pool {
             self.arrivals.push(arrival);
         }
         ticket.times = self.arrivals.len() as u32 - 1;
-        if self.shuffle.admit(ticket.label) {
-            self.prefixes.push(ticket.prefix);
-        }
-        self.held.push(Pooled { cell, ticket });
+        self.shuffle.admit(ticket.label);
+        self.held.push(Some(Pooled { cell, ticket }));
     }
 
     /// Cells it can still take.
@@ -125,32 +124,36 @@ impl Pool {
 
     /// Shuffles what it holds and moves it to the end of `out`. Returns the company that the cells had.
     pub fn release(&mut self, now: Nanos, out: &mut Vec<Pooled>) -> Company {
-        let mut company = self.shuffle.run(&mut self.held, &mut self.rng);
-        if now >= self.prefixes_due {
+        let prefixes = if now >= self.prefixes_due {
             self.prefixes_due = now + PREFIXES_EVERY;
-            company.prefixes = self.distinct_prefixes();
-        }
-        self.prefixes.clear();
+            self.distinct_prefixes()
+        } else {
+            None
+        };
+        let company = Company { prefixes, ..self.shuffle.run(&mut self.held, out, &mut self.rng) };
         crate::rekey(&mut self.rng);
         self.arrivals.clear();
-        if out.is_empty() {
-            std::mem::swap(out, &mut self.held);
-        } else {
-            out.append(&mut self.held);
-        }
         company
     }
 
     /// Distinct prefixes of the channels held, if this hop knows prefixes.
     fn distinct_prefixes(&mut self) -> Option<u32> {
+        let firsts = self.held.iter().flatten().zip(self.shuffle.firsts()).filter(|(_, is_first)| *is_first);
+        let prefixes = firsts.map(|(pooled, _)| pooled.ticket.prefix);
+        self.prefixes.clear();
+        self.prefixes.extend(prefixes.filter(|prefix| *prefix != NO_PREFIX));
         self.prefixes.sort_unstable();
         self.prefixes.dedup();
-        (!matches!(self.prefixes[..], [] | [NO_PREFIX])).then_some(self.prefixes.len() as u32)
+        (!self.prefixes.is_empty()).then_some(self.prefixes.len() as u32)
     }
 }
 
 /// Period of the last resort of `threshold` (SPEC 6.2).
 pub(crate) const LAST_RESORT: Nanos = SECOND;
+
+/// The label of a cell of control's, for tests.
+#[cfg(test)]
+const OWN: crate::batch::Label = crate::batch::Label::Own(wire::ids::SlotId(0));
 
 /// A ticket for tests.
 #[cfg(test)]
@@ -158,7 +161,6 @@ pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ti
     use wire::cell::{CellKind, Class, Header};
     Ticket {
         link: wire::ids::LinkId(0),
-        slot: None,
         header: Header { channel: 1, seq, sub: 0, kind: CellKind::Data, class: Class::S },
         label,
         arrived,
@@ -218,7 +220,7 @@ mod tests {
         assert!(!pool.due(SECOND), "one channel alone does not flush a pool with n_min = 2");
         let last_resort = pool.due_at().unwrap();
         assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(OWN, 0, SECOND));
         assert!(!pool.due(SECOND), "the node's own cell does not count as a channel");
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND));
         assert!(pool.due(SECOND));
@@ -298,7 +300,7 @@ mod tests {
                 let ticket = Ticket { prefix: *prefix, ..ticket(Label::Channel(ChannelIndex(*channel)), 0, now) };
                 pool.admit(Cell::own(free.take().unwrap()), ticket);
             }
-            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, now));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(OWN, 0, now));
             let mut out = Vec::new();
             let Company { cells, channels, prefixes, .. } = pool.release(now, &mut out);
             out.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
@@ -342,11 +344,9 @@ mod tests {
             let mut stolen = pool.rng.clone();
             stolen.set_word_pos(position);
             let mut shuffle = Shuffle::default();
-            labels.clone().for_each(|label| {
-                shuffle.admit(label);
-            });
-            let mut order: Vec<u64> = (0..64).collect();
-            shuffle.run(&mut order, &mut stolen);
+            labels.clone().for_each(|label| shuffle.admit(label));
+            let (mut items, mut order) = ((0..64).map(Some).collect(), Vec::<u64>::new());
+            shuffle.run(&mut items, &mut order, &mut stolen);
             assert!(!releases.contains(&order), "position {position}");
         }
     }

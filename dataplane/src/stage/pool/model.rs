@@ -11,7 +11,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::ids::ChannelIndex;
 
 use super::company::{Bits, Company};
-use super::{Mixing, POOL_MAX, Pool, Pooled, ticket};
+use super::{Mixing, OWN, POOL_MAX, Pool, Pooled, ticket};
 use crate::batch::{Label, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
 use crate::{MILLI, Nanos, SECOND};
@@ -140,7 +140,7 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
                 for _ in 0..count.min(pool.room()) {
                     let mut cell = Cell::own(free.take().expect("as many as a pool holds"));
                     cell.bytes_mut(8).copy_from_slice(&u64::to_be_bytes(number));
-                    pool.admit(cell, ticket(channel.map_or(Label::Own, Label::Channel), number, now));
+                    pool.admit(cell, ticket(channel.map_or(OWN, Label::Channel), number, now));
                     model.push((number, channel, now));
                     number += 1;
                 }

@@ -25,32 +25,41 @@ pub struct Shuffle {
     channels: HashMap<ChannelIndex, u32, foldhash::fast::RandomState>,
     /// Small numbers given out.
     next_label: u32,
-    /// Items with [`Label::Own`].
-    own: usize,
     positions: Vec<u32>,
-    head: Vec<u32>,
+    lists: Vec<List>,
+    /// Per item, the next one in its list.
     next: Vec<u32>,
-    place: Vec<u32>,
-    /// Items of each label.
-    counts: Vec<u32>,
+}
+
+/// The items of one label, oldest first.
+#[derive(Clone)]
+struct List {
+    head: u32,
+    len: u32,
 }
 
 impl Shuffle {
-    /// Adds the label of the next item. True if it is the first of a channel.
-    pub fn admit(&mut self, label: Label) -> bool {
+    /// Adds the label of the next item.
+    pub fn admit(&mut self, label: Label) {
         let fresh = self.next_label;
-        let small = match label {
+        let label = match label {
             Label::Channel(channel) => *self.channels.entry(channel).or_insert(fresh),
-            Label::Own => {
-                self.own += 1;
-                fresh
-            }
+            Label::Own(_) => fresh,
         };
-        if small == fresh {
+        if label == fresh {
             self.next_label += 1;
         }
-        self.labels.push(small);
-        small == fresh && label != Label::Own
+        self.labels.push(label);
+    }
+
+    /// Per item, true if it is the first of its label.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = bool> {
+        let mut fresh = 0;
+        self.labels.iter().map(move |label| {
+            let is_first = *label == fresh;
+            fresh += u32::from(is_first);
+            is_first
+        })
     }
 
     /// Distinct channels since the last run.
@@ -58,52 +67,43 @@ impl Shuffle {
         self.channels.len()
     }
 
-    /// Puts `items`, one per admitted label and in that order, into their positions, and starts over. Returns the
-    /// company that they had.
+    /// Moves `items`, one per admitted label and in that order, to the end of `out` in their positions, and starts over.
+    /// Returns the company that they had.
     ///
     /// # Panics
-    /// If items and labels are not equally many.
-    pub fn run<T>(&mut self, items: &mut [T], rng: &mut impl Rng) -> Company {
+    /// If items and labels are not equally many, or an item is missing.
+    pub fn run<T>(&mut self, items: &mut Vec<Option<T>>, out: &mut Vec<T>, rng: &mut impl Rng) -> Company {
         assert_eq!(items.len(), self.labels.len());
         self.positions.clone_from(&self.labels);
         self.positions.shuffle(rng);
-        // Per label, a list of its items, oldest first.
-        self.head.clear();
-        self.head.resize(self.next_label as usize, NONE);
+        self.lists.clear();
+        self.lists.resize(self.next_label as usize, List { head: NONE, len: 0 });
         self.next.resize(items.len(), NONE);
-        self.counts.clear();
-        self.counts.resize(self.next_label as usize, 0);
-        for i in (0..items.len()).rev() {
-            let label = self.labels[i] as usize;
-            let head = &mut self.head[label];
-            self.next[i] = *head;
-            *head = i as u32;
-            self.counts[label] += 1;
+        for (i, (label, next)) in self.labels.iter().zip(&mut self.next).enumerate().rev() {
+            let list = &mut self.lists[*label as usize];
+            *next = list.head;
+            list.head = i as u32;
+            list.len += 1;
         }
-        let company = Company::new(&self.counts, items.len(), self.channels.len(), self.own);
-        self.place.resize(items.len(), 0);
-        for (position, label) in self.positions.iter().enumerate() {
-            let head = &mut self.head[*label as usize];
+        let own = self.lists.len() - self.channels.len();
+        let company = Company::new(self.lists.iter().map(|list| list.len), items.len(), self.channels.len(), own);
+        out.extend(self.positions.iter().map(|label| {
+            let head = &mut self.lists[*label as usize].head;
             let item = *head as usize;
             *head = self.next[item];
-            self.place[item] = position as u32;
-        }
-        for i in 0..items.len() {
-            while self.place[i] as usize != i {
-                let to = self.place[i] as usize;
-                items.swap(i, to);
-                self.place.swap(i, to);
-            }
-        }
+            items[item].take().expect("an item has one position")
+        }));
+        items.clear();
         self.labels.clear();
         self.channels.clear();
-        (self.next_label, self.own) = (0, 0);
+        self.next_label = 0;
         company
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::OWN;
     use super::*;
     use proptest::prelude::*;
     use rand::SeedableRng;
@@ -111,12 +111,11 @@ mod tests {
 
     fn shuffled(labels: &[Label], seed: u64) -> Vec<usize> {
         let mut shuffle = Shuffle::default();
-        labels.iter().for_each(|label| {
-            shuffle.admit(*label);
-        });
-        let mut items: Vec<usize> = (0..labels.len()).collect();
-        shuffle.run(&mut items, &mut ChaCha20Rng::seed_from_u64(seed));
-        items
+        labels.iter().for_each(|label| shuffle.admit(*label));
+        let mut items: Vec<Option<usize>> = (0..labels.len()).map(Some).collect();
+        let mut out = Vec::new();
+        shuffle.run(&mut items, &mut out, &mut ChaCha20Rng::seed_from_u64(seed));
+        out
     }
 
     #[test]
@@ -131,7 +130,7 @@ mod tests {
                     .into_iter()
                     .map(|item| match labels[item] {
                         Label::Channel(channel) => channel,
-                        Label::Own => ChannelIndex(0),
+                        Label::Own(_) => ChannelIndex(0),
                     })
                     .collect();
                 *seen.entry(arrangement).or_default() += 1;
@@ -150,7 +149,7 @@ mod tests {
             labels in prop::collection::vec(prop::option::of(0u32..6), 0..200),
             seed in any::<u64>(),
         ) {
-            let labels: Vec<Label> = labels.into_iter().map(|l| l.map_or(Label::Own, |channel| Label::Channel(ChannelIndex(channel)))).collect();
+            let labels: Vec<Label> = labels.into_iter().map(|l| l.map_or(OWN, |channel| Label::Channel(ChannelIndex(channel)))).collect();
             let order = shuffled(&labels, seed);
             let mut sorted = order.clone();
             sorted.sort_unstable();
