@@ -175,7 +175,7 @@ fn wrong_arguments_of_a_ceremony_write_nothing() {
         ("assemble a.desc", &["missing --exit"]),
         ("assemble a.desc --exit x.desc", &["a.desc: No such file", "eddy keygen"]),
         ("assemble a.desc --exit x.desc --class voise", &["invalid --class \"voise\"", "did you mean voice?"]),
-        ("assemble a.desc --exit x.desc --class voice:seat=2", &["unknown setting \"seat\"", "did you mean seats?"]),
+        ("assemble a.desc --exit x.desc --class voice:sets=2", &["unknown setting \"sets\"", "did you mean seats?"]),
         ("assemble a.desc --exit x.desc --interval 601", &["invalid --interval \"601\": expected 1 to 600"]),
         ("renew node.desc", &["missing --identity"]),
         ("renew --identity identity.key node.desc", &["node.desc: No such file", "node.request"]),

@@ -3,8 +3,8 @@
 //!
 //! [`keygen`] runs on a node's host and draws all of its keys. [`renew`] signs public data with the identity, which
 //! may be offline. [`assemble`] turns the descriptors of several operators into the public file of a chain
-//! ([`ChainFile`]).
-//! [`inspect`] says what a public file contains, [`profile`] what its paced classes do. Each step checks everything before it writes its first file.
+//! ([`ChainFile`]), with paced classes as [`profile`] describes them. [`inspect`] says what a public file contains.
+//! Each step checks everything before it writes its first file.
 //!
 //! Owns the text of `identity.key`, `node.key`, `node.desc` and `node.request`. Decides nothing about encodings and
 //! signatures, which are those of [`control::trust`].

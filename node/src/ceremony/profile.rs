@@ -170,11 +170,10 @@ pub struct PerUse<T> {
 pub struct Figures {
     /// Most kbit/s of datagrams of the length that fits best, from one user.
     pub kbit_s: PerUse<u64>,
-    /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP, whether
-    /// the user sends anything or not.
+    /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP. It is
+    /// the same whatever the user sends.
     pub mb_per_hour: u64,
-    /// Most ms that a datagram waits in the nodes and for its round, in addition to the paths: with slack and steps that
-    /// are long enough, and without the time that copies and repeats cost when cells are lost.
+    /// Most ms that a datagram waits for its round and in the nodes, in addition to the access paths.
     pub delay_ms: PerUse<u64>,
     /// Length of a batch. An entry that starts carries data after one to two of them.
     pub batch_ms: u64,
@@ -327,7 +326,7 @@ mod tests {
             ("L:seats=2", "class L has no settings of its own: write L"),
             ("voice:", "invalid setting \"\": expected KEY=VALUE"),
             ("voice:n_min", "invalid setting \"n_min\": expected KEY=VALUE"),
-            ("voice:seat=2", "did you mean seats?"),
+            ("voice:sets=2", "did you mean seats?"),
             ("voice:lifetime_s=2", "unknown setting \"lifetime_s\": expected one of name, period_ms"),
             ("voice:n_min=-1", "invalid n_min \"-1\""),
             ("voice:copies=256", "invalid copies \"256\""),
