@@ -74,6 +74,10 @@ const FIRST: Rate = Rate::new(10, 10);
 /// Places of each of two tables for a channel's own usage of addresses: 1 KiB.
 const OWN_ROWS: usize = 1 << 7;
 
+/// Of an address in the two tables of all channels. Its places in those of one channel follow from them.
+type Places = [usize; 2];
+const _: () = assert!(ROWS.is_multiple_of(OWN_ROWS));
+
 /// Holds destinations to their limits.
 pub struct Limiter {
     limits: Limits,
@@ -90,31 +94,36 @@ impl Limiter {
         Limiter { limits, tables, hashers: Default::default(), own: HashMap::default(), forget_at: now + FORGET }
     }
 
-    fn rows(&mut self, ip: IpAddr) -> [&mut Row; 2] {
-        let [first, second] = &mut self.tables;
-        [&mut first[place(&self.hashers[0], ip, ROWS)], &mut second[place(&self.hashers[1], ip, ROWS)]]
+    /// The place of an address in each table; of an IPv6 address, that of its subnet, which gives its hosts as many as
+    /// they want.
+    fn places(&self, ip: IpAddr) -> Places {
+        let key = match ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
+        };
+        let place = |hasher: &RandomState| hasher.hash_one(Ipv6Addr::from_bits(key)) as usize % ROWS;
+        self.hashers.each_ref().map(place)
     }
 
-    /// The places of an address among those of a channel.
-    fn own_places(&self, ip: IpAddr) -> [usize; 2] {
-        [0, 1].map(|table| place(&self.hashers[table], ip, OWN_ROWS))
+    fn rows(&mut self, places: Places) -> [&mut Row; 2] {
+        let [first, second] = &mut self.tables;
+        [&mut first[places[0]], &mut second[places[1]]]
     }
 
     /// Datagrams that a channel has sent to an address without an answer.
-    fn own(&self, channel: ChannelIndex, ip: IpAddr) -> u32 {
+    fn own(&self, channel: ChannelIndex, places: Places) -> u32 {
         let Some([first, second]) = self.own.get(&channel).map(Box::as_ref) else { return 0 };
-        let places = self.own_places(ip);
-        first[places[0]].min(second[places[1]])
+        first[places[0] % OWN_ROWS].min(second[places[1] % OWN_ROWS])
     }
 
     /// Charges a channel, and the address, for datagrams without an answer.
-    fn charge(&mut self, channel: ChannelIndex, ip: IpAddr, count: u32) {
-        let places = self.own_places(ip);
+    fn charge(&mut self, channel: ChannelIndex, places: Places, count: u32) {
         let own = self.own.entry(channel).or_insert_with(|| Box::new([[0; OWN_ROWS]; 2]));
         for (table, place) in own.iter_mut().zip(places) {
-            table[place] = table[place].saturating_add(count);
+            let own = &mut table[place % OWN_ROWS];
+            *own = own.saturating_add(count);
         }
-        for row in self.rows(ip) {
+        for row in self.rows(places) {
             row.unanswered = row.unanswered.saturating_add(count);
         }
     }
@@ -139,8 +148,9 @@ impl Limiter {
         let Limits { unanswered, flow, destination, .. } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
         if most.is_some() || destination.is_some() {
-            let own = most.map_or(0, |_| self.own(channel, to));
-            let rows = self.rows(to);
+            let places = self.places(to);
+            let own = most.map_or(0, |_| self.own(channel, places));
+            let rows = self.rows(places);
             // Never more than the address has: other addresses share the channel's few places.
             let own = rows.iter().map(|row| row.unanswered).fold(own, u32::min);
             let is_within = |most: u32| rows.iter().any(|row| most.saturating_sub(row.unanswered) > own);
@@ -161,7 +171,7 @@ impl Limiter {
                 }
             }
             if most.is_some() {
-                self.charge(channel, to, 1);
+                self.charge(channel, places, 1);
                 usage.charged += 1;
             }
         }
@@ -183,15 +193,16 @@ impl Limiter {
         answers: bool,
         now: Nanos,
     ) -> Result<(), DropReason> {
+        let places = self.places(from);
         if answers {
-            self.answered(channel, usage, from);
+            self.answered(channel, usage, places);
         }
         let Limits { flow, destination, .. } = self.limits;
         if flow.is_some_and(|rate| !usage.backward.take(rate, now)) {
             return Err(DropReason::FlowRate);
         }
         if let Some(rate) = destination
-            && !self.rows(from).map(|row| row.backward.take(rate, now)).contains(&true)
+            && !self.rows(places).map(|row| row.backward.take(rate, now)).contains(&true)
         {
             return Err(DropReason::DestinationRate);
         }
@@ -200,18 +211,18 @@ impl Limiter {
 
     /// Credits back what this flow has sent; an answer to one flow credits no other. A flow that has moved credits the
     /// channel that it is on now.
-    fn answered(&mut self, channel: ChannelIndex, usage: &mut Usage, from: IpAddr) {
+    fn answered(&mut self, channel: ChannelIndex, usage: &mut Usage, places: Places) {
         usage.answered = true;
         let charged = std::mem::take(&mut usage.charged);
         if charged == 0 {
             return;
         }
-        for row in self.rows(from) {
+        for row in self.rows(places) {
             row.unanswered = row.unanswered.saturating_sub(charged);
         }
-        let places = self.own_places(from);
         for (table, place) in self.own.get_mut(&channel).into_iter().flat_map(|own| own.iter_mut()).zip(places) {
-            table[place] = table[place].saturating_sub(charged);
+            let own = &mut table[place % OWN_ROWS];
+            *own = own.saturating_sub(charged);
         }
     }
 
@@ -224,19 +235,9 @@ impl Limiter {
         self.tables.iter_mut().flatten().for_each(|row| row.unanswered = 0);
         self.own.clear();
         for (channel, usage, to) in live.filter(|(_, usage, _)| usage.charged > 0) {
-            self.charge(channel, to, usage.charged);
+            self.charge(channel, self.places(to), usage.charged);
         }
     }
-}
-
-/// The place of an address in a table; of an IPv6 address, that of its subnet, which gives its hosts as many as they
-/// want.
-fn place(hasher: &RandomState, ip: IpAddr, places: usize) -> usize {
-    let key = match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
-    };
-    hasher.hash_one(Ipv6Addr::from_bits(key)) as usize % places
 }
 
 #[cfg(test)]
