@@ -3,7 +3,8 @@
 //! ```text
 //! UDP_GRO   one message, n bytes in steps of s    s = cell: buffers 0..n/s hold a cell each, a shorter tail is
 //!                                                 judged by its own length, like a lone datagram
-//!                                                 s other: every datagram is judged by its own length
+//!                                                 s other: every datagram is judged by its own length; the
+//!                                                 last one may be a cell
 //!           one message without steps             n = cell: one cell; else no cell, however many buffers it fills
 //!           longer than the buffers of a message   cells beyond them are counted as cut
 //! ```
@@ -12,6 +13,7 @@
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::buffer::{Buffer, Cell, FreeList};
+use crate::punt::Bytes;
 use crate::sys::{self, GRO_BYTES_MAX, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
 /// Cells that a receive call should bring: this many stay in a core's second-level cache until they have left.
@@ -83,15 +85,24 @@ impl RxBuffers {
         let step = segment.unwrap_or(len).max(1);
         if step != lengths.cell {
             let (room, held) = (self.room, self.room * buffers.len());
-            let mut at = 0;
+            // A flood of short datagrams comes as such bursts: all but the last are of one length.
+            let mut at = if lengths.handshakes.contains(&step) { 0 } else { len.saturating_sub(1) / step * step };
+            into.odd += (at / step) as u64;
             loop {
                 let n = step.min(len - at);
-                if at + n > held && lengths.handshakes.contains(&n) {
+                let skip = at % room;
+                let parts = buffers.iter().skip(at / room).enumerate();
+                let parts = parts.map(|(i, buffer)| &buffer.bytes()[if i == 0 { skip } else { 0 }..room]);
+                if at + n > held && (n == lengths.cell || lengths.handshakes.contains(&n)) {
                     into.cut += 1;
+                } else if n == lengths.cell {
+                    // The kernel joins a cell to a longer datagram that came before it from the same address, or to
+                    // one that somebody sent in its name.
+                    let bytes = Bytes::gather(n, parts);
+                    let fresh = free.take().expect("seen to before the call");
+                    fresh.bytes_mut()[..n].copy_from_slice(bytes.bytes());
+                    into.push(Cell::new(fresh), from);
                 } else {
-                    let skip = at % room;
-                    let parts = buffers.iter().skip(at / room).enumerate();
-                    let parts = parts.map(|(i, buffer)| &buffer.bytes()[if i == 0 { skip } else { 0 }..room]);
                     into.push_other(lengths, n, parts, from);
                 }
                 at += n;

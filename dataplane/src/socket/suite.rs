@@ -272,13 +272,15 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
             (20 * CELL + SHORT, CELL, 20, 0, 1, 0),
             (20 * CELL + LONG, CELL, 20, 1, 0, 0),
             (20 * CELL + LONG + 1, CELL, 20, 0, 0, 1),
-            // Of other strides; the tail of one is a cell.
+            // Of other strides; the tails of two are cells.
             (7 * LONG, LONG, 0, 7, 0, 0),
             (7 * LONG + SHORT, LONG, 0, 7, 1, 0),
             (7 * SHORT + 5, SHORT, 0, 0, 7, 1),
             (50 * (CELL - 1), CELL - 1, 0, 0, 0, 50),
             (50 * (CELL + 1) + LONG, CELL + 1, 0, 1, 0, 50),
             (9 * 1400 + SHORT, 1400, 0, 0, 1, 9),
+            (9 * 1400 + CELL, 1400, 1, 0, 0, 9),
+            (CELL + 1 + CELL, CELL + 1, 1, 0, 0, 1),
             (60, 1, 0, 0, 0, 60),
         ] {
             assert!(bed.arrive(0, &noise[..bytes], step));
