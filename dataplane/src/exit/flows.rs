@@ -7,6 +7,8 @@
 //! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides the shared resources among
 //! channels, and [`super::names`] keeps the questions to the resolver.
 
+mod idlers;
+
 use std::net::{IpAddr, SocketAddr};
 
 use hashbrown::HashMap;
@@ -17,13 +19,14 @@ use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, MappingId, Mappings};
 use super::names::{Names, QUESTIONS_MAX, QueryId, Waiting};
-use super::quota::{Caps, Quota, Share, may_have_another};
+use super::quota::{Caps, Quota, Share, is_within_share, may_have_another};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
 use crate::socket::app_batch::{FlowId, SocketId};
 use crate::socket::apps::Apps;
 use crate::wheel::Wheel;
+use idlers::Idlers;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -31,8 +34,6 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub(super) const FLOWS_MAX: usize = 1 << 16;
 /// Datagrams in flight find a flow under its old number for this long after it has moved.
 const MOVED: Nanos = 5 * SECOND;
-/// A client that has sent nothing for this long loses its socket if none is left for a channel that has none.
-const YIELDS_AFTER: Nanos = 30 * SECOND;
 
 /// The destination of a flow.
 pub(super) enum Target {
@@ -69,6 +70,8 @@ pub(super) struct Flow {
     pub(super) peer_due: Nanos,
     /// An older flow of the client had its peer when it came.
     shadows: bool,
+    /// Its channel got it only because it had none.
+    is_reserved: bool,
 }
 
 impl Flow {
@@ -110,11 +113,8 @@ pub(super) struct Flows {
     names: Names,
     /// Further addresses of names.
     pub fallbacks: Fallbacks,
-    /// Clients that may have to give up their sockets, the one that has been idle for longest last.
-    idlers: Vec<MappingId>,
-    /// When they are looked for again.
-    look_for_idlers: Nanos,
-    /// Flows whose sockets were given to others.
+    idlers: Idlers,
+    /// Flows that have ended because their sockets are for others.
     evicted: Vec<(ChannelIndex, u16)>,
     wheel: Wheel,
     due: Vec<u32>,
@@ -135,8 +135,7 @@ impl Flows {
             aliases: Map::default(),
             names: Names::default(),
             fallbacks: Fallbacks::default(),
-            idlers: Vec::new(),
-            look_for_idlers: now,
+            idlers: Idlers::new(now),
             evicted: Vec::new(),
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
@@ -149,6 +148,10 @@ impl Flows {
 
     pub(super) fn sockets(&self) -> usize {
         self.mappings.sockets()
+    }
+
+    fn flows_max(&self) -> usize {
+        self.caps.sockets.max(FLOWS_MAX)
     }
 
     /// Datagrams that wait for names.
@@ -303,12 +306,21 @@ impl Flows {
             // An entry never reuses a number in use. If one does, the flow that has the number keeps it.
             return Err(DropReason::NumberTaken);
         }
-        if old.0 != channel && self.quota.of(channel).flows >= self.caps.flows_per_channel {
-            return Err(DropReason::ChannelFlowsFull);
-        }
-        self.quota.take(channel, Share::FLOW);
+        let (own, all, free) = (self.quota.of(channel), self.flows_max(), self.flows_max() - self.len());
         let flow = self.flows[id.index()].as_mut().expect("the index lists live flows");
-        (flow.channel, flow.number) = (channel, number);
+        let was_reserved = flow.is_reserved;
+        // It would be free again if it ended.
+        let is_reserved = was_reserved && !is_within_share(own.flows, free + 1, all / 4);
+        if old.0 != channel {
+            if own.flows >= self.caps.flows_per_channel {
+                return Err(DropReason::ChannelFlowsFull);
+            }
+            if is_reserved && own.reserved_flows > 0 {
+                return Err(DropReason::FlowsFull);
+            }
+        }
+        self.quota.take(channel, Share::flow(is_reserved));
+        (flow.channel, flow.number, flow.is_reserved) = (channel, number, is_reserved);
         let mapping = flow.mapping;
         let before = flow.was.replace(old);
         if let Some(before) = before {
@@ -317,7 +329,7 @@ impl Flows {
         self.by_number.remove(&old);
         self.take_place((channel, number), id);
         self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
-        self.quota.give_back(old.0, Share::FLOW);
+        self.quota.give_back(old.0, Share::flow(was_reserved));
         self.mappings.move_to(mapping, channel);
         Ok(())
     }
@@ -349,11 +361,12 @@ impl Flows {
         if mine >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
         }
-        let all = self.caps.sockets.max(FLOWS_MAX);
-        if !may_have_another(mine, all - self.len(), all / 4) {
+        let (all, free) = (self.flows_max(), self.flows_max() - self.len());
+        if !may_have_another(mine, free, all / 4) {
             return Err(DropReason::FlowsFull);
         }
-        self.quota.take(channel, Share::FLOW);
+        let is_reserved = !is_within_share(mine, free, all / 4);
+        self.quota.take(channel, Share::flow(is_reserved));
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
             FlowId(self.flows.len() as u32 - 1)
@@ -373,6 +386,7 @@ impl Flows {
             reported: 0,
             peer_due: Nanos::MAX,
             shadows: false,
+            is_reserved,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -443,13 +457,16 @@ impl Flows {
             Some(socket) => socket,
             None => {
                 let (own, all) = (self.quota.of(channel).sockets, self.caps.sockets);
-                let may_have_another = may_have_another(own, all - self.sockets(), all / 4);
-                if !(may_have_another || own == 0 && self.evict_idler(apps, now)) {
+                // Those that have been closed in this turn stay until its datagrams have left.
+                let free = all.saturating_sub(self.sockets() + apps.closing());
+                if !(may_have_another(own, free, all / 4) || own == 0 && self.evict_idler(apps, now)) {
                     return Err(DropReason::SocketsFull);
                 }
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
-                self.quota.take(channel, Share::SOCKET);
-                self.mappings.hold(mapping, to.is_ipv6(), socket, channel);
+                let is_reserved = !is_within_share(own, free, all / 4);
+                let held = Held { socket, counts_for: channel, is_reserved };
+                self.quota.take(channel, held.share());
+                self.mappings.hold(mapping, to.is_ipv6(), held);
                 socket
             }
         };
@@ -462,41 +479,25 @@ impl Flows {
         Ok(())
     }
 
-    /// Ends the flows of the client that has sent nothing for longest, if that is [`YIELDS_AFTER`], so that a socket is
-    /// free. Looks for such clients at most once a second.
+    /// Ends the flows of the client that has been idle for longest, so that a socket is free. False if none is.
     fn evict_idler(&mut self, apps: &mut impl Apps, now: Nanos) -> bool {
-        let is_idle = |seen: &Nanos| seen + YIELDS_AFTER <= now;
-        if self.idlers.is_empty() && now >= self.look_for_idlers {
-            self.look_for_idlers = now + SECOND;
-            let seen = |id| Some((self.last_seen(id).filter(is_idle)?, id));
-            let mut idlers: Vec<_> = self.mappings.with_sockets().filter_map(seen).collect();
-            idlers.sort_unstable_by_key(|(seen, _)| std::cmp::Reverse(*seen));
-            self.idlers.extend(idlers.into_iter().map(|(_, id)| id));
-        }
-        while let Some(mapping) = self.idlers.pop() {
-            // It may have sent since, or have ended.
-            if self.last_seen(mapping).as_ref().is_some_and(is_idle) {
-                for id in self.mappings.flows(mapping).to_vec() {
-                    self.evicted.extend(self.place(id));
-                    self.close(apps, id);
-                }
-                return true;
-            }
-        }
-        false
+        let Flows { idlers, mappings, flows, .. } = self;
+        let idler = idlers.take(mappings.with_sockets(), |client| last_seen(mappings, flows, client), now);
+        // None of its datagrams waits to be sent.
+        idler.map(|client| self.evict(client, |socket| apps.close_now(socket))).is_some()
     }
 
-    /// When a client has sent last. `None` if one of its flows has no peer, or it has ended.
-    fn last_seen(&self, mapping: MappingId) -> Option<Nanos> {
-        let seen = |id: &FlowId| match self.flows[id.index()].as_ref()? {
-            Flow { target: Target::Peer { .. }, seen, .. } => Some(*seen),
-            _ => None,
+    /// Ends all flows of a client, because its sockets are for others. Returns datagrams that waited.
+    fn evict(&mut self, client: MappingId, mut close: impl FnMut(SocketId)) -> usize {
+        let flows = self.mappings.flows(client).to_vec();
+        let end = |id: FlowId| {
+            self.evicted.extend(self.place(id));
+            self.end(id, &mut close)
         };
-        let (first, others) = self.mappings.flows(mapping).split_first()?;
-        others.iter().try_fold(seen(first)?, |latest, id| Some(latest.max(seen(id)?)))
+        flows.into_iter().map(end).sum()
     }
 
-    /// The flows that have ended since the last call because their sockets were given to others.
+    /// The flows that have ended since the last call because their sockets are for others.
     pub(super) fn take_evicted(&mut self) -> Vec<(ChannelIndex, u16)> {
         std::mem::take(&mut self.evicted)
     }
@@ -519,6 +520,11 @@ impl Flows {
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
     pub(super) fn close(&mut self, apps: &mut impl Apps, id: FlowId) -> usize {
+        self.end(id, |socket| apps.close(socket))
+    }
+
+    /// The same, where `close` closes sockets.
+    fn end(&mut self, id: FlowId, mut close: impl FnMut(SocketId)) -> usize {
         if let Some(Flow { target: Target::Peer { socket, to }, .. }) = self.flows[id.index()] {
             self.release_peer(id, (socket, to));
         }
@@ -530,7 +536,7 @@ impl Flows {
         if let Some(was) = flow.was {
             self.aliases.remove(&was);
         }
-        self.quota.give_back(flow.channel, Share::FLOW);
+        self.quota.give_back(flow.channel, Share::flow(flow.is_reserved));
         let waited = match flow.target {
             Target::Peer { .. } | Target::Unconnected => 0,
             Target::Resolving { query, waiting, .. } => {
@@ -539,9 +545,9 @@ impl Flows {
                 waiting.len()
             }
         };
-        for Held { socket, counts_for } in self.mappings.remove_flow(flow.mapping, id) {
-            apps.close(socket);
-            self.quota.give_back(counts_for, Share::SOCKET);
+        for held in self.mappings.remove_flow(flow.mapping, id, flow.seen) {
+            close(held.socket);
+            self.quota.give_back(held.counts_for, held.share());
         }
         waited
     }
@@ -554,7 +560,8 @@ impl Flows {
         }
     }
 
-    /// Ends all flows of a channel; returns datagrams that waited.
+    /// Ends all flows of a channel, and those of a client that has moved on if no other channel may have its socket.
+    /// Returns datagrams that waited.
     pub(crate) fn close_channel(&mut self, apps: &mut impl Apps, channel: ChannelIndex) -> usize {
         // Its index is given out again: nothing that is left may be found under it. A client whose flows
         // have moved on keeps its socket; flows that it opens from here on get another.
@@ -564,17 +571,33 @@ impl Flows {
             return 0;
         }
         let ids: Vec<FlowId> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
-        let waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
+        let mut waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
         if self.quota.forget(channel) {
-            let Flows { mappings, flows, quota, .. } = self;
-            mappings.bequeath(channel, |flow| {
-                let heir = flows[flow.index()].as_ref().expect("a mapping lists live flows").channel;
-                quota.take(heir, Share::SOCKET);
-                heir
-            });
+            let refused = self.bequeath(channel);
+            waited += refused.into_iter().map(|client| self.evict(client, |socket| apps.close(socket))).sum::<usize>();
             self.names.forget_channel(channel);
         }
         waited
+    }
+
+    /// Sockets of a channel that has ended count for those to which their flows have moved. Otherwise channels that
+    /// come and go would collect for one of them what is kept for channels without any: it may have one reserved
+    /// socket, and as many others as its share is. Returns the clients that lose their sockets, one at most.
+    fn bequeath(&mut self, channel: ChannelIndex) -> Vec<MappingId> {
+        // With the one that is passed on, which would be free again if its flows ended.
+        let (all, free) = (self.caps.sockets, self.caps.sockets - self.sockets() + 1);
+        let Flows { mappings, flows, quota, .. } = self;
+        mappings.bequeath(channel, |newest, held| {
+            let heir = flows[newest.index()].as_ref().expect("a mapping lists live flows").channel;
+            let own = quota.of(heir);
+            let is_reserved = held.is_reserved && !is_within_share(own.sockets, free, all / 4);
+            let may = !is_reserved || own.reserved_sockets == 0;
+            if may {
+                (held.counts_for, held.is_reserved) = (heir, is_reserved);
+                quota.take(heir, held.share());
+            }
+            may
+        })
     }
 
     /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
@@ -597,6 +620,15 @@ impl Flows {
         }
         waited
     }
+}
+
+/// When a client has sent last. `None` if one of its flows has no peer, or it has ended.
+fn last_seen(mappings: &Mappings, flows: &[Option<Flow>], client: MappingId) -> Option<Nanos> {
+    let ended = mappings.seen(client)?;
+    mappings.flows(client).iter().try_fold(ended, |latest, id| match flows[id.index()].as_ref()? {
+        Flow { target: Target::Peer { .. }, seen, .. } => Some(latest.max(*seen)),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -313,8 +313,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.report_evicted();
     }
 
-    /// Notifies the entries of flows that have ended because their sockets were given to others.
-    fn report_evicted(&mut self) {
+    /// Notifies the entries of flows that have ended because their sockets are for others.
+    pub(super) fn report_evicted(&mut self) {
         for (channel, flow) in self.flows.take_evicted() {
             let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
         }

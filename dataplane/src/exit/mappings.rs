@@ -7,6 +7,8 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
+use super::quota::Share;
+use crate::Nanos;
 use crate::socket::app_batch::{FlowId, SocketId};
 
 /// A channel, and a client's number there.
@@ -30,6 +32,15 @@ impl MappingId {
 pub(super) struct Held {
     pub(super) socket: SocketId,
     pub(super) counts_for: ChannelIndex,
+    /// That channel got it only because it had none.
+    pub(super) is_reserved: bool,
+}
+
+impl Held {
+    /// What the channel has by it.
+    pub(super) fn share(&self) -> Share {
+        Share::socket(self.is_reserved)
+    }
 }
 
 /// The sockets of one client.
@@ -38,6 +49,8 @@ struct Mapping {
     v4: Option<Held>,
     v6: Option<Held>,
     flows: Vec<FlowId>,
+    /// When one of its flows that have ended sent last.
+    seen: Nanos,
 }
 
 impl Mapping {
@@ -71,17 +84,19 @@ impl Mappings {
                 self.list.push(None);
                 MappingId(self.list.len() as u32 - 1)
             });
-            self.list[id.index()] = Some(Mapping { key, v4: None, v6: None, flows: Vec::new() });
+            self.list[id.index()] = Some(Mapping { key, v4: None, v6: None, flows: Vec::new(), seen: 0 });
             id
         });
         self.at(id).flows.push(flow);
         id
     }
 
-    /// Removes a flow. With the last flow of a client its mapping goes: returns the sockets to close.
-    pub(super) fn remove_flow(&mut self, id: MappingId, flow: FlowId) -> ArrayVec<Held, 2> {
+    /// Removes a flow that sent last at `seen`. With the last flow of a client its mapping goes: returns the sockets to
+    /// close.
+    pub(super) fn remove_flow(&mut self, id: MappingId, flow: FlowId, seen: Nanos) -> ArrayVec<Held, 2> {
         let mapping = self.at(id);
         mapping.flows.retain(|of| *of != flow);
+        mapping.seen = mapping.seen.max(seen);
         if !mapping.flows.is_empty() {
             return ArrayVec::new();
         }
@@ -102,16 +117,21 @@ impl Mappings {
         self.at(id).held(ipv6).map(|held| held.socket)
     }
 
-    /// Gives a client a socket that `opener` has opened.
-    pub(super) fn hold(&mut self, id: MappingId, ipv6: bool, socket: SocketId, opener: ChannelIndex) {
-        *self.at(id).held(ipv6) = Some(Held { socket, counts_for: opener });
-        self.by_socket.insert(socket, id);
+    /// Gives a client a socket.
+    pub(super) fn hold(&mut self, id: MappingId, ipv6: bool, held: Held) {
+        *self.at(id).held(ipv6) = Some(held);
+        self.by_socket.insert(held.socket, id);
     }
 
     /// The newest flow of the client that has this socket.
     pub(super) fn flow_of(&self, socket: SocketId) -> Option<FlowId> {
         let mapping = *self.by_socket.get(&socket)?;
         self.list[mapping.index()].as_ref()?.flows.last().copied()
+    }
+
+    /// When a client sent last on flows that have ended; 0 if none has. `None` if it has ended itself.
+    pub(super) fn seen(&self, id: MappingId) -> Option<Nanos> {
+        self.list[id.index()].as_ref().map(|mapping| mapping.seen)
     }
 
     /// All flows of a mapping, the newest last.
@@ -139,16 +159,24 @@ impl Mappings {
         self.by_key.retain(|(of, _), _| *of != channel);
     }
 
-    /// A channel has ended whose sockets are still in use: each counts for the channel of its client's newest flow now.
-    pub(super) fn bequeath(&mut self, channel: ChannelIndex, mut heir: impl FnMut(FlowId) -> ChannelIndex) {
-        for mapping in self.list.iter_mut().flatten() {
-            let newest = *mapping.flows.last().expect("a mapping ends with its last flow");
-            for held in [&mut mapping.v4, &mut mapping.v6].into_iter().flatten() {
-                if held.counts_for == channel {
-                    held.counts_for = heir(newest);
+    /// A channel has ended whose sockets are still in use. `pass_on` has each count for another channel, which it finds
+    /// by the client's newest flow, or returns false. Returns the clients that lose their sockets.
+    pub(super) fn bequeath(
+        &mut self,
+        channel: ChannelIndex,
+        mut pass_on: impl FnMut(FlowId, &mut Held) -> bool,
+    ) -> Vec<MappingId> {
+        let mut refused = Vec::new();
+        for (mapping, id) in self.list.iter_mut().zip(0..) {
+            let Some(Mapping { v4, v6, flows, .. }) = mapping else { continue };
+            let newest = *flows.last().expect("a mapping ends with its last flow");
+            for held in [v4, v6].into_iter().flatten() {
+                if held.counts_for == channel && !pass_on(newest, held) {
+                    refused.push(MappingId(id));
                 }
             }
         }
+        refused
     }
 
     /// The clients that have a socket; one with two may come twice.

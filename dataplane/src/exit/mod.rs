@@ -246,6 +246,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some(record) = self.endpoint.table.remove(channel) else { return };
         self.endpoint.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.endpoint.apps, channel);
+        self.report_evicted();
         self.limiter.forget(channel);
         self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();

@@ -9,10 +9,15 @@ use crate::{Nanos, SECOND};
 /// New flows that a channel may open at once, and per second.
 const OPENS: Rate = Rate::new(64, 64);
 
+/// True if more than the `own` of a channel are free in addition to those that are `kept` for channels without any.
+pub(super) fn is_within_share(own: usize, free: usize, kept: usize) -> bool {
+    free > own + kept
+}
+
 /// True if a channel that has `own` gets one more while `free` are left: its first one if there is one, and others only
-/// while more than it has are free in addition to those that are `kept` for channels without any.
+/// within its share.
 pub(super) fn may_have_another(own: usize, free: usize, kept: usize) -> bool {
-    free > if own == 0 { 0 } else { own + kept }
+    is_within_share(own, free, kept) || own == 0 && free > 0
 }
 
 /// Bounds of the tables.
@@ -24,18 +29,28 @@ pub struct Caps {
     pub sockets: usize,
 }
 
-/// One channel's part of the shared resources.
+/// One channel's part of the shared resources. What it got beyond its share, because it had none, is *reserved*: one
+/// flow and one socket at most, also when others pass on to it what they have.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) flows: usize,
+    pub(super) reserved_flows: usize,
     pub(super) sockets: usize,
+    pub(super) reserved_sockets: usize,
     pub(super) questions: usize,
 }
 
 impl Share {
-    pub(super) const FLOW: Share = Share { flows: 1, sockets: 0, questions: 0 };
-    pub(super) const SOCKET: Share = Share { flows: 0, sockets: 1, questions: 0 };
-    pub(super) const QUESTION: Share = Share { flows: 0, sockets: 0, questions: 1 };
+    const NONE: Share = Share { flows: 0, reserved_flows: 0, sockets: 0, reserved_sockets: 0, questions: 0 };
+    pub(super) const QUESTION: Share = Share { questions: 1, ..Share::NONE };
+
+    pub(super) const fn flow(is_reserved: bool) -> Share {
+        Share { flows: 1, reserved_flows: is_reserved as usize, ..Share::NONE }
+    }
+
+    pub(super) const fn socket(is_reserved: bool) -> Share {
+        Share { sockets: 1, reserved_sockets: is_reserved as usize, ..Share::NONE }
+    }
 }
 
 /// The shares of all channels that hold anything.
@@ -52,14 +67,18 @@ impl Quota {
     pub(super) fn take(&mut self, channel: ChannelIndex, more: Share) {
         let share = self.shares.entry(channel).or_default();
         share.flows += more.flows;
+        share.reserved_flows += more.reserved_flows;
         share.sockets += more.sockets;
+        share.reserved_sockets += more.reserved_sockets;
         share.questions += more.questions;
     }
 
     pub(super) fn give_back(&mut self, channel: ChannelIndex, less: Share) {
         if let Some(share) = self.shares.get_mut(&channel) {
             share.flows -= less.flows;
+            share.reserved_flows -= less.reserved_flows;
             share.sockets -= less.sockets;
+            share.reserved_sockets -= less.reserved_sockets;
             share.questions -= less.questions;
             if *share == Share::default() {
                 self.shares.remove(&channel);

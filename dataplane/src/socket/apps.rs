@@ -32,6 +32,10 @@ pub trait Apps {
     fn adopt(&mut self, socket: UdpSocket) -> io::Result<SocketId>;
     /// Closes a socket, after the next [`Apps::send`].
     fn close(&mut self, socket: SocketId);
+    /// Closes a socket from which nothing waits to be sent. No other gets its number before the next [`Apps::send`].
+    fn close_now(&mut self, socket: SocketId);
+    /// Sockets that will be closed after the next [`Apps::send`].
+    fn closing(&self) -> usize;
     /// Receives one batch from one socket that has something. False if none has.
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool;
     /// How long the newest datagram of the last batch, which came from `socket`, had waited, if that socket has not
@@ -62,6 +66,8 @@ pub struct UdpApps {
     /// Closed in this turn: what waits to be sent from them goes first, and nobody inherits their numbers
     /// before.
     closing: Vec<SocketId>,
+    /// Numbers of those that are closed already.
+    resting: Vec<SocketId>,
     ready: VecDeque<SocketId>,
     unreachable: Vec<(SocketId, SocketAddr)>,
     rcvbuf: usize,
@@ -106,6 +112,7 @@ impl UdpApps {
             sockets: Vec::new(),
             vacant: Vec::new(),
             closing: Vec::new(),
+            resting: Vec::new(),
             ready: VecDeque::new(),
             unreachable: Vec::new(),
             rcvbuf,
@@ -133,6 +140,12 @@ impl UdpApps {
         }
         self.sockets[id as usize] = Some(AppSocket { socket, reports, queued: false, backlog: Backlog::default() });
         Ok(id)
+    }
+
+    /// Sockets that the system holds.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.sockets.iter().flatten().count()
     }
 
     fn read_errors(socket: &UdpSocket, id: SocketId, out: &mut Vec<(SocketId, SocketAddr)>) {
@@ -163,6 +176,16 @@ impl Apps for UdpApps {
 
     fn close(&mut self, socket: SocketId) {
         self.closing.push(socket);
+    }
+
+    fn close_now(&mut self, socket: SocketId) {
+        if self.sockets.get_mut(socket as usize).and_then(Option::take).is_some() {
+            self.resting.push(socket);
+        }
+    }
+
+    fn closing(&self) -> usize {
+        self.closing.len()
     }
 
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool {
@@ -239,11 +262,12 @@ impl Apps for UdpApps {
             }
         }
         send_batch.clear();
-        for id in self.closing.drain(..) {
-            if self.sockets.get_mut(id as usize).and_then(Option::take).is_some() {
-                self.unreachable.retain(|(of, _)| *of != id);
-                self.vacant.push(id);
-            }
+        while let Some(id) = self.closing.pop() {
+            self.close_now(id);
+        }
+        for id in self.resting.drain(..) {
+            self.unreachable.retain(|(of, _)| *of != id);
+            self.vacant.push(id);
         }
     }
 
@@ -383,6 +407,13 @@ mod tests {
         let (_, from) = there.recv_from(&mut [0; 16]).unwrap();
         assert_eq!((Some(from.port()), tally.sent), (own, 1));
         assert_eq!(port(&apps, first), None, "and then it is closed");
+        assert_eq!(apps.open(false).unwrap(), first);
+        // One from which nothing waits is closed before, and nobody gets its number in this turn either.
+        apps.close_now(first);
+        assert_eq!((port(&apps, first), apps.closing()), (None, 0));
+        let third = apps.open(false).unwrap();
+        assert!(third != first);
+        apps.send(&mut send_batch, &mut tally);
         assert_eq!(apps.open(false).unwrap(), first);
     }
 }

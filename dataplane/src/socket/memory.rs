@@ -205,6 +205,14 @@ impl Apps for MemApps {
         self.sockets[socket as usize] = None;
     }
 
+    fn close_now(&mut self, socket: SocketId) {
+        self.close(socket);
+    }
+
+    fn closing(&self) -> usize {
+        0
+    }
+
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool {
         for _ in 0..self.sockets.len() {
             self.at = (self.at + 1) % self.sockets.len();

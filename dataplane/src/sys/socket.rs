@@ -57,7 +57,8 @@ pub(crate) fn refuse_gso(socket: BorrowedFd<'_>) -> io::Result<()> {
     enable(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
 }
 
-/// Datagrams that the kernel dropped at this socket since it was made, mostly because the receive buffer was full.
+/// Datagrams that the kernel dropped at this socket since it was made, mostly because the receive buffer was full. The
+/// count has 32 bits and wraps around.
 ///
 /// # Errors
 /// Not a socket.

@@ -1,7 +1,13 @@
+use super::idlers::YIELDS_AFTER;
 use super::*;
 use crate::exit::names::{WAITING_MAX, WAITING_PER_FLOW};
 use crate::exit::quota::Opens;
+use crate::ledger::Tally;
+use crate::runner::Poller;
+use crate::socket::app_batch::SendBatch;
+use crate::socket::apps::UdpApps;
 use crate::socket::memory::{MemApps, MemNet};
+use crate::socket::offload::Offloads;
 use std::time::Duration;
 
 fn exit() -> (Flows, MemApps) {
@@ -230,8 +236,138 @@ fn greedy_channels_leave_sockets_and_questions_to_newcomers() {
     }
 }
 
+/// Opens a flow of each channel, a client each. Returns how many got a socket.
+fn newcomers(flows: &mut Flows, apps: &mut impl Apps, channels: std::ops::Range<u32>, now: Nanos) -> usize {
+    let mut open =
+        |channel| flows.open(apps, (ChannelIndex(channel), 0), 0, token(channel, 0), peer(channel as u16), now).is_ok();
+    channels.filter(|channel| open(*channel)).count()
+}
+
+/// Channels take what they get until only what is kept for others is left. Returns the next channel.
+fn crowd(flows: &mut Flows, apps: &mut MemApps) -> u32 {
+    let kept = flows.caps.sockets / 4;
+    let is_crowded = |flows: &Flows| flows.caps.sockets - flows.sockets() <= kept;
+    let last = (0..).find(|channel| {
+        fill(flows, apps, *channel, 0);
+        is_crowded(flows)
+    });
+    assert_eq!(flows.caps.sockets - flows.sockets(), kept);
+    last.unwrap() + 1
+}
+
+/// A user opens a channel, moves its only flow to another one that collects them, ends the channel, and so on.
 #[test]
-fn idle_client_gives_its_socket_to_a_channel_without_any() {
+fn channels_that_come_and_go_leave_sockets_to_newcomers() {
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    let next = crowd(&mut flows, &mut apps);
+    let collector = ChannelIndex(999);
+    for (number, channel) in (1000..1100).enumerate() {
+        assert_eq!(newcomers(&mut flows, &mut apps, channel..channel + 1, 0), 1);
+        assert_eq!(flows.relocate(collector, number as u16, &token(channel, 0), 0), Ok(()));
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+        assert!(flows.quota.of(collector) == share(1, 1));
+        // The first one stays, and the others end where they have moved.
+        let ended = if number == 0 { vec![] } else { vec![(collector, number as u16)] };
+        assert_eq!(flows.take_evicted(), ended);
+    }
+    assert_eq!(newcomers(&mut flows, &mut apps, 2000..2100, 0), 24);
+    (0..next).chain([999]).chain(2000..2100).for_each(|channel| {
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+    });
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// What a channel has, among it a socket that it got because it had none.
+fn share(flows: usize, sockets: usize) -> Share {
+    Share { flows, sockets, reserved_sockets: 1, ..Share::default() }
+}
+
+#[test]
+fn replaced_channel_keeps_its_sockets_while_there_is_room() {
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    // Two channels that were opened in a crowd, which has gone.
+    let next = crowd(&mut flows, &mut apps);
+    assert_eq!(newcomers(&mut flows, &mut apps, 100..102, 0), 2);
+    (0..next).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for number in 1..10 {
+        let to = (ChannelIndex(100), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(100, number), peer(1), 0), Ok(()));
+    }
+    assert_eq!(newcomers(&mut flows, &mut apps, 102..103, 0), 1, "the new channel has a client of its own");
+    let moved = (0..10).map(|number| token(100, number)).chain([token(101, 0)]);
+    for (number, token) in (1..).zip(moved) {
+        assert_eq!(flows.relocate(ChannelIndex(102), number, &token, 0), Ok(()));
+    }
+    (100..102).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_eq!(flows.take_evicted(), []);
+    assert!(flows.quota.of(ChannelIndex(102)) == Share { reserved_sockets: 0, ..share(12, 12) });
+    flows.close_channel(&mut apps, ChannelIndex(102));
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn replaced_channel_in_a_crowd_loses_one_socket_at_most() {
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    // An entry has a channel from before the crowd, and one that came in it.
+    (0..5).for_each(|number| {
+        let to = (ChannelIndex(100), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(100, number), peer(1), 0), Ok(()));
+    });
+    let next = crowd(&mut flows, &mut apps);
+    assert_eq!(newcomers(&mut flows, &mut apps, 101..102, 0), 1);
+    let replace = |flows: &mut Flows, apps: &mut MemApps, old: u32, new: u32, tokens: &[Token]| {
+        for (number, token) in (1..).zip(tokens) {
+            assert_eq!(flows.relocate(ChannelIndex(new), number, token, 0), Ok(()));
+        }
+        flows.close_channel(apps, ChannelIndex(old));
+        flows.take_evicted()
+    };
+    let tokens: Vec<_> = (0..5).map(|number| token(100, number)).collect();
+    assert_eq!(replace(&mut flows, &mut apps, 100, 200, &tokens), []);
+    assert_eq!(replace(&mut flows, &mut apps, 101, 201, &[token(101, 0)]), []);
+    assert_eq!(replace(&mut flows, &mut apps, 201, 202, &[token(101, 0)]), [], "and again");
+    assert!(flows.quota.of(ChannelIndex(202)) == share(1, 1));
+    // The new channel has got a socket of its own before the old one ends.
+    assert_eq!(newcomers(&mut flows, &mut apps, 203..204, 0), 1);
+    assert_eq!(replace(&mut flows, &mut apps, 202, 203, &[token(101, 0)]), [(ChannelIndex(203), 1)]);
+    assert!(flows.quota.of(ChannelIndex(203)) == share(1, 1));
+    (0..next).chain([200, 203]).for_each(|channel| {
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+    });
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// The same attack as on sockets, for which no channel has to end.
+#[test]
+fn flows_that_move_leave_flows_to_newcomers() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    let add = |flows: &mut Flows, channel: u32, number: u16| {
+        flows.add(ChannelIndex(channel), number, 0, token(channel, number), Target::Unconnected, 0)
+    };
+    let last = (0..).find(|channel| {
+        (0..1024).find(|number| add(&mut flows, *channel, *number).is_err());
+        FLOWS_MAX - flows.len() <= FLOWS_MAX / 4
+    });
+    assert_eq!(FLOWS_MAX - flows.len(), FLOWS_MAX / 4);
+    for channel in 500..1000 {
+        assert!(add(&mut flows, channel, 0).is_ok());
+        let moved = flows.relocate(ChannelIndex(499), channel as u16, &token(channel, 0), 0);
+        assert_eq!(moved, if channel == 500 { Ok(()) } else { Err(DropReason::FlowsFull) });
+        assert_eq!(add(&mut flows, channel, 1).is_ok(), channel == 500);
+    }
+    // Moved on by itself, and to the next channel, it has its place.
+    assert_eq!(flows.relocate(ChannelIndex(499), 1, &token(500, 0), 0), Ok(()));
+    assert_eq!(flows.relocate(ChannelIndex(498), 1, &token(500, 0), 0), Ok(()));
+    (0..=last.unwrap()).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for channel in 501..1000 {
+        assert_eq!(flows.relocate(ChannelIndex(498), channel as u16, &token(channel, 0), 0), Ok(()));
+    }
+    (498..1000).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn channel_without_a_socket_gets_that_of_the_longest_idle() {
     let (mut flows, mut apps, _) = exit_with(1024, 4);
     let mut open = |flows: &mut Flows, (channel, number): (u32, u16), map: u16, now: Nanos| {
         flows.open(&mut apps, (ChannelIndex(channel), number), map, token(channel, number), peer(number), now)
@@ -239,11 +375,14 @@ fn idle_client_gives_its_socket_to_a_channel_without_any() {
     for channel in 0..4 {
         assert_eq!(open(&mut flows, (channel, 0), 0, SECOND * Nanos::from(channel)), Ok(()));
     }
-    // The client that came first has a second flow.
-    assert_eq!(open(&mut flows, (0, 1), 0, 20 * SECOND), Ok(()));
+    // The client that came first has a second flow, and a third one that has ended.
+    assert_eq!(open(&mut flows, (0, 1), 0, 10 * SECOND), Ok(()));
+    assert_eq!(open(&mut flows, (0, 2), 0, 20 * SECOND), Ok(()));
+    let (id, _) = flows.at(ChannelIndex(0), 2).unwrap();
+    assert_eq!(flows.end(id, |_| panic!("the client has other flows")), 0);
     assert_eq!(open(&mut flows, (9, 0), 0, YIELDS_AFTER), Err(DropReason::SocketsFull));
     // Channel 1 has been idle for longest. A channel that has a socket gets no other.
-    let now = YIELDS_AFTER + 3 * SECOND;
+    let now = YIELDS_AFTER + 10 * SECOND;
     assert_eq!(open(&mut flows, (3, 1), 1, now), Err(DropReason::SocketsFull));
     assert_eq!(open(&mut flows, (9, 0), 0, now), Ok(()));
     assert_eq!(flows.take_evicted(), [(ChannelIndex(1), 0)]);
@@ -260,6 +399,56 @@ fn idle_client_gives_its_socket_to_a_channel_without_any() {
         flows.close_channel(&mut apps, ChannelIndex(channel));
     });
     assert_empty(&mut flows, &mut apps);
+}
+
+/// Clients are listed when one of them has to go, and the others go by that list later.
+#[test]
+fn client_that_was_idle_once_shields_no_other() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4);
+    let touch = |flows: &mut Flows, channel: u32, now: Nanos| {
+        let (id, _) = flows.at(ChannelIndex(channel), 0).unwrap();
+        flows.touch(id, now);
+    };
+    (0..4).for_each(|channel| touch_new(&mut flows, &mut apps, channel, SECOND * Nanos::from(channel)));
+    let mut goes = |flows: &mut Flows, newcomer: u32, now: Nanos| {
+        touch_new(flows, &mut apps, newcomer, now);
+        flows.take_evicted().iter().map(|(channel, _)| channel.0).collect::<Vec<_>>()
+    };
+    assert_eq!(goes(&mut flows, 10, 40 * SECOND), [0]);
+    // Channel 1 is on the list, sends, and is idle again for less long than the two behind it.
+    touch(&mut flows, 1, 41 * SECOND);
+    assert_eq!(goes(&mut flows, 11, 100 * SECOND), [2]);
+    assert_eq!(goes(&mut flows, 12, 100 * SECOND), [3]);
+    // Nobody is left on it: they are looked for again.
+    assert_eq!(goes(&mut flows, 13, 102 * SECOND), [10]);
+    // All that are listed have sent since.
+    touch(&mut flows, 1, 104 * SECOND);
+    touch(&mut flows, 11, 110 * SECOND);
+    assert_eq!(goes(&mut flows, 14, 150 * SECOND), [12]);
+}
+
+/// Opens the flow of a channel that finds a socket.
+fn touch_new(flows: &mut Flows, apps: &mut MemApps, channel: u32, now: Nanos) {
+    assert_eq!(newcomers(flows, apps, channel..channel + 1, now), 1);
+}
+
+#[test]
+fn system_never_holds_more_sockets_than_the_exit_may_have() {
+    let (mut flows, _) = exit();
+    let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
+    assert_eq!(newcomers(&mut flows, &mut apps, 0..4, 0), 4);
+    // All in one turn: the clients of these go, and those that came instead are not idle.
+    for (channel, gets) in (10..15).zip([1, 1, 1, 1, 0]) {
+        assert_eq!(newcomers(&mut flows, &mut apps, channel..channel + 1, YIELDS_AFTER), gets);
+        assert_eq!((flows.sockets(), apps.held()), (4, 4));
+    }
+    // The datagrams of a flow that has ended may still wait to be sent.
+    flows.close_channel(&mut apps, ChannelIndex(10));
+    assert_eq!(newcomers(&mut flows, &mut apps, 20..21, YIELDS_AFTER), 0);
+    assert_eq!((flows.sockets(), apps.held()), (3, 4));
+    apps.send(&mut SendBatch::default(), &mut Tally::default());
+    assert_eq!(newcomers(&mut flows, &mut apps, 20..22, YIELDS_AFTER), 1);
+    assert_eq!((flows.sockets(), apps.held()), (4, 4));
 }
 
 #[test]

@@ -187,6 +187,24 @@ fn no_user_closes_a_destination_for_others() {
 }
 
 #[test]
+fn entry_learns_which_flows_end_with_a_socket_not_passed_on() {
+    let mut bench = Bench::with(Class::L, 5, |settings| settings.caps.sockets = 8);
+    for channel in 0..5 {
+        (0..3).for_each(|flow| bench.send(channel, flow, address(9)));
+    }
+    // The last two have one because they had none. The flow of one moves to the other.
+    assert_eq!(bench.turn().gauges.sockets, 8);
+    let mut token = [0; 16];
+    token[2..6].copy_from_slice(&4u32.to_be_bytes());
+    bench.frame(3, &Frame::Move { flow: 7, token });
+    assert_eq!(bench.statuses(), [(7, Status::Open)]);
+    bench.exit.apply(Command::RetireChannel { channel: ChannelIndex(4) }, bench.now);
+    assert_eq!(bench.said(|frame| if let Frame::Close { flow } = frame { Some(*flow) } else { None }), [7]);
+    let ledger = bench.turn();
+    assert_eq!((ledger.gauges.sockets, ledger.gauges.flows), (7, 7));
+}
+
+#[test]
 fn answering_and_trusted_destinations_have_no_budget() {
     let limits = Limits { unanswered: Some(100), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 1, |settings| {
