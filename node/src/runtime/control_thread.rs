@@ -13,6 +13,7 @@ use wire::ids::Side;
 
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::door::{DOOR_PAUSE, Door};
+use crate::runtime::drop_counter::READ_EVERY;
 use crate::runtime::flood::Flood;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
@@ -75,6 +76,7 @@ impl ControlThread {
             }
         };
         let clock = self.reporter.clock;
+        let mut read_drops_at = Duration::ZERO;
         while !self.stop.load(Ordering::Acquire) {
             while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
                 self.bridge.resolved(query, addresses);
@@ -101,6 +103,11 @@ impl ControlThread {
                 alarm.look(clock.elapsed(), || self.reporter.meter(&self.reporter.profile()));
                 wake = wake.min(alarm.due());
             }
+            if clock.elapsed() >= read_drops_at {
+                read_drops_at = clock.elapsed() + READ_EVERY;
+                self.reporter.read_drops();
+            }
+            wake = wake.min(read_drops_at);
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }

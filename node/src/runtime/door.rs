@@ -13,15 +13,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dataplane::ledger::{DropReason, Tally};
-use dataplane::sys::{self, GRO_BYTES_MAX, Steering};
+use dataplane::sys::{self, GRO_BYTES_MAX, Received, Steering};
 use socket2::{Domain, Socket, Type};
+
+use crate::runtime::drop_counter::DropCounter;
 
 /// Bytes of the receive buffer of each socket, if the system grants them: 180 halves or more.
 pub const DOOR_BUFFER: usize = 1 << 18;
-/// Most halves that control takes from one socket in a turn, and somewhat more if they come in bursts.
+/// Most halves that control takes from one socket in a turn.
 pub const DOOR_HALVES_PER_TURN: usize = 256;
-/// Whole messages 1 after which control takes no more from one socket in a turn, but for those of the same receive
-/// call: their public-key work takes milliseconds, in which the other socket fills.
+/// Whole messages 1 after which control takes no more from one socket in a turn: their public-key work takes
+/// milliseconds, in which the other socket fills.
 pub const DOOR_WHOLE_PER_TURN: usize = 16;
 /// While many halves come, control looks for them once in this time, so that it leaves a worker on its core alone.
 pub const DOOR_PAUSE: Duration = Duration::from_millis(1);
@@ -36,41 +38,56 @@ const OTHER_LANES: [u32; 3] = [1, 1, 1];
 /// The sockets of control's own.
 pub struct Door {
     half_len: usize,
-    buffers: Vec<Vec<u8>>,
+    /// Of each socket for halves.
+    batches: [Batch; 2],
     counts: Arc<DoorCounts>,
+}
+
+/// What the last receive call brought. Control takes it in several turns if it is more than one turn may take.
+struct Batch {
+    buffers: Vec<Vec<u8>>,
+    messages: Vec<Received>,
+    /// The message and the byte at which the next datagram begins.
+    next: (usize, usize),
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch { buffers: vec![vec![0; GRO_BYTES_MAX]; MESSAGES], messages: Vec::new(), next: (0, 0) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.next.0 == self.messages.len()
+    }
+
+    /// Receives once all that came before has been taken. Returns true if the call came back full.
+    fn fill(&mut self, socket: &UdpSocket) -> bool {
+        let Batch { buffers, messages, next } = self;
+        messages.clear();
+        *next = (0, 0);
+        let _ = sys::recv(socket, buffers.iter_mut().map(Vec::as_mut_slice), 1, |_, message| messages.push(message));
+        messages.len() == MESSAGES
+    }
+
+    /// Takes the next datagram.
+    fn take(&mut self) -> Option<(SocketAddr, &mut [u8])> {
+        let (at, start) = self.next;
+        let Received { len, segment, from } = *self.messages.get(at)?;
+        let len = len.min(GRO_BYTES_MAX);
+        let end = len.min(start + segment.unwrap_or(len).max(1));
+        self.next = if end < len { (at, end) } else { (at + 1, 0) };
+        Some((from, &mut self.buffers[at][start..end]))
+    }
 }
 
 /// The sockets of a door, whose drops the kernel counts, and its own counts.
 pub struct DoorCounts {
     /// For halves without a cookie, and for those that claim one.
-    halves: [Dropping; 2],
+    halves: [DropCounter; 2],
     /// One for each lane: they refuse what is shorter than a cell, and halves at lanes to which no handshake goes.
-    refusing: Vec<Dropping>,
+    refusing: Vec<DropCounter>,
     taken: AtomicU64,
     odd: AtomicU64,
-}
-
-/// A socket, and the datagrams that the kernel dropped there as of the last look.
-struct Dropping {
-    socket: UdpSocket,
-    seen: AtomicU64,
-}
-
-impl Dropping {
-    fn new(socket: UdpSocket) -> Dropping {
-        Dropping { socket, seen: AtomicU64::new(0) }
-    }
-
-    /// Datagrams dropped. The kernel counts them in 32 bits, which a flood uses up in some hours: looks that are
-    /// further apart miss 2^32 of them.
-    fn count(&self) -> u64 {
-        let update = |seen: u64| {
-            let now = sys::kernel_drops(&self.socket).ok()? as u32;
-            Some(seen + u64::from(now.wrapping_sub(seen as u32)))
-        };
-        let _ = self.seen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
-        self.seen.load(Ordering::Relaxed)
-    }
 }
 
 impl DoorCounts {
@@ -79,7 +96,7 @@ impl DoorCounts {
     pub fn add_to(&self, tally: &mut Tally) {
         let [taken, odd] = [&self.taken, &self.odd].map(|count| count.load(Ordering::Relaxed));
         let [full, refused] =
-            [&self.halves[..], &self.refusing].map(|all| all.iter().map(Dropping::count).sum::<u64>());
+            [&self.halves[..], &self.refusing].map(|all| all.iter().map(DropCounter::read).sum::<u64>());
         tally.received += taken + odd + full + refused;
         tally.consumed += taken;
         tally.drop_many(DropReason::Length, odd + refused);
@@ -112,12 +129,13 @@ impl Door {
         }
 
         let counts = DoorCounts {
-            halves: halves.map(Dropping::new),
-            refusing: refusing.into_iter().map(Dropping::new).collect(),
+            halves: halves.map(DropCounter::new),
+            refusing: refusing.into_iter().map(DropCounter::new).collect(),
             taken: AtomicU64::new(0),
             odd: AtomicU64::new(0),
         };
-        Ok(Door { half_len, buffers: vec![vec![0; GRO_BYTES_MAX]; MESSAGES], counts: Arc::new(counts) })
+        let batches = [Batch::new(), Batch::new()];
+        Ok(Door { half_len, batches, counts: Arc::new(counts) })
     }
 
     pub fn counts(&self) -> Arc<DoorCounts> {
@@ -131,33 +149,27 @@ impl Door {
 
     /// Hands over the halves that wait, with their sender. The flag is set for those without a cookie if they fill half
     /// of their receive buffer, or more. `each` returns true if a half cost public-key work; after
-    /// [`DOOR_WHOLE_PER_TURN`] of these the rest waits. Returns true if a receive call came back full.
+    /// [`DOOR_WHOLE_PER_TURN`] of these the rest waits. Returns true if there may be more.
     pub fn read(&mut self, mut each: impl FnMut(SocketAddr, &mut [u8], bool) -> bool) -> bool {
-        let Door { half_len, buffers, counts } = self;
+        let Door { half_len, batches, counts } = self;
         let mut is_busy = false;
-        for (i, Dropping { socket, .. }) in counts.halves.iter().enumerate() {
+        for (i, (batch, DropCounter { socket, .. })) in batches.iter_mut().zip(&counts.halves).enumerate() {
             let is_crowded = i == 0 && sys::is_half_full(socket).unwrap_or(false);
             let (mut taken, mut odd, mut whole) = (0, 0, 0);
+            let mut may_have_more = true;
             while taken + odd < DOOR_HALVES_PER_TURN && whole < DOOR_WHOLE_PER_TURN {
-                let mut received = [None; MESSAGES];
-                let slices = buffers.iter_mut().map(Vec::as_mut_slice);
-                let got = sys::recv(socket, slices, 1, |at, message| received[at] = Some(message)).unwrap_or(0);
-                for (buffer, message) in buffers.iter_mut().zip(received.into_iter().flatten()) {
-                    let bytes = message.len.min(buffer.len());
-                    for datagram in buffer[..bytes].chunks_mut(message.segment.unwrap_or(bytes).max(1)) {
-                        if datagram.len() == *half_len {
-                            taken += 1;
-                            whole += usize::from(each(message.from, datagram, is_crowded));
-                        } else {
-                            odd += 1;
-                        }
+                match batch.take() {
+                    Some((from, half)) if half.len() == *half_len => {
+                        taken += 1;
+                        whole += usize::from(each(from, half, is_crowded));
                     }
+                    Some(_) => odd += 1,
+                    None if may_have_more => may_have_more = batch.fill(socket),
+                    None => break,
                 }
-                if got < MESSAGES {
-                    break;
-                }
-                is_busy = true;
             }
+            // The poller does not see what a batch still holds.
+            is_busy |= may_have_more || !batch.is_empty();
             counts.taken.fetch_add(taken as u64, Ordering::Relaxed);
             counts.odd.fetch_add(odd as u64, Ordering::Relaxed);
         }
@@ -286,25 +298,18 @@ mod tests {
 
     #[test]
     fn bursts_of_halves_are_taken_apart_and_of_cells_left_alone() {
-        let link = link();
-        sys::enable_gro(&link).unwrap();
-        let mut door = Door::open(std::slice::from_ref(&link), HALF, SHORT_CELL, true).unwrap();
-        let (to, sender) = (link.local_addr().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        let from = sender.local_addr().unwrap();
-        let send = |pieces: &[Vec<u8>]| {
-            let message = Message { to, pieces: pieces.len(), segment: Some(pieces[0].len() as u16) };
-            sys::send(&sender, std::iter::once(message), pieces.iter().map(Vec::as_slice)).unwrap();
-        };
+        let (link, mut door, send) = joining(SHORT_CELL);
         send(&[half(0, 1), half(1, 2), half(0, 3)]);
         send(&[half(1, 4), half(0, 5)]);
         // As long as five halves, a burst that ends in something else, and one that is too short for a cell.
         send(&vec![vec![8; SHORT_CELL]; 14]);
         send(&[half(0, 1), vec![8; SHORT_CELL]]);
         send(&[vec![8; 40], vec![8; 40]]);
-        assert_eq!(read(&mut door), [(from, 1), (from, 2), (from, 3), (from, 4), (from, 5)]);
+        let halves: Vec<_> = read(&mut door).into_iter().map(|(_, last)| last).collect();
+        assert_eq!(halves, [1, 2, 3, 4, 5]);
         let mut buffer = [0; 8192];
         for len in [14 * SHORT_CELL, HALF + SHORT_CELL] {
-            assert_eq!(link.recv_from(&mut buffer).unwrap(), (len, from));
+            assert_eq!(link.recv(&mut buffer).unwrap(), len);
         }
         assert!(link.recv_from(&mut buffer).is_err());
         assert_eq!(tally(&door).drops(DropReason::Length), 1, "a burst counts once");
@@ -372,6 +377,52 @@ mod tests {
         assert_eq!(turn(), ([DOOR_WHOLE_PER_TURN; 2], true));
         while turn().1 {}
         assert_eq!(taken, [60, 60]);
+    }
+
+    /// A link socket and its door that join bursts, and what sends them.
+    fn joining(cell_len: usize) -> (UdpSocket, Door, impl Fn(&[Vec<u8>])) {
+        let link = link();
+        sys::enable_gro(&link).unwrap();
+        let door = Door::open(std::slice::from_ref(&link), HALF, cell_len, true).unwrap();
+        let (to, sender) = (link.local_addr().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let send = move |pieces: &[Vec<u8>]| {
+            let message = Message { to, pieces: pieces.len(), segment: Some(pieces[0].len() as u16) };
+            sys::send(&sender, std::iter::once(message), pieces.iter().map(Vec::as_slice)).unwrap();
+        };
+        (link, door, send)
+    }
+
+    #[test]
+    fn turn_ends_after_sixteen_whole_messages_of_a_burst() {
+        let (_link, mut door, send) = joining(CELL);
+        let halves: Vec<_> = (1..=60).map(|number| half(0, number)).collect();
+        halves.chunks(20).for_each(&send);
+        let mut turn = || {
+            let mut taken = Vec::new();
+            let is_busy = door.read(|_, half, _| {
+                taken.push(half[HALF - 1]);
+                true
+            });
+            (taken, is_busy)
+        };
+        for (numbers, is_busy) in [(1..=16, true), (17..=32, true), (33..=48, true), (49..=60, false)] {
+            assert_eq!(turn(), (numbers.collect(), is_busy));
+        }
+        assert_eq!(tally(&door).consumed, 60);
+    }
+
+    /// The kernel joins a datagram that is shorter than a cell to the cells before it if it has their sender's address,
+    /// whoever has sent it.
+    #[test]
+    fn short_datagram_joined_to_cells_takes_none_of_them_along() {
+        let (link, mut door, send) = joining(CELL);
+        let mut buffer = [0; 8192];
+        for tail in [1, HALF, CELL - 1] {
+            send(&[vec![1; CELL], vec![2; CELL], vec![3; CELL], vec![4; tail]]);
+            assert_eq!(link.recv(&mut buffer).unwrap(), 3 * CELL + tail);
+        }
+        assert_eq!(read(&mut door), []);
+        assert_eq!(tally(&door).received, 0);
     }
 
     #[test]

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use dataplane::command::Command;
 use dataplane::entry::{Association, Destination, Listener, ListenerId, ListenerKind};
-use dataplane::sys::{self, Waker};
+use dataplane::sys::Waker;
 use wire::cell::Shape;
 use wire::frames::Status;
 
 use crate::config::{ConfigError, Forward, in_words};
+use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::refused_flows::{RefusedFlow, RefusedFlows, WAKE};
 use crate::runtime::sockets::cannot_bind;
 
@@ -58,7 +59,7 @@ struct State {
 impl State {
     /// The kernel's drops at open sockets.
     fn drops(&self) -> u64 {
-        self.open.iter().filter_map(|open| sys::kernel_drops(&open.socket).ok()).sum()
+        self.open.iter().map(|open| open.drops.read()).sum()
     }
 }
 
@@ -84,7 +85,7 @@ impl Drop for Relay {
 
 struct Open {
     id: ListenerId,
-    socket: UdpSocket,
+    drops: DropCounter,
     listener: Listener,
     /// A tunnel's.
     refused: Option<Arc<RefusedFlows>>,
@@ -103,7 +104,8 @@ impl Listeners {
         control: Arc<Waker>,
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
-            Ok(Open { id: ListenerId(id), socket: socket.try_clone()?, listener: listener.clone(), refused: None })
+            let drops = DropCounter::new(socket.try_clone()?);
+            Ok(Open { id: ListenerId(id), drops, listener: listener.clone(), refused: None })
         });
         let open = open.collect::<std::io::Result<Vec<_>>>()?;
         let state = State { next: open.len() as u32, open, gone: 0 };
@@ -174,7 +176,7 @@ impl Listeners {
     pub fn forwards(&self) -> Vec<(ListenerId, Forward)> {
         let of = |open: &Open| match &open.listener.kind {
             ListenerKind::Forward(to) => {
-                let listen = open.socket.local_addr().ok()?;
+                let listen = open.drops.socket.local_addr().ok()?;
                 let (idle, max_age) = (Some(open.listener.idle), Some(open.listener.max_age));
                 Some((open.id, Forward { listen, to: to.clone(), idle, max_age }))
             }
@@ -204,10 +206,10 @@ impl Listeners {
         if self.commands().len() >= WAITING_COMMANDS_MAX {
             return Err(std::io::Error::other(format!("{WAITING_COMMANDS_MAX} commands wait for this entry already")));
         }
-        let duplicate = socket.try_clone()?;
+        let drops = DropCounter::new(socket.try_clone()?);
         let id = ListenerId(state.next);
         state.next += 1;
-        state.open.push(Open { id, socket: duplicate, listener: listener.clone(), refused });
+        state.open.push(Open { id, drops, listener: listener.clone(), refused });
         self.send(Command::Listen { id, socket, listener });
         Ok(id)
     }
@@ -215,8 +217,8 @@ impl Listeners {
     /// The address of an open socket, and whether it is a forward.
     pub fn find(&self, id: ListenerId) -> Option<(SocketAddr, bool)> {
         let state = self.state();
-        let Open { socket, listener, .. } = state.open.iter().find(|open| open.id == id)?;
-        Some((socket.local_addr().ok()?, matches!(listener.kind, ListenerKind::Forward(_))))
+        let Open { drops, listener, .. } = state.open.iter().find(|open| open.id == id)?;
+        Some((drops.socket.local_addr().ok()?, matches!(listener.kind, ListenerKind::Forward(_))))
     }
 
     /// Makes the worker close a socket.
@@ -224,7 +226,7 @@ impl Listeners {
         let mut state = self.state();
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
             let gone = state.open.remove(at);
-            state.gone += sys::kernel_drops(&gone.socket).unwrap_or(0);
+            state.gone += gone.drops.read();
             self.send(Command::Unlisten { id });
         }
     }
@@ -233,11 +235,11 @@ impl Listeners {
     /// Tunnels learn it first, because another program may take the ports as soon as they are closed.
     pub fn close_all(&self) {
         let mut state = self.state();
-        for Open { socket, listener, refused, .. } in &state.open {
+        for Open { drops, listener, refused, .. } in &state.open {
             let (Some(refused), ListenerKind::Socks(association)) = (refused, &listener.kind) else { continue };
             refused.end();
             if let Association { client, port: Some(port) } = association {
-                let _ = socket.send_to(WAKE, (*client, *port));
+                let _ = drops.socket.send_to(WAKE, (*client, *port));
             }
         }
         state.gone += state.drops();
@@ -279,7 +281,7 @@ impl Listeners {
         if let (Some(refused), Ok(destination)) = (&open.refused, destination.parse()) {
             refused.push(RefusedFlow { destination, status });
             // Every call of the tunnel checks for refused flows first. A call that already waits is woken.
-            let _ = open.socket.send_to(WAKE, client);
+            let _ = open.drops.socket.send_to(WAKE, client);
         }
     }
 
@@ -326,6 +328,7 @@ pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataplane::sys;
     use wire::cell::Class;
 
     const TIMES: Times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };

@@ -8,13 +8,15 @@
 //! Unix socket ([`local`]). `trust_keeper` saves the state of
 //! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
 //! the next hop, and `own_addresses` reads those of an exit's host. [`log`] decides what is logged of events, `flood`
-//! of floods of handshakes, and `pauses` of times in which the node did not run.
+//! of floods of handshakes, and `pauses` of times in which the node did not run. `door` takes in handshakes, and
+//! `drop_counter` counts what the kernel drops at a socket.
 
 mod address_order;
 pub mod bridge;
 pub mod console;
 mod control_thread;
 mod door;
+mod drop_counter;
 pub mod expiry;
 mod flood;
 pub mod icmp;

@@ -24,6 +24,7 @@ use crate::report::NodeReport;
 use crate::runtime::bridge::Bridge;
 use crate::runtime::control_thread::ControlThread;
 use crate::runtime::door::Door;
+use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::flood::Flood;
 use crate::runtime::icmp::Icmp;
 use crate::runtime::listeners::{Listeners, Times};
@@ -106,7 +107,7 @@ impl Node {
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
-            watched.push(socket.try_clone().map_err(duplicate())?);
+            watched.push(DropCounter::new(socket.try_clone().map_err(duplicate())?));
         }
 
         let socks = std::mem::take(&mut sockets.socks);

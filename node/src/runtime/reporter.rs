@@ -1,21 +1,20 @@
 //! The report of a running node, from what its threads share.
 
-use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use control::Counters;
 use control::trust::TrustStatus;
 use dataplane::latency::{self, Profile};
-use dataplane::ledger::Ledger;
+use dataplane::ledger::{Ledger, Tally};
 use dataplane::runner::{Clock, Turns};
-use dataplane::sys;
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::Class;
 
 use crate::config::NodeRole;
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
+use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::listeners::Listeners;
 use crate::runtime::readiness::Readiness;
 
@@ -41,7 +40,7 @@ pub(super) struct Reporter {
     pub(super) profiles: Vec<latency::Shared>,
     pub(super) control: Arc<Mutex<ControlState>>,
     /// Duplicates of the link sockets, for the kernel's drop counters.
-    pub(super) sockets: Arc<Vec<UdpSocket>>,
+    pub(super) sockets: Arc<Vec<DropCounter>>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
     /// Only at an entry.
@@ -63,8 +62,7 @@ impl Reporter {
         NodeReport {
             turns,
             sleeps,
-            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum::<u64>()
-                + self.listeners.as_ref().map_or(0, Listeners::kernel_drops),
+            kernel_drops: self.kernel_drops(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
@@ -74,6 +72,19 @@ impl Reporter {
         .with_control(&control.counters, control.half_open)
         .with_flood(control.flood_per_s)
         .with_trust(&self.chain, &control.trust)
+    }
+
+    fn kernel_drops(&self) -> u64 {
+        self.sockets.iter().map(DropCounter::read).sum::<u64>()
+            + self.listeners.as_ref().map_or(0, Listeners::kernel_drops)
+    }
+
+    /// Looks at all counters of the kernel, so that none wraps around unseen.
+    pub(super) fn read_drops(&self) {
+        self.kernel_drops();
+        if let Some(door) = &self.door {
+            door.add_to(&mut Tally::default());
+        }
     }
 
     /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may
@@ -106,6 +117,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::UdpSocket;
+
+    use dataplane::sys;
+
     use super::*;
 
     /// A reporter of a node without threads.
@@ -131,7 +146,8 @@ pub(super) mod tests {
     fn report_counts_kernel_drops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         sys::size_receive_buffer(&socket, 4096).unwrap();
-        let reporter = Reporter { sockets: Arc::new(vec![socket.try_clone().unwrap()]), ..idle_reporter() };
+        let counters = vec![DropCounter::new(socket.try_clone().unwrap())];
+        let reporter = Reporter { sockets: Arc::new(counters), ..idle_reporter() };
         assert_eq!(reporter.report().kernel_drops, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..100 {
