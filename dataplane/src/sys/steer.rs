@@ -30,7 +30,9 @@ pub struct Steering {
     /// Bytes of a half of message 1. A burst is one of halves if it is as long as several and begins like one: a burst
     /// of cells that is as long begins so once in 2^31, and is then lost.
     pub half_len: usize,
-    /// Bytes of a cell: no burst of cells is shorter.
+    /// Bytes of a cell: no burst of cells is shorter. Longer ones are not judged by their length. The kernel joins a
+    /// shorter datagram to the cells before it if it has their addresses, so a forged one of a byte would take
+    /// dozens of cells along. The worker drops that byte alone.
     pub cell_len: usize,
     /// Gets halves whose mac2 is zeros.
     pub without_cookie: u32,
