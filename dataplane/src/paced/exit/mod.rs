@@ -224,8 +224,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn install(&mut self, batch: u64, up: ChannelAt, keys: ExitKeys, token: Option<MeetingToken>) {
+        // For a batch that begins, cells may have been opened that a meeting must not get.
+        let is_late = self.times.first(batch) <= self.rounds.released() + AHEAD_MAX;
         let state = ExitChannel { keys, peer: None, session: None, has_begun: false };
-        if !self.batches.add(batch, Channel { up, down: None, state }) {
+        if is_late || !self.batches.add(batch, Channel { up, down: None, state }) {
             return;
         }
         let channels = self.batches.of_round_mut(self.times.first(batch));

@@ -342,6 +342,20 @@ fn third_channel_with_a_token_gets_data_bodies() {
 }
 
 #[test]
+fn channel_that_comes_when_its_batch_begins_is_refused() {
+    let mut bench = Bench::new(false);
+    bench.channel(BATCH, 0, [9; 32]);
+    let first = bench.first();
+    bench.release(Direction::Forward, first - 8);
+    bench.channel(BATCH, 1, [9; 32]);
+    bench.release(Direction::Backward, first - 1);
+    bench.take();
+    bench.release(Direction::Backward, first);
+    let cells = bench.take();
+    assert_eq!((data(&cells).count(), Bench::heard(0, &cells)), (2, Vec::new()), "one channel, which meets nobody");
+}
+
+#[test]
 fn what_does_not_open_or_comes_twice_or_late_is_counted() {
     let mut bench = Bench::new(false);
     bench.channels(2);
