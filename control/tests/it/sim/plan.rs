@@ -116,7 +116,7 @@ impl Plan {
         self.terms.classes.push(ClassTerms { class, mixing_delay_ms: 20, lifetime_s: 3600 });
         for (descriptor, at) in self.descriptors.iter_mut().zip(1..) {
             let addresses = vec![port_of_class(up_address(at), place)];
-            descriptor.contacts.push(Contact { class, lanes: 1, addresses, names: Vec::new() });
+            descriptor.contacts.push(Contact { class: class.into(), lanes: 1, addresses, names: Vec::new() });
         }
     }
 
