@@ -209,6 +209,7 @@ impl Loaded {
             notes,
             locks: Vec::new(),
         };
+        loaded.check_classes()?;
         loaded.classes().iter().try_for_each(ServedClass::check)?;
         Ok(loaded)
     }
