@@ -89,7 +89,8 @@ pub struct EntryArgs {
     ///
     /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With
     /// `,idle_s=SECONDS` at the end, a flow without traffic from the client is closed after that time; with
-    /// `,max_age_ms=MILLISECONDS`, datagrams that have waited for longer at the entry are dropped.
+    /// `,max_age_ms=MILLISECONDS`, datagrams that have waited for longer at the entry are dropped; with `,class=NAME`
+    /// they travel in cells of another class of the chain than its first.
     #[arg(long = "forward", value_name = "LISTEN=DEST", help_heading = "Listeners")]
     pub forwards: Vec<Forward>,
     /// Serve SOCKS5 clients at LISTEN (repeatable)

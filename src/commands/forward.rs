@@ -40,11 +40,13 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             } else if forwards.is_empty() {
                 say("no forwards")?;
             } else {
-                let mut rows = table(&["listen", "to", "idle timeout", "max age"]);
-                for ForwardInfo { listen, to, idle_s, max_age_ms } in forwards {
+                let has_classes = forwards.iter().any(|forward| forward.class.is_some());
+                let header = ["listen", "to", "idle timeout", "max age", "class"];
+                let mut rows = table(if has_classes { &header } else { &header[..4] });
+                for ForwardInfo { listen, to, idle_s, max_age_ms, class } in forwards {
                     let idle = idle_s.map_or_else(String::new, |seconds| format!("{seconds} s"));
                     let max_age = max_age_ms.map_or_else(String::new, |ms| format!("{ms} ms"));
-                    rows.add_row([listen.to_string(), to, idle, max_age]);
+                    rows.add_row([listen.to_string(), to, idle, max_age].into_iter().chain(class));
                 }
                 say(lines(&rows).trim_end())?;
             }

@@ -20,7 +20,7 @@ use wire::frames;
 
 use crate::args::{EntryArgs, NodeArgs, ProcessArgs};
 use crate::tables;
-use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part};
+use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, ServedClass};
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::running::{self, Running};
 
@@ -160,8 +160,12 @@ fn node(
 
 /// False if programs cannot use this entry yet. It then needs a command socket, through which forwards are added.
 pub(super) fn require_listeners(loaded: &Loaded) -> Result<bool, ConfigError> {
-    let Part::Entry(EntryPart { forwards, pymix, socks, commands, .. }) = &loaded.config.part else { return Ok(true) };
-    if !(forwards.is_empty() && pymix.is_empty() && socks.is_empty()) {
+    let Part::Entry(EntryPart { commands, .. }) = &loaded.config.part else { return Ok(true) };
+    let has_listeners = |class: &ServedClass<'_>| {
+        let Part::Entry(EntryPart { forwards, pymix, socks, .. }) = &class.config.part else { return false };
+        !(forwards.is_empty() && pymix.is_empty() && socks.is_empty())
+    };
+    if loaded.classes().iter().any(has_listeners) {
         return Ok(true);
     }
     if commands.is_some() {
@@ -265,8 +269,11 @@ fn watch_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<Received>> {
 
 /// Prints the last report. Its reader may have gone away, which is not an error.
 fn print(node: &NodeReport, json: bool) {
-    let text =
-        if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node) };
+    let text = if json {
+        serde_json::to_string(node).unwrap_or_default() + "\n"
+    } else {
+        tables::by_class(node, tables::summary::render)
+    };
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 

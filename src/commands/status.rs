@@ -48,9 +48,9 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let text = if args.json {
         serde_json::to_string(&node)? + "\n"
     } else if args.verbose {
-        tables::nodes::render(&[node])
+        tables::by_class(&node, |node| tables::nodes::render(std::slice::from_ref(node)))
     } else {
-        tables::summary::render(&node)
+        tables::by_class(&node, tables::summary::render)
     };
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

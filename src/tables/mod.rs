@@ -8,9 +8,18 @@ pub mod summary;
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use eddy_node::report::NodeReport;
 
 /// A rule below the header, and nothing else: narrow, and easy to cut with other tools.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// What `render` prints of a node: if it serves several classes, of each of them, below its name.
+pub fn by_class(node: &NodeReport, render: impl Fn(&NodeReport) -> String) -> String {
+    if node.classes.is_empty() {
+        return render(node);
+    }
+    node.classes.iter().map(|(name, class)| format!("class {name}\n{}", render(class))).collect()
+}
 
 /// How text is wrapped. Words with hyphens stay whole, so that values and names of options can be copied.
 pub fn wrapping<'a>(columns: usize) -> textwrap::Options<'a> {
@@ -82,7 +91,21 @@ pub fn reasons(counts: &BTreeMap<String, u64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dataplane::latency::Profile;
+    use dataplane::ledger::Ledger;
+    use eddy_node::config::NodeRole;
+
     use super::*;
+
+    #[test]
+    fn several_classes_are_printed_one_below_the_other() {
+        let mut node = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
+        let links = |node: &NodeReport| format!("links {}\n", node.links);
+        assert_eq!(by_class(&node, links), "links 0\n");
+        let second = NodeReport { links: 3, ..node.clone() };
+        node.classes = BTreeMap::from([("S".to_owned(), node.clone()), ("L".to_owned(), second)]);
+        assert_eq!(by_class(&node, links), "class L\nlinks 3\nclass S\nlinks 0\n");
+    }
 
     #[test]
     fn times_are_in_the_unit_that_reads_best() {

@@ -33,6 +33,8 @@ pub fn generate(role: NodeRole, name: &str, values: &[(&str, Value)], forwards: 
         match &key.kind {
             Kind::Tables(_) => text += &forwards_text(key, forwards),
             Kind::Table(_) => text += &caps_text(key, caps),
+            // A generated chain has one class.
+            Kind::Classes(_) => {}
             _ => text += &line(key, values.iter().find(|(name, _)| *name == key.name).map(|(_, value)| value)),
         }
     }
@@ -56,10 +58,11 @@ fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
         text += "# [[forward]]\n";
         text.extend(required.map(|key| format!("# {}\n", key.line())));
     }
-    for Forward { listen, to, idle, max_age } in forwards {
+    for Forward { listen, to, idle, max_age, class } in forwards {
         text += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
         text.extend(idle.map(|idle| format!("idle_s = {}\n", idle.as_secs())));
         text.extend(max_age.map(|max_age| format!("max_age_ms = {}\n", max_age.as_millis())));
+        text.extend(class.map(|class| format!("class = \"{class}\"\n")));
     }
     text
 }

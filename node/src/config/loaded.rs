@@ -216,6 +216,7 @@ impl Loaded {
             notes,
             locks: Vec::new(),
         };
+        loaded.check_classes()?;
         loaded.classes().iter().try_for_each(ServedClass::check)?;
         Ok(loaded)
     }

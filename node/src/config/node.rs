@@ -14,7 +14,9 @@ use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
 use ipnet::IpNet;
+use wire::cell::{Class, UnknownClass};
 
+use super::served::ClassConfig;
 use super::source::{Source, Table, Text};
 use super::table::NODE;
 use super::{ConfigError, Location, MAX_AGE_MS_RANGE, NodeRole, caps, parse_listen};
@@ -68,8 +70,10 @@ pub struct NodeConfig {
     pub caps: Caps,
     /// Settings of this role only.
     pub part: Part,
+    /// Settings of single classes.
+    pub classes: Vec<ClassConfig>,
     /// The keys that are set, with their lines; lists have one per element. A program's options have no lines.
-    lines: Vec<(&'static str, Option<usize>)>,
+    pub(super) lines: Vec<(&'static str, Option<usize>)>,
 }
 
 /// Settings of one role.
@@ -120,6 +124,8 @@ pub struct Forward {
     pub idle: Option<Duration>,
     /// Datagrams that have waited for longer are dropped, instead of [`NodeConfig::max_age`].
     pub max_age: Option<Duration>,
+    /// Class of the cells in which they travel; the chain's first one unless set.
+    pub class: Option<Class>,
 }
 
 impl std::str::FromStr for Forward {
@@ -135,6 +141,7 @@ impl std::str::FromStr for Forward {
             to: parts.next().unwrap_or_default().parse().map_err(|why: NotADestination| why.to_string())?,
             idle: None,
             max_age: None,
+            class: None,
         };
         for option in parts {
             let number = |name: &str| option.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
@@ -142,10 +149,12 @@ impl std::str::FromStr for Forward {
                 forward.idle = Some(parse_idle(seconds)?);
             } else if let Some(ms) = number("max_age_ms") {
                 forward.max_age = Some(parse_max_age(ms)?);
+            } else if let Some(class) = option.strip_prefix("class=") {
+                forward.class = Some(class.parse().map_err(|why: UnknownClass| why.to_string())?);
             } else {
                 return Err(format!(
-                    "unknown option {option:?} of a forward: expected idle_s=SECONDS or max_age_ms=MILLISECONDS, e.g. \
-                     idle_s=30"
+                    "unknown option {option:?} of a forward: expected idle_s=SECONDS, max_age_ms=MILLISECONDS or \
+                     class=NAME, e.g. idle_s=30"
                 ));
             }
         }
@@ -289,6 +298,7 @@ impl NodeConfig {
             renew_after: seconds("renew_after_s"),
             caps: if role == NodeRole::Entry { Caps::default() } else { caps::read(&table.sub("caps")?) },
             part,
+            classes: table.classes("class")?.iter().map(ClassConfig::read).collect::<Result<_, _>>()?,
             lines: table.lines(),
         })
     }
@@ -365,12 +375,12 @@ fn limits(table: &Table<'_>) -> Limits {
     }
 }
 
-fn address(key: &str, text: Text<'_>) -> Result<SocketAddr, ConfigError> {
+pub(super) fn address(key: &str, text: Text<'_>) -> Result<SocketAddr, ConfigError> {
     let what = || format!("{key} must be IP:PORT or [IPv6]:PORT (got {:?})", text.value);
     text.value.parse().map_err(|_| text.wrong(what(), format!("for example `{key} = \"192.0.2.7:4701\"`")))
 }
 
-fn next(text: Text<'_>) -> Result<String, ConfigError> {
+pub(super) fn next(text: Text<'_>) -> Result<String, ConfigError> {
     let checked = text.value.parse::<Destination>();
     checked.map(|_| text.value.to_owned()).map_err(|why| text.invalid(format!("invalid next: {why}")))
 }
@@ -413,7 +423,7 @@ fn nat64(text: &Text<'_>) -> Result<Nat64, ConfigError> {
     text.value.parse().map_err(|why: String| text.invalid(why))
 }
 
-fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {
+pub(super) fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {
     parse_listen(text.value).map_err(|why| text.invalid(why))
 }
 
@@ -423,7 +433,8 @@ fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
         let destination = to.value.parse().map_err(|why: NotADestination| to.invalid(why.to_string()))?;
         let idle = forward.maybe_integer("idle_s").map(|seconds| Duration::from_secs(seconds as u64));
         let max_age = forward.maybe_integer("max_age_ms").map(|ms| Duration::from_millis(ms as u64));
-        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle, max_age })
+        let class = forward.maybe_text("class").map(|_| forward.parsed("class")).transpose()?;
+        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle, max_age, class })
     };
     table.subs("forward")?.iter().map(read).collect()
 }
@@ -431,12 +442,14 @@ fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::table::{CAPS, DefaultValue, FORWARD, Key, Kind};
+    use crate::config::table::{CAPS, CLASS, DefaultValue, FORWARD, Key, Kind};
 
     /// Lines that set the keys of a table to their examples, except one.
     fn lines(keys: &[Key], role: NodeRole, without: &str) -> String {
         let wanted = |key: &&Key| {
-            key.roles.contains(&role) && key.name != without && !matches!(key.kind, Kind::Table(_) | Kind::Tables(_))
+            key.roles.contains(&role)
+                && key.name != without
+                && !matches!(key.kind, Kind::Table(_) | Kind::Tables(_) | Kind::Classes(_))
         };
         let line = |key: &Key| match key.name {
             "role" => format!("role = \"{role}\"\n"),
@@ -448,7 +461,7 @@ mod tests {
     /// A configuration that sets every key of a role to its example.
     fn examples(role: NodeRole) -> String {
         let tables = if role == NodeRole::Entry { ("[[forward]]\n", FORWARD) } else { ("[caps]\n", CAPS) };
-        lines(NODE, role, "") + tables.0 + &lines(tables.1, role, "")
+        lines(NODE, role, "") + tables.0 + &lines(tables.1, role, "") + "[class.M]\n" + &lines(CLASS, role, "")
     }
 
     #[test]
@@ -496,7 +509,7 @@ mod tests {
 
     #[test]
     fn every_range_and_word_of_the_table_is_enforced() {
-        let tables = [(NODE, ""), (CAPS, "[caps]\n"), (FORWARD, "[[forward]]\n")];
+        let tables = [(NODE, ""), (CAPS, "[caps]\n"), (FORWARD, "[[forward]]\n"), (CLASS, "[class.M]\n")];
         for (key, keys, head) in tables.iter().flat_map(|(keys, head)| keys.iter().map(move |key| (key, keys, head))) {
             let role = key.roles[0];
             let others = match *head {
@@ -519,7 +532,9 @@ mod tests {
                 Kind::Text(_) => refused("1".to_owned()),
                 Kind::Texts(_) => refused("[1]".to_owned()),
                 Kind::Integers(..) => refused("[-1]".to_owned()),
-                Kind::Table(_) | Kind::Tables(_) | Kind::Either { .. } | Kind::Names(_) => refused("1".to_owned()),
+                Kind::Table(_) | Kind::Tables(_) | Kind::Either { .. } | Kind::Classes(_) | Kind::Names(_) => {
+                    refused("1".to_owned());
+                }
             }
         }
     }

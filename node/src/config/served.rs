@@ -1,13 +1,75 @@
 //! The classes that a node serves, each with its part of the configuration.
 
-use std::borrow::Cow;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use control::trust::{ClassTerms, Contact};
 use dataplane::lanes::Lanes;
-use wire::cell::Shape;
+use dataplane::stage::pool::Mixing;
+use wire::cell::{Class, Shape};
 
-use super::{ConfigError, Loaded, NodeConfig, Part, node_name};
+use super::node::{address, listen, next};
+use super::source::Table;
+use super::{ConfigError, Loaded, Location, NodeConfig, Part, node_name};
+
+/// A `[class.NAME]` of a configuration. What it does not set is as for the node, but for ports: those of the first class
+/// are not shared.
+#[derive(Clone, Debug)]
+pub struct ClassConfig {
+    pub class: Class,
+    at: Location,
+    up: Option<SocketAddr>,
+    down: Option<SocketAddr>,
+    next: Option<String>,
+    mixing: Option<Mixing>,
+    meter_floor: Option<u32>,
+    channels: Option<usize>,
+    socks: Vec<SocketAddr>,
+    cores: Vec<usize>,
+    /// As in [`NodeConfig`].
+    lines: Vec<(&'static str, Option<usize>)>,
+}
+
+impl ClassConfig {
+    pub(super) fn read((class, table): &(Class, Table<'_>)) -> Result<ClassConfig, ConfigError> {
+        Ok(ClassConfig {
+            class: *class,
+            at: table.at(),
+            up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
+            down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
+            next: table.maybe_text("next").map(next).transpose()?,
+            mixing: table.maybe_text("mixing").map(|_| table.parsed("mixing")).transpose()?,
+            meter_floor: table.maybe_integer("meter_floor").map(|floor| floor as u32),
+            channels: table.maybe_integer("channels").map(|channels| channels as usize),
+            socks: table.texts("socks", listen)?,
+            cores: table.integers("cores").into_iter().map(|core| core as usize).collect(),
+            lines: table.lines(),
+        })
+    }
+
+    /// Puts its settings in place of those of `config`.
+    fn replace(&self, config: &mut NodeConfig) {
+        config.up = self.up.or(config.up);
+        config.down = self.down.or(config.down);
+        config.next = self.next.clone().or(config.next.take());
+        if !self.cores.is_empty() {
+            config.cores = self.cores.clone();
+        }
+        match &mut config.part {
+            Part::Entry(part) => {
+                part.channels = self.channels.unwrap_or(part.channels);
+                part.socks.extend(&self.socks);
+            }
+            Part::Mix { mixing, meter_floor, .. } => {
+                *mixing = self.mixing.unwrap_or(*mixing);
+                *meter_floor = self.meter_floor.unwrap_or(*meter_floor);
+            }
+            Part::Exit(_) => {}
+        }
+        let is_replaced = |name: &str| name != "socks" && self.lines.iter().any(|(own, _)| *own == name);
+        config.lines.retain(|(name, _)| !is_replaced(name));
+        config.lines.extend(&self.lines);
+    }
+}
 
 /// A class that a node serves.
 pub struct ServedClass<'a> {
@@ -16,8 +78,8 @@ pub struct ServedClass<'a> {
     pub terms: ClassTerms,
     /// Class and length of its chain.
     pub shape: Shape,
-    /// The node's configuration, with the settings of this class.
-    pub config: Cow<'a, NodeConfig>,
+    /// The node's configuration, with the settings of this class, and its forwards only.
+    pub config: NodeConfig,
 }
 
 impl Loaded {
@@ -26,37 +88,91 @@ impl Loaded {
         self.class(&self.chain.terms.classes[0])
     }
 
-    /// The classes that the node serves, in the chain's order: a hop all, an entry the first one.
+    /// The classes that the node serves, in the chain's order: a hop all, an entry the first one and those that its
+    /// configuration names.
     pub fn classes(&self) -> Vec<ServedClass<'_>> {
-        let all = &self.chain.terms.classes;
-        let served = if self.position == 0 { &all[..1] } else { all };
-        served.iter().map(|terms| self.class(terms)).collect()
+        let first = self.chain.terms.classes[0].class;
+        let is_served = |terms: &&ClassTerms| {
+            let Part::Entry(part) = &self.config.part else { return true };
+            terms.class == first
+                || self.config.classes.iter().any(|one| one.class == terms.class)
+                || part.forwards.iter().any(|forward| forward.class == Some(terms.class))
+        };
+        self.chain.terms.classes.iter().filter(is_served).map(|terms| self.class(terms)).collect()
     }
 
     fn class(&self, terms: &ClassTerms) -> ServedClass<'_> {
         let shape = Shape::new(terms.class, self.chain.descriptors.len()).expect("the number of hops was checked");
-        let mut class = ServedClass { loaded: self, terms: *terms, shape, config: Cow::Borrowed(&self.config) };
-        if terms.class != self.chain.terms.classes[0].class {
-            class.config = Cow::Owned(class.own_ports());
+        let mut class = ServedClass { loaded: self, terms: *terms, shape, config: self.config.clone() };
+        let is_first = terms.class == self.chain.terms.classes[0].class;
+        if !is_first {
+            class.set_own_ports();
         }
+        if let Some(own) = self.config.classes.iter().find(|own| own.class == terms.class) {
+            own.replace(&mut class.config);
+        }
+        class.config.keep_forwards(|of| of.map_or(is_first, |of| of == terms.class));
         class
+    }
+
+    /// Checks that the chain has the classes that the configuration names.
+    ///
+    /// # Errors
+    /// The first one that it does not have.
+    pub(crate) fn check_classes(&self) -> Result<(), ConfigError> {
+        let names: Vec<&str> = self.chain.terms.classes.iter().map(|terms| terms.class.name()).collect();
+        let refuse = |at: Location, what: String| {
+            let remedy = format!("name a class of the chain ({}), or use another chain", names.join(", "));
+            Err(ConfigError::Value { at, what, remedy })
+        };
+        let is_unknown = |class: Class| !names.contains(&class.name());
+        if let Some(ClassConfig { class, at, .. }) = self.config.classes.iter().find(|one| is_unknown(one.class)) {
+            return refuse(at.clone(), format!("[class.{class}], but the chain has no class {class}"));
+        }
+        let Part::Entry(part) = &self.config.part else { return Ok(()) };
+        for (nth, forward) in part.forwards.iter().enumerate() {
+            if let Some(class) = forward.class.filter(|class| is_unknown(*class)) {
+                let at = self.config.place("forward", nth).unwrap_or_else(|| Location::file(&self.config.path));
+                let listen = forward.listen;
+                return refuse(
+                    at,
+                    format!("the forward on {listen} is of class {class}, which the chain does not have"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NodeConfig {
+    /// Keeps the forwards whose class is wanted, and their lines.
+    fn keep_forwards(&mut self, is_wanted: impl Fn(Option<Class>) -> bool) {
+        let Part::Entry(part) = &mut self.part else { return };
+        let kept: Vec<bool> = part.forwards.iter().map(|forward| is_wanted(forward.class)).collect();
+        let mut nth = kept.iter();
+        part.forwards.retain(|_| *nth.next().expect("one for each"));
+        let mut nth = kept.iter();
+        self.lines.retain(|(name, _)| *name != "forward" || *nth.next().unwrap_or(&true));
     }
 }
 
 impl<'a> ServedClass<'a> {
-    /// The node's configuration with other ports than those of the first class: the published one towards the previous
-    /// hop, any one towards the next.
-    fn own_ports(&self) -> NodeConfig {
-        let any_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
-        let mut config = self.loaded.config.clone();
+    /// Other ports than those of the first class: the published one towards the previous hop, any one towards the next;
+    /// no listeners.
+    fn set_own_ports(&mut self) {
         let published = self.own_contact().and_then(|own| {
             let addresses = own.addresses.iter().map(SocketAddr::port);
             addresses.chain(own.names.iter().map(|(_, port)| *port)).next()
         });
+        let config = &mut self.config;
         config.up = config.up.zip(published).map(|(up, port)| SocketAddr::new(up.ip(), port));
-        config.down = config.down.map(any_port);
+        config.down = config.down.map(|down| SocketAddr::new(down.ip(), 0));
         config.next = None;
-        config
+        if let Part::Entry(part) = &mut config.part {
+            part.pymix.clear();
+            part.socks.clear();
+        }
+        config.lines.retain(|(name, _)| !["up", "down", "next", "pymix", "socks"].contains(name));
     }
 
     /// Where this hop is reached, by its newest descriptor. None at the entry.
@@ -164,5 +280,92 @@ impl<'a> ServedClass<'a> {
             what: format!("up = \"{up}\" is on loopback, but the previous hop sends to {published}"),
             remedy: format!("set `up` to an address of this host that is reached from there, or 0.0.0.0:{}", up.port()),
         })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::ceremony::files::read_identity;
+    use crate::config::{ChainFile, wall_s};
+    use crate::init::{self, Files, Plan};
+
+    /// The files of a chain with classes S and L, whose exit may send to this host.
+    pub(crate) fn chain_of_two_classes(dir: &Path) -> Files {
+        // An address of this test alone, and ports below those that the system chooses.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let at = |port| SocketAddr::from(([127, 91, high, low.max(1)], port));
+        let allow = vec!["127.0.0.0/8".parse().unwrap()];
+        let mut plan = Plan { class: Class::S, allow, ..Plan::new(&[at(4701), at(4702)]) };
+        plan.hops[0].down = at(0);
+        let files = init::write(dir, &plan).unwrap();
+        let mut chain = ChainFile::read(&files.chain, wall_s()).unwrap();
+        chain.terms.classes.push(ClassTerms { class: Class::L, ..chain.terms.classes[0] });
+        for hop in 1..=2 {
+            let name = node_name(chain.role(hop), hop);
+            let identity = read_identity(&dir.join(format!("{name}.identity.key"))).unwrap();
+            let mut content = chain.descriptors[hop - 1].content().clone();
+            content.revision += 1;
+            let addresses = vec![at(4710 + hop as u16)];
+            content.contacts.push(Contact { class: Class::L, lanes: 1, addresses, names: Vec::new() });
+            chain.descriptors[hop - 1] = content.sign(&identity).unwrap();
+        }
+        chain.id = chain.terms.id();
+        std::fs::write(&files.chain, chain.text()).unwrap();
+        files
+    }
+
+    #[test]
+    fn class_has_its_published_port_and_its_own_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_two_classes(dir.path());
+        let mix = std::fs::read_to_string(&files.hops[0]).unwrap();
+        let configs = |lines: &str| {
+            let loaded =
+                Loaded::read_files(NodeConfig::parse(&files.hops[0], &(mix.clone() + lines)).unwrap()).unwrap();
+            let all = loaded.classes();
+            assert!(all.iter().map(|class| class.terms.class).eq([Class::S, Class::L]));
+            all.into_iter().map(|class| class.config).collect::<Vec<_>>()
+        };
+        let floor = |config: &NodeConfig| match config.part {
+            Part::Mix { meter_floor, .. } => meter_floor,
+            Part::Entry(_) | Part::Exit(_) => unreachable!("a mix"),
+        };
+        let port = |config: &NodeConfig| config.up.map(|up| up.port());
+
+        let [first, second] = &configs("")[..] else { panic!("two classes") };
+        assert_eq!([port(first), port(second)], [Some(4701), Some(4711)]);
+        assert_eq!((second.up.unwrap().ip(), second.down.unwrap().port()), (first.up.unwrap().ip(), 0));
+        assert!(first.place("up", 0).is_some() && second.place("up", 0).is_none());
+
+        let of_class = "[class.L]\nup = \"127.0.0.1:9\"\nmeter_floor = 7\nmixing = \"timed:t=1ms\"\ncores = [0]\n";
+        let [first, second] = &configs(of_class)[..] else { panic!("two classes") };
+        assert_eq!((port(first), second.up), (Some(4701), "127.0.0.1:9".parse().ok()));
+        assert_eq!(([floor(first), floor(second)], first.cores.len(), second.cores.len()), ([0, 7], 0, 1));
+        let line = |config: &NodeConfig, key| config.place(key, 0).and_then(|place| place.line);
+        assert_eq!(line(second, "up"), Some(mix.lines().count() + 2));
+        assert_ne!(line(first, "up"), line(second, "up"));
+        assert_eq!(line(second, "chain"), line(first, "chain"));
+    }
+
+    #[test]
+    fn class_that_the_chain_does_not_have_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_two_classes(dir.path());
+        let refused = |lines: &str| {
+            let text = std::fs::read_to_string(&files.entry).unwrap();
+            let config = NodeConfig::parse(&files.entry, &(text + lines)).unwrap();
+            Loaded::read_files(config).err().map(|why| why.to_string())
+        };
+        assert_eq!(refused("[class.L]\nchannels = 1\n"), None);
+        let why = refused("[class.M]\nchannels = 1\n").unwrap();
+        assert!(why.contains("the chain has no class M: name a class of the chain (S, L)"), "{why}");
+        let why = refused("[[forward]]\nlisten = \"1\"\nto = \"a.example:2\"\nclass = \"M\"\n").unwrap();
+        assert!(why.contains("class M, which the chain does not have"), "{why}");
+        let text = std::fs::read_to_string(&files.entry).unwrap() + "[class.X]\n";
+        let why = NodeConfig::parse(&files.entry, &text).unwrap_err().to_string();
+        assert!(why.contains("unknown class \"X\": the tables here are [class.S], [class.M] and [class.L]"), "{why}");
     }
 }

@@ -39,6 +39,7 @@ fn settings(table: &Table<'_>, keys: &'static [Key], role: NodeRole) -> Result<V
                 Value::Object(inner.into_iter().map(|one| (one.key.to_owned(), one.value)).collect())
             }
             Kind::Tables(_) => table.json(key.name).unwrap_or_else(|| Value::Array(Vec::new())),
+            Kind::Classes(_) => table.json(key.name).unwrap_or_else(|| Value::Object(Default::default())),
             // Defaults are numbers, switches, words and empty lists, which JSON writes as TOML does.
             _ => table.json(key.name).unwrap_or_else(|| {
                 key.default_value().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
@@ -56,6 +57,13 @@ pub fn effective_toml(settings: &[Setting]) -> String {
         let mark = if *set { "" } else { "   # default" };
         match value {
             Value::Null => lines += &format!("# {key} is not set: {}\n", unset(key)),
+            Value::Object(classes) if classes.values().all(Value::is_object) => {
+                for (class, inner) in classes {
+                    tables += &format!("\n[{key}.{class}]\n");
+                    let pairs = inner.as_object().into_iter().flatten();
+                    tables.extend(pairs.map(|(key, value)| format!("{key} = {value}\n")));
+                }
+            }
             Value::Object(inner) => {
                 tables += &format!("\n[{key}]{mark}\n");
                 tables.extend(inner.iter().map(|(key, value)| format!("{key} = {value}\n")));

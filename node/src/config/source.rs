@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use wire::cell::Class;
 use zeroize::Zeroizing;
 
 use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
@@ -313,13 +314,8 @@ impl<'s> Table<'s> {
         })
     }
 
-    /// Where it begins.
-    fn place(&self) -> Location {
-        self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at))
-    }
-
     fn missing(&self, key: &Key) -> ConfigError {
-        let at = self.place();
+        let at = self.at();
         match restored(key) {
             Some(remedy) => {
                 let what = format!("the key `{}` is missing, so the file was changed or cut short", key.name);
@@ -340,6 +336,9 @@ impl<'s> Table<'s> {
             (Kind::Texts(_), DeValue::Array(all)) => all.iter().all(|one| one.get_ref().is_str()),
             (Kind::Names(_), DeValue::Table(inner)) => inner.iter().all(|(_, one)| one.get_ref().is_str()),
             (Kind::Table(_), DeValue::Table(_)) => return self.inner(key, value)?.check(role),
+            (Kind::Classes(_), DeValue::Table(inner)) if inner.values().all(|one| one.get_ref().is_table()) => {
+                return self.classes(key.name)?.iter().try_for_each(|(_, table)| table.check(role));
+            }
             (Kind::Tables(_) | Kind::Either { .. }, DeValue::Array(all))
                 if all.iter().all(|one| one.get_ref().is_table()) =>
             {
@@ -378,20 +377,24 @@ impl<'s> Table<'s> {
     }
 
     fn inner(&self, key: &Key, value: &Spanned<DeValue<'s>>) -> Result<Table<'s>, ConfigError> {
-        let values = value.get_ref().as_table().cloned().unwrap_or_default();
         let keys = match key.kind {
-            Kind::Table(keys) | Kind::Tables(keys) => keys,
+            Kind::Table(keys) => return self.inner_at(keys, format!("[{}]", key.name), value),
+            Kind::Tables(keys) => keys,
             Kind::Either { mark, with, without } => {
-                if values.contains_key(mark) {
-                    with
-                } else {
-                    without
-                }
+                if value.get_ref().as_table().is_some_and(|values| values.contains_key(mark)) { with } else { without }
             }
             _ => unreachable!("{} is not a table", key.name),
         };
-        let header =
-            if matches!(key.kind, Kind::Table(_)) { format!("[{}]", key.name) } else { format!("[[{}]]", key.name) };
+        self.inner_at(keys, format!("[[{}]]", key.name), value)
+    }
+
+    fn inner_at(
+        &self,
+        keys: &'static [Key],
+        header: String,
+        value: &Spanned<DeValue<'s>>,
+    ) -> Result<Table<'s>, ConfigError> {
+        let values = value.get_ref().as_table().cloned().unwrap_or_default();
         let inside = Some(Inside { header, at: value.span(), top: self.keys });
         let table = Table { source: self.source, keys, values, inside };
         table.check_names()?;
@@ -490,6 +493,25 @@ impl<'s> Table<'s> {
         self.elements(name).map(|value| self.inner(key, value)).collect()
     }
 
+    /// The tables of a `Kind::Classes`, in the order of the file.
+    pub(crate) fn classes(&self, name: &str) -> Result<Vec<(Class, Table<'s>)>, ConfigError> {
+        let key = table::find(self.keys, name).expect("a table of keys");
+        let Kind::Classes(keys) = key.kind else { unreachable!("{name} has no classes") };
+        let inner = self.get(name).and_then(|value| value.get_ref().as_table());
+        let mut all: Vec<_> = inner.into_iter().flatten().collect();
+        all.sort_by_key(|(class, _)| class.span().start);
+        let read = |(class, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'s>>)| {
+            let known = class.get_ref().parse::<Class>().ok().filter(|known| known.name() == class.get_ref());
+            let known = known.ok_or_else(|| ConfigError::Value {
+                at: self.source.at(&class.span()),
+                what: format!("unknown class {:?}", class.get_ref()),
+                remedy: format!("the tables here are [{name}.S], [{name}.M] and [{name}.L]"),
+            })?;
+            Ok((known, self.inner_at(keys, format!("[{name}.{known}]"), value)?))
+        };
+        all.into_iter().map(read).collect()
+    }
+
     /// The texts of a `Kind::Names`.
     pub(crate) fn names(&self, name: &str) -> Vec<(String, Zeroizing<String>)> {
         let table = self.get(name).and_then(|value| value.get_ref().as_table());
@@ -500,9 +522,14 @@ impl<'s> Table<'s> {
         all.map(pair).collect()
     }
 
+    /// Where it begins: an inner table at its header.
+    pub(crate) fn at(&self) -> Location {
+        self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at))
+    }
+
     /// An error at a key's value, or at the table if the key is not set.
     pub(crate) fn wrong(&self, name: &str, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
-        let at = self.get(name).map_or_else(|| self.place(), |value| self.source.at(&value.span()));
+        let at = self.get(name).map_or_else(|| self.at(), |value| self.source.at(&value.span()));
         ConfigError::Value { at, what: what.into(), remedy: remedy.into() }
     }
 

@@ -5,7 +5,7 @@
 //! reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};
-pub use super::table_node::{CAPS, FORWARD, NODE};
+pub use super::table_node::{CAPS, CLASS, FORWARD, NODE};
 use super::table_trust::{
     CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, CHAIN_PACED_CLASS, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
 };
@@ -46,6 +46,8 @@ pub enum Kind {
     Tables(&'static [Key]),
     /// Any number of such tables of two kinds: those with the key `mark` have the keys `with`, the others `without`.
     Either { mark: &'static str, with: &'static [Key], without: &'static [Key] },
+    /// At most one such table for each class, `[name.CLASS]`.
+    Classes(&'static [Key]),
     /// A table of texts whose names are the operator's, in this form.
     Names(&'static str),
 }
@@ -160,6 +162,7 @@ impl Key {
                 let names: Vec<&str> = required.map(|key| key.name).collect();
                 format!("[[{}]] with {} below it", self.name, names.join(", "))
             }
+            Kind::Classes(keys) => format!("[{}.M] with lines such as {}", self.name, keys[0].line()),
             Kind::Names(form) => format!("[{}] with lines such as {form}", self.name),
             _ if self.example.is_empty() => format!("{} = {}", self.name, self.default_value().unwrap_or_default()),
             _ => format!("{} = {}", self.name, self.example),
@@ -185,6 +188,7 @@ impl Kind {
             Kind::Texts(form) => format!("a list of texts: {form}"),
             Kind::Table(_) => "a table".to_owned(),
             Kind::Tables(_) | Kind::Either { .. } => "tables".to_owned(),
+            Kind::Classes(_) => "a table for each class, S, M or L".to_owned(),
             Kind::Names(form) => format!("lines of the form {form}"),
         }
     }

@@ -1,4 +1,5 @@
-//! Keys of a node's configuration: `entry.toml`, `mixN.toml` and `exit.toml`, with their `[[forward]]` and `[caps]`.
+//! Keys of a node's configuration: `entry.toml`, `mixN.toml` and `exit.toml`, with their `[[forward]]`, `[caps]` and
+//! `[class.NAME]`.
 
 use super::NodeRole::{Entry, Exit, Mix};
 use super::table::{ALL, DefaultValue, Key, Kind};
@@ -376,8 +377,88 @@ pub static NODE: &[Key] = &[
         roles: &[Mix, Exit],
         kind: Kind::Table(CAPS),
         default: DefaultValue::Unset("the defaults below"),
-        doc: "Bounds of admission. Setups and handshakes beyond them are refused and counted; open channels stay.",
+        doc: "Bounds of admission. Setups and handshakes beyond them are refused and counted; open channels stay. Each \
+              class has them for itself.",
         example: "",
+    },
+    Key {
+        name: "class",
+        roles: ALL,
+        kind: Kind::Classes(CLASS),
+        default: DefaultValue::Unset(
+            "a hop serves all classes of the chain at their published ports; an entry uses the first one",
+        ),
+        doc: "Settings of one class of the chain, instead of those above. An entry uses the chain's first class, those of \
+              these tables, and those that its forwards name.",
+        example: "",
+    },
+];
+
+/// Keys of a `[class.NAME]`.
+pub static CLASS: &[Key] = &[
+    Key {
+        name: "up",
+        roles: &[Mix, Exit],
+        kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
+        default: DefaultValue::Unset("`up` of the node, with the port that its descriptor has for the class"),
+        doc: "Local address of the class's link to the previous hop.",
+        example: "\"127.0.0.1:4711\"",
+    },
+    Key {
+        name: "down",
+        roles: &[Entry, Mix],
+        kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
+        default: DefaultValue::Unset("any port of the address in `down` of the node"),
+        doc: "Local address of the class's link to the next hop.",
+        example: "\"0.0.0.0:0\"",
+    },
+    Key {
+        name: "next",
+        roles: &[Entry, Mix],
+        kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
+        default: DefaultValue::Unset("the address in the chain file"),
+        doc: "Address of the next hop for the class, if it is not reached at its published one.",
+        example: "\"192.0.2.7:4712\"",
+    },
+    Key {
+        name: "mixing",
+        roles: &[Mix],
+        kind: Kind::Text("NAME:KEY=VALUE,..."),
+        default: DefaultValue::Unset("`mixing` of the node"),
+        doc: "When pooled cells of the class are released.",
+        example: "\"threshold-or-timed:n=64,t=5ms\"",
+    },
+    Key {
+        name: "meter_floor",
+        roles: &[Mix],
+        kind: Kind::Integer(0, METER_FLOOR_MAX as i64),
+        default: DefaultValue::Unset("`meter_floor` of the node"),
+        doc: "The effective set of the class's channels per release below which the node warns.",
+        example: "8",
+    },
+    Key {
+        name: "channels",
+        roles: &[Entry],
+        kind: Kind::Integer(1, 256),
+        default: DefaultValue::Unset("`channels` of the entry"),
+        doc: "Channels of the class to keep open.",
+        example: "4",
+    },
+    Key {
+        name: "socks",
+        roles: &[Entry],
+        kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
+        default: DefaultValue::Unset("none"),
+        doc: "SOCKS5 servers whose clients' datagrams travel in the class.",
+        example: "[\"127.0.0.1:1081\"]",
+    },
+    Key {
+        name: "cores",
+        roles: ALL,
+        kind: Kind::Integers(0, 1023),
+        default: DefaultValue::Unset("`cores` of the node, those after the workers of the classes before it first"),
+        doc: "Cores for the workers of the class.",
+        example: "[1]",
     },
 ];
 
@@ -414,6 +495,14 @@ pub static FORWARD: &[Key] = &[
         default: DefaultValue::Unset("max_age_ms of the entry"),
         doc: "Milliseconds that its datagrams may wait at the entry.",
         example: "100",
+    },
+    Key {
+        name: "class",
+        roles: &[Entry],
+        kind: Kind::Word(&["S", "M", "L"]),
+        default: DefaultValue::Unset("the chain's first class"),
+        doc: "Class of the cells in which its datagrams travel.",
+        example: "\"L\"",
     },
 ];
 

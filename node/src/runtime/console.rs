@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Forward, parse_idle, parse_max_age};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::local::{Bound, Server, read_answer};
+use wire::cell::{Class, UnknownClass};
 
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;
@@ -50,6 +51,9 @@ pub struct ForwardInfo {
     /// Datagrams that have waited for longer at the entry are dropped; default: the entry's `max_age_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
+    /// Class of its cells; default: the entry's first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
 }
 
 /// The answer to a [`Request`].
@@ -63,26 +67,27 @@ pub enum Answer {
 }
 
 impl From<&Forward> for ForwardInfo {
-    fn from(Forward { listen, to, idle, max_age }: &Forward) -> ForwardInfo {
+    fn from(Forward { listen, to, idle, max_age, class }: &Forward) -> ForwardInfo {
         ForwardInfo {
             listen: *listen,
             to: to.to_string(),
             idle_s: idle.map(|idle| idle.as_secs()),
             max_age_ms: max_age.map(|max_age| max_age.as_millis() as u64),
+            class: class.map(|class| class.to_string()),
         }
     }
 }
 
-/// Serves requests at the socket.
+/// Serves requests at the socket, about the listening sockets of these classes.
 ///
 /// # Errors
 /// No thread or no descriptors left.
-pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
+pub fn serve(bound: Bound, classes: Vec<(Class, Listeners)>) -> io::Result<Server> {
     bound.serve("console", move |mut client| {
         let mut line = String::new();
         BufReader::new(client.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
         let reply = match serde_json::from_str(&line) {
-            Ok(request) => answer(request, &listeners),
+            Ok(request) => answer(request, &classes),
             Err(why) => Answer::Refused(format!("invalid request: {why}")),
         };
         let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
@@ -91,31 +96,46 @@ pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
     })
 }
 
-fn answer(request: Request, listeners: &Listeners) -> Answer {
+fn answer(request: Request, classes: &[(Class, Listeners)]) -> Answer {
     match request {
-        Request::Add(ForwardInfo { listen, to, idle_s, max_age_ms }) => {
-            let added = to.parse().map_err(|why: NotADestination| why.to_string()).and_then(|to| {
-                let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
-                let forward = Forward { listen, to, idle, max_age };
-                listeners.add(forward).map_err(|why| why.to_string())
-            });
-            match added {
-                Ok(forward) => {
-                    tracing::info!("forward {}={} added", forward.listen, forward.to);
-                    Answer::Forwards(vec![(&forward).into()])
-                }
-                Err(why) => Answer::Refused(why),
+        Request::Add(wanted) => match add(wanted, classes) {
+            Ok(forward) => {
+                tracing::info!("forward {}={} added", forward.listen, forward.to);
+                Answer::Forwards(vec![(&forward).into()])
             }
-        }
-        Request::Remove { listen } => match listeners.remove(listen) {
+            Err(why) => Answer::Refused(why),
+        },
+        Request::Remove { listen } => match classes.iter().find_map(|(_, listeners)| listeners.remove(listen)) {
             Some(forward) => {
                 tracing::info!("forward {}={} removed", forward.listen, forward.to);
                 Answer::Forwards(vec![(&forward).into()])
             }
             None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` prints all forwards")),
         },
-        Request::List => Answer::Forwards(listeners.forwards().iter().map(|(_, forward)| forward.into()).collect()),
+        Request::List => {
+            let of_class = |(class, listeners): &(Class, Listeners)| {
+                let class = (classes.len() > 1).then_some(*class);
+                listeners.forwards().into_iter().map(move |(_, forward)| (&Forward { class, ..forward }).into())
+            };
+            Answer::Forwards(classes.iter().flat_map(of_class).collect())
+        }
     }
+}
+
+/// Adds a forward to the class that it names, or to the first one.
+fn add(wanted: ForwardInfo, classes: &[(Class, Listeners)]) -> Result<Forward, String> {
+    let ForwardInfo { listen, to, idle_s, max_age_ms, class } = wanted;
+    let to = to.parse().map_err(|why: NotADestination| why.to_string())?;
+    let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
+    let class = class.map(|class| class.parse()).transpose().map_err(|why: UnknownClass| why.to_string())?;
+    let found = classes.iter().find(|(one, _)| class.is_none_or(|class| class == *one));
+    let (_, listeners) = found.ok_or_else(|| {
+        let class = class.map_or("", Class::name);
+        format!(
+            "this entry does not use class {class}: add a table [class.{class}] to its configuration and restart it"
+        )
+    })?;
+    listeners.add(Forward { listen, to, idle, max_age, class }).map_err(|why| why.to_string())
 }
 
 /// Sends a request to a running entry.
@@ -139,7 +159,7 @@ mod tests {
     use crate::config::Location;
     use crate::runtime::listeners::Times;
     use dataplane::sys::Waker;
-    use wire::cell::{Class, Shape};
+    use wire::cell::Shape;
 
     #[test]
     fn console_adds_lists_removes_and_refuses_junk() {
@@ -147,15 +167,17 @@ mod tests {
         let path = dir.path().join("entry.cmd");
         let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
         let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
-        let listeners = Listeners::new(shape, times, &[], waker).unwrap();
+        let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
-        let _server = serve(bound, listeners.clone()).unwrap();
+        let other = Listeners::new(Shape::new(Class::S, 4).unwrap(), times, &[], waker).unwrap();
+        let _server = serve(bound, vec![(Class::L, listeners.clone()), (Class::S, other.clone())]).unwrap();
 
         let told = |listen: &str, to: &str, idle_s| ForwardInfo {
             listen: listen.parse().unwrap(),
             to: to.into(),
             idle_s,
             max_age_ms: None,
+            class: None,
         };
         let Answer::Forwards(added) = ask(&path, &Request::Add(told("127.0.0.1:0", "a.example:53", None))).unwrap()
         else {
@@ -163,11 +185,19 @@ mod tests {
         };
         assert!(added[0].listen.port() != 0 && added[0].to == "a.example:53" && added[0].idle_s == Some(300));
         assert!(listeners.next_command().is_some());
-        assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(added.clone()));
+        let of_class = |class: &str| ForwardInfo { class: Some(class.to_owned()), ..added[0].clone() };
+        assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(vec![of_class("L")]));
         let refused = |request: &Request| match ask(&path, request).unwrap() {
             Answer::Refused(why) => why,
             Answer::Forwards(forwards) => panic!("done: {forwards:?}"),
         };
+        let why = refused(&Request::Add(ForwardInfo { listen: "127.0.0.1:0".parse().unwrap(), ..of_class("M") }));
+        assert!(why.contains("add a table [class.M]"), "{why}");
+        let in_s = ForwardInfo { listen: "127.0.0.1:0".parse().unwrap(), ..of_class("S") };
+        let Answer::Forwards(in_s) = ask(&path, &Request::Add(in_s)).unwrap() else { panic!("refused") };
+        assert!(other.next_command().is_some() && listeners.next_command().is_none());
+        ask(&path, &Request::Remove { listen: in_s[0].listen }).unwrap();
+        assert!(other.forwards().is_empty());
         let why = refused(&Request::Add(told("127.0.0.1:0", "nowhere", None)));
         assert!(why.contains("nowhere"), "{why}");
         assert!(refused(&Request::Add(told("192.0.2.1:1", "a.example:53", None))).contains("192.0.2.1"));

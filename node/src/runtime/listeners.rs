@@ -1,4 +1,4 @@
-//! The listening sockets of a running entry, which change while it runs.
+//! The listening sockets of a class of a running entry, which change while it runs.
 //!
 //! Owns the list of sockets and their kernel drop counts. The worker owns the sockets themselves and receives changes
 //! through control. This list has duplicates, so a socket is closed when both are.
@@ -36,7 +36,7 @@ pub struct Times {
     pub max_age: Duration,
 }
 
-/// A handle on an entry's listening sockets.
+/// A handle on the listening sockets of a class of an entry.
 #[derive(Clone)]
 pub struct Listeners {
     shape: Shape,
@@ -141,7 +141,7 @@ impl Listeners {
     /// A name that is too long, or a socket that cannot be bound.
     pub fn add(&self, forward: Forward) -> Result<Forward, ConfigError> {
         fits(self.shape, &forward.to)?;
-        let Forward { listen, to, idle, max_age } = forward;
+        let Forward { listen, to, idle, max_age, class } = forward;
         let (idle, max_age) = (idle.unwrap_or(self.times.idle), max_age.unwrap_or(self.times.max_age));
         let said = format!("forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| match self.forward_in_the_way(listen) {
@@ -152,7 +152,7 @@ impl Listeners {
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
-        Ok(Forward { listen, to, idle: Some(idle), max_age: Some(max_age) })
+        Ok(Forward { listen, to, idle: Some(idle), max_age: Some(max_age), class })
     }
 
     /// The forward that has the port of this address already.
@@ -178,7 +178,7 @@ impl Listeners {
             ListenerKind::Forward(to) => {
                 let listen = open.drops.socket.local_addr().ok()?;
                 let (idle, max_age) = (Some(open.listener.idle), Some(open.listener.max_age));
-                Some((open.id, Forward { listen, to: to.clone(), idle, max_age }))
+                Some((open.id, Forward { listen, to: to.clone(), idle, max_age, class: None }))
             }
             ListenerKind::Pymix | ListenerKind::Socks(_) => None,
         };

@@ -15,7 +15,7 @@ use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::warn;
-use wire::cell::Shape;
+use wire::cell::{Class, Shape};
 
 use crate::ceremony::{span, utc};
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, node_name, wall_s};
@@ -30,7 +30,7 @@ use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::pauses::Pauses;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
-use crate::runtime::reporter::Reporter;
+use crate::runtime::reporter::{ClassReporter, Reporter};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 
@@ -162,6 +162,12 @@ impl Node {
         self.reporter.classes[0].listeners.clone()
     }
 
+    /// Those of all its classes; none for other roles.
+    pub fn class_listeners(&self) -> Vec<(Class, Listeners)> {
+        let of_class = |class: &ClassReporter| Some((class.class, class.listeners.clone()?));
+        self.reporter.classes.iter().filter_map(of_class).collect()
+    }
+
     /// The progress of the link and the channels of its first class, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
         self.reporter.classes[0].readiness.clone()
@@ -264,11 +270,9 @@ mod tests {
     use std::time::Duration;
 
     use dataplane::entry::Association;
-    use wire::cell::{Class, Shape};
 
     use crate::runtime::listeners::Times;
     use crate::runtime::refused_flows::RefusedFlows;
-    use crate::runtime::reporter::ClassReporter;
     use crate::runtime::reporter::tests::{idle_class, reporter_of};
 
     #[test]

@@ -66,14 +66,14 @@ impl Running {
         let (shape, ready) = (loaded.first_class().shape, ready_line(&loaded, &sockets));
         let of_class = |((class, (next, lanes)), sockets): ((ServedClass<'_>, _), _)| {
             let ServedClass { terms, shape, config, .. } = class;
-            ClassSpec { terms, shape, config: config.into_owned(), next, lanes, sockets }
+            ClassSpec { terms, shape, config, next, lanes, sockets }
         };
         let classes = loaded.classes().into_iter().zip(reached).zip(sockets).map(of_class).collect();
         let node = Node::start(NodeSpec { loaded, classes })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
-        let console = commands.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
+        let console = commands.map(|bound| console::serve(bound, node.class_listeners()));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console, _locks: locks })
     }
@@ -134,6 +134,7 @@ struct Checked {
 fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     let config = &loaded.config;
     engine()?;
+    loaded.check_classes()?;
     names_fit(loaded)?;
     for (key, path) in local_sockets(config).into_iter().flatten() {
         local::check_path(path, key, &config.place_of(key))?;
@@ -185,14 +186,16 @@ pub fn engine() -> Result<Engine, ConfigError> {
 
 /// Checks that names fit in one cell of their class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
-    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    let shape = loaded.first_class().shape;
-    entry.forwards.iter().enumerate().try_for_each(|(i, forward)| {
-        listeners::fits(shape, &forward.to).map_err(|why| match loaded.config.place("forward", i) {
-            Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
-            None => why,
-        })
-    })
+    for ServedClass { shape, config, .. } in loaded.classes() {
+        let Part::Entry(entry) = &config.part else { return Ok(()) };
+        for (i, forward) in entry.forwards.iter().enumerate() {
+            listeners::fits(shape, &forward.to).map_err(|why| match config.place("forward", i) {
+                Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
+                None => why,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
@@ -228,4 +231,71 @@ fn addresses(sockets: &Sockets) -> Vec<String> {
         all.push(format!("socks {at}"));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::config::served::tests::chain_of_two_classes;
+
+    /// Sends to `at` until the echo comes back.
+    fn expect_echo(client: &UdpSocket, at: SocketAddr, what: &[u8]) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let mut buffer = [0; 2048];
+        loop {
+            assert!(Instant::now() < deadline, "no echo through {at}");
+            client.send_to(what, at).unwrap();
+            if let Ok((len, from)) = client.recv_from(&mut buffer)
+                && (&buffer[..len], from) == (what, at)
+            {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn node_serves_both_classes_of_its_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_two_classes(dir.path());
+        let [client, echo] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let destination = echo.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((len, from)) = echo.recv_from(&mut buffer) {
+                let _ = echo.send_to(&buffer[..len], from);
+            }
+        });
+        client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+
+        let mut entry = std::fs::read_to_string(&files.entry).unwrap();
+        for class in ["S", "L"] {
+            entry += &format!("[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{destination}\"\nclass = \"{class}\"\n");
+        }
+        entry += "[class.L]\nchannels = 2\n";
+        std::fs::write(&files.entry, entry).unwrap();
+        let start = |path: &PathBuf| Running::start(Loaded::read(path).unwrap(), ListenFd::empty()).unwrap();
+        let nodes: Vec<Running> = files.hops.iter().chain([&files.entry]).map(start).collect();
+
+        let entry = &nodes[2];
+        assert!(entry.ready().contains("; class S: down ") && entry.ready().contains("; class L: down "));
+        let forwards: Vec<SocketAddr> =
+            entry.node.class_listeners().iter().map(|(_, listeners)| listeners.forwards()[0].1.listen).collect();
+        // Each in one cell of its class, but too long for one of class S.
+        for (at, len) in forwards.into_iter().zip([100, 1000]) {
+            expect_echo(&client, at, &vec![7; len]);
+        }
+        for node in nodes {
+            let report = node.stop().unwrap();
+            assert_eq!(report.classes.keys().collect::<Vec<_>>(), ["L", "S"]);
+            for (name, class) in &report.classes {
+                assert!(class.ledger.closed(), "{} {name}: {:?}", report.name(), class.ledger);
+                assert!(class.ledger.cells.forward.sent + class.ledger.cells.forward.received > 0);
+                assert!(class.handshakes.channels_opened > 0, "{} {name}", report.name());
+            }
+            assert_eq!(report.ledger, report.classes["S"].ledger);
+        }
+    }
 }

@@ -91,7 +91,7 @@ impl Plan {
             wanted.extend(of_class);
             listeners.push(its_listeners);
         }
-        require_users(loaded)?;
+        served.iter().try_for_each(require_users)?;
         take(&mut wanted, &mut passed, loaded.config.role())?;
         require_distinct_ports(&wanted)?;
 
@@ -172,8 +172,8 @@ fn open_class(wanted: Vec<Wanted>, listeners: Vec<Listener>, lanes: Lanes) -> Re
 }
 
 /// Refuses a SOCKS port that other hosts reach if no users are configured: it would serve everybody.
-fn require_users(loaded: &Loaded) -> Result<(), ConfigError> {
-    let (Part::Entry(entry), config) = (&loaded.config.part, &loaded.config) else { return Ok(()) };
+fn require_users(ServedClass { loaded, config, .. }: &ServedClass<'_>) -> Result<(), ConfigError> {
+    let Part::Entry(entry) = &config.part else { return Ok(()) };
     let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
     let Some(nth) = open.filter(|_| loaded.socks_users.is_empty()) else { return Ok(()) };
     let users = if config.is_file() {
@@ -300,7 +300,7 @@ fn wanted(class: &ServedClass<'_>) -> Result<(Vec<Wanted>, Vec<Listener>), Confi
     let mut listeners = Vec::new();
     if let Part::Entry(EntryPart { forwards, pymix, socks, flow_idle, .. }) = &config.part {
         let max_age = config.max_age;
-        for (i, Forward { listen, to, idle, max_age: own }) in forwards.iter().enumerate() {
+        for (i, Forward { listen, to, idle, max_age: own, .. }) in forwards.iter().enumerate() {
             let value =
                 if config.place("forward", i).is_some() { listen.to_string() } else { format!("{listen}={to}") };
             wanted.push(want("forward", setting(config, "forward", i, &value), *listen));
