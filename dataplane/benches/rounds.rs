@@ -167,7 +167,8 @@ fn measure(class: Class, channels: u32) -> (u64, u64) {
     for number in 1..=channels {
         let secret = |byte| Secret::new([byte ^ number as u8; 32]);
         let keys = ChannelKeys::Hop { forward: secret(1), backward: secret(2) };
-        send(Command::InstallChannel { batch: BATCH, up: ChannelAt { link: None, number }, down: Some(number), keys });
+        let (up, down) = (ChannelAt { link: None, number }, Some(number));
+        send(Command::InstallChannel { batch: BATCH, up, down, keys, token: None });
     }
     let (ledger, mut rng) = (mix.published(), ChaCha20Rng::seed_from_u64(2));
     let (mut taken, mut released, mut warm) = (Vec::new(), Vec::new(), None);

@@ -309,7 +309,7 @@ pub(crate) mod tests {
             let mut content = chain.descriptors[hop - 1].content().clone();
             content.revision += 1;
             let addresses = vec![at(4710 + hop as u16)];
-            content.contacts.push(Contact { class: Class::L, lanes: 1, addresses, names: Vec::new() });
+            content.contacts.push(Contact { class: Class::L.into(), lanes: 1, addresses, names: Vec::new() });
             chain.descriptors[hop - 1] = content.sign(&identity).unwrap();
         }
         chain.id = chain.terms.id();
