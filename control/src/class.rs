@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use rand_chacha::ChaCha20Rng;
 use wire::ids::Side;
+use wire::paced::clock::SteadyClock;
 
 use crate::channel::Channels;
 use crate::config::{Caps, Config};
@@ -15,6 +16,7 @@ use crate::context::Context;
 use crate::counters::Counters;
 use crate::entry::Entry;
 use crate::link::Links;
+use crate::paced::Paced;
 use crate::trust::user::UserTrust;
 use crate::trust::view::View;
 
@@ -25,6 +27,8 @@ pub struct ClassControl {
     pub(crate) channels: Channels,
     /// Only at an entry.
     pub(crate) entry: Option<Entry>,
+    /// Only of a paced class, which has neither channels nor an entry of free classes.
+    pub(crate) paced: Option<Paced>,
 }
 
 impl ClassControl {
@@ -38,17 +42,21 @@ impl ClassControl {
         wall_at_zero: i128,
     ) -> ClassControl {
         let links = Links::new(place, &config, view.chain(), now);
-        let (channels, entry) = (Channels::new(&config, now), Entry::new(&config));
+        let channels = Channels::new(&config, now);
+        let entry = if config.paced { None } else { Entry::new(&config) };
+        let paced = config.paced_terms().cloned();
         let mut contacts = Contacts::default();
         contacts.update(&config, view);
         let (linked, out, counters) = (Vec::new(), Default::default(), Counters::default());
-        let cx = Context { config, statics, contacts, linked, rng, out, wall_at_zero, counters };
-        ClassControl { cx, links, channels, entry }
+        let mut cx = Context { config, statics, contacts, linked, rng, out, wall_at_zero, counters };
+        let unix_ns = cx.unix_ns(now) as u64;
+        let paced = paced.map(|terms| Paced::new(&mut cx, terms, view, now, unix_ns));
+        ClassControl { cx, links, channels, entry, paced }
     }
 
     /// Does everything that is due, but for an entry's setups.
     pub(crate) fn tick(&mut self, now: Duration, wall: SystemTime) {
-        let ClassControl { cx, links, channels, entry } = self;
+        let ClassControl { cx, links, channels, entry, paced } = self;
         for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
             channels.drop_link(cx, links, now, link);
@@ -56,6 +64,9 @@ impl ClassControl {
                 entry.drop_link(channels, now);
             }
             links.retire(cx, link);
+            if let Some(paced) = paced {
+                paced.forget(link);
+            }
         }
         links.initiate(cx, now, wall);
         channels.tick(cx, links, now);
@@ -63,14 +74,20 @@ impl ClassControl {
 
     /// Sends the setups that are due. False if no bundle is wanted.
     pub(crate) fn tick_entry(&mut self, user: &mut UserTrust, clocks: (Duration, u64)) -> bool {
-        let ClassControl { cx, links, channels, entry } = self;
+        let ClassControl { cx, links, channels, entry, .. } = self;
         entry.as_mut().is_some_and(|entry| entry.tick(cx, channels, links, user, clocks))
     }
 
     /// When [`ClassControl::tick`] or [`ClassControl::tick_entry`] has something to do.
     pub(crate) fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
-        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
+        let paced = self.paced.as_ref().map_or(Duration::MAX, Paced::next_wake);
+        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry).min(paced)
+    }
+
+    /// The clock of a paced class, with which its worker starts.
+    pub fn paced_clock(&self) -> Option<&SteadyClock> {
+        self.paced.as_ref().map(Paced::clock)
     }
 
     pub fn caps(&self) -> &Caps {

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use thiserror::Error;
-use wire::cell::{Class, Shape};
+use wire::cell::Shape;
+use wire::ids::ClassId;
 use wire::kdf::{Secret, x25519_public};
+use wire::paced::{PacedClass, PacedTerms};
 use wire::setup::Suite;
 
 use crate::prefix::Prefix;
@@ -24,6 +26,8 @@ pub struct Config {
     pub role: Role,
     /// The class, and the chain's number of key hops.
     pub shape: Shape,
+    /// The class is the paced one of the shape's size.
+    pub paced: bool,
     /// Entry 0, mixes 1..=m, exit m + 1.
     pub position: usize,
     /// The terms of the chain.
@@ -182,10 +186,10 @@ pub enum BadConfig {
     #[error("{0} key hops, but the chain has {1}: get the chain file again")]
     Hops(usize, usize),
     #[error("the chain does not have class {0}")]
-    Class(Class),
+    Class(ClassId),
     /// Records and signatures travel on its links.
     #[error("this hop does not serve class {0}, the chain's first one, which every hop must serve")]
-    FirstClass(Class),
+    FirstClass(ClassId),
     #[error("the chain file has no descriptor of this node (hop {0}): copy its node.desc next to the chain file")]
     NoDescriptor(usize),
     #[error("the chain file has no descriptor of the next hop (hop {0}): get the chain file again")]
@@ -259,15 +263,15 @@ impl Config {
     pub fn check(classes: &[Config], trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
         let [first, others @ ..] = classes else { return Err(BadConfig::Value("a node has at least one class")) };
         classes.iter().try_for_each(Config::check_class)?;
-        let number = |config: &Config| config.shape.class() as u8;
+        let number = |config: &Config| config.class().number();
         if !classes.is_sorted_by(|one, next| number(one) < number(next)) {
             return Err(BadConfig::Value("the classes of a node must be listed once each, in ascending order"));
         }
         if others.iter().any(|other| (other.position, &other.terms) != (first.position, &first.terms)) {
             return Err(BadConfig::Value("the classes of a node must be those of one chain, at one position"));
         }
-        let of_chain = first.terms.classes[0].class;
-        if !first.is_entry() && first.shape.class() != of_chain {
+        let of_chain = first.terms.first_class();
+        if !first.is_entry() && first.class() != of_chain {
             return Err(BadConfig::FirstClass(of_chain));
         }
         first.check_own_keys(trust, wall)?;
@@ -293,8 +297,8 @@ impl Config {
         if self.terms.identities.len() != hops {
             return Err(BadConfig::Hops(hops, self.terms.identities.len()));
         }
-        let class = self.shape.class();
-        let is_of_chain = self.terms.classes.iter().any(|terms| terms.class == class);
+        let class = self.class();
+        let is_of_chain = self.terms.all_classes().any(|one| one == class);
         if is_of_chain { Ok(()) } else { Err(BadConfig::Class(class)) }
     }
 
@@ -362,10 +366,20 @@ impl Config {
         classes.iter().map(of_class).sum()
     }
 
-    /// The terms of the class.
-    fn class_terms(&self) -> &ClassTerms {
+    pub(crate) fn class(&self) -> ClassId {
+        if self.paced { PacedClass::new(self.shape.class()).into() } else { self.shape.class().into() }
+    }
+
+    /// The terms of the class, if it is a paced one.
+    pub(crate) fn paced_terms(&self) -> Option<&PacedTerms> {
+        self.terms.paced.iter().find(|terms| ClassId::from(terms.class) == self.class())
+    }
+
+    /// The terms of the class. A paced one has none of these.
+    fn class_terms(&self) -> ClassTerms {
         let class = self.shape.class();
-        self.terms.classes.iter().find(|terms| terms.class == class).expect("the configuration was checked")
+        let free = self.terms.classes.iter().find(|terms| !self.paced && terms.class == class).copied();
+        free.unwrap_or(ClassTerms { class, mixing_delay_ms: 0, lifetime_s: 0 })
     }
 
     /// The lifetime of every channel, and the one in the `info` of every setup.

@@ -69,10 +69,10 @@ impl Contacts {
         self.previous = statics(position.wrapping_sub(1));
         self.next = statics(position + 1);
         let previous = if position > 1 { view.descriptors(position - 1) } else { &[] };
-        let named = previous.iter().filter_map(|one| one.contact(config.shape.class()));
+        let named = previous.iter().filter_map(|one| one.contact(config.class()));
         self.previous_addresses = named.flat_map(|contact| &contact.addresses).map(SocketAddr::ip).collect();
         let all = if position < hops { view.descriptors(position + 1) } else { &[] };
-        let mut contacts: Vec<&Contact> = all.iter().filter_map(|next| next.contact(config.shape.class())).collect();
+        let mut contacts: Vec<&Contact> = all.iter().filter_map(|next| next.contact(config.class())).collect();
         if config.is_entry() {
             // The oldest first: by a new one, of which Mix 1 may sign many, it would recognise this entry later.
             self.next.reverse();

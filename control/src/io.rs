@@ -6,8 +6,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::cell::Header;
+use wire::cell::{CellKind, Direction, Header};
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
+use wire::paced::clock::SteadyClock;
+use wire::paced::{Call, EntryKeys, MeetingToken, PacedHeader};
 use zeroize::Zeroizing;
 
 use crate::trust::hop::TrustEvent;
@@ -29,6 +31,17 @@ pub enum Input<'a> {
         header: Header,
         /// With its tag; opened in place.
         body: &'a mut [u8],
+    },
+    /// The same in a paced class.
+    PacedCell {
+        link: LinkId,
+        slot: SlotId,
+        from: SocketAddr,
+        header: PacedHeader,
+        /// With its tag; opened in place.
+        body: &'a mut [u8],
+        /// When it came, by the class's clock.
+        at_ns: u64,
     },
     /// A forward data cell authenticated under the `next` slot. The data plane does not promote on its
     /// own: [`Change::Promote`] is the reply. Repeats are harmless.
@@ -141,6 +154,89 @@ pub enum Change {
         /// It does not wait in the pool (SPEC 7.8.8).
         at_once: bool,
     },
+    /// Only in paced classes.
+    Paced(PacedChange),
+}
+
+/// A change for a worker of a paced class, in addition to those of links. The bridge makes a
+/// `dataplane::paced::Command` of it.
+pub enum PacedChange {
+    /// The keys of the slot that was just installed with which the worker seals and checks cells.
+    SlotKeys {
+        link: LinkId,
+        slot: SlotId,
+        /// Of link tags.
+        tag_in: Zeroizing<[u8; 16]>,
+        tag_out: Zeroizing<[u8; 16]>,
+        /// Of control cells.
+        control_out: Zeroizing<[u8; 28]>,
+    },
+    /// Hop: a channel of a batch that has not begun.
+    InstallChannel {
+        batch: u64,
+        /// Towards the entry; the link is that of an entry, at Mix 1 alone.
+        up: (Option<LinkId>, u32),
+        /// Its number on the next link; none at the exit.
+        down: Option<u32>,
+        keys: ChannelKeys,
+        /// At the exit.
+        token: Option<MeetingToken>,
+    },
+    /// Entry: the channel of a batch that has not begun.
+    InstallEntryChannel {
+        batch: u64,
+        /// Its number on link 1.
+        number: u32,
+        keys: Box<EntryKeys>,
+        /// If it meets another channel.
+        call: Option<Box<Call>>,
+    },
+    /// Entry: the number that it drew for a batch in which it has no channel.
+    Drawn { batch: u64, number: u32 },
+    /// Entry: by how much it sends before its own clock shows the time of a round.
+    Lead {
+        lead_ns: i64,
+        /// False before the first sample; the lead is 0 then.
+        is_known: bool,
+    },
+    /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
+    Place {
+        link: Option<LinkId>,
+        direction: Direction,
+        round: u64,
+        kind: CellKind,
+        channel: u32,
+        sub: u8,
+        content: Vec<u8>,
+    },
+    /// A link cell for the next slot.
+    Wait { link: LinkId, content: Vec<u8> },
+    /// The latest clock cell of a link: its `sent`, and when it came.
+    ClockSeen { link: LinkId, sent_ns: u64, received_ns: u64 },
+    /// The class's clock from now on.
+    Clock(SteadyClock),
+}
+
+impl fmt::Debug for PacedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PacedChange::SlotKeys { link, slot, .. } => write!(f, "SlotKeys {link}/{slot}"),
+            PacedChange::InstallChannel { batch, up, down, .. } => {
+                write!(f, "InstallChannel {up:?} {down:?} in batch {batch}")
+            }
+            PacedChange::InstallEntryChannel { batch, number, .. } => {
+                write!(f, "InstallEntryChannel {number} in batch {batch}")
+            }
+            PacedChange::Drawn { batch, number } => write!(f, "Drawn {number} in batch {batch}"),
+            PacedChange::Lead { lead_ns, is_known } => write!(f, "Lead {lead_ns} ns, known {is_known}"),
+            PacedChange::Place { link, direction, round, kind, channel, sub, .. } => {
+                write!(f, "Place {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")
+            }
+            PacedChange::Wait { link, content } => write!(f, "Wait {link} {:?}", content.first()),
+            PacedChange::ClockSeen { link, sent_ns, .. } => write!(f, "ClockSeen {link} {sent_ns}"),
+            PacedChange::Clock(clock) => write!(f, "{clock:?}"),
+        }
+    }
 }
 
 impl fmt::Debug for Change {
@@ -159,6 +255,7 @@ impl fmt::Debug for Change {
             }
             Change::RetireChannel { channel } => write!(f, "RetireChannel {channel}"),
             Change::Supersede { old, new } => write!(f, "Supersede {old} by {new}"),
+            Change::Paced(change) => change.fmt(f),
             Change::Inject { link, slot, header, body, at_once } => {
                 let place = if *at_once { "at once" } else { "pooled" };
                 write!(f, "Inject {link}/{slot} {header:?} {} bytes {place}", body.len())

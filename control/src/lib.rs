@@ -20,6 +20,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Header};
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
+use wire::paced::PacedHeader;
 
 mod channel;
 mod class;
@@ -48,12 +49,13 @@ pub use class::ClassControl;
 pub use config::{BadConfig, Caps, Config, NodeKeys, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use entry::SETUPS_IN_FLIGHT_MAX;
-pub use io::{Change, Event, Input, Output};
+pub use io::{Change, Event, Input, Output, PacedChange};
 pub use rate::Rate;
 
 use crate::channel::Keys;
 use crate::contacts::Static;
 use crate::link::content_len;
+use crate::paced::Paced;
 use crate::trust::hop::{HopSetup, HopState, HopTrust, Step};
 use crate::trust::state::State;
 use crate::trust::status::TrustStatus;
@@ -87,7 +89,7 @@ pub struct Control {
 }
 
 /// What all classes share.
-enum Trust {
+pub(crate) enum Trust {
     Entry(UserTrust),
     Hop(HopTrust),
 }
@@ -148,7 +150,7 @@ impl Control {
     /// # Panics
     /// There are not so many classes.
     pub fn handle(&mut self, now: Duration, class: usize, input: Input<'_>) {
-        let ClassControl { cx, links, channels, entry } = &mut self.classes[class];
+        let ClassControl { cx, links, channels, entry, .. } = &mut self.classes[class];
         match input {
             Input::Handshake { side, from, datagram } => {
                 if links.handshake(cx, now, side, from, datagram) {
@@ -157,6 +159,11 @@ impl Control {
             }
             Input::Cell { link, slot, from, header, body } => {
                 if let Err(why) = self.handle_cell(now, class, (link, slot), from, &header, body) {
+                    self.classes[class].cx.refuse(why);
+                }
+            }
+            Input::PacedCell { link, slot, from, header, body, at_ns } => {
+                if let Err(why) = self.handle_paced(now, class, (link, slot), from, &header, (body, at_ns)) {
                     self.classes[class].cx.refuse(why);
                 }
             }
@@ -190,7 +197,7 @@ impl Control {
         body: &mut [u8],
     ) -> Result<(), Refusal> {
         let wall_ms = self.wall_ms(now);
-        let ClassControl { cx, links, channels, entry } = &mut self.classes[class];
+        let ClassControl { cx, links, channels, entry, .. } = &mut self.classes[class];
         let content = links.open(cx, now, (link, slot), from, header, body)?;
         match (header.kind, &mut self.trust, entry) {
             (CellKind::Setup, Trust::Hop(trust), _) => {
@@ -216,6 +223,26 @@ impl Control {
                 None => Err(Refusal::UnknownLinkContent),
             },
             (CellKind::Data, ..) | (CellKind::Setup, Trust::Entry(_), _) => Err(Refusal::CellMalformed),
+        }
+    }
+
+    fn handle_paced(
+        &mut self,
+        now: Duration,
+        class: usize,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+        header: &PacedHeader,
+        (body, at_ns): (&mut [u8], u64),
+    ) -> Result<(), Refusal> {
+        let ClassControl { cx, links, paced, .. } = &mut self.classes[class];
+        let paced = paced.as_mut().ok_or(Refusal::CellMalformed)?;
+        let content = links.open_paced(cx, now, (link, slot), from, header, body)?;
+        match LinkContent::from_wire(content[0]).filter(|_| header.kind == CellKind::Link) {
+            Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
+            Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),
+            None if header.kind == CellKind::Link => Err(Refusal::UnknownLinkContent),
+            _ => paced.cell(cx, links, &mut self.trust, (now, at_ns), (link, header), content),
         }
     }
 
@@ -246,7 +273,7 @@ impl Control {
         let Trust::Entry(trust) = &mut self.trust else { return };
         let mut wants_bundle = false;
         for class in &mut self.classes {
-            wants_bundle |= class.tick_entry(trust, clocks);
+            wants_bundle |= class.tick_entry(trust, clocks) || class.paced.as_ref().is_some_and(Paced::wants_bundle);
         }
         if !wants_bundle {
             trust.rest(now);
@@ -341,6 +368,11 @@ impl Control {
         for class in &mut self.classes {
             class.cx.wall_at_zero = wall_at_zero;
             class.tick(now, wall);
+            let ClassControl { cx, links, paced, .. } = class;
+            if let Some(paced) = paced {
+                paced.tick(cx, links, &mut self.trust, now);
+                links.note_paced(|link| paced.holds(link));
+            }
         }
         self.tick_entry(now);
         if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {

@@ -14,7 +14,7 @@ use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState};
-use wire::cell::Class;
+use wire::ids::ClassId;
 use wire::kdf::{Secret, x25519, x25519_public};
 use wire::link::LinkSecrets;
 use zeroize::{Zeroize, Zeroizing};
@@ -70,12 +70,12 @@ impl Terms {
     pub(crate) fn new(
         pattern: Pattern,
         chain: &[u8; 32],
-        (link, class): (usize, Class),
+        (link, class): (usize, impl Into<ClassId>),
         psk: Option<&Secret>,
     ) -> Terms {
         let mut prologue = b"eddy/1".to_vec();
         prologue.extend_from_slice(chain);
-        prologue.extend_from_slice(&[link as u8, class as u8]);
+        prologue.extend_from_slice(&[link as u8, class.into().number()]);
         Terms { pattern, prologue, psk: Zeroizing::new(psk.map_or([0; 32], |psk| *psk.expose())) }
     }
 
@@ -300,6 +300,7 @@ impl Dh for X25519 {
 mod tests {
     use super::*;
     use crate::draw::draw_x25519;
+    use wire::cell::Class;
 
     struct Pair {
         rng: ChaCha20Rng,

@@ -102,6 +102,7 @@ pub fn config(position: usize) -> (Config, TrustSetup) {
     let config = Config {
         previous: Vec::new(),
         shared_prefixes: Vec::new(),
+        paced: false,
         role,
         shape: shape(),
         position,

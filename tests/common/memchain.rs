@@ -308,6 +308,7 @@ impl Chain {
             next: None,
             previous: position.checked_sub(1).map(|before| link_address(before, Side::Down).ip()).into_iter().collect(),
             shared_prefixes: Vec::new(),
+            paced: false,
             psk_up: None,
             psk_down: None,
             timing: self.plan.timing,

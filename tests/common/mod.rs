@@ -8,6 +8,7 @@ pub mod memchain;
 pub mod nameserver;
 pub mod network;
 pub mod nodes;
+pub mod pacedchain;
 pub mod process;
 mod skipped;
 pub mod tap;

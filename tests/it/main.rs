@@ -28,6 +28,7 @@ mod mixing;
 mod model;
 mod multicore;
 mod names;
+mod paced_chain;
 mod policy;
 mod renewal;
 mod robustness;

@@ -114,7 +114,7 @@ impl Initiator {
     pub(super) fn new(config: &Config, chain: &[u8; 32], now: Duration) -> Option<Initiator> {
         (config.position < config.shape.hops()).then(|| {
             let pattern = if config.is_entry() { Pattern::Nk } else { Pattern::Ik };
-            let link = (config.position + 1, config.shape.class());
+            let link = (config.position + 1, config.class());
             Initiator {
                 terms: Terms::new(pattern, chain, link, config.psk_down.as_ref()),
                 worked: None,

@@ -9,16 +9,17 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use wire::cell::{CellKind, Direction, Header};
+use wire::cell::{Block, CellKind, Direction, Header};
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
+use wire::paced::PacedHeader;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, Timing};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::fragments::{Decided, Joiner};
-use crate::io::{Change, Event};
+use crate::io::{Change, Event, PacedChange};
 use crate::prefix::Prefix;
 use crate::rate::Bucket;
 use crate::slot::Slot;
@@ -157,8 +158,36 @@ impl Link {
         cx.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
     }
 
+    /// Opens a control cell under one of its slots. The first authentic one under `next` promotes that slot.
+    fn open<'a>(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        slot: SlotId,
+        from: SocketAddr,
+        (seq, header): (u64, &Block),
+        body: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Refusal> {
+        let found = self.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
+        let content = found.open(seq, header, body)?;
+        if self.next.as_ref().is_some_and(|next| next.id == slot) {
+            self.promote(cx, now, Some(from));
+        }
+        self.record_received(now);
+        cx.counters.cells += 1;
+        Ok(content)
+    }
+
     /// Seals and injects a link cell with this content, filled up with zeros. False if the link cannot send.
     fn send_content(&mut self, cx: &mut Context, now: Duration, content: &[u8], at_once: bool) -> bool {
+        if cx.config.paced {
+            // The worker seals it when its slot leaves (SPEC 9.6).
+            if self.current.is_none() {
+                return false;
+            }
+            cx.change(Change::Paced(PacedChange::Wait { link: self.id, content: content.to_vec() }));
+            return true;
+        }
         let mut filled = vec![0; content_len(&cx.config, self.side)];
         filled[..content.len()].copy_from_slice(content);
         let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &filled, at_once };
@@ -274,14 +303,38 @@ impl Links {
         if !fits {
             return Err(Refusal::CellMalformed);
         }
-        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
-        let content = found.open(header, body)?;
-        if link.next.as_ref().is_some_and(|next| next.id == slot) {
-            link.promote(cx, now, Some(from));
+        let (seq, block) = (header.seq, header.to_block());
+        link.open(cx, now, slot, from, (seq, &block), body)
+    }
+
+    /// The same in a paced class.
+    pub(crate) fn open_paced<'a>(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+        header: &PacedHeader,
+        body: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Refusal> {
+        let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
+        let direction = if link.side == Side::Up { Direction::Forward } else { Direction::Backward };
+        let fits = cx.config.class() == header.class.into()
+            && body.len() == header.class.body_len()
+            && header.kind != CellKind::Data
+            && header.kind.travels(direction)
+            && (header.channel == 0) == (header.kind == CellKind::Link);
+        if !fits {
+            return Err(Refusal::CellMalformed);
         }
-        link.record_received(now);
-        cx.counters.cells += 1;
-        Ok(content)
+        let (seq, block) = (header.seq, header.to_block());
+        link.open(cx, now, slot, from, (seq, &block), body)
+    }
+
+    /// Where a link to an entry was first promoted, unless its prefix is exempt (SPEC 4.11).
+    pub(crate) fn home(&self, config: &Config, link: LinkId) -> Option<IpAddr> {
+        let home = self.link(link)?.home;
+        config.prefix(home).map(|_| home)
     }
 
     /// The data plane authenticated a forward data cell under this slot.
@@ -340,6 +393,19 @@ impl Links {
             header_r2i: secrets.header_r2i.clone(),
             rank,
         });
+        if cx.config.paced {
+            let (tag_in, tag_out, control_out) = match link.side {
+                Side::Up => (&secrets.tag_i2r, &secrets.tag_r2i, &secrets.control_r2i),
+                Side::Down => (&secrets.tag_r2i, &secrets.tag_i2r, &secrets.control_i2r),
+            };
+            cx.change(Change::Paced(PacedChange::SlotKeys {
+                link: link.id,
+                slot: id,
+                tag_in: tag_in.clone(),
+                tag_out: tag_out.clone(),
+                control_out: control_out.clone(),
+            }));
+        }
         match link.side {
             Side::Up => {
                 if let Some(gone) = link.next.replace(slot) {
@@ -499,6 +565,9 @@ impl Links {
 
 /// Bytes of content in the control cells that this node sends on this side.
 pub(crate) fn content_len(config: &Config, side: Side) -> usize {
+    if config.paced {
+        return config.shape.payload();
+    }
     match side {
         Side::Up => config.shape.control_content(Direction::Backward, config.position),
         Side::Down => config.shape.control_content(Direction::Forward, config.position + 1),

@@ -73,7 +73,7 @@ impl Responder {
         (!config.is_entry()).then(|| {
             let (pattern, half_len) =
                 if config.faces_entries() { (Pattern::Nk, NK_HALF_LEN) } else { (Pattern::Ik, IK_HALF_LEN) };
-            let link = (config.position, config.shape.class());
+            let link = (config.position, config.class());
             Responder {
                 terms: Terms::new(pattern, chain, link, config.psk_up.as_ref()),
                 half_len,

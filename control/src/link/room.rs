@@ -26,6 +26,13 @@ impl Links {
         if is_there || others() < LINKS_PER_ADDRESS { Ok(()) } else { Err(Refusal::PrefixLinksFull) }
     }
 
+    /// Notes which links to entries have a channel or a setup of a paced class, and so may not go (SPEC 9.8.6).
+    pub(crate) fn note_paced(&mut self, holds: impl Fn(LinkId) -> bool) {
+        for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
+            link.channels = usize::from(holds(link.id));
+        }
+    }
+
     /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
     /// (SPEC 4.5.5, 4.11). Links that were never promoted go first, then those of the prefix that has most, each time
     /// the oldest first. Links with channels never go.

@@ -1,6 +1,7 @@
 //! Channel setup of paced classes as state machines (SPEC 9.5.5, 9.7 to 9.9, 9.14).
 //!
 //! ```text
+//! class   a class at a node: clock, what leaves in each round
 //! lead    at which own time an entry sends a round
 //! entry   the channel of an entry in each batch: its number, its setup, its ack
 //! hop     the channels of all entries at a mix or the exit, and the loops of a mix
@@ -14,6 +15,7 @@
 //! 9.4 (copies on link 1 do not pass), and takes for each round the contents of the setup and ack slots. Slots without
 //! contents carry dummies, so the number of cells in a round never depends on what these machines return.
 
+mod class;
 mod entry;
 mod hop;
 mod lead;
@@ -29,6 +31,7 @@ use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, seats_on};
 use wire::setup::{Info, Suite, ack_cells, paced_shards};
 use wire::shards::Shards;
 
+pub(crate) use class::Paced;
 pub use entry::PacedEntry;
 pub use hop::{Install, PacedHop, ShardCell};
 pub use lead::Lead;

@@ -18,7 +18,7 @@ fn contradictory_configuration_names_the_contradiction() {
     };
     assert_eq!(check(1, &|c, _| c.position = 3), BadConfig::Position { position: 3, hops: 3 });
     assert_eq!(check(1, &|c, _| c.terms.identities.truncate(2)), BadConfig::Hops(3, 2));
-    assert_eq!(check(1, &|c, _| c.terms.classes[0].class = Class::M), BadConfig::Class(Class::L));
+    assert_eq!(check(1, &|c, _| c.terms.classes[0].class = Class::M), BadConfig::Class(Class::L.into()));
     let nothing = |_: &mut Config, t: &mut TrustSetup| t.view = View::new(t.view.terms().clone());
     assert_eq!(check(1, &nothing), BadConfig::NoDescriptor(1));
     assert_eq!(check(0, &nothing), BadConfig::NoNextDescriptor(1));
@@ -59,7 +59,7 @@ fn classes_that_do_not_fit_together_are_refused() {
     };
     assert_eq!((check(0, &|_| ()), check(1, &|_| ())), (Ok(()), Ok(())));
     let without_first = |configs: &mut Vec<Config>| drop(configs.remove(0));
-    assert_eq!(check(1, &without_first), Err(BadConfig::FirstClass(Class::S)));
+    assert_eq!(check(1, &without_first), Err(BadConfig::FirstClass(Class::S.into())));
     assert_eq!(check(0, &without_first), Ok(()), "an entry uses the classes that it likes");
     assert!(matches!(check(1, &|configs| configs.clear()), Err(BadConfig::Value(_))));
     assert!(matches!(check(1, &|configs| configs.reverse()), Err(BadConfig::Value(_))));

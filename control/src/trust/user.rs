@@ -182,6 +182,15 @@ impl UserTrust {
         None
     }
 
+    /// The bundle of an interval that a paced class uses, if it is here. If not, [`UserTrust::tick`] asks for it once the
+    /// interval has begun (SPEC 9.8.2).
+    pub(crate) fn paced_bundle(&mut self, interval: u64, now: Duration, wall_ms: u64) -> Option<&Bundle> {
+        if self.usable(interval).is_none() && interval <= self.session.times().interval_at(wall_ms) {
+            self.sync.want(Some(interval), now);
+        }
+        self.usable(interval)
+    }
+
     /// The complete bundle of an interval, unless it names a descriptor that a file or the state on disk revokes.
     /// Mix 1 does not learn of that from asks: they go by `session`.
     fn usable(&self, interval: u64) -> Option<&Bundle> {

@@ -10,8 +10,8 @@ use wire::cell::CellKind;
 use wire::link::LinkContent;
 use wire::paced::SlotCount;
 
-/// Link cells of one kind that wait at most; more are dropped.
-const WAITING_MAX: usize = 64;
+/// Link cells of one kind that wait at most, more than a bundle has; others are dropped.
+const WAITING_MAX: usize = 256;
 /// The kinds of link cells by the order in which they get slots; what is not in it goes last.
 const ORDER: [&[LinkContent]; 5] = [
     &[LinkContent::Keepalive],
@@ -57,11 +57,14 @@ impl ControlCells {
         self.placed.entry(round).or_default().push(control);
     }
 
-    /// Adds a link cell. False if too many wait.
+    /// Adds a link cell, unless the same one waits. False if too many wait.
     pub(super) fn wait(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
         let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
+        if queue.contains(&control) {
+            return true;
+        }
         let has_room = queue.len() < WAITING_MAX;
         if has_room {
             queue.push_back(control);
@@ -107,8 +110,9 @@ mod tests {
     #[test]
     fn no_kind_waits_without_end() {
         let mut cells = ControlCells::default();
-        let taken = (0..100).filter(|_| cells.wait(Control::link(LinkContent::Part, &[]))).count();
-        assert_eq!(taken, WAITING_MAX);
+        let mut wait = |part: u16| cells.wait(Control::link(LinkContent::Part, &part.to_be_bytes()));
+        assert_eq!((0..1000).filter(|part| wait(*part)).count(), WAITING_MAX);
+        assert!(wait(0), "it waits already");
         assert!(cells.wait(Control::link(LinkContent::Clock, &[])));
     }
 }

@@ -57,7 +57,8 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl PacedLinks {
-    pub(super) fn apply(&mut self, command: LinkCommand) {
+    /// Makes a change of control's. A link whose slot is promoted was heard: its peer has shown that it holds the keys.
+    pub(super) fn apply(&mut self, command: LinkCommand, now: Nanos) {
         let link = match &command {
             LinkCommand::Install { link, side, .. } => {
                 if *side == Side::Down {
@@ -71,7 +72,11 @@ impl PacedLinks {
             | LinkCommand::RetireSlot { link, .. }
             | LinkCommand::Retire { link } => *link,
         };
+        let is_promoted = matches!(command, LinkCommand::Promote { .. });
         self.links.apply(command);
+        if is_promoted {
+            self.heard(link, now);
+        }
         let Self { links, keys, heard, .. } = self;
         match links.link(link) {
             Some(live) => {

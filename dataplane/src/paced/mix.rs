@@ -174,13 +174,13 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.settings.position == 1
     }
 
-    fn apply(&mut self, command: Command) {
+    fn apply(&mut self, command: Command, now: Nanos) {
         match command {
             Command::Link(command) => {
                 if let crate::command::LinkCommand::Retire { link } = &command {
                     self.pipes.iter_mut().for_each(|pipe| pipe.sender.forget(*link, &mut self.free));
                 }
-                self.links.apply(command);
+                self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
             Command::InstallChannel { batch, up, down, keys: ChannelKeys::Hop { forward, backward }, .. } => {
@@ -197,6 +197,8 @@ impl<U: Port, D: Port> Mix<U, D> {
                 }
             }
             Command::ClockSeen { link, sent, received } => {
+                // An entry without a channel is heard by its control cells alone (SPEC 9.6.3).
+                self.links.heard(link, now);
                 if let Some((direction, _)) = self.way(link) {
                     self.pipes[direction].sender.clock_seen(link, sent, received);
                 }
@@ -441,7 +443,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
 
     fn turn(&mut self, now: Nanos) -> Nanos {
         while let Ok(command) = self.commands.pop() {
-            self.apply(command);
+            self.apply(command, now);
         }
         DIRECTIONS.into_iter().for_each(|direction| self.receive(direction, now));
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));

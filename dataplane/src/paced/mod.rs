@@ -34,8 +34,8 @@ use std::net::{IpAddr, UdpSocket};
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, Meeting, MeetingToken, PacedTerms, Timetable, seats_on};
-use wire::setup::{HopSecrets, Suite};
+use wire::paced::{Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Timetable, seats_on};
+use wire::setup::Suite;
 
 use crate::batch::Lengths;
 use crate::command::LinkCommand;
@@ -151,10 +151,9 @@ pub enum Command {
         batch: u64,
         /// Its number on link 1.
         number: u32,
-        /// The secrets of all hops, the exit's last.
-        keys: Vec<HopSecrets>,
+        keys: Box<EntryKeys>,
         /// The meeting that it serves; none for destinations.
-        meeting: Option<Meeting>,
+        call: Option<Box<Call>>,
     },
     /// Entry: the number that it drew for a batch whose setup has failed, or for which it sets up nothing (SPEC 9.8.8).
     Drawn {

@@ -8,11 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use control::{
-    ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX, TRUST_CELLS_MAX,
+    ACK_COPIES_MAX, Change, Control, Event, Input, Output, PacedChange, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX,
+    TRUST_CELLS_MAX,
 };
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
+use dataplane::paced;
 use dataplane::punt::{Notice, Punt};
+use wire::cell::CellKind;
 use wire::ids::{LinkId, Side};
 
 use crate::runtime::door::DOOR_HALVES_PER_TURN;
@@ -274,9 +277,46 @@ impl Bridge {
     }
 }
 
+/// The command for a worker of a paced class; none for changes of free classes.
+pub fn paced_command(change: Change) -> Option<paced::Command> {
+    let control = |kind, channel, sub, content| paced::Control { kind, channel, sub, content };
+    Some(match change {
+        Change::Paced(PacedChange::SlotKeys { link, slot, tag_in, tag_out, control_out }) => {
+            paced::Command::SlotKeys { link, slot, keys: paced::SlotKeys { tag_in, tag_out, control_out } }
+        }
+        Change::Paced(PacedChange::InstallChannel { batch, up: (link, number), down, keys, token }) => {
+            paced::Command::InstallChannel { batch, up: paced::ChannelAt { link, number }, down, keys, token }
+        }
+        Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }) => {
+            paced::Command::InstallEntryChannel { batch, number, keys, call }
+        }
+        Change::Paced(PacedChange::Drawn { batch, number }) => paced::Command::Drawn { batch, number },
+        Change::Paced(PacedChange::Lead { lead_ns, is_known }) => paced::Command::Lead { lead_ns, is_known },
+        Change::Paced(PacedChange::Place { link, direction, round, kind, channel, sub, content }) => {
+            paced::Command::Place { link, direction, round, control: control(kind, channel, sub, content) }
+        }
+        Change::Paced(PacedChange::Wait { link, content }) => {
+            paced::Command::Wait { link, control: control(CellKind::Link, 0, 0, content) }
+        }
+        Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }) => {
+            paced::Command::ClockSeen { link, sent: sent_ns, received: received_ns }
+        }
+        Change::Paced(PacedChange::Clock(clock)) => paced::Command::Clock(clock),
+        Change::InstallChannel { .. }
+        | Change::RetireChannel { .. }
+        | Change::Supersede { .. }
+        | Change::Inject { .. } => return None,
+        link => match command(link) {
+            Command::Link(command) => paced::Command::Link(command),
+            _ => return None,
+        },
+    })
+}
+
 /// Control's changes are a subset of a worker's commands.
 fn command(change: Change) -> Command {
     match change {
+        Change::Paced(_) => unreachable!("a change of a paced class goes to a worker of one"),
         Change::InstallLink { link, side, peer } => Command::Link(LinkCommand::Install { link, side, peer }),
         Change::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
             Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank })
@@ -355,6 +395,7 @@ mod tests {
             next: None,
             previous: Vec::new(),
             shared_prefixes: Vec::new(),
+            paced: false,
             psk_up: None,
             psk_down: None,
             timing: Timing::default(),

@@ -237,6 +237,7 @@ fn class_config(loaded: &Loaded, config: &NodeConfig, shape: Shape, next: Option
         next: next.filter(|_| config.next.is_some()),
         previous: config.previous.clone(),
         shared_prefixes: config.shared_prefixes.clone(),
+        paced: false,
         psk_up: psks.up.clone(),
         psk_down: psks.down.clone(),
         timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },

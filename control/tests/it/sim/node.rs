@@ -163,6 +163,7 @@ impl Plane {
 
     pub(super) fn apply(&mut self, change: Change) {
         match change {
+            Change::Paced(_) => unreachable!("this simulation has free classes only"),
             Change::InstallLink { link, side, peer } => {
                 let fresh = PlaneLink { side, peer, current: None, next: None, previous: None };
                 assert!(self.links.insert(link, fresh).is_none(), "a live link is not installed again");

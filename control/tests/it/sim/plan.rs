@@ -166,6 +166,7 @@ impl Plan {
             let _ = view.take_descriptor(hop, self.signed(hop), now_s);
         }
         let config = |shape| Config {
+            paced: false,
             role: match position {
                 0 => Role::Entry { channels: self.channels },
                 p if p == hops => Role::Exit,

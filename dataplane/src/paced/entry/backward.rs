@@ -83,7 +83,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn open(&mut self, place: Place, body: &mut [u8], waited: Nanos, now: Nanos) -> Result<(), DropReason> {
         let repeat = self.settings.terms.repeat;
         let channel = self.channels.channel(place.round).expect("looked up before");
-        let inner = channel.keys.open(channel.call.as_ref(), place, body).ok_or(DropReason::Garbled)?;
+        let inner = channel.keys.open(channel.call.as_deref(), place, body).ok_or(DropReason::Garbled)?;
         self.channels.mark_opened(place);
         match (inner, self.meeting.is_some()) {
             (Inner::Data(inner), false) => {

@@ -41,9 +41,9 @@ struct Naming {
 
 /// An entry's channel in one batch.
 pub(super) struct Channel {
-    pub(super) keys: EntryKeys,
+    pub(super) keys: Box<EntryKeys>,
     /// The meeting that it serves; none for destinations.
-    pub(super) call: Option<Call>,
+    pub(super) call: Option<Box<Call>>,
     /// Places whose backward cell has opened.
     opened: Marks,
     /// Places whose frames have had their effect: in a meeting an AGAIN may bring them first.
@@ -115,7 +115,12 @@ impl Channels {
     }
 
     /// Sets the number of a batch, and with keys its channel. A number that a batch has stays, unless it gets a channel.
-    pub(super) fn install(&mut self, number: u64, channel_number: u32, keys: Option<(EntryKeys, Option<Call>)>) {
+    pub(super) fn install(
+        &mut self,
+        number: u64,
+        channel_number: u32,
+        keys: Option<(Box<EntryKeys>, Option<Box<Call>>)>,
+    ) {
         let places = self.rounds * self.cells;
         let marks = || Marks(vec![0; places.div_ceil(64)]);
         let batch = self.at(number, || channel_number);

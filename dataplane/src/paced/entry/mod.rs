@@ -34,7 +34,7 @@ use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Place, SALT_LEN, Timetable};
+use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Place, Timetable};
 use wire::reassembly::{HOLD, Reassembler};
 
 use super::gate::{Arrived, Gate};
@@ -305,20 +305,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 if let LinkCommand::Retire { link } = &command {
                     self.sender.forget(*link, &mut self.free);
                 }
-                self.links.apply(command);
+                self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallEntryChannel { batch, number, keys, meeting } => {
-                debug_assert_eq!(meeting.is_some(), self.meeting.is_some(), "an entry serves one kind");
-                let fits = meeting.is_some() == self.meeting.is_some();
-                let call = meeting.map(|meeting| {
-                    let mut salt = [0; SALT_LEN];
-                    self.rng.fill_bytes(&mut salt);
-                    meeting.call(salt)
-                });
+            Command::InstallEntryChannel { batch, number, keys, call } => {
+                debug_assert_eq!(call.is_some(), self.meeting.is_some(), "an entry serves one kind");
+                let fits = call.is_some() == self.meeting.is_some();
                 // Nobody joins a batch that has begun.
                 let is_early = self.pacer.last() < self.times.first(batch);
-                let channel = (fits && is_early).then(|| (EntryKeys::new(keys), call));
+                let channel = (fits && is_early).then_some((keys, call));
                 self.channels.install(batch, number, channel);
             }
             Command::Drawn { batch, number } => self.channels.install(batch, number, None),

@@ -132,8 +132,11 @@ impl Bench {
             .meeting
             .is_some()
             .then(|| MeetingSecret::new([9; 32]).meeting(&[1; 32], CLASS, self.times.first(batch)));
-        let keys = self.secrets(batch);
-        self.command(Command::InstallEntryChannel { batch, number: Bench::number(batch), keys, meeting });
+        let keys = Box::new(EntryKeys::new(self.secrets(batch)));
+        let mut salt = [0; SALT_LEN];
+        self.entry.rng.fill_bytes(&mut salt);
+        let call = meeting.map(|meeting| Box::new(meeting.call(salt)));
+        self.command(Command::InstallEntryChannel { batch, number: Bench::number(batch), keys, call });
     }
 
     /// Layers of the first hops on a body, in their order.

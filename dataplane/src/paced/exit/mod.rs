@@ -191,7 +191,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 if let crate::command::LinkCommand::Retire { link } = &command {
                     self.sender.forget(*link, &mut self.free);
                 }
-                self.links.apply(command);
+                self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
             Command::InstallChannel { batch, up, keys: ChannelKeys::Hop { forward, backward }, token, .. } => {

@@ -1,0 +1,285 @@
+//! A paced class at a node: its clock, and what setups, acks and link cells leave in each round (SPEC 9).
+//!
+//! The worker releases rounds by the clock that is kept here. Control hands it the contents of a round's setup and ack
+//! slots one period before the round is due; slots without a content carry dummies.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use wire::cell::{CellKind, Direction};
+use wire::ids::LinkId;
+use wire::link::LinkContent;
+use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
+use wire::paced::{AHEAD_MAX, PacedHeader, PacedTerms};
+
+use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop, Placed, ShardCell};
+use crate::Trust;
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::io::{Change, PacedChange};
+use crate::link::Links;
+use crate::trust::view::View;
+
+/// How often a hop's clock is steered towards the host's.
+const STEER_EVERY: Duration = Duration::from_secs(1);
+/// A lead that has changed by less is not worth a command to the worker.
+const LEAD_STEP_NS: u64 = 10_000;
+
+/// What a node does in a paced class.
+pub(crate) struct Paced {
+    clock: SteadyClock,
+    steer_at: Duration,
+    part: Part,
+}
+
+/// What only a hop, or only an entry does.
+enum Part {
+    Hop { hop: PacedHop, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange> },
+    Entry { entry: Box<PacedEntry>, lead: Lead, exchange: Exchange, next: u64, told: Told },
+}
+
+/// What the worker of an entry knows.
+#[derive(Default)]
+struct Told {
+    lead: Option<(i64, bool)>,
+    /// The last batch whose number it has.
+    batch: u64,
+}
+
+impl Paced {
+    /// A class that starts at `now`, when the host's clock shows `unix_ns`.
+    pub(crate) fn new(cx: &mut Context, terms: PacedTerms, view: &View, now: Duration, unix_ns: u64) -> Paced {
+        let chain = view.terms();
+        let config = PacedConfig::new(*view.chain(), terms, (chain.identities.len(), chain.suite, chain.interval_s));
+        let clock = SteadyClock::new(now.as_nanos() as u64, unix_ns);
+        let part = match cx.config.position {
+            0 => {
+                let round = config.times.round_at(unix_ns);
+                let lead = Lead::new(&config.terms);
+                let entry = Box::new(PacedEntry::new(config, &mut cx.rng, round));
+                Part::Entry { entry, lead, exchange: Exchange::default(), next: round, told: Told::default() }
+            }
+            position => {
+                let due = |direction| last_due(&config, direction, position, unix_ns);
+                let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
+                let hop = PacedHop::new(config, position, forward);
+                Part::Hop { hop, position, next: [forward + 1, backward + 1], exchanges: HashMap::new() }
+            }
+        };
+        Paced { clock, steer_at: now + STEER_EVERY, part }
+    }
+
+    /// The clock that the worker starts with.
+    pub(crate) const fn clock(&self) -> &SteadyClock {
+        &self.clock
+    }
+
+    fn config(&self) -> &PacedConfig {
+        match &self.part {
+            Part::Hop { hop, .. } => hop.config(),
+            Part::Entry { entry, .. } => entry.config(),
+        }
+    }
+
+    /// True at an entry that lacks a bundle.
+    pub(crate) fn wants_bundle(&self) -> bool {
+        matches!(&self.part, Part::Entry { entry, .. } if entry.wanted_interval().is_some())
+    }
+
+    /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).
+    pub(crate) fn holds(&self, link: LinkId) -> bool {
+        matches!(&self.part, Part::Hop { hop, .. } if hop.holds(link))
+    }
+
+    /// When the next round is to be handed over, or the clock steered.
+    pub(crate) fn next_wake(&self) -> Duration {
+        let config = self.config();
+        let period = config.times.begin(1);
+        let due = match &self.part {
+            Part::Hop { position, next: [forward, backward], .. } => {
+                let at = |direction, round| config.times.begin(round) + config.times.offset(direction, *position);
+                at(Direction::Forward, *forward).min(at(Direction::Backward, *backward)).saturating_sub(period)
+            }
+            Part::Entry { lead, next, .. } => lead.send_at(*next).saturating_sub(2 * period),
+        };
+        Duration::from_nanos(self.clock.when(due)).min(self.steer_at)
+    }
+
+    /// Does what is due: steers the clock, and hands the next round's cells over.
+    pub(crate) fn tick(&mut self, cx: &mut Context, links: &mut Links, trust: &mut Trust, now: Duration) {
+        let now_ns = now.as_nanos() as u64;
+        if now >= self.steer_at {
+            self.steer_at = now + STEER_EVERY;
+            // An entry follows Mix 1, by its lead, and not its host.
+            if matches!(self.part, Part::Hop { .. }) {
+                self.clock.steer(now_ns, cx.unix_ns(now) as u64);
+                cx.change(Change::Paced(PacedChange::Clock(self.clock.clone())));
+            }
+        }
+        let time = self.clock.at(now_ns);
+        match &mut self.part {
+            Part::Hop { hop, position, next, .. } => {
+                if let Trust::Hop(trust) = trust {
+                    let interval = hop.config().interval_of(hop.coming_batch());
+                    if let Some(bundle) = trust.view().complete(interval) {
+                        hop.bundle(interval, bundle.setup_keys(trust.view().chain()));
+                    }
+                }
+                for (direction, next) in [Direction::Forward, Direction::Backward].into_iter().zip(next) {
+                    hand_over(cx, hop, (direction, *position), next, time);
+                }
+            }
+            Part::Entry { entry, lead, next, told, .. } => {
+                if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
+                    && let Some(bundle) = trust.paced_bundle(interval, now, (cx.unix_ns(now) / 1_000_000) as u64)
+                {
+                    let keys = bundle.setup_keys(&entry.config().chain_id);
+                    entry.bundle(interval, keys);
+                }
+                lead.follow(time);
+                tell_lead(cx, lead, told);
+                let period = entry.config().times.begin(1);
+                let is_ready = lead.lead_ns().is_some() && links.down_ready().is_some();
+                let last = lead.round_at(time + 2 * period);
+                // The lead may have become known: then the entry sends other rounds.
+                if next.abs_diff(last) > AHEAD_MAX {
+                    *next = last;
+                }
+                while *next <= last {
+                    let outcomes = entry.advance(&mut cx.rng, &mut cx.counters, *next, is_ready);
+                    tell_numbers(cx, entry, *next, told);
+                    tell_outcomes(cx, lead, time, outcomes);
+                    if let Some(cell) = entry.cell(*next) {
+                        place(cx, Direction::Forward, *next, cell);
+                    }
+                    *next += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes in an authentic control cell that came at `at_ns` by the class's clock. Asks, parts and path cells are
+    /// those of all classes.
+    pub(crate) fn cell(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        trust: &mut Trust,
+        (now, at_ns): (Duration, u64),
+        (link, header): (LinkId, &PacedHeader),
+        content: &[u8],
+    ) -> Result<(), Refusal> {
+        match (header.kind, &mut self.part) {
+            (CellKind::Setup, Part::Hop { hop, .. }) => {
+                let Trust::Hop(trust) = trust else { return Err(Refusal::CellMalformed) };
+                let home = links.home(&cx.config, link);
+                let cell = ShardCell { link, home, channel: header.channel, sub: header.sub, content };
+                let wall_ms = (cx.unix_ns(now) / 1_000_000) as u64;
+                let open = |shape, info, onion: &[u8]| trust.keyring_mut().open(shape, info, onion, wall_ms);
+                if let Some(install) = hop.shard(&mut cx.rng, &mut cx.counters, cell, open)? {
+                    let super::Install { batch, up: (link, number), down, keys, token } = install;
+                    let up = (cx.config.faces_entries().then_some(link), number);
+                    cx.change(Change::Paced(PacedChange::InstallChannel { batch, up, down, keys, token }));
+                }
+                Ok(())
+            }
+            (CellKind::Ack, Part::Hop { hop, .. }) => hop.ack(&mut cx.counters, (header.channel, header.sub), content),
+            (CellKind::Ack, Part::Entry { entry, lead, .. }) => {
+                let outcome = entry.ack(&mut cx.counters, (header.channel, header.sub), content)?;
+                tell_outcomes(cx, lead, at_ns, outcome.into_iter().collect());
+                Ok(())
+            }
+            (CellKind::Link, part) => {
+                if LinkContent::from_wire(content[0]) == Some(LinkContent::Clock) {
+                    let cell: &[u8; CLOCK_LEN] = content[1..].first_chunk().ok_or(Refusal::CellMalformed)?;
+                    let cell = ClockCell::from_bytes(cell);
+                    let exchange = match part {
+                        Part::Hop { exchanges, .. } => exchanges.entry(link).or_default(),
+                        Part::Entry { lead, exchange, .. } => {
+                            lead.sample(at_ns, cell);
+                            exchange
+                        }
+                    };
+                    exchange.take(cell, at_ns);
+                    let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
+                    cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                }
+                Ok(())
+            }
+            (CellKind::Setup, Part::Entry { .. }) | (CellKind::Data, _) => Err(Refusal::CellMalformed),
+        }
+    }
+
+    /// A link has gone.
+    pub(crate) fn forget(&mut self, link: LinkId) {
+        if let Part::Hop { exchanges, .. } = &mut self.part {
+            exchanges.remove(&link);
+        }
+    }
+}
+
+/// The last round that is due.
+fn last_due(config: &PacedConfig, direction: Direction, position: usize, time: u64) -> u64 {
+    config.times.round_at(time.saturating_sub(config.times.offset(direction, position)))
+}
+
+/// Hands over the rounds that are due within a period.
+fn hand_over(
+    cx: &mut Context,
+    hop: &mut PacedHop,
+    (direction, position): (Direction, usize),
+    next: &mut u64,
+    time: u64,
+) {
+    let period = hop.config().times.begin(1);
+    let last = last_due(hop.config(), direction, position, time + period);
+    *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
+    while *next <= last {
+        // Loops send nothing yet: what becomes of them is not needed.
+        hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+        for cell in hop.cells(direction, *next) {
+            place(cx, direction, *next, cell);
+        }
+        *next += 1;
+    }
+}
+
+fn place(cx: &mut Context, direction: Direction, round: u64, cell: Placed<'_>) {
+    let Placed { link, kind, channel, sub, content } = cell;
+    // Only entries' links have cells of their own.
+    let link = link.filter(|_| cx.config.faces_entries() && direction == Direction::Backward);
+    let content = content.to_vec();
+    cx.change(Change::Paced(PacedChange::Place { link, direction, round, kind, channel, sub, content }));
+}
+
+fn tell_lead(cx: &mut Context, lead: &Lead, told: &mut Told) {
+    let now = (lead.lead_ns().unwrap_or(0), lead.lead_ns().is_some());
+    let is_near = |(lead_ns, is_known): (i64, bool)| is_known == now.1 && lead_ns.abs_diff(now.0) < LEAD_STEP_NS;
+    if !told.lead.is_some_and(is_near) {
+        told.lead = Some(now);
+        cx.change(Change::Paced(PacedChange::Lead { lead_ns: now.0, is_known: now.1 }));
+    }
+}
+
+/// The numbers of the running batch and the next one: the entry has them with a channel and without.
+fn tell_numbers(cx: &mut Context, entry: &PacedEntry, round: u64, told: &mut Told) {
+    let running = entry.config().times.batch_of(round);
+    for batch in [running, running + 1] {
+        if let Some(number) = entry.channel(batch).filter(|_| batch > told.batch) {
+            told.batch = batch;
+            cx.change(Change::Paced(PacedChange::Drawn { batch, number }));
+        }
+    }
+}
+
+fn tell_outcomes(cx: &mut Context, lead: &mut Lead, time: u64, outcomes: Vec<Outcome>) {
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Ready { batch, channel: number, keys, call } => {
+                lead.begin(time);
+                cx.change(Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }));
+            }
+            Outcome::Failed { .. } => cx.refuse(Refusal::SetupIncomplete),
+        }
+    }
+}
