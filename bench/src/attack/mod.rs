@@ -186,6 +186,8 @@ pub struct AttackArgs {
     #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
     wf4nym: bool,
     /// Attack the records in this folder again
+    ///
+    /// Options of users, access links, adversary and chain are those of the records, and refused.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = OF_NEW_RECORDS, help_heading = "Output")]
     from: Option<PathBuf>,
     /// Make this record only: what the command starts for each record
@@ -352,7 +354,7 @@ impl Detected {
         let right = if *right { "the target's flow" } else { "another flow" };
         match seconds {
             Some(seconds) => format!("{case} {seed}: {plan} found {right} after {seconds} s"),
-            None => format!("{case} {seed}: {plan} found nothing that stands out ({right} is first)"),
+            None => format!("{case} {seed}: {plan} found nothing that stands out so soon ({right} is first)"),
         }
     }
 }
