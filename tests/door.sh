@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # One host that sends what it likes to Mix 1, from its own address and from forged ones: a user who is in loses nothing,
 # and a new user gets in within 5 s. In network namespaces without a route out. As root; skips otherwise.
-# Usage: tests/door.sh [EDDY [SECONDS [MBIT...]]]     target/release/eddy, 8 s at 10 Mbit/s unless given
+# Usage: tests/door.sh [EDDY [SECONDS [MBIT...]]]     target/release/eddy, 8 s at 54 Mbit/s (10,000 datagrams a second)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 eddy=${1:-}
 seconds=${2:-8}
 rates=("${@:3}")
-((${#rates[@]})) || rates=(10)
+((${#rates[@]})) || rates=(54)
 hosts=(a x user1 user2 evil far)
 declare -A address=([a]=10.99.0.1 [x]=10.99.0.4 [user1]=10.99.0.11 [user2]=10.99.0.12 [evil]=10.99.0.66 [far]=10.99.0.99)
 source tests/netns.sh

@@ -1,6 +1,7 @@
 //! One class of a node: its links, its channels, and at an entry the setups that it wants.
 //!
-//! [`Control`](crate::Control) has one for each class of its node. What they share is trust: keys, descriptors, bundles.
+//! [`Control`](crate::Control) has one for each class of its node. What they share is trust: keys, descriptors,
+//! bundles.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

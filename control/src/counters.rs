@@ -78,7 +78,7 @@ refusals! {
     FragmentMalformed = "fragment-malformed",
     /// A setup of which too few shards arrived in time, or that made room for another.
     SetupIncomplete = "setup-incomplete",
-    /// A setup of a paced class for which there is no seat in its batch.
+    /// A setup of a paced class for which no place is left in its batch.
     NoRoom = "no-room",
     /// A setup or ack cell of a paced class before its phase.
     CellEarly = "cell-early",

@@ -75,9 +75,9 @@ const LATE_CLOCK: Duration = Duration::from_millis(500);
 
 /// The control plane of one node.
 ///
-/// Its classes go by their place among the configurations that it was made of. `now` is any monotonic clock, the same at
-/// every call; the host's clock is read at each tick. After each call of [`Control::handle`] or [`Control::tick`] the
-/// runner takes all outputs. It calls `tick` no later than [`Control::next_wake`].
+/// Its classes go by their place among the configurations that it was made of. `now` is any monotonic clock, the same
+/// at every call; the host's clock is read at each tick. After each call of [`Control::handle`] or [`Control::tick`]
+/// the runner takes all outputs. It calls `tick` no later than [`Control::next_wake`].
 pub struct Control {
     /// At least one. At a hop the first is that of the chain.
     classes: Vec<ClassControl>,

@@ -149,7 +149,7 @@ impl World {
             assert!(!intact || self.accepted || self.ticked, "the genuine response was refused");
         } else {
             assert!(intact && !self.accepted, "accepted: {outputs:?}");
-            assert_eq!(self.initiator.links(), 1);
+            assert_eq!(self.initiator.class(0).links(), 1);
             self.accepted = true;
         }
     }

@@ -1,9 +1,9 @@
 //! Puts the fragments of one channel and direction together again (SPEC 3.11).
 //!
-//! At most [`PARTIAL_MAX`] datagrams are incomplete at a time, each for at most [`HOLD`], or longer in
-//! paced classes; a new one evicts the oldest. Fragments that break the rules or contradict each other are refused, and copies
-//! are ignored. A channel without fragments costs a few words; a channel with fragments keeps a few
-//! buffers. Time is a `Duration` that never decreases. Neighbour: [`crate::frames`] splits.
+//! At most [`PARTIAL_MAX`] datagrams are incomplete at a time, each for at most [`HOLD`], or longer in paced classes; a
+//! new one evicts the oldest. Fragments that break the rules or contradict each other are refused, and copies are
+//! ignored. A channel without fragments costs a few words; a channel with fragments keeps a few buffers. Time is a
+//! `Duration` that never decreases. Neighbour: [`crate::frames`] splits.
 //!
 //! [`Pushed`] and [`Reassembler::expire`] let the caller keep a ledger of datagrams: started ones are
 //! injected, complete ones delivered, evicted and expired ones dropped, and the rest is

@@ -40,6 +40,7 @@ struct About {
 /// A file cannot be written.
 pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<Facts>, all: bool) -> anyhow::Result<()> {
     let folder = of(dir, &attacked.case, attacked.seed);
+    ensure!(!folder.exists(), "there is a record in {}: choose another folder", folder.display());
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let create = |name: &str| {
         let path = folder.join(name);

@@ -186,6 +186,8 @@ pub struct AttackArgs {
     #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
     wf4nym: bool,
     /// Attack the records in this folder again
+    ///
+    /// Options of users, access links, adversary and chain are those of the records, and refused.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = OF_NEW_RECORDS, help_heading = "Output")]
     from: Option<PathBuf>,
     /// Make this record only: what the command starts for each record
@@ -239,6 +241,12 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     let users = usize::from(args.users);
     let outside = args.outages.iter().find(|outage| outage.user >= users);
     ensure!(outside.is_none(), "--outage names user {}, but --users is {users}", outside.map_or(0, |one| one.user));
+    let repeated = args.cases.iter().enumerate().find(|(at, case)| args.cases[..*at].contains(case));
+    ensure!(
+        repeated.is_none(),
+        "--cases names {} twice",
+        repeated.map_or_else(String::new, |(_, case)| case.to_string())
+    );
     let traffic = Traffic::read(&args.profile)?;
     if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
         return args.record_one(case, seed, &traffic, dir);
@@ -346,7 +354,7 @@ impl Detected {
         let right = if *right { "the target's flow" } else { "another flow" };
         match seconds {
             Some(seconds) => format!("{case} {seed}: {plan} found {right} after {seconds} s"),
-            None => format!("{case} {seed}: {plan} found nothing that stands out ({right} is first)"),
+            None => format!("{case} {seed}: {plan} found nothing that stands out so soon ({right} is first)"),
         }
     }
 }
@@ -359,8 +367,8 @@ fn bar(name: &str, length: u64) -> anyhow::Result<ProgressBar> {
 impl AttackArgs {
     /// Makes one record in another process, whose arguments are those of this one.
     fn start_run(&self, case: &str, seed: u64, dir: &Path) -> anyhow::Result<()> {
-        let program = std::env::current_exe().context("cannot find the path of this program")?;
-        let mut command = Command::new(program);
+        // This program, also if its file was replaced since it started.
+        let mut command = Command::new("/proc/self/exe");
         command.args(std::env::args_os().skip(1)).args(["--run", &format!("{case}-{seed}")]);
         if self.record.is_none() {
             command.arg("--record").arg(dir);

@@ -11,9 +11,7 @@ fn percent(share: f64) -> String {
 
 /// The best attacker of each case.
 pub(super) fn summaries(all: &[Summary]) -> String {
-    let seconds = all.first().and_then(|one| one.top1_after.last()).map_or(0.0, |(seconds, _)| *seconds);
-    let last = format!("after {seconds} s");
-    let mut rows = table(&["case", "best attacker", "50 % after", &last, "seeds", "chance", "p"]);
+    let mut rows = table(&["case", "best attacker", "50 % after", "length", "found", "seeds", "chance", "p"]);
     for one in all {
         let mut names = one.attackers.clone();
         names.dedup();
@@ -22,9 +20,11 @@ pub(super) fn summaries(all: &[Summary]) -> String {
         let p = one.verdicts.iter().map(|verdict| verdict.p);
         let p = format!("{:.3} to {:.3}", p.clone().fold(1.0, f64::min), p.fold(0.0, f64::max));
         let seeds = format!("{least} to {most} %");
-        rows.add_row([one.case.clone(), names.join(", "), half, percent(one.top1), seeds, percent(one.chance), p]);
+        let length = one.top1_after.last().map_or("-".to_owned(), |(seconds, _)| format!("{seconds} s"));
+        let (found, chance) = (percent(one.top1), percent(one.chance));
+        rows.add_row([one.case.clone(), names.join(", "), half, length, found, seeds, chance, p]);
     }
-    align_right(&mut rows, 2..7);
+    align_right(&mut rows, 2..8);
     format!(
         "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: \
          whether flows depend on users at all, by a permutation test over all attackers\n(least and greatest of the \

@@ -8,16 +8,16 @@ use std::collections::VecDeque;
 use wire::paced::PacedTerms;
 use wire::paced::clock::ClockCell;
 
-const SECOND: u64 = 1_000_000_000;
+const NS_PER_S: u64 = 1_000_000_000;
 /// Samples older than this do not count, but for the latest ones.
-const MEMORY: u64 = 40 * SECOND;
+const MEMORY: u64 = 40 * NS_PER_S;
 /// So many latest samples that all are far away move the lead at once.
 const LATEST: usize = 16;
 /// In this time the lead moves by 1 ns at most: 100 ppm.
 const SLEW: u64 = 10_000;
 /// The time over which a change of the lead is worth a warning, and how often it is noted.
-const WATCHED: u64 = 600 * SECOND;
-const NOTED_EVERY: u64 = 10 * SECOND;
+const WATCHED: u64 = 600 * NS_PER_S;
+const NOTED_EVERY: u64 = 10 * NS_PER_S;
 
 struct Sample {
     at: u64,
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn cell(peer: u64, lead: i64) -> ClockCell {
-        let peer = SECOND + peer;
+        let peer = NS_PER_S + peer;
         ClockCell { sent: 7, peer, received: peer.strict_add_signed(lead) }
     }
 
@@ -228,7 +228,7 @@ mod tests {
             let expected = if reaches { PATH + off_ms * MS as i64 } else { PATH };
             assert_eq!(lead.lead_ns(), Some(expected), "{off_ms} ms");
             assert_eq!(lead.has_moved(), reaches);
-            lead.follow(601 * SECOND);
+            lead.follow(601 * NS_PER_S);
             assert!(!lead.has_moved(), "10 minutes later");
         }
     }
@@ -236,17 +236,17 @@ mod tests {
     #[test]
     fn lead_stays_while_no_sample_is_recent() {
         let mut lead = lead();
-        lead.sample(SECOND, cell(1, PATH));
-        lead.begin(SECOND);
-        lead.sample(2 * SECOND, cell(2, PATH - 5 * MS as i64));
-        lead.follow(42 * SECOND);
+        lead.sample(NS_PER_S, cell(1, PATH));
+        lead.begin(NS_PER_S);
+        lead.sample(2 * NS_PER_S, cell(2, PATH - 5 * MS as i64));
+        lead.follow(42 * NS_PER_S);
         let expected = PATH - 5 * MS as i64;
-        lead.follow(400 * SECOND);
+        lead.follow(400 * NS_PER_S);
         assert_eq!(lead.lead_ns(), Some(PATH), "the sample of 2 s is 40 s old");
-        lead.sample(400 * SECOND, cell(3, PATH - 5 * MS as i64));
-        lead.follow(410 * SECOND);
+        lead.sample(400 * NS_PER_S, cell(3, PATH - 5 * MS as i64));
+        lead.follow(410 * NS_PER_S);
         assert_eq!(lead.lead_ns(), Some(PATH - MS as i64), "the time without a sample does not count");
-        lead.follow(439 * SECOND);
+        lead.follow(439 * NS_PER_S);
         assert_eq!(lead.lead_ns(), Some(expected + (11 * MS / 10) as i64));
     }
 
@@ -257,7 +257,7 @@ mod tests {
             delays in prop::collection::vec((0i64..18_000_000, 0u64..2_000_000_000, 1u64..50), 1..120),
         ) {
             let mut lead = lead();
-            let mut now = SECOND;
+            let mut now = NS_PER_S;
             lead.sample(now, cell(1, PATH));
             lead.begin(now);
             for (peer, (delay, passed, asks)) in (2..).zip(delays) {

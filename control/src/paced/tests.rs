@@ -574,7 +574,7 @@ fn lost_link_does_not_end_channels() {
     assert_eq!([acks(0), acks(1)], [world.config.times.used() as usize; 2]);
     assert_eq!(why(&world.users[1].outcomes), Some(Failure::NoAck));
 
-    // Its seat is kept in the next batch, so nobody else has it.
+    // Its place is kept in the next batch, so nobody else has it.
     let stranger = ShardCell { link: LinkId(9), home: None, channel: 5, sub: 0, content: &[3; 208] };
     assert_eq!(world.hops[0].shard(1, stranger), Err(Refusal::NoRoom));
 }

@@ -1,4 +1,5 @@
-//! Several classes in one node: each has links and channels of its own, all have the trust of the first (SPEC 2.1.5, 7.8,
+//! Several classes in one node: each has links and channels of its own, all have the trust of the first (SPEC 2.1.5,
+//! 7.8,
 //! 9.6.7).
 
 use control::Refusal;

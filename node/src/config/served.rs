@@ -11,8 +11,8 @@ use super::node::{address, listen, next};
 use super::source::Table;
 use super::{ConfigError, Loaded, Location, NodeConfig, Part, node_name};
 
-/// A `[class.NAME]` of a configuration. What it does not set is as for the node, but for ports: those of the first class
-/// are not shared.
+/// A `[class.NAME]` of a configuration. What it does not set is as for the node, but for ports: those of the first
+/// class are not shared.
 #[derive(Clone, Debug)]
 pub struct ClassConfig {
     pub class: Class,

@@ -220,8 +220,8 @@ impl Bridge {
         }
     }
 
-    /// True if control takes in what comes. While commands wait for a worker of any class it does not: what comes in one
-    /// class may lead to commands in all.
+    /// True if control takes in what comes. While commands wait for a worker of any class it does not: what comes in
+    /// one class may lead to commands in all.
     pub fn takes_handshakes(&self) -> bool {
         self.classes.iter().all(|class| class.backlog.is_empty())
     }

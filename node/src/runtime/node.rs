@@ -58,8 +58,8 @@ pub struct Node {
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open files as far as the process may. Lowers the `max_sockets` of an exit's classes to it, so that
-/// status clients still get a descriptor.
+/// Raises the limit of open files as far as the process may. Lowers the `max_sockets` of an exit's classes to it, so
+/// that status clients still get a descriptor.
 fn raise_descriptors(classes: &mut [ClassSpec]) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

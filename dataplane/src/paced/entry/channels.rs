@@ -114,7 +114,8 @@ impl Channels {
         &mut self.batches[at]
     }
 
-    /// Sets the number of a batch, and with keys its channel. A number that a batch has stays, unless it gets a channel.
+    /// Sets the number of a batch, and with keys its channel. A number that a batch has stays, unless it gets a
+    /// channel.
     pub(super) fn install(
         &mut self,
         number: u64,
@@ -201,7 +202,8 @@ impl Channels {
         self.seen(place).garbled = Some(header);
     }
 
-    /// How many places the channel of a round has, and how many of them no cell came for. The round is one of the latest
+    /// How many places the channel of a round has, and how many of them no cell came for. The round is one of the
+    /// latest
     /// 512.
     pub(super) fn lost(&mut self, round: u64) -> (u64, u64) {
         if self.channel(round).is_none() {

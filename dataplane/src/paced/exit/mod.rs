@@ -349,8 +349,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         (came, met)
     }
 
-    /// The frames of a round take effect: those of its own cells or else, with repeat, those that the next round's cells
-    /// have again. Lower numbers of cells go first, so each flow keeps their order.
+    /// The frames of a round take effect: those of its own cells or else, with repeat, those that the next round's
+    /// cells have again. Lower numbers of cells go first, so each flow keeps their order.
     fn take_effect(&mut self, round: u64, cells: ByPlace, now: Nanos) {
         let Self { batches, outside, punts, class, times, last: (next, again), tally, free, .. } = self;
         let (per_round, payload) = (usize::from(class.terms.cells), class.terms.class.size().payload());

@@ -157,8 +157,8 @@ impl<A: Apps> Outside<A> {
         }
     }
 
-    /// A channel names a session. It may begin one: an entry has one in a class, and others would be for nothing but the
-    /// exit's memory.
+    /// A channel names a session. It may begin one: an entry has one in a class, and others would be for nothing but
+    /// the exit's memory.
     fn name(&mut self, channel: &mut ExitChannel, of: Place, name: SessionName, round: u64, now: Nanos) {
         let owner = match self.sessions.find(&name) {
             Some(owner) => owner,

@@ -67,8 +67,8 @@ impl Shuffle {
         self.channels.len()
     }
 
-    /// Moves `items`, one per admitted label and in that order, to the end of `out` in their positions, and starts over.
-    /// Returns the company that they had.
+    /// Moves `items`, one per admitted label and in that order, to the end of `out` in their positions, and starts
+    /// over. Returns the company that they had.
     ///
     /// # Panics
     /// If items and labels are not equally many, or an item is missing.

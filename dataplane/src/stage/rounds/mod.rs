@@ -134,8 +134,8 @@ impl Rounds {
         self.held += 1;
     }
 
-    /// Releases the round after the last one as it is. Calls `each` for every place of the batch's `channels`, channel by
-    /// channel, with the cell that was put there, and whether one has come.
+    /// Releases the round after the last one as it is. Calls `each` for every place of the batch's `channels`, channel
+    /// by channel, with the cell that was put there, and whether one has come.
     pub(crate) fn take(&mut self, channels: usize, mut each: impl FnMut(Place, Option<Cell<Opened>>, bool)) {
         assert!(channels <= self.channels_max);
         self.released += 1;
