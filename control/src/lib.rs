@@ -271,13 +271,14 @@ impl Control {
         self.follow_links(now);
         let clocks = (now, self.wall_ms(now));
         let Trust::Entry(trust) = &mut self.trust else { return };
-        let mut wants_bundle = false;
+        let mut wanted = Vec::new();
         for class in &mut self.classes {
-            wants_bundle |= class.tick_entry(trust, clocks) || class.paced.as_ref().is_some_and(Paced::wants_bundle);
+            if class.tick_entry(trust, clocks) {
+                wanted.push(trust.session().times().interval_at(clocks.1));
+            }
+            wanted.extend(class.paced.as_ref().and_then(Paced::wanted_interval));
         }
-        if !wants_bundle {
-            trust.rest(now);
-        }
+        trust.want_only(&wanted, clocks.1);
         self.trust_touched = true;
     }
 

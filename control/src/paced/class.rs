@@ -81,9 +81,9 @@ impl Paced {
         }
     }
 
-    /// True at an entry that lacks a bundle.
-    pub(crate) fn wants_bundle(&self) -> bool {
-        matches!(&self.part, Part::Entry { entry, .. } if entry.wanted_interval().is_some())
+    /// The interval whose bundle an entry lacks.
+    pub(crate) fn wanted_interval(&self) -> Option<u64> {
+        if let Part::Entry { entry, .. } = &self.part { entry.wanted_interval() } else { None }
     }
 
     /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).

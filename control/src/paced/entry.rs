@@ -79,14 +79,16 @@ impl PacedEntry {
         self.bundles.insert(interval, hops);
     }
 
-    /// The interval whose bundle is missing: of the setup that waits for it, otherwise of the next one. It may not have
-    /// begun.
+    /// The earliest interval that has begun and whose bundle is missing, for a setup that is not late yet.
     pub fn wanted_interval(&self) -> Option<u64> {
-        let batch = match self.coming {
-            Coming::Waiting => self.coming_batch(),
-            Coming::Idle | Coming::Sent(_) | Coming::Decided => self.coming_batch() + 1,
-        };
-        Some(self.config.interval_of(batch)).filter(|interval| self.bundles.get(*interval).is_none())
+        let PacedConfig { times, interval_ms, .. } = &self.config;
+        let coming = self.coming_batch();
+        let is_late = self.running >= self.config.rounds_of(coming, Phase::Setup(1)).end;
+        let waits = matches!(self.coming, Coming::Waiting) && !is_late;
+        let begun = times.begin(self.running) / 1_000_000 / interval_ms;
+        let first = self.config.interval_of(if waits { coming } else { coming + 1 });
+        let is_missing = |interval: &u64| self.config.is_used(*interval) && self.bundles.get(*interval).is_none();
+        (first..=begun).find(is_missing)
     }
 
     /// The number of the entry's channel in a batch: the running one, the next one, and earlier ones for 256 rounds

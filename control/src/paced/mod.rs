@@ -72,6 +72,13 @@ impl PacedConfig {
         (begin_ms / self.interval_ms).saturating_sub(1)
     }
 
+    /// True if the bundle of an interval is used for the channels of a batch.
+    fn is_used(&self, interval: u64) -> bool {
+        let next_begin = (interval + 1) * self.interval_ms * 1_000_000;
+        let running = next_begin.div_ceil(self.times.begin(self.times.first(1)));
+        self.interval_of(running + 1) == interval
+    }
+
     /// The setup slots of a round on link `link`, from 2 on (SPEC 9.6).
     pub fn setup_slots(&self, link: usize) -> Slots {
         Slots::new(self.seats(link), self.code(link).total(), self.times.used())

@@ -128,6 +128,13 @@ struct Link {
     unknown: u8,
 }
 
+/// A bundle that an entry asks for until it is complete.
+struct Wanted {
+    ask_at: Duration,
+    /// Asks since the last cause.
+    asks: u32,
+}
+
 /// The links over which this node's trust is carried.
 pub struct Sync {
     hops: usize,
@@ -136,8 +143,8 @@ pub struct Sync {
     answers: Answers,
     /// A fifth of an interval, at least a second.
     slow: Duration,
-    /// The interval that an entry wants.
-    wanted: Option<u64>,
+    /// The intervals whose bundles an entry wants.
+    wanted: BTreeMap<u64, Wanted>,
     /// Clocks that arrive before this time may have waited here, and do not count.
     clocks_count_from: Duration,
 }
@@ -153,7 +160,7 @@ impl Sync {
             links: BTreeMap::new(),
             answers: Answers::new(now),
             slow,
-            wanted: None,
+            wanted: BTreeMap::new(),
             clocks_count_from: now,
         }
     }
@@ -183,8 +190,8 @@ impl Sync {
             unknown: 0,
         };
         self.links.insert(id, link);
-        if is_first_hop && self.wanted.is_some() {
-            self.ask_soon(now);
+        if is_first_hop {
+            self.wanted.values_mut().for_each(|wanted| *wanted = Wanted { ask_at: now, asks: 0 });
         }
     }
 
@@ -219,19 +226,16 @@ impl Sync {
     }
 
     /// Entry: asks Mix 1, from this time on, until the bundle of this interval is complete.
-    pub fn want(&mut self, interval: Option<u64>, from: Duration) {
-        let is_new = self.wanted != interval;
-        self.wanted = interval;
-        if interval.is_none() {
-            return;
+    pub fn want(&mut self, interval: u64, from: Duration) {
+        let wanted = self.wanted.entry(interval).or_insert(Wanted { ask_at: from, asks: 0 });
+        if wanted.asks == 0 {
+            wanted.ask_at = wanted.ask_at.min(from);
         }
-        for link in self.links.values_mut().filter(|link| link.is_first_hop) {
-            if is_new {
-                (link.ask_at, link.asks) = (from, 0);
-            } else if link.asks == 0 && link.ask_at != Duration::MAX {
-                link.ask_at = link.ask_at.min(from);
-            }
-        }
+    }
+
+    /// Entry: wants the bundles of no other intervals.
+    pub fn want_only(&mut self, intervals: &[u64]) {
+        self.wanted.retain(|interval, _| intervals.contains(interval));
     }
 
     /// Offsets of the neighbours' clocks from this node's, in ms, as far as they are known.
@@ -358,28 +362,30 @@ impl Sync {
                 send(link, *id, items, now, self.slow, out);
             }
         }
-        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.is_first_hop) {
-            let wanted = self.wanted.filter(|interval| view.complete(*interval).is_none());
-            let Some(wanted) = wanted else {
-                link.ask_at = Duration::MAX;
-                continue;
-            };
-            if link.ask_at <= now {
+        self.wanted.retain(|interval, _| view.complete(*interval).is_none());
+        if !self.links.values().any(|link| link.is_first_hop) {
+            return;
+        }
+        for (interval, wanted) in self.wanted.iter_mut().filter(|(_, wanted)| wanted.ask_at <= now) {
+            for (id, link) in self.links.iter_mut().filter(|(_, link)| link.is_first_hop) {
                 // Its clock is nobody's business: it would be recognised by it.
-                let mut ask = own_ask(view, wanted, true, 0);
+                let mut ask = own_ask(view, *interval, true, 0);
                 link.show_unknown(&mut ask);
                 link.unknown = 0;
                 out.push((*id, ask.to_bytes()));
-                link.ask_at = now + pace(link.asks, self.slow);
-                link.asks += 1;
             }
+            wanted.ask_at = now + pace(wanted.asks, self.slow);
+            wanted.asks += 1;
         }
     }
 
     /// When [`Sync::run`] has something to do next.
     pub fn next_wake(&self) -> Duration {
         let of = |link: &Link| link.look_at.min(link.ask_at).min(link.acknowledge_at.unwrap_or(Duration::MAX));
-        self.links.values().map(of).min().unwrap_or(Duration::MAX).min(self.answers.next_wake())
+        // Without a link nobody is asked.
+        let can_ask = self.links.values().any(|link| link.is_first_hop);
+        let asks = self.wanted.values().filter(|_| can_ask).map(|wanted| wanted.ask_at);
+        self.links.values().map(of).chain(asks).min().unwrap_or(Duration::MAX).min(self.answers.next_wake())
     }
 }
 

@@ -31,8 +31,8 @@ pub struct UserTrust {
     session: View,
     /// By position - 1. In memory only: on disk it would be what it prevents, a trace of a single bundle.
     candidates: Vec<Option<Candidate>>,
-    /// The last interval for which it has asked, while it has no bundle of it that it uses.
-    unanswered: Option<u64>,
+    /// Intervals for which it has asked, and of which it has no bundle that it uses.
+    unanswered: BTreeSet<u64>,
     sync: Sync,
     steps: Vec<Step>,
     /// Number of the last [`Step::Save`].
@@ -51,7 +51,7 @@ impl UserTrust {
         UserTrust {
             session: View::new(durable.terms().clone()),
             candidates: vec![None; durable.hops()],
-            unanswered: None,
+            unanswered: BTreeSet::new(),
             sync: Sync::new(&durable, now),
             durable,
             steps: Vec::new(),
@@ -155,21 +155,12 @@ impl UserTrust {
     /// on.
     pub fn bundle(&mut self, now: Duration, wall_ms: u64, ask_at: Duration) -> Option<&Bundle> {
         let interval = self.session.times().interval_at(wall_ms);
-        // Mix 1 may have withheld a bundle that names another descriptor, from this entry alone.
-        if self.unanswered.take_if(|asked| *asked != interval).is_some() {
-            self.candidates.fill(None);
-        }
         let ask_at = ask_at.max(now);
-        self.sync.want(Some(interval), ask_at);
         let missing_since = self.missing_since.map_or(ask_at, |since| since.min(ask_at));
         self.missing_since = Some(missing_since);
-        if self.usable(interval).is_some() {
-            (self.unanswered, self.missing_since, self.reported_missing) = (None, None, false);
-            self.confirm_descriptors(interval, wall_ms / 1000);
+        if self.find(interval, (now, wall_ms), ask_at) {
+            (self.missing_since, self.reported_missing) = (None, false);
             return self.usable(interval);
-        }
-        if ask_at <= now {
-            self.unanswered = Some(interval);
         }
         if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
             self.reported_missing = true;
@@ -182,13 +173,26 @@ impl UserTrust {
         None
     }
 
-    /// The bundle of an interval that a paced class uses, if it is here. If not, [`UserTrust::tick`] asks for it once the
-    /// interval has begun (SPEC 9.8.2).
+    /// The bundle of an interval that a paced class uses, if it is here. If not, [`UserTrust::tick`] asks for it (SPEC
+    /// 9.8.2).
     pub(crate) fn paced_bundle(&mut self, interval: u64, now: Duration, wall_ms: u64) -> Option<&Bundle> {
-        if self.usable(interval).is_none() && interval <= self.session.times().interval_at(wall_ms) {
-            self.sync.want(Some(interval), now);
-        }
+        self.find(interval, (now, wall_ms), now);
         self.usable(interval)
+    }
+
+    /// True if the bundle of an interval is here. If not, it is wanted from `ask_at` on.
+    fn find(&mut self, interval: u64, (now, wall_ms): (Duration, u64), ask_at: Duration) -> bool {
+        if self.session.complete(interval).is_none() {
+            self.sync.want(interval, ask_at);
+        }
+        let is_here = self.usable(interval).is_some();
+        if is_here {
+            self.unanswered.remove(&interval);
+            self.confirm_descriptors(interval, wall_ms / 1000);
+        } else if ask_at <= now {
+            self.unanswered.insert(interval);
+        }
+        is_here
     }
 
     /// The complete bundle of an interval, unless it names a descriptor that a file or the state on disk revokes.
@@ -226,10 +230,18 @@ impl UserTrust {
         }
     }
 
-    /// No bundle is wanted any more.
-    pub fn rest(&mut self, now: Duration) {
-        self.missing_since = None;
-        self.sync.want(None, now);
+    /// Only the bundles of these intervals are wanted from now on.
+    pub fn want_only(&mut self, intervals: &[u64], wall_ms: u64) {
+        let running = self.session.times().interval_at(wall_ms);
+        self.sync.want_only(intervals);
+        if !intervals.contains(&running) {
+            self.missing_since = None;
+        }
+        // Mix 1 may have withheld a bundle that names another descriptor, from this entry alone.
+        let is_open = |asked: &u64| *asked == running || intervals.contains(asked);
+        if self.unanswered.extract_if(.., |asked| !is_open(asked)).count() > 0 {
+            self.candidates.fill(None);
+        }
     }
 
     /// Sends what is due.

@@ -5,9 +5,11 @@
 //! carries, [`super::hop`] signs.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use thiserror::Error;
+use wire::paced::PacedTerms;
 use wire::setup::HopPublic;
 
 use super::bundle::{self, Signatures, Tag};
@@ -27,7 +29,7 @@ const NEW_RECORDS_MAX: u8 = 2;
 /// New descriptors of one hop that neighbours may bring in an epoch, and one more that revokes others. A hop that signs
 /// many gives those who get a bundle at different times different ones.
 const NEW_DESCRIPTORS_MAX: u8 = 8;
-/// Bundles are kept for so many intervals before and after the running one.
+/// Bundles are kept for so many intervals after the running one, and for at least as many before it.
 const INTERVALS_AROUND: u64 = 2;
 
 /// What a node holds of one hop.
@@ -62,6 +64,8 @@ pub struct View {
     terms: ChainTerms,
     chain: [u8; 32],
     times: Times,
+    /// Bundles are kept for so many intervals before the running one.
+    kept_before: u64,
     /// By position - 1.
     hops: Vec<Hop>,
     /// By interval; several sets of records only if hops do not agree.
@@ -136,11 +140,23 @@ pub enum BadSignatures {
     Twice(usize),
 }
 
+/// Setups of a paced class may use a bundle from its interval's end until phase 1 of a batch that begins in the next one
+/// is over (SPEC 9.8.2), by a clock that is behind.
+fn kept_before(terms: &ChainTerms) -> u64 {
+    let of = |paced: &PacedTerms| {
+        let times = paced.timetable(terms.identities.len());
+        let phase_ms = times.begin(times.phase_len()) / 1_000_000;
+        INTERVALS_AROUND + phase_ms.div_ceil(u64::from(terms.interval_s) * 1000)
+    };
+    terms.paced.iter().map(of).max().unwrap_or(INTERVALS_AROUND)
+}
+
 impl View {
     /// Nothing is held yet.
     pub fn new(terms: ChainTerms) -> View {
         let hops = terms.identities.iter().map(|_| Hop::default()).collect();
-        View { chain: terms.id(), times: Times::new(&terms), terms, hops, bundles: BTreeMap::new(), version: 0 }
+        let (chain, times, kept_before) = (terms.id(), Times::new(&terms), kept_before(&terms));
+        View { chain, times, kept_before, terms, hops, bundles: BTreeMap::new(), version: 0 }
     }
 
     pub fn terms(&self) -> &ChainTerms {
@@ -408,13 +424,19 @@ impl View {
         tags.iter().enumerate().map(|one| u8::from(lacks(one)) << one.0).sum()
     }
 
+    /// The intervals whose bundles are kept.
+    fn kept(&self, now_ms: u64) -> RangeInclusive<u64> {
+        let running = self.times.interval_at(now_ms);
+        running.saturating_sub(self.kept_before)..=running + INTERVALS_AROUND
+    }
+
     /// Takes in signatures. Each is judged alone; of a hop the first one of an interval counts.
     ///
     /// # Errors
     /// See [`BadSignatures`]; the good ones beside a bad one are taken.
     pub fn take_signatures(&mut self, signatures: &Signatures, now_ms: u64) -> Result<Taken, BadSignatures> {
         let interval = signatures.interval;
-        if interval.abs_diff(self.times.interval_at(now_ms)) > INTERVALS_AROUND {
+        if !self.kept(now_ms).contains(&interval) {
             return Err(BadSignatures::Interval);
         }
         let known = self.bundles.get(&interval).and_then(|all| all.iter().position(|b| b.hash() == signatures.hash));
@@ -487,7 +509,8 @@ impl View {
     pub fn forget(&mut self, now_ms: u64) {
         let interval = self.times.interval_at(now_ms);
         let epoch = self.times.epoch_of(interval);
-        self.bundles.retain(|of, _| of.abs_diff(interval) <= INTERVALS_AROUND);
+        let kept = self.kept(now_ms);
+        self.bundles.retain(|of, _| kept.contains(of));
         for hop in &mut self.hops {
             hop.records.retain(|of, _| of.abs_diff(epoch) <= 1);
             hop.verified.retain(|_, (at, _)| *at == interval);

@@ -44,6 +44,28 @@ impl Control {
     }
 }
 
+/// A piece of an item (SPEC 7.8).
+struct Part {
+    /// Kind and id of the item.
+    item: [u8; 5],
+    index: u8,
+}
+
+impl Part {
+    fn of(control: &Control) -> Option<Part> {
+        let (kind, rest) = control.content.split_first()?;
+        let (item, rest) = rest.split_first_chunk()?;
+        let index = *rest.first()?;
+        (*kind == LinkContent::Part as u8).then_some(Part { item: *item, index })
+    }
+
+    /// True if pieces of the item wait and this is not the one behind them: the item is queued again.
+    fn is_again(&self, queue: &VecDeque<Control>) -> bool {
+        let last = queue.iter().rev().filter_map(Part::of).find(|other| other.item == self.item);
+        last.is_some_and(|last| last.index.checked_add(1) != Some(self.index))
+    }
+}
+
 /// Control cells of one link and direction.
 #[derive(Default)]
 pub(super) struct ControlCells {
@@ -57,12 +79,12 @@ impl ControlCells {
         self.placed.entry(round).or_default().push(control);
     }
 
-    /// Adds a link cell, unless the same one waits. False if too many wait.
+    /// Adds a link cell, unless the same one waits, or other pieces of its item (SPEC 9.6.6). False if too many wait.
     pub(super) fn wait(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
         let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
-        if queue.contains(&control) {
+        if queue.contains(&control) || Part::of(&control).is_some_and(|part| part.is_again(queue)) {
             return true;
         }
         let has_room = queue.len() < WAITING_MAX;
@@ -108,9 +130,31 @@ mod tests {
     }
 
     #[test]
+    fn item_whose_pieces_wait_is_not_queued_again() {
+        let mut cells = ControlCells::default();
+        let send = |cells: &mut ControlCells, id: u8| {
+            (0..4).for_each(|index| assert!(cells.wait(Control::link(LinkContent::Part, &[0x21, id, 0, 0, 0, index]))));
+        };
+        send(&mut cells, 1);
+        send(&mut cells, 2);
+        let mut out = Vec::new();
+        cells.take(1, SlotCount { placed: 0, link: 2 }, &mut out);
+        send(&mut cells, 1);
+        send(&mut cells, 2);
+        cells.take(2, SlotCount { placed: 0, link: 8 }, &mut out);
+        let pieces: Vec<_> = out.iter().map(|control| (control.content[2], control.content.get(6).copied())).collect();
+        assert_eq!(pieces.len(), 10);
+        let of = |id| pieces.iter().filter(|piece| piece.0 == id).filter_map(|piece| piece.1).collect::<Vec<_>>();
+        assert_eq!([of(1), of(2)], [[0, 1, 2, 3], [0, 1, 2, 3]]);
+        send(&mut cells, 1);
+        cells.take(3, SlotCount { placed: 0, link: 5 }, &mut out);
+        assert_eq!(out[10..].iter().filter(|control| control.content[0] == LinkContent::Part as u8).count(), 4);
+    }
+
+    #[test]
     fn no_kind_waits_without_end() {
         let mut cells = ControlCells::default();
-        let mut wait = |part: u16| cells.wait(Control::link(LinkContent::Part, &part.to_be_bytes()));
+        let mut wait = |part: u16| cells.wait(Control::link(LinkContent::Path, &part.to_be_bytes()));
         assert_eq!((0..1000).filter(|part| wait(*part)).count(), WAITING_MAX);
         assert!(wait(0), "it waits already");
         assert!(cells.wait(Control::link(LinkContent::Clock, &[])));

@@ -281,6 +281,7 @@ impl World {
             if one.trust.bundle(now, wall, now).is_some() {
                 one.had.insert(interval);
             }
+            one.trust.want_only(&[interval], wall);
             one.trust.tick(now, wall);
             for step in one.trust.steps() {
                 if let Step::Send(link, content) = step {

@@ -7,7 +7,7 @@ use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status, Writer};
 use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::kdf::Secret;
 use wire::link::LinkContent;
-use wire::paced::{ExitKeys, HopKeys, MeetingSecret, Phase};
+use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::*;
