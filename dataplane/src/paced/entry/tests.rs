@@ -7,7 +7,7 @@ use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status, Writer};
 use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::kdf::Secret;
 use wire::link::LinkContent;
-use wire::paced::{ExitKeys, HopKeys, MeetingSecret, Phase};
+use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::*;
@@ -461,6 +461,32 @@ fn worker_that_wakes_early_spins_until_the_round_is_due() {
     let cells = bench.take();
     assert!(cells.iter().any(|bytes| bench.mix.read(bytes, round).header.seq == round));
     assert!(bench.entry.began.0 >= bench.entry.clock.when(bench.entry.pacer.due_at(round)));
+}
+
+#[test]
+fn nothing_is_read_just_before_a_round_is_due() {
+    let mut bench = Bench::to_destination(terms());
+    let due = bench.entry.pacer.due_at(bench.times.first(BATCH) - 10);
+    bench.run_until(due - QUIET);
+    let before = bench.ledger().datagrams.forward.received;
+    bench.say(client(1), b"ask");
+    bench.run_until(due - QUIET / 2);
+    assert!(bench.entry.is_blocked(), "the runner does not poll");
+    assert_eq!(bench.ledger().datagrams.forward.received, before);
+    bench.run_until(due + MICRO);
+    assert_eq!(bench.ledger().datagrams.forward.received, before + 1);
+}
+
+#[test]
+fn time_of_preparing_does_not_count_as_time_to_settle() {
+    let mut bench = Bench::to_destination(terms());
+    let due = bench.entry.pacer.due_at(bench.times.first(BATCH) - 10);
+    bench.run_until(due - PREPARE - MILLI);
+    // The turn begins just before the round is due, and has taken 50 us when the round is ready.
+    let now = bench.entry.clock.when(due - SETTLE);
+    bench.entry.runner_clock = Some(Clock::showing(now + 50 * MICRO));
+    bench.entry.prepare(now);
+    assert!(bench.entry.ready.as_ref().unwrap().at >= now + 50 * MICRO + SETTLE);
 }
 
 #[test]
