@@ -119,7 +119,7 @@ impl Neighbour {
                 header_r2i,
                 rank: Rank::Current,
             }),
-            Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } },
+            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_out }) },
         ]
     }
 
@@ -168,7 +168,7 @@ fn measure(class: Class, channels: u32) -> (u64, u64) {
         let secret = |byte| Secret::new([byte ^ number as u8; 32]);
         let keys = ChannelKeys::Hop { forward: secret(1), backward: secret(2) };
         let (up, down) = (ChannelAt { link: None, number }, Some(number));
-        send(Command::InstallChannel { batch: BATCH, up, down, keys, token: None });
+        send(Command::InstallChannel { batch: BATCH, up, down, keys: Box::new(keys), token: None });
     }
     let (ledger, mut rng) = (mix.published(), ChaCha20Rng::seed_from_u64(2));
     let (mut taken, mut released, mut warm) = (Vec::new(), Vec::new(), None);

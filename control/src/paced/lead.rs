@@ -11,6 +11,8 @@ use wire::paced::clock::ClockCell;
 const NS_PER_S: u64 = 1_000_000_000;
 /// Samples older than this do not count, but for the latest ones.
 const MEMORY: u64 = 40 * NS_PER_S;
+/// A sample beyond this is dropped: the clock of the entry, or that of Mix 1, is wrong.
+const SAMPLE_MAX: u64 = 24 * 3600 * NS_PER_S;
 /// So many latest samples that all are far away move the lead at once.
 const LATEST: usize = 16;
 /// In this time the lead moves by 1 ns at most: 100 ppm.
@@ -67,7 +69,10 @@ impl Lead {
         if cell.peer == 0 || self.samples.iter().any(|sample| sample.peer == cell.peer) {
             return;
         }
-        let Ok(lead) = i64::try_from(i128::from(cell.received) - i128::from(cell.peer)) else { return };
+        if cell.received.abs_diff(cell.peer) > SAMPLE_MAX {
+            return;
+        }
+        let lead = cell.received.wrapping_sub(cell.peer) as i64;
         self.follow(now_ns);
         self.samples.push_back(Sample { at: now_ns, peer: cell.peer, lead });
         while self.samples.len() > LATEST && self.samples[0].at + MEMORY <= now_ns {
@@ -212,6 +217,19 @@ mod tests {
         }
         assert_eq!((lead.round_at(105 * MS), lead.send_at(10)), (6, 140 * MS));
         assert_eq!(lead.round_at(35 * MS), 0, "a time before 1970 by the clock of Mix 1");
+    }
+
+    #[test]
+    fn sample_beyond_a_day_is_dropped() {
+        let day = 24 * 3600 * NS_PER_S;
+        let mut lead = lead();
+        for far in [u64::MAX, i64::MAX as u64 + 2 * day, 3 * day + 1] {
+            lead.sample(1, ClockCell { sent: 7, peer: 2 * day, received: far });
+            lead.sample(1, ClockCell { sent: 7, peer: far, received: 2 * day - 1 });
+        }
+        assert_eq!(lead.lead_ns(), None);
+        lead.sample(1, ClockCell { sent: 7, peer: 2 * day, received: 3 * day });
+        assert_eq!(lead.lead_ns(), Some(day as i64));
     }
 
     #[test]

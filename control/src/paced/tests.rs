@@ -128,7 +128,7 @@ impl World {
         let round = config.times.first(BATCH) - 20;
         let rng = |node: usize| ChaCha20Rng::seed_from_u64(node as u64);
         let hop = |position: usize| Hop {
-            machine: PacedHop::new(config.clone(), position, round),
+            machine: PacedHop::new(config.clone(), position, round).with_loops(),
             rng: rng(position),
             counters: Counters::default(),
             keys: Keys::new(position as u8),
@@ -635,11 +635,20 @@ fn loops_of_every_mix_come_through() {
 #[test]
 fn loops_without_a_bundle_fail() {
     let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
-    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round);
+    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round).with_loops();
     world.run_to_batch(BATCH + 1);
     let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { why: Failure::NoBundle, .. });
     assert_eq!(world.hops.iter().map(|hop| hop.outcomes.len()).collect::<Vec<_>>(), [2, 2, 2, 0]);
     assert!(world.hops[1].outcomes.iter().all(failed) && !world.hops[0].outcomes.iter().any(failed));
+    assert!(is_ready(&world.users[0].outcomes[0]));
+}
+
+#[test]
+fn hop_that_serves_no_loops_sets_none_up() {
+    let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
+    world.hops[0].machine = PacedHop::new(world.config.clone(), 1, world.round);
+    world.run_to_batch(BATCH + 1);
+    assert_eq!((world.hops[0].outcomes.len(), world.hops[0].counters.setups), (0, 1), "the user's alone");
     assert!(is_ready(&world.users[0].outcomes[0]));
 }
 

@@ -286,6 +286,11 @@ impl Flows {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
+    /// The channel of the flow with this token.
+    pub(super) fn owner_of(&self, token: &Token) -> Option<ChannelIndex> {
+        self.by_token.get(token).and_then(|id| self.place(*id)).map(|(channel, _)| channel)
+    }
+
     /// Moves the flow with this token to this channel and number.
     ///
     /// # Errors

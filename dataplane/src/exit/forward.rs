@@ -176,6 +176,9 @@ impl Gateway {
         }
         // The entry uses the number for another flow, so it has closed the one before.
         self.close_number(cx, (owner, number));
+        if !self.has_moves && self.flows.owner_of(&token).is_some_and(|other| other != owner) {
+            return Err(DropReason::NumberTaken);
+        }
         match self.flows.relocate(owner, number, &token, now) {
             Err(DropReason::Flow) => {}
             done => return done,

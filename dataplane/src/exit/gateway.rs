@@ -91,6 +91,8 @@ pub(crate) struct Gateway {
     pub(super) reassembling: u64,
     /// Peers that the system has reported unreachable.
     pub(super) unreachable: Vec<(SocketId, SocketAddr)>,
+    /// A flow can move from one owner to another.
+    pub(super) has_moves: bool,
 }
 
 impl Gateway {
@@ -113,7 +115,13 @@ impl Gateway {
             refused: HashMap::default(),
             reassembling: 0,
             unreachable: Vec::new(),
+            has_moves: true,
         }
+    }
+
+    /// Flows stay with the owner that has opened them, as those of sessions do (SPEC 9.12.9).
+    pub(crate) fn without_moves(self) -> Gateway {
+        Gateway { has_moves: false, ..self }
     }
 
     /// An owner without fragments. Allocates nothing.

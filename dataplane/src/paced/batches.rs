@@ -3,6 +3,7 @@
 use hashbrown::HashMap;
 use wire::cell::Direction;
 use wire::ids::LinkId;
+use wire::paced::AHEAD_MAX;
 
 use super::ChannelAt;
 
@@ -39,14 +40,22 @@ pub(super) struct Batches<K> {
 impl<K> Batches<K> {
     /// No channels, for batches of `rounds` rounds with at most `channels_max` channels.
     pub(super) fn new(rounds: u64, channels_max: usize) -> Batches<K> {
-        let empty = |_| Batch { number: 0, channels: Vec::new(), up: HashMap::default(), down: HashMap::default() };
+        let empty = |_| {
+            // A vector that grows would leave keys behind where it was (SPEC 9.3.6).
+            let channels = Vec::with_capacity(channels_max);
+            Batch { number: 0, channels, up: HashMap::default(), down: HashMap::default() }
+        };
         Batches { rounds, channels_max, batches: std::array::from_fn(empty) }
     }
 
-    /// Adds a channel to a batch that has not begun. A batch three before is forgotten. False if the batch has its most
+    /// Adds a channel to a batch of which nothing was released, and no cell can have been accepted: `released` is the
+    /// last round forward. A batch three before is forgotten. False if it is too late, or if the batch has its most
     /// channels, or one with a number of this one's.
-    pub(super) fn add(&mut self, number: u64, channel: Channel<K>) -> bool {
+    pub(super) fn add(&mut self, number: u64, released: u64, channel: Channel<K>) -> bool {
         let batch = &mut self.batches[(number % BATCHES as u64) as usize];
+        if number * self.rounds <= released + AHEAD_MAX || number < batch.number {
+            return false;
+        }
         if batch.number != number {
             batch.number = number;
             batch.channels.clear();
@@ -102,5 +111,39 @@ impl<K> Batches<K> {
             batch.up.clear();
             batch.down.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(batches: &mut Batches<()>, batch: u64, released: u64, number: u32) -> bool {
+        let up = ChannelAt { link: None, number };
+        batches.add(batch, released, Channel { up, down: None, state: () })
+    }
+
+    #[test]
+    fn batch_that_can_have_begun_gets_no_channel() {
+        let mut batches = Batches::new(512, 4);
+        assert!(add(&mut batches, 10, 5120 - 9, 1));
+        assert!(!add(&mut batches, 10, 5120 - 8, 2));
+        assert_eq!(batches.of_round(5120).len(), 1);
+    }
+
+    #[test]
+    fn older_batch_does_not_replace_a_newer_one() {
+        let mut batches = Batches::new(512, 4);
+        assert!(add(&mut batches, 13, 0, 1) && !add(&mut batches, 10, 0, 1));
+        assert_eq!(batches.of_round(13 * 512).len(), 1);
+    }
+
+    #[test]
+    fn channels_of_a_batch_never_move() {
+        let mut batches = Batches::new(512, 1000);
+        assert!(add(&mut batches, 1, 0, 1));
+        let at = batches.of_round(512).as_ptr();
+        assert!((2..=1000).all(|number| add(&mut batches, 1, 0, number)));
+        assert_eq!(batches.of_round(512).as_ptr(), at);
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct PacedLinks {
     keys: HashMap<LinkId, ArrayVec<(SlotId, Keys), SLOTS_MAX>, foldhash::fast::RandomState>,
     /// When a cell of the link was last accepted.
     heard: HashMap<LinkId, Nanos, foldhash::fast::RandomState>,
-    /// The link of each side that was installed, or heard first, most recently.
+    /// The link of each side that was installed, or heard first, most recently. After its end, the one heard last.
     latest: [Option<LinkId>; 2],
 }
 
@@ -73,6 +73,7 @@ impl PacedLinks {
             | LinkCommand::Retire { link } => *link,
         };
         let is_promoted = matches!(command, LinkCommand::Promote { .. });
+        let is_retired = matches!(command, LinkCommand::Retire { .. });
         self.links.apply(command);
         if is_promoted {
             self.heard(link, now);
@@ -89,6 +90,21 @@ impl PacedLinks {
                 heard.remove(&link);
             }
         }
+        for side in [Side::Up, Side::Down] {
+            if is_retired && self.latest[side as usize] == Some(link) {
+                self.latest[side as usize] = self.last_heard(side);
+            }
+        }
+    }
+
+    /// The link of a side with a current slot of which a cell was accepted last.
+    fn last_heard(&self, side: Side) -> Option<LinkId> {
+        let of_side = self.keys.keys().copied().filter(|link| self.links.side(*link) == Some(side));
+        of_side.filter(|link| self.has_slot(*link)).max_by_key(|link| self.heard.get(link))
+    }
+
+    fn has_slot(&self, link: LinkId) -> bool {
+        self.links.link(link).is_some_and(|link| link.current().is_some())
     }
 
     /// Adds the keys of a slot that was installed.
@@ -138,14 +154,15 @@ impl PacedLinks {
         }
     }
 
-    /// Links of which a cell was accepted at `oldest` or later.
-    pub(super) fn heard_since(&self, oldest: Nanos) -> impl Iterator<Item = LinkId> {
-        self.heard.iter().filter(move |(_, heard)| **heard >= oldest).map(|(link, _)| *link)
+    /// Mix 1: links to entries of which a cell was accepted at `oldest` or later.
+    pub(super) fn entries_heard_since(&self, oldest: Nanos) -> impl Iterator<Item = LinkId> {
+        let heard = self.heard.iter().filter(move |(_, heard)| **heard >= oldest).map(|(link, _)| *link);
+        heard.filter(|link| self.links.side(*link) == Some(Side::Up))
     }
 
-    /// The link to the neighbour on a side where there is one.
+    /// The link to the neighbour on a side where there is one: while a new one has no slot, the one before.
     pub(super) fn neighbour(&self, side: Side) -> Option<LinkId> {
-        self.latest[side as usize]
+        self.latest[side as usize].filter(|link| self.has_slot(*link)).or_else(|| self.last_heard(side))
     }
 
     /// The link's current slot, if it has one.

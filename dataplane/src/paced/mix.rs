@@ -55,8 +55,7 @@ struct Pipe {
     sender: Sender,
     out: Departures,
     tally: Tally,
-    /// Since the last report: of all channels or, of forward cells at Mix 1, by channel.
-    places: Vec<Places>,
+    places: Places,
 }
 
 /// The worker of a mix between its two link sockets.
@@ -72,8 +71,6 @@ pub struct Mix<U, D> {
     free: FreeList,
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
-    /// The batch that the floor fills, if one does.
-    floored: Option<u64>,
     report_due: Nanos,
     rng: ChaCha20Rng,
     arrivals: Arrivals,
@@ -82,6 +79,8 @@ pub struct Mix<U, D> {
     by_link: Vec<(LinkId, Vec<Leaving>)>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
+    /// The clock of the runner, to stop reading by.
+    runner_clock: Option<Clock>,
 }
 
 /// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
@@ -112,17 +111,18 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut draw = || rand::SeedableRng::from_rng(&mut rng);
         let pipe = |direction, from, draw: &mut dyn FnMut() -> ChaCha20Rng| {
             let schedule = settings.schedule(direction);
+            let released = schedule.last_due(clock.at(now));
             let is_first_link = direction == Direction::Backward && settings.position == 1;
             Pipe {
                 gate: Gate::new(from, terms.class, terms.cells),
-                rounds: Rounds::new(channels_max, terms.cells, schedule.last_due(clock.at(now)), draw()),
+                rounds: Rounds::new(channels_max, terms.cells, released, draw()),
                 noise: Noise::new(terms.class.body_len(), draw()),
                 schedule,
                 slots: settings.slots(direction),
                 sender: Sender::new(terms, is_first_link, draw()),
                 out: Departures::new(terms.class.cell_len(), total),
                 tally: Tally::default(),
-                places: Vec::new(),
+                places: Places::new(released),
             }
         };
         let pipes = PerDirection {
@@ -140,7 +140,6 @@ impl<U: Port, D: Port> Mix<U, D> {
             free: FreeList::on(total, settings.hugepages),
             commands,
             punts,
-            floored: None,
             report_due: now,
             rng,
             arrivals: Arrivals::new(),
@@ -149,6 +148,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             by_link: Vec::new(),
             published: Arc::default(),
             profile: latency::Shared::default(),
+            runner_clock: None,
             settings,
         };
         mix.draw_noise();
@@ -183,12 +183,18 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallChannel { batch, up, down, keys: ChannelKeys::Hop { forward, backward }, .. } => {
-                self.batches.add(batch, Channel { up, down, state: HopKeys::new(forward, backward) });
-            }
-            Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
+            Command::InstallChannel { batch, up, down, keys, .. } => match *keys {
+                ChannelKeys::Hop { forward, backward } => {
+                    let released = self.pipes.forward.rounds.released();
+                    self.batches.add(batch, released, Channel { up, down, state: HopKeys::new(forward, backward) });
+                }
+                ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
+            },
             Command::Place { link, direction, round, control } => {
-                self.pipes[direction].sender.control(link).place(round, control);
+                // Its link may have gone: then nobody would take the cell.
+                if link.is_none_or(|link| self.links.links.side(link).is_some()) {
+                    self.pipes[direction].sender.control(link).place(round, control);
+                }
             }
             Command::Wait { link, control } => {
                 if let Some((direction, key)) = self.way(link) {
@@ -221,7 +227,27 @@ impl<U: Port, D: Port> Mix<U, D> {
         })
     }
 
+    /// Takes in what has come, until a release is due: how much comes does not delay it by more than one call's worth.
     fn receive(&mut self, direction: Direction, now: Nanos) {
+        for _ in 0..RECEIVES {
+            let has_come = self.receive_once(direction, now) > 0;
+            if !has_come || self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
+                return;
+            }
+        }
+    }
+
+    /// When the next release is due, by the runner's clock.
+    fn next_due(&self) -> Nanos {
+        let due = |direction: Direction| {
+            let Pipe { schedule, rounds, .. } = &self.pipes[direction];
+            self.clock.when(schedule.due_at(rounds.released() + 1))
+        };
+        DIRECTIONS.into_iter().map(due).fold(Nanos::MAX, Nanos::min)
+    }
+
+    /// One call's worth of arrivals. Returns how many came.
+    fn receive_once(&mut self, direction: Direction, now: Nanos) -> usize {
         let is_first = self.is_first();
         let Self { pipes, up, down, links, batches, punts, free, arrivals, arrived, clock, settings, .. } = self;
         let Pipe { gate, rounds, tally, .. } = &mut pipes[direction];
@@ -230,28 +256,28 @@ impl<U: Port, D: Port> Mix<U, D> {
             Direction::Backward => down,
         };
         let expects_copies = is_first && direction == Direction::Forward;
-        for _ in 0..RECEIVES {
-            if port.recv(free, arrivals) == 0 {
-                return;
-            }
-            let channel = |link, header: &PacedHeader| {
-                batches.find(direction, header.seq, expects_copies.then_some(link), header.channel)
-            };
-            let at = ArrivalTime { turn: now, class: clock.at(now) };
-            gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
-            let body_len = settings.terms.class.body_len();
-            for cells in arrived.chunks_mut(BATCH_MAX) {
-                let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
-                for Arrived { cell, header, place, .. } in cells {
-                    let keys = &batches.of_round(header.seq)[place.channel].state;
-                    jobs.push(keys.job(direction, header.place(), cell.body_mut(body_len)));
-                }
-                encipher_batch(&mut jobs);
-            }
-            for Arrived { cell, header, place, .. } in arrived.drain(..) {
-                rounds.put(header.seq, place, cell.opened());
-            }
+        let count = port.recv(free, arrivals);
+        if count == 0 {
+            return 0;
         }
+        let channel = |link, header: &PacedHeader| {
+            batches.find(direction, header.seq, expects_copies.then_some(link), header.channel)
+        };
+        let at = ArrivalTime { turn: now, class: clock.at(now) };
+        gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
+        let body_len = settings.terms.class.body_len();
+        for cells in arrived.chunks_mut(BATCH_MAX) {
+            let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
+            for Arrived { cell, header, place, .. } in cells {
+                let keys = &batches.of_round(header.seq)[place.channel].state;
+                jobs.push(keys.job(direction, header.place(), cell.body_mut(body_len)));
+            }
+            encipher_batch(&mut jobs);
+        }
+        for Arrived { cell, header, place, .. } in arrived.drain(..) {
+            rounds.put(header.seq, place, cell.opened());
+        }
+        count
     }
 
     fn release(&mut self, direction: Direction, now: Nanos) {
@@ -268,25 +294,24 @@ impl<U: Port, D: Port> Mix<U, D> {
         tally.drop_many(DropReason::Skipped, dropped as u64);
         for round in due {
             self.release_round(direction, round, now);
+            // What leaves gives its buffers back, for the noise of the next round.
+            self.send();
             self.draw_noise();
         }
     }
 
     fn release_round(&mut self, direction: Direction, number: u64, now: Nanos) {
-        let batch = self.times.batch_of(number);
-        if direction == Direction::Forward && self.is_first() && number == self.times.first(batch) {
-            let is_alone = self.batches.of_round(number).len() < usize::from(self.settings.terms.n_min);
-            self.floored = is_alone.then_some(batch);
-        }
-        let has_floor = self.floored == Some(batch) && self.is_first();
         let channels = self.batches.of_round(number).len();
+        // No channel joins or leaves a batch that has begun, so all its rounds in both directions are alike.
+        let has_floor = self.is_first() && channels < usize::from(self.settings.terms.n_min);
         let mut released = std::mem::take(&mut self.released);
         let Pipe { rounds, noise, tally, schedule, slots, .. } = &mut self.pipes[direction];
         let filling = rounds.release(channels, has_floor, noise, &mut self.free, &mut released);
-        tally.injected += filling.filled as u64;
+        tally.injected += (filling.filled + filling.missing) as u64;
+        tally.drop_many(DropReason::NoBuffer, filling.missing as u64);
         tally.drop_many(DropReason::Floor, filling.floored as u64);
         let round = Round { number, due: schedule.due_at(number), slots: slots.of(&self.times, number) };
-        self.count_places(direction, &released);
+        self.count_places(direction, number, &released);
         match (direction, self.is_first()) {
             (Direction::Backward, true) => self.leave_to_entries(round, &mut released, now),
             _ => self.leave_to_neighbour(direction, round, &mut released),
@@ -326,12 +351,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     fn leave_to_entries(&mut self, round: Round, released: &mut Vec<Released>, now: Nanos) {
         let Self { batches, pipes, links, free, by_link, rng, settings, .. } = self;
         let Pipe { sender, out, tally, noise, .. } = &mut pipes.backward;
-        by_link.extend(
-            links
-                .heard_since(now.saturating_sub(ENTRY_SILENT))
-                .filter(|link| links.links.side(*link) == Some(Side::Up))
-                .map(|link| (link, Vec::new())),
-        );
+        by_link.extend(links.entries_heard_since(now.saturating_sub(ENTRY_SILENT)).map(|link| (link, Vec::new())));
         by_link.sort_unstable_by_key(|(link, _)| *link);
         let channels = batches.of_round(round.number);
         for Released { cell, place, .. } in released.drain(..) {
@@ -347,7 +367,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         for (_, cells) in by_link.iter_mut().filter(|(_, cells)| cells.is_empty()) {
             for sub in 0..settings.terms.cells {
                 // An entry without a channel gets cells that look the same (SPEC 9.10.6).
-                if let Some(cell) = noise.try_take() {
+                if let Some(cell) = noise.take() {
                     tally.injected += 1;
                     cells.push(Leaving { cell, number: 0, sub });
                 }
@@ -360,15 +380,12 @@ impl<U: Port, D: Port> Mix<U, D> {
         crate::rekey(rng);
     }
 
-    fn count_places(&mut self, direction: Direction, released: &[Released]) {
-        let by_channel = direction == Direction::Forward && self.is_first();
-        let places = &mut self.pipes[direction].places;
+    fn count_places(&mut self, direction: Direction, round: u64, released: &[Released]) {
+        let by_entry = direction == Direction::Forward && self.is_first();
+        let channels = self.batches.of_round(round);
         for Released { place, origin, .. } in released {
-            let at = if by_channel { place.channel } else { 0 };
-            if places.len() <= at {
-                places.resize(at + 1, Places::default());
-            }
-            places[at].add(*origin);
+            let of = if by_entry { channels[place.channel].up.link } else { None };
+            self.pipes[direction].places.add(of, *origin);
         }
     }
 
@@ -377,24 +394,21 @@ impl<U: Port, D: Port> Mix<U, D> {
         let is_first = self.is_first();
         let Self { pipes, links, batches, settings, times, .. } = self;
         if Places::is_due(last) {
-            let places = std::mem::take(&mut pipes[direction].places);
+            let places = std::mem::replace(&mut pipes[direction].places, Places::new(last));
             if direction == Direction::Forward && is_first {
-                let channels = batches.of_round(last);
-                for link in links.heard_since(0) {
-                    let at = channels.iter().position(|channel| channel.up.link == Some(link));
-                    let own = at.and_then(|at| places.get(at)).copied().unwrap_or_default();
-                    let _ = pipes.backward.sender.control(Some(link)).wait(own.report(last));
+                for link in links.entries_heard_since(0) {
+                    let report = places.report(Some(link), last);
+                    let _ = pipes.backward.sender.control(Some(link)).wait(report);
                 }
             } else {
-                let all = places.first().copied().unwrap_or_default();
                 let back = if direction == Direction::Forward { Direction::Backward } else { Direction::Forward };
-                let _ = pipes[back].sender.control(None).wait(all.report(last));
+                let _ = pipes[back].sender.control(None).wait(places.report(None, last));
             }
         }
         if is_first && direction == Direction::Backward && last.is_multiple_of(COMPANY_EVERY) {
             let channels = batches.of_round(times.first(times.batch_of(last))).len() as u16;
             let company = Company { channels, n_min: settings.terms.n_min };
-            for link in links.heard_since(0) {
+            for link in links.entries_heard_since(0) {
                 let cell = Control::link(LinkContent::Company, &company.to_bytes());
                 let _ = pipes.backward.sender.control(Some(link)).wait(cell);
             }
@@ -439,24 +453,24 @@ impl<U: Port, D: Port> Mix<U, D> {
 }
 
 impl<U: Port, D: Port> Worker for Mix<U, D> {
-    fn set_clock(&mut self, _clock: Clock) {}
+    fn set_clock(&mut self, clock: Clock) {
+        self.runner_clock = Some(clock);
+    }
 
     fn turn(&mut self, now: Nanos) -> Nanos {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
+        // Entries that are new have places in the next round.
+        self.draw_noise();
         DIRECTIONS.into_iter().for_each(|direction| self.receive(direction, now));
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));
         self.send();
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish();
-        let due = |direction: Direction| {
-            let Pipe { schedule, rounds, .. } = &self.pipes[direction];
-            self.clock.when(schedule.due_at(rounds.released() + 1))
-        };
         let blocked = if self.is_blocked() { now + BLOCKED_WAIT } else { Nanos::MAX };
-        DIRECTIONS.into_iter().map(due).fold(blocked, Nanos::min)
+        self.next_due().min(blocked)
     }
 
     fn record_latency(&mut self, now: Nanos) {

@@ -105,7 +105,7 @@ pub enum Command {
     SlotKeys {
         link: LinkId,
         slot: SlotId,
-        keys: SlotKeys,
+        keys: Box<SlotKeys>,
     },
     /// A channel of a batch that has not begun.
     InstallChannel {
@@ -113,7 +113,7 @@ pub enum Command {
         up: ChannelAt,
         /// Its number on the next link; none at the exit.
         down: Option<u32>,
-        keys: ChannelKeys,
+        keys: Box<ChannelKeys>,
         /// At the exit, the token of its meeting, in the order in which setups were opened (SPEC 9.13.3).
         token: Option<MeetingToken>,
     },

@@ -104,7 +104,7 @@ impl Peer {
         [
             Command::Link(LinkCommand::Install { link, side, peer }),
             Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
-            Command::SlotKeys { link, slot, keys: SlotKeys { tag_in, tag_out, control_out } },
+            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_out }) },
         ]
     }
 }

@@ -38,8 +38,8 @@ pub(super) struct Round {
     pub(super) slots: SlotCount,
 }
 
-/// The cells of a round, each with its link, for their copies.
-type Kept = (u64, Vec<(LinkId, Cell<Sealed>)>);
+/// The cells of a round by link, for their copies.
+type Kept = (u64, HashMap<LinkId, Vec<Cell<Sealed>>, foldhash::fast::RandomState>);
 
 /// What leaves on the links of one direction.
 pub(super) struct Sender {
@@ -95,27 +95,30 @@ impl Sender {
         self.clocks.insert(link, (sent, received));
     }
 
-    /// Forgets a link. Returns how many cells were to be sent again: they were not counted yet.
+    /// Forgets a link. What was to be sent again was not counted yet.
     pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
         self.control.remove(&Some(link));
         self.clocks.remove(&link);
         for (_, cells) in &mut self.again {
-            for (_, cell) in cells.extract_if(.., |(of, _)| *of == link) {
-                free.give(cell.into_buffer());
-            }
+            cells.remove(&link).into_iter().flatten().for_each(|cell| free.give(cell.into_buffer()));
         }
     }
 
     /// Nothing is sent again: the rounds begin at another number.
     pub(super) fn forget_copies(&mut self, free: &mut FreeList) {
-        for (_, cell) in self.again.drain(..).flat_map(|(_, cells)| cells) {
-            free.give(cell.into_buffer());
-        }
+        let cells = self.again.drain(..).flat_map(|(_, cells)| cells.into_values().flatten());
+        cells.for_each(|cell| free.give(cell.into_buffer()));
     }
 
     /// Cells that are kept for a copy.
     pub(super) fn kept(&self) -> usize {
-        self.again.iter().map(|(_, cells)| cells.len()).sum()
+        self.again.iter().flat_map(|(_, cells)| cells.values()).map(Vec::len).sum()
+    }
+
+    /// Links that have control cells.
+    #[cfg(test)]
+    pub(super) fn controlled(&self) -> Vec<Option<LinkId>> {
+        self.control.keys().copied().collect()
     }
 
     /// Seals the cells of a round for one link, with its control cells and the copies of earlier rounds, and appends
@@ -198,28 +201,24 @@ impl Sender {
             let Some(of) = round.checked_sub(j * self.gap) else { break };
             let Some((_, cells)) = self.again.iter_mut().find(|(kept, _)| *kept == of) else { continue };
             if j + 1 == self.copies {
-                self.sealed.extend(cells.extract_if(.., |(of, _)| *of == link).map(|(_, cell)| cell));
+                self.sealed.extend(cells.remove(&link).into_iter().flatten());
             } else {
-                self.sealed.extend(cells.iter().filter(|(of, _)| *of == link).filter_map(|(_, cell)| copy(cell)));
+                self.sealed.extend(cells.get(&link).into_iter().flatten().filter_map(&mut copy));
             }
         }
         tally.injected += (self.sealed.len() - first) as u64;
-        let kept = self.sealed[..first].iter().filter_map(|cell| Some((link, copy(cell)?)));
-        match self.again.back_mut() {
-            Some((last, cells)) if *last == round => cells.extend(kept),
-            _ => {
-                let kept = kept.collect();
-                self.again.push_back((round, kept));
-            }
+        let kept = self.sealed[..first].iter().filter_map(copy);
+        if self.again.back().is_none_or(|(last, _)| *last != round) {
+            self.again.push_back((round, HashMap::default()));
         }
+        self.again.back_mut().expect("it was added above").1.entry(link).or_default().extend(kept);
     }
 
     /// Ends a round: what was kept for copies that are over is forgotten, and the generator cannot run back.
     pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
         while self.again.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
-            for (_, cell) in self.again.pop_front().into_iter().flat_map(|(_, cells)| cells) {
-                free.give(cell.into_buffer());
-            }
+            let cells = self.again.pop_front().into_iter().flat_map(|(_, cells)| cells.into_values().flatten());
+            cells.for_each(|cell| free.give(cell.into_buffer()));
         }
         crate::rekey(&mut self.rng);
     }

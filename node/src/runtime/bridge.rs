@@ -282,10 +282,11 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
     let control = |kind, channel, sub, content| paced::Control { kind, channel, sub, content };
     Some(match change {
         Change::Paced(PacedChange::SlotKeys { link, slot, tag_in, tag_out, control_out }) => {
-            paced::Command::SlotKeys { link, slot, keys: paced::SlotKeys { tag_in, tag_out, control_out } }
+            paced::Command::SlotKeys { link, slot, keys: Box::new(paced::SlotKeys { tag_in, tag_out, control_out }) }
         }
         Change::Paced(PacedChange::InstallChannel { batch, up: (link, number), down, keys, token }) => {
-            paced::Command::InstallChannel { batch, up: paced::ChannelAt { link, number }, down, keys, token }
+            let (up, keys) = (paced::ChannelAt { link, number }, Box::new(keys));
+            paced::Command::InstallChannel { batch, up, down, keys, token }
         }
         Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }) => {
             paced::Command::InstallEntryChannel { batch, number, keys, call }

@@ -17,36 +17,32 @@ use crate::socket::Port;
 use crate::socket::app_batch::FlowId;
 use crate::socket::apps::Apps;
 
-/// Receive calls on the link in one turn.
-const RECEIVES: usize = 4;
-
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
         let time = self.clock.at(now);
         let running = self.pacer.running(time);
         let since_read = self.link_read.waited(now);
         self.link_read.set(now);
-        for _ in 0..RECEIVES {
-            if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
-                return;
-            }
-            let waited = since_read.max(self.down.waited(now));
-            let Self { arrivals, links, channels, punts, free, cells, arrived, gate, .. } = self;
-            let place = |_, header: &PacedHeader| match (running, header.seq) {
-                // No header is one of a data cell then.
-                (None, _) => Err(DropReason::Header),
-                (Some(running), round) if round + BEHIND_MAX < running => Err(DropReason::Late),
-                (Some(running), round) if round > running + AHEAD_MAX => Err(DropReason::Early),
-                (_, round) => channels.is_number_of(round, header.channel).then_some(()).ok_or(DropReason::Channel),
-            };
-            let at = ArrivalTime { turn: now, class: time };
-            gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
-            let mut arrived = std::mem::take(&mut self.arrived);
-            for cell in arrived.drain(..) {
-                self.take(cell, waited, now);
-            }
-            self.arrived = arrived;
+        // One call a turn, which is short enough to be over before a round is due.
+        if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
+            return;
         }
+        let waited = since_read.max(self.down.waited(now));
+        let Self { arrivals, links, channels, punts, free, cells, arrived, gate, .. } = self;
+        let place = |_, header: &PacedHeader| match (running, header.seq) {
+            // No header is one of a data cell then.
+            (None, _) => Err(DropReason::Header),
+            (Some(running), round) if round + BEHIND_MAX < running => Err(DropReason::Late),
+            (Some(running), round) if round > running + AHEAD_MAX => Err(DropReason::Early),
+            (_, round) => channels.is_number_of(round, header.channel).then_some(()).ok_or(DropReason::Channel),
+        };
+        let at = ArrivalTime { turn: now, class: time };
+        gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
+        let mut arrived = std::mem::take(&mut self.arrived);
+        for cell in arrived.drain(..) {
+            self.take(cell, waited, now);
+        }
+        self.arrived = arrived;
     }
 
     /// One cell that has passed the gate.

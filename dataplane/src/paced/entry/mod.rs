@@ -58,13 +58,15 @@ use crate::runner::{APPS, BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use crate::socket::apps::Apps;
-use crate::{MICRO, Nanos};
+use crate::{MICRO, MILLI, Nanos};
 use channels::{BEHIND_MAX, Channel, Channels};
 use pacer::{PREPARE, Pacer, SETTLE};
 use packer::{FlowAt, Packer, SESSION, Waiting};
 
 /// The worker wakes this long before a round is due, and spins until then.
 const EARLY: Nanos = 150 * MICRO;
+/// In this time before a round is due the worker reads nothing: what comes would delay it.
+const QUIET: Nanos = MILLI;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
 /// A turn that has read this many datagrams of applications reads no further batch.
@@ -157,6 +159,8 @@ pub struct Entry<D, A> {
     ready: Option<Ready>,
     /// The cells of `ready`.
     prepared: Departures,
+    /// It is about to be due, and nothing is read.
+    is_quiet: bool,
     /// Cells that are due, until this time by the class's clock.
     out: Departures,
     out_ends: Nanos,
@@ -251,6 +255,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             meeting,
             session,
             ready: None,
+            is_quiet: false,
             out_ends: 0,
             counted: 0,
             view: View::default(),
@@ -439,7 +444,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packer.forget_before();
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, prepared, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, prepared, runner_clock, .. } = self;
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
@@ -495,6 +500,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
         }
         sender.end_round(round, free);
+        // Preparing has taken time, more or less by what is in the round.
+        let now = runner_clock.map_or(now, |clock| clock.now());
         self.ready = Some(Ready { round, at: clock.when(due).max(now + SETTLE) });
     }
 
@@ -596,9 +603,12 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             self.apply(command, now);
         }
         self.tick(now);
-        self.receive_link(now);
-        self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
-        self.receive_apps(now);
+        self.is_quiet = self.ready.as_ref().is_some_and(|ready| ready.at <= now + QUIET);
+        if !self.is_quiet {
+            self.receive_link(now);
+            self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
+            self.receive_apps(now);
+        }
         self.drop_aged(now);
         self.prepare(now);
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
@@ -629,7 +639,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
     }
 
     fn is_blocked(&self) -> bool {
-        !self.out.is_empty()
+        self.is_quiet || !self.out.is_empty()
     }
 
     /// What waits is not sent early: a round out of its time would show.

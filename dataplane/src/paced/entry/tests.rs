@@ -464,6 +464,32 @@ fn worker_that_wakes_early_spins_until_the_round_is_due() {
 }
 
 #[test]
+fn nothing_is_read_just_before_a_round_is_due() {
+    let mut bench = Bench::to_destination(terms());
+    let due = bench.entry.pacer.due_at(bench.times.first(BATCH) - 10);
+    bench.run_until(due - QUIET);
+    let before = bench.ledger().datagrams.forward.received;
+    bench.say(client(1), b"ask");
+    bench.run_until(due - QUIET / 2);
+    assert!(bench.entry.is_blocked(), "the runner does not poll");
+    assert_eq!(bench.ledger().datagrams.forward.received, before);
+    bench.run_until(due + MICRO);
+    assert_eq!(bench.ledger().datagrams.forward.received, before + 1);
+}
+
+#[test]
+fn time_of_preparing_does_not_count_as_time_to_settle() {
+    let mut bench = Bench::to_destination(terms());
+    let due = bench.entry.pacer.due_at(bench.times.first(BATCH) - 10);
+    bench.run_until(due - PREPARE - MILLI);
+    // The turn begins just before the round is due, and has taken 50 us when the round is ready.
+    let now = bench.entry.clock.when(due - SETTLE);
+    bench.entry.runner_clock = Some(Clock::showing(now + 50 * MICRO));
+    bench.entry.prepare(now);
+    assert!(bench.entry.ready.as_ref().unwrap().at >= now + 50 * MICRO + SETTLE);
+}
+
+#[test]
 fn flows_of_a_closed_listener_are_closed_at_the_exit() {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);

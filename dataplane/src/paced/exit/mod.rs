@@ -116,6 +116,8 @@ pub struct Exit<U, A> {
     arrived: Vec<Arrived<Place>>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
+    /// The clock of the runner, to stop reading by.
+    runner_clock: Option<Clock>,
 }
 
 /// Buffers of an exit: forward rounds, and the one that waits for its repetition; backward rounds that are sealed, all
@@ -161,7 +163,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             sender: Sender::new(terms, false, draw()),
             out: Departures::new(terms.class.cell_len(), total),
             tally: PerDirection::default(),
-            places: Places::default(),
+            places: Places::new(released),
             clock,
             free: FreeList::on(total, class.hugepages),
             commands,
@@ -171,6 +173,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             arrived: Vec::with_capacity(RECEIVE_MAX),
             published: Arc::default(),
             profile: latency::Shared::default(),
+            runner_clock: None,
             class,
         }
     }
@@ -194,10 +197,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallChannel { batch, up, keys: ChannelKeys::Hop { forward, backward }, token, .. } => {
-                self.install(batch, up, ExitKeys::new(forward, backward), token);
-            }
-            Command::InstallChannel { .. } => debug_assert!(false, "keys of an entry"),
+            Command::InstallChannel { batch, up, keys, token, .. } => match *keys {
+                ChannelKeys::Hop { forward, backward } => {
+                    self.install(batch, up, ExitKeys::new(forward, backward), token);
+                }
+                ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
+            },
             Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
             Command::Wait { link, control } => {
                 if self.links.links.side(link).is_some() {
@@ -224,10 +229,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn install(&mut self, batch: u64, up: ChannelAt, keys: ExitKeys, token: Option<MeetingToken>) {
-        // For a batch that begins, cells may have been opened that a meeting must not get.
-        let is_late = self.times.first(batch) <= self.rounds.released() + AHEAD_MAX;
         let state = ExitChannel { keys, peer: None, session: None, has_begun: false };
-        if is_late || !self.batches.add(batch, Channel { up, down: None, state }) {
+        // For a batch that begins, cells may have been opened that a meeting must not get.
+        if !self.batches.add(batch, self.rounds.released(), Channel { up, down: None, state }) {
             return;
         }
         let channels = self.batches.of_round_mut(self.times.first(batch));
@@ -238,6 +242,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
+    /// Takes in what has come, until a release is due: how much comes does not delay it by more than one call's worth.
     fn receive(&mut self, now: Nanos) {
         for _ in 0..RECEIVES {
             let Self { gate, rounds, up, links, batches, punts, free, arrivals, arrived, clock, tally, .. } = self;
@@ -251,7 +256,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
             gate.claim((arrivals, links), rounds, at, channel, false, punts, free, tally, arrived);
             self.encipher_joined();
             self.open_data();
+            if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
+                return;
+            }
         }
+    }
+
+    /// When the next release is due, by the runner's clock.
+    fn next_due(&self) -> Nanos {
+        let forward = self.schedules.forward.due_at(self.rounds.released() + 1);
+        let backward = self.schedules.backward.due_at(self.released + 1);
+        self.clock.when(forward.min(backward))
     }
 
     /// Cells that have arrived in meetings get the layer of their channel and take their places.
@@ -320,7 +335,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.outside.release(now);
             self.seal(round, met, now);
             if Places::is_due(round) {
-                let report = std::mem::take(&mut self.places).report(round);
+                let report = std::mem::replace(&mut self.places, Places::new(round)).report(None, round);
                 let _ = self.sender.control(None).wait(report);
             }
         }
@@ -334,7 +349,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         came.resize_with(channels.len() * cells, || None);
         met.resize_with(channels.len() * cells, || None);
         rounds.take(channels.len(), |place, cell, has_come| {
-            places.add(if has_come { Origin::Came } else { Origin::Filled });
+            places.add(None, if has_come { Origin::Came } else { Origin::Filled });
             let at = |channel| channel * cells + usize::from(place.sub);
             match channels[place.channel].state.peer {
                 Some(peer) => {
@@ -398,7 +413,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Some(cell) => joined.push(leaving(cell)),
                     None => {
                         tally.injected += 1;
-                        match noise.try_take() {
+                        match noise.take() {
                             Some(cell) => empty.push(leaving(cell)),
                             None => tally.drop(DropReason::NoBuffer),
                         }
@@ -523,6 +538,7 @@ fn again_of(frames: &[u8]) -> &[u8] {
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn set_clock(&mut self, clock: Clock) {
         self.outside.set_clock(clock);
+        self.runner_clock = Some(clock);
     }
 
     fn turn(&mut self, now: Nanos) -> Nanos {
@@ -537,9 +553,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish();
-        let forward = self.schedules.forward.due_at(self.rounds.released() + 1);
-        let backward = self.schedules.backward.due_at(self.released + 1);
-        let due = self.clock.when(forward.min(backward));
+        let due = self.next_due();
         if self.is_blocked() { due.min(now + BLOCKED_WAIT) } else { due }
     }
 

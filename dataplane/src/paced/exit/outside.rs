@@ -65,7 +65,7 @@ impl<A: Apps> Outside<A> {
         let lasts = SESSION_LASTS.0.max(SESSION_LASTS.1 * u64::from(terms.rounds) * period);
         Outside {
             apps,
-            gateway: Gateway::new(gateway, payload, fragments, now),
+            gateway: Gateway::new(gateway, payload, fragments, now).without_moves(),
             sessions: Sessions::new(payload, cells, waits, lasts),
             waiting: VecDeque::new(),
             waits,

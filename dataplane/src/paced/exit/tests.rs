@@ -116,7 +116,7 @@ impl Bench {
         let keys = ChannelKeys::Hop { forward: Secret::new([channel; 32]), backward: Secret::new([!channel; 32]) };
         let up = ChannelAt { link: None, number: u32::from(channel) + 10 };
         let token = Some(MeetingToken(token));
-        self.command(Command::InstallChannel { batch, up, down: None, keys, token });
+        self.command(Command::InstallChannel { batch, up, down: None, keys: Box::new(keys), token });
     }
 
     /// Channels that meet nobody, in [`BATCH`].
@@ -460,6 +460,20 @@ fn channel_begins_one_session_at_most() {
     bench.frames(1, first + 6, 0, &[Frame::Session([1; 16])]);
     bench.release(Direction::Forward, first + 7);
     assert_eq!(bench.exit.outside.sessions.all().len(), 1);
+}
+
+#[test]
+fn flow_of_another_session_is_not_moved() {
+    let mut bench = Bench::new(false);
+    bench.channels(2);
+    let first = bench.first();
+    let socket = bench.flow(0, first, 5, at(9));
+    // Somebody knows its token.
+    bench.frames(1, first + 1, 0, &[Frame::Session([1; 16]), open(5, at(9)), datagram(5, b"mine")]);
+    assert_eq!(bench.hear(1, first + 1), ["65535 UnknownFlow", "5 TooManyFlows"]);
+    assert_eq!(bench.arrived(at(9)), [""; 0]);
+    bench.answer(at(9), socket, "yours");
+    assert_eq!(bench.hear(0, first + 2), ["5 yours"]);
 }
 
 #[test]

@@ -69,7 +69,13 @@ impl Bench {
         let (number, link) = (u32::from(entry), Some(LinkId(entry.into())));
         let keys = ChannelKeys::Hop { forward: Secret::new([entry; 32]), backward: Secret::new([!entry; 32]) };
         let up = ChannelAt { link, number: number + 10 };
-        self.command(Command::InstallChannel { batch, up, down: Some(number + 100), keys, token: None });
+        self.command(Command::InstallChannel {
+            batch,
+            up,
+            down: Some(number + 100),
+            keys: Box::new(keys),
+            token: None,
+        });
     }
 
     fn keys(entry: u8) -> HopKeys {
@@ -293,4 +299,107 @@ fn stopped_mix_counts_what_it_holds() {
     assert_eq!((tally.held, tally.drops(DropReason::Shutdown)), (0, 1));
     let buffers = bench.mix.published.lock().unwrap().buffers;
     assert_eq!(buffers.free, buffers.total);
+}
+
+#[test]
+fn floor_covers_the_last_backward_rounds_of_its_batch() {
+    let mut bench = Bench::new(2);
+    bench.mix.settings.terms.n_min = 2;
+    [(BATCH, 0), (BATCH + 1, 0), (BATCH + 1, 1)].into_iter().for_each(|(batch, entry)| bench.open(batch, entry));
+    let next = bench.times.first(BATCH + 1);
+    bench.release(Direction::Forward, next);
+    bench.mix.links.heard(LinkId(0), bench.now);
+    bench.take(Some(0));
+    let body = bench.body();
+    bench.net.send(bench.next.data(100, next - 1, 0, &body));
+    bench.release(Direction::Backward, next - 1);
+    let expected = Bench::enciphered(0, Direction::Backward, next - 1, 0, &body);
+    let cells = bench.take(Some(0));
+    assert_eq!(data(&cells).filter(|cell| cell.header.seq == next - 1 && cell.body != expected).count(), 2);
+    assert_eq!(bench.tally(Direction::Backward).drops(DropReason::Floor), 1);
+}
+
+#[test]
+fn floor_holds_if_the_first_round_is_skipped() {
+    let mut bench = Bench::new(1);
+    bench.mix.settings.terms.n_min = 2;
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    bench.now += 120 * MILLI;
+    bench.mix.turn(bench.now);
+    assert!(bench.mix.pipes.forward.rounds.released() > first + 8, "the first round was skipped");
+    let (round, body) = (first + 13, bench.body());
+    bench.net.send(bench.entries[0].data(10, round, 0, &body));
+    bench.release(Direction::Forward, round);
+    let expected = Bench::enciphered(0, Direction::Forward, round, 0, &body);
+    assert!(data(&bench.take(None)).all(|cell| cell.body != expected));
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::Floor), 1);
+}
+
+#[test]
+fn report_to_an_entry_counts_its_channels_of_two_batches() {
+    let mut bench = Bench::new(2);
+    let opened = [(BATCH, 0), (BATCH, 1), (BATCH + 1, 1), (BATCH + 1, 0)];
+    opened.into_iter().for_each(|(batch, entry)| bench.open(batch, entry));
+    let next = bench.times.first(BATCH + 1);
+    // A report is due 50 rounds and more behind the first round of the batch, or in it.
+    let last = (next..).find(|round| (round + 1).is_multiple_of(100)).unwrap();
+    assert!(last < next + 99, "the report covers rounds of both batches");
+    bench.release(Direction::Forward, last - 100);
+    for round in last - 99..=last {
+        for sub in 0..2 {
+            bench.net.send(bench.entries[0].data(10, round, sub, &[round as u8; BODY]));
+        }
+        bench.release(Direction::Forward, round);
+    }
+    bench.take(Some(0));
+    bench.release(Direction::Backward, last + 10);
+    let report = wire::paced::Report { first: last - 99, rounds: 100, places: 200, filled: 0, lost: 0 }.to_bytes();
+    let expected = [&[LinkContent::Report as u8], &report[..]].concat();
+    assert!(bench.take(Some(0)).iter().any(|cell| cell.body.starts_with(&expected)));
+}
+
+#[test]
+fn only_entries_that_were_heard_have_control_cells() {
+    let mut bench = Bench::new(2);
+    bench.mix.turn(bench.now);
+    bench.mix.links.heard(LinkId(0), bench.now);
+    bench.mix.links.heard(bench.next.link, bench.now);
+    let round = bench.mix.pipes.backward.rounds.released() + 1;
+    let control = Control { kind: CellKind::Ack, channel: 10, sub: 0, content: vec![1] };
+    let link = Some(LinkId(99));
+    bench.command(Command::Place { link, direction: Direction::Backward, round, control });
+    // Of these rounds one has a report, and one a company cell.
+    bench.release(Direction::Backward, round + 128);
+    assert_eq!(bench.mix.pipes.backward.sender.controlled(), [Some(LinkId(0))]);
+}
+
+#[test]
+fn neighbour_is_the_link_with_a_slot() {
+    let mut bench = Bench::new(0);
+    bench.mix.turn(bench.now);
+    let (before, after) = (bench.next.link, Peer::new(51, bench.next.at, false));
+    let [install, slot, keys] = after.link_commands();
+    bench.command(install);
+    bench.mix.turn(bench.now);
+    assert_eq!(bench.mix.links.neighbour(Side::Down), Some(before), "the new one has no slot");
+    [slot, keys].into_iter().for_each(|command| bench.command(command));
+    bench.mix.turn(bench.now);
+    assert_eq!(bench.mix.links.neighbour(Side::Down), Some(after.link));
+    bench.command(Command::Link(crate::command::LinkCommand::Retire { link: after.link }));
+    bench.mix.turn(bench.now);
+    assert_eq!(bench.mix.links.neighbour(Side::Down), Some(before));
+}
+
+#[test]
+fn flood_does_not_delay_a_release() {
+    let mut bench = Bench::new(1);
+    bench.mix.turn(bench.now);
+    let due = bench.mix.next_due();
+    let junk = bench.entries[0].data(99, 1, 0, &[0; BODY]);
+    (0..3 * RECEIVE_MAX).for_each(|_| bench.net.send(junk.clone()));
+    bench.mix.turn(due);
+    assert!(bench.mix.next_due() > due);
+    assert!(bench.tally(Direction::Forward).received <= RECEIVE_MAX as u64);
 }

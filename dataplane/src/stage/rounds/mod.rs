@@ -60,6 +60,8 @@ pub struct Filling {
     pub came: usize,
     /// Places that held noise instead.
     pub filled: usize,
+    /// Places for which there was no noise: nothing leaves for them.
+    pub missing: usize,
     /// Cells that had arrived and were replaced because of the floor: dropped.
     pub floored: usize,
 }
@@ -154,9 +156,6 @@ impl Rounds {
 
     /// Releases the round after the last one: for each of the batch's `channels` and each of its places, what came or
     /// noise, appended to `out` in uniformly random order. With `floor` all of it is noise.
-    ///
-    /// # Panics
-    /// If `noise` has fewer cells than the round has places.
     pub fn release(
         &mut self,
         channels: usize,
@@ -169,7 +168,7 @@ impl Rounds {
         let mut filling = Filling::default();
         self.take(channels, |place, came, _| {
             let (cell, origin) = match came {
-                Some(cell) if !floor => (cell, Origin::Came),
+                Some(cell) if !floor => (Some(cell), Origin::Came),
                 Some(cell) => {
                     free.give(cell.into_buffer());
                     filling.floored += 1;
@@ -177,8 +176,13 @@ impl Rounds {
                 }
                 None => (noise.take(), if floor { Origin::Floor } else { Origin::Filled }),
             };
-            filling.came += usize::from(origin == Origin::Came);
-            out.push(Released { cell, place, origin });
+            match cell {
+                Some(cell) => {
+                    filling.came += usize::from(origin == Origin::Came);
+                    out.push(Released { cell, place, origin });
+                }
+                None => filling.missing += 1,
+            }
         });
         filling.filled = out.len() - before - filling.came;
         out[before..].shuffle(&mut self.rng);
@@ -291,7 +295,7 @@ mod tests {
     fn second_copy_leaves_the_first_in_its_place() {
         let mut hop = Hop::new(2, 2, 1);
         assert!(hop.put(100, 1, 1, 7) && !hop.put(100, 1, 1, 8) && hop.put(101, 1, 1, 9) && hop.put(100, 1, 0, 10));
-        assert_eq!(hop.release(2, false), Filling { came: 2, filled: 2, floored: 0 });
+        assert_eq!(hop.release(2, false), Filling { came: 2, filled: 2, missing: 0, floored: 0 });
         let cell = hop.out.iter().find(|released| released.place == Place { channel: 1, sub: 1 }).unwrap();
         assert_eq!((number(&cell.cell), cell.origin), (7, Origin::Came));
         assert_eq!(hop.rounds.held(), 1);
@@ -301,9 +305,21 @@ mod tests {
     fn floor_replaces_what_came() {
         let mut hop = Hop::new(3, 1, 1);
         assert!(hop.put(100, 0, 0, 7));
-        assert_eq!(hop.release(3, true), Filling { came: 0, filled: 3, floored: 1 });
+        assert_eq!(hop.release(3, true), Filling { came: 0, filled: 3, missing: 0, floored: 1 });
         assert!(hop.out.iter().all(|released| released.origin == Origin::Floor));
         assert!(hop.out.iter().all(|released| number(&released.cell) != 7));
+    }
+
+    #[test]
+    fn place_without_noise_is_missing() {
+        let mut hop = Hop::new(3, 1, 1);
+        assert!(hop.put(100, 1, 0, 7));
+        for _ in 0..2 {
+            hop.free.give(hop.noise.take().unwrap().into_buffer());
+        }
+        let Hop { rounds, noise, free, out } = &mut hop;
+        let filling = rounds.release(3, false, noise, free, out);
+        assert_eq!((filling, hop.out.len()), (Filling { came: 1, filled: 1, missing: 1, floored: 0 }, 2));
     }
 
     #[test]
@@ -379,7 +395,7 @@ mod tests {
                         None => prop_assert_eq!(released.origin, Origin::Filled),
                     }
                 }
-                prop_assert_eq!(filling, Filling { came, filled: channels * 3 - came, floored: 0 });
+                prop_assert_eq!(filling, Filling { came, filled: channels * 3 - came, missing: 0, floored: 0 });
                 hop.empty();
                 prop_assert_eq!(hop.rounds.held(), expected.len());
                 prop_assert_eq!(hop.free.free() + hop.noise.len() + hop.rounds.held(), hop.free.total());
