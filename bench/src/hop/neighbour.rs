@@ -198,6 +198,7 @@ impl Neighbour {
 
     fn apply(&mut self, change: Change) {
         match change {
+            Change::Paced(_) => unreachable!("the neighbour has a free class"),
             Change::InstallSlot { link, slot, header_i2r, header_r2i, rank, .. } => {
                 let (i2r, r2i) = (HeaderKey::new(&header_i2r), HeaderKey::new(&header_r2i));
                 let (incoming, outgoing) = if self.side == Side::Up { (i2r, r2i) } else { (r2i, i2r) };

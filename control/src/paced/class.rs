@@ -34,7 +34,7 @@ pub(crate) struct Paced {
 
 /// What only a hop, or only an entry does.
 enum Part {
-    Hop { hop: PacedHop, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange> },
+    Hop { hop: Box<PacedHop>, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange> },
     Entry { entry: Box<PacedEntry>, lead: Lead, exchange: Exchange, next: u64, told: Told },
 }
 
@@ -62,7 +62,7 @@ impl Paced {
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
                 let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
-                let hop = PacedHop::new(config, position, forward);
+                let hop = Box::new(PacedHop::new(config, position, forward));
                 Part::Hop { hop, position, next: [forward + 1, backward + 1], exchanges: HashMap::new() }
             }
         };
