@@ -156,8 +156,9 @@ fn measure(class: Class, channels: u32) -> (u64, u64) {
     let (mut commands, worker_commands) = rtrb::RingBuffer::new(1 << 16);
     let (worker_punts, _punts) = rtrb::RingBuffer::new(1024);
     let first = times.first(BATCH);
-    // Both directions' releases of the rounds before are over.
-    let clock = SteadyClock::new(START, times.begin(first));
+    // Channels are added before their batch begins.
+    let start = times.begin(first - 16);
+    let clock = SteadyClock::new(START, start);
     let neighbours = [Neighbour::new(Side::Up), Neighbour::new(Side::Down)];
     let [up, down] = [0, 1].map(|side: usize| Ready { peer: neighbours[side].at, cells: Vec::new() });
     let punts = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("a descriptor is free")));
@@ -182,7 +183,7 @@ fn measure(class: Class, channels: u32) -> (u64, u64) {
                 Direction::Forward => mix.ports().0.cells = cells,
                 Direction::Backward => mix.ports().1.cells = cells,
             }
-            let due = times.begin(round) + times.offset(direction, POSITION) - times.begin(first) + START;
+            let due = times.begin(round) + times.offset(direction, POSITION) - start + START;
             for (part, at) in [(0, due - MS), (1, due)] {
                 let before = cpu_ns();
                 for _ in 0..=channels / 4096 {

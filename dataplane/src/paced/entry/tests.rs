@@ -846,7 +846,7 @@ fn stopped_entry_counts_what_it_holds() {
     let first = bench.times.first(BATCH);
     bench.run_to(first + 5);
     bench.say(client(1), b"ask");
-    bench.run_until(bench.entry.pacer.due_at(first + 7) - MILLI);
+    bench.run_until(bench.entry.pacer.due_at(first + 7) - 3 * QUIET / 2);
     bench.say(client(1), b"ask");
     bench.turn();
     bench.entry.finish(bench.now);

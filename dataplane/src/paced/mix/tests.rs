@@ -403,3 +403,21 @@ fn flood_does_not_delay_a_release() {
     assert!(bench.mix.next_due() > due);
     assert!(bench.tally(Direction::Forward).received <= RECEIVE_MAX as u64);
 }
+
+#[test]
+fn late_rounds_leave_one_by_one_and_share_buffers() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    bench.take(None);
+    // As many as the control cells of one round need.
+    let most = bench.mix.settings.slots(Direction::Forward).most();
+    let taken: Vec<_> =
+        std::iter::from_fn(|| (bench.mix.free.free() > most).then(|| bench.mix.free.take()).flatten()).collect();
+    bench.now += 120 * MILLI;
+    bench.mix.turn(bench.now);
+    assert_eq!(data(&bench.take(None)).count(), 8 * 2);
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::NoBuffer), 0);
+    taken.into_iter().for_each(|buffer| bench.mix.free.give(buffer));
+}
