@@ -262,7 +262,7 @@ fn greedy_channels_leave_sockets_and_questions_to_newcomers() {
     }
 }
 
-/// A user's channels take what they get: a hundred are enough for all sockets that are not kept.
+/// A user's channels take what they get: a dozen are enough for all sockets that are not kept.
 #[test]
 fn channel_with_a_socket_gets_others_in_a_crowd() {
     let (mut flows, mut apps, _) = exit_with(1024, 4096);
