@@ -297,17 +297,18 @@ impl Control {
         for (place, ClassControl { cx, links, .. }) in classes.iter_mut().enumerate() {
             for (id, is_up) in std::mem::take(&mut cx.linked) {
                 *trust_touched = true;
-                let side = links.link_mut(id).filter(|_| is_up).map(|link| link.side());
-                match (&mut *trust, side) {
-                    (Trust::Hop(trust), Some(side)) => {
+                let link = links.link_mut(id).filter(|_| is_up).map(|link| (link.side(), link.home()));
+                match (&mut *trust, link) {
+                    (Trust::Hop(trust), Some((side, home))) => {
                         let is_entry = side == Side::Up && cx.config.faces_entries();
-                        let peer = if is_entry { Peer::Entry } else { Peer::Hop };
+                        let address = cx.config.prefix(home).map(|_| home);
+                        let peer = if is_entry { Peer::Entry(address) } else { Peer::Hop };
                         if is_entry || place == 0 {
                             trust.link_up(id, peer, content_len(&cx.config, side), now);
                         }
                     }
                     (Trust::Hop(trust), None) => trust.link_down(id),
-                    (Trust::Entry(trust), Some(side)) if place == 0 => {
+                    (Trust::Entry(trust), Some((side, _))) if place == 0 => {
                         trust.link_up(id, content_len(&cx.config, side), now);
                     }
                     (Trust::Entry(_), Some(_)) => {}

@@ -36,6 +36,15 @@ impl Prefix {
     }
 }
 
+/// True if two addresses are in one /64 of IPv6.
+pub(crate) fn is_same_subnet(one: IpAddr, other: IpAddr) -> bool {
+    let subnet = |address: IpAddr| match address.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => v6.octets()[..8].try_into().ok(),
+    };
+    subnet(one).is_some_and(|subnet_of_one: [u8; 8]| subnet(other) == Some(subnet_of_one))
+}
+
 /// True if a prefix that has `own` of `used` places gets no other of `most`: after the first it gets one more only
 /// while more are free than it has. So k prefixes that take turns leave one part in k + 1 to others, and one after the
 /// other one part in 2^k.
@@ -91,6 +100,15 @@ mod tests {
         assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
         assert_eq!(of("2001:db8:1:ffff::1"), of("2001:db8:1::2"));
         assert_ne!(of("2001:db8:1::1"), of("2001:db8:2::1"));
+    }
+
+    #[test]
+    fn subnets_are_64_bits_of_ipv6() {
+        let is_same = |one: &str, other: &str| is_same_subnet(one.parse().unwrap(), other.parse().unwrap());
+        assert!(is_same("2001:db8:1:2::1", "2001:db8:1:2:3::4"));
+        assert!(!is_same("2001:db8:1:2::1", "2001:db8:1:3::1"));
+        assert!(!is_same("192.0.2.1", "192.0.2.1") && !is_same("192.0.2.1", "2001:db8::1"));
+        assert!(!is_same("::ffff:192.0.2.1", "::ffff:192.0.2.1"), "an IPv4 prefix has one address");
     }
 
     #[test]

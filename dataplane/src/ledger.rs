@@ -89,13 +89,11 @@ drops! {
     TooLarge => "too-large",
     /// Entry: waited for a channel, and the queue of those was full.
     ChannelQueueFull => "channel-queue-full",
-    /// Exit: the datagrams that wait for names have reached their maximum.
-    NameQueueFull => "name-queue-full",
     /// Exit: the datagrams of the flow that wait for its name have reached their maximum.
     FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// Exit: the first fragment of a datagram while the maximum of incomplete datagrams is reached.
+    /// Exit: the first fragment of a datagram of a channel that has its share of incomplete datagrams.
     ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",

@@ -177,7 +177,7 @@ fn traffic(node: &NodeReport) -> String {
             if of.releases == 0 {
                 "-".to_owned()
             } else {
-                format!("{:.1} / {:.1} in {} releases{low}", of.effective, of.smallest_effective, of.releases)
+                format!("{:.1} / {:.1} of {}{low}", of.effective, of.smallest_effective, of.releases)
             }
         };
         rows.add_row(["effective channels, mean / least".to_owned(), company(forward), company(backward)]);

@@ -282,8 +282,8 @@ fn exit_at_its_descriptor_limit_keeps_flows_and_recovers() {
     });
     let (open, flows) = (nodes.descriptors(exit), nodes.count(exit, "/flows"));
     println!("{flows} flows, {open} of {LIMIT} descriptors at the exit");
-    // A quarter is kept for channels without sockets.
-    assert!(open as u64 > LIMIT / 2 && open as u64 <= LIMIT, "{open}");
+    // A quarter is kept for channels with few sockets, and 320 for the resolver and the node.
+    assert!(open as u64 > LIMIT * 2 / 5 && open as u64 <= LIMIT, "{open}");
     assert_eq!(nodes.descriptors(0), open_before[0], "an entry has no descriptor per client");
     for (position, words) in [(exit, "open files"), (0, "the exit refused")] {
         assert!(nodes.said(position).iter().any(|line| line.contains(words)), "{:#?}", nodes.said(position));
@@ -295,7 +295,7 @@ fn exit_at_its_descriptor_limit_keeps_flows_and_recovers() {
         assert_eq!(kept, who.len(), "all flows live on, and leave from the sockets that they had");
         who = again;
     }
-    assert!(who.len() > 600, "{}", who.len());
+    assert!(who.len() > 400, "{}", who.len());
     // Idle flows end, and with them their descriptors.
     until("descriptors come back", || nodes.descriptors(exit) <= open_before[1]);
     let mut fresh = BTreeSet::new();

@@ -139,6 +139,9 @@ mod tests {
         assert_eq!((read.profile.as_deref(), read.wait_ms), (Some("voice"), Some(2.5)));
         assert!(dir.path().join("off-3/wf4nym").is_dir());
 
+        let again = write(dir.path(), &attacked, None, false).unwrap_err().to_string();
+        assert!(again.contains("choose another folder"), "{again}");
+        fs::remove_dir_all(dir.path().join("off-3")).unwrap();
         write(dir.path(), &attacked, None, false).unwrap();
         let (synthetic, facts) = super::read(dir.path(), "off", 3).unwrap();
         assert!(synthetic.profile.as_deref() == Some("voice") && facts.is_none());

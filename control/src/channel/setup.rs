@@ -5,6 +5,7 @@
 //! last one leaves. Checks of a setup run from cheap to expensive: form, buckets, caps, replay, and
 //! public-key work last. The keys of the epochs are [`crate::trust::keyring`]'s.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rand::Rng;
@@ -20,7 +21,7 @@ use crate::counters::Refusal;
 use crate::draw::draw_secret;
 use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
-use crate::prefix::{Prefix, has_its_share};
+use crate::prefix::{Prefix, has_its_share, is_same_subnet};
 use crate::trust::keyring::{Keyring, NotOpened};
 
 /// What opens setups.
@@ -147,8 +148,9 @@ impl Channels {
             if link.channels + link.half_open >= caps.channels_per_entry_link {
                 return Err(Refusal::LinkChannelsFull);
             }
-            if let Some(prefix) = cx.config.prefix(link.home()) {
-                self.admit_of_prefix(cx, links, now, prefix)?;
+            let home = link.home();
+            if let Some(prefix) = cx.config.prefix(home) {
+                self.admit_of_prefix(cx, links, now, prefix, home)?;
             }
         }
         if !self.bucket.take(now) {
@@ -161,21 +163,26 @@ impl Channels {
         Ok(())
     }
 
-    /// Mix 1: checks the share and the bucket of a prefix.
+    /// Mix 1: checks the share and the bucket of the prefix that `home` is in, and within an IPv6 prefix that of its /64.
     fn admit_of_prefix(
         &mut self,
         cx: &mut Context,
         links: &Links,
         now: Duration,
         prefix: Prefix,
+        home: IpAddr,
     ) -> Result<(), Refusal> {
-        let (half_open, open) = links.channels_of_prefix(&cx.config, prefix);
         let caps = &cx.config.caps;
+        let (half_open, open) = links.channels_of(|home| cx.config.prefix(home) == Some(prefix));
         if has_its_share(half_open, self.half_open.len(), caps.half_open) {
             return Err(Refusal::PrefixHalfOpenFull);
         }
         let (own, all) = (open + half_open, self.open_count + self.half_open.len());
-        if own >= caps.channels_per_prefix || has_its_share(own, all, caps.channels) {
+        let (half_open, open) = links.channels_of(|other| is_same_subnet(home, other));
+        if own >= caps.channels_per_prefix
+            || has_its_share(own, all, caps.channels)
+            || has_its_share(open + half_open, own, caps.channels_per_prefix)
+        {
             return Err(Refusal::PrefixChannelsFull);
         }
         let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, prefix));

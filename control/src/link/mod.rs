@@ -20,7 +20,6 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::fragments::{Decided, Joiner};
 use crate::io::{Change, Event, PacedChange};
-use crate::prefix::Prefix;
 use crate::rate::Bucket;
 use crate::slot::Slot;
 
@@ -255,10 +254,10 @@ impl Links {
         self.all.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
-    /// Half-open and open channels that entries of this prefix have.
-    pub(crate) fn channels_of_prefix(&self, config: &Config, prefix: Prefix) -> (usize, usize) {
-        let of_prefix = |link: &&Link| link.side == Side::Up && config.prefix(link.home) == Some(prefix);
-        self.iter().filter(of_prefix).fold((0, 0), |sum, link| (sum.0 + link.half_open, sum.1 + link.channels))
+    /// Half-open and open channels of entries whose links belong to such an address.
+    pub(crate) fn channels_of(&self, is_own: impl Fn(IpAddr) -> bool) -> (usize, usize) {
+        let of_own = |link: &&Link| link.side == Side::Up && is_own(link.home);
+        self.iter().filter(of_own).fold((0, 0), |sum, link| (sum.0 + link.half_open, sum.1 + link.channels))
     }
 
     /// The link to the next hop, if it can send.

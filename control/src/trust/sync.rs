@@ -9,6 +9,7 @@ mod answers;
 mod items;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use wire::ids::LinkId;
@@ -51,8 +52,8 @@ const ASKS_MAX: usize = 4;
 pub enum Peer {
     /// A neighbouring hop, of a hop.
     Hop,
-    /// An entry, of Mix 1.
-    Entry,
+    /// An entry, of Mix 1: its address, or None if it is exempt from what holds for prefixes (SPEC 4.11).
+    Entry(Option<IpAddr>),
     /// Mix 1, of an entry.
     FirstHop,
 }
@@ -168,7 +169,7 @@ impl Sync {
     /// A link is up.
     pub fn link_up(&mut self, id: LinkId, peer: Peer, content_len: usize, now: Duration) {
         let is_first_hop = match peer {
-            Peer::Entry => return self.answers.link_up(id, content_len, now),
+            Peer::Entry(address) => return self.answers.link_up(id, address, content_len, now),
             Peer::Hop => false,
             Peer::FirstHop => true,
         };

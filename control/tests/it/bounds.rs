@@ -150,6 +150,25 @@ fn channels_of_a_prefix_have_a_cap_of_their_own() {
     }
 }
 
+/// A user with one /64 of a provider's /48 leaves channels to the others in it.
+#[test]
+fn channels_of_a_64_leave_some_to_its_48() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.channels_per_prefix = 10;
+    let mut world = World::new(plan);
+    for (entry, subnet, wanted) in [(100, 1, 10), (101, 2, 2)] {
+        let address = |port| SocketAddr::from(([0x2001, 0xdb8, 6, subnet, 0, 0, 0, 1], port));
+        world.start_as(entry, 0, address(2 * entry as u16), address(2 * entry as u16 + 1));
+        world.run_for(secs(2));
+        world.want_channels(entry, wanted);
+        world.run_for(secs(10));
+    }
+    let open = [100, 101].map(|entry| world.node(entry).control.class(0).open_channels());
+    assert_eq!(open, [5, 2]);
+    assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
+}
+
 #[test]
 fn link_that_moves_stays_in_the_account_of_its_prefix() {
     let mut plan = Plan::new(Class::L, 1);

@@ -19,7 +19,7 @@ use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, MappingId, Mappings};
 use super::names::{Names, QUESTIONS_MAX, QueryId, Waiting};
-use super::quota::{Caps, Quota, Share, is_within_share, may_have_another};
+use super::quota::{Caps, Quota, Share, is_within_share, kept, may_have_another};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
@@ -315,7 +315,7 @@ impl Flows {
         let flow = self.flows[id.index()].as_mut().expect("the index lists live flows");
         let was_reserved = flow.is_reserved;
         // It would be free again if it ended.
-        let is_reserved = was_reserved && !is_within_share(own.flows, free + 1, all / 4);
+        let is_reserved = was_reserved && !is_within_share(own.flows, free + 1, kept(own.flows, all));
         if old.0 != channel {
             if own.flows >= self.caps.flows_per_channel {
                 return Err(DropReason::ChannelFlowsFull);
@@ -328,15 +328,22 @@ impl Flows {
         (flow.channel, flow.number, flow.is_reserved) = (channel, number, is_reserved);
         let mapping = flow.mapping;
         let before = flow.was.replace(old);
-        if let Some(before) = before {
-            self.aliases.remove(&before);
-        }
+        self.forget_alias(before, id);
         self.by_number.remove(&old);
         self.take_place((channel, number), id);
         self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
         self.quota.give_back(old.0, Share::flow(was_reserved));
         self.mappings.move_to(mapping, channel);
         Ok(())
+    }
+
+    /// Forgets the place that a flow had left last, unless another flow has left it since.
+    fn forget_alias(&mut self, was: Option<(ChannelIndex, u16)>, id: FlowId) {
+        if let Some(was) = was
+            && self.aliases.get(&was).is_some_and(|alias| alias.flow == id)
+        {
+            self.aliases.remove(&was);
+        }
     }
 
     /// Registers a flow at a place. A flow that had the place before is no longer found there.
@@ -367,10 +374,10 @@ impl Flows {
             return Err(DropReason::ChannelFlowsFull);
         }
         let (all, free) = (self.flows_max(), self.flows_max() - self.len());
-        if !may_have_another(mine, free, all / 4) {
+        if !may_have_another(mine, free, kept(mine, all)) {
             return Err(DropReason::FlowsFull);
         }
-        let is_reserved = !is_within_share(mine, free, all / 4);
+        let is_reserved = !is_within_share(mine, free, kept(mine, all));
         self.quota.take(channel, Share::flow(is_reserved));
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
@@ -464,11 +471,11 @@ impl Flows {
                 let (own, all) = (self.quota.of(channel).sockets, self.caps.sockets);
                 // Those that have been closed in this turn stay until its datagrams have left.
                 let free = all.saturating_sub(self.sockets() + apps.closing());
-                if !(may_have_another(own, free, all / 4) || own == 0 && self.evict_idler(apps, now)) {
+                if !may_have_another(own, free, kept(own, all)) && !self.evict_idler(apps, own, now) {
                     return Err(DropReason::SocketsFull);
                 }
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
-                let is_reserved = !is_within_share(own, free, all / 4);
+                let is_reserved = own == 0 && !is_within_share(own, free, kept(own, all));
                 let held = Held { socket, counts_for: channel, is_reserved };
                 self.quota.take(channel, held.share());
                 self.mappings.hold(mapping, to.is_ipv6(), held);
@@ -484,10 +491,10 @@ impl Flows {
         Ok(())
     }
 
-    /// Ends the flows of the client that has been idle for longest, so that a socket is free. False if none is.
-    fn evict_idler(&mut self, apps: &mut impl Apps, now: Nanos) -> bool {
-        let Flows { idlers, mappings, flows, .. } = self;
-        let idler = idlers.take(mappings.with_sockets(), |client| last_seen(mappings, flows, client), now);
+    /// Ends the flows of an idle client, so that a socket is free for a channel that has `own`. False if none is.
+    fn evict_idler(&mut self, apps: &mut impl Apps, own: usize, now: Nanos) -> bool {
+        let Flows { idlers, mappings, quota, flows, .. } = self;
+        let idler = idlers.take(mappings, quota, |client| last_seen(mappings, flows, client), own, now);
         // None of its datagrams waits to be sent.
         idler.map(|client| self.evict(client, |socket| apps.close_now(socket))).is_some()
     }
@@ -538,9 +545,7 @@ impl Flows {
         self.fallbacks.forget(id);
         self.by_number.remove(&(flow.channel, flow.number));
         self.by_token.remove(&flow.token);
-        if let Some(was) = flow.was {
-            self.aliases.remove(&was);
-        }
+        self.forget_alias(flow.was, id);
         self.quota.give_back(flow.channel, Share::flow(flow.is_reserved));
         let waited = match flow.target {
             Target::Peer { .. } | Target::Unconnected => 0,
@@ -595,7 +600,7 @@ impl Flows {
         mappings.bequeath(channel, |newest, held| {
             let heir = flows[newest.index()].as_ref().expect("a mapping lists live flows").channel;
             let own = quota.of(heir);
-            let is_reserved = held.is_reserved && !is_within_share(own.sockets, free, all / 4);
+            let is_reserved = held.is_reserved && !is_within_share(own.sockets, free, kept(own.sockets, all));
             let may = !is_reserved || own.reserved_sockets == 0;
             if may {
                 (held.counts_for, held.is_reserved) = (heir, is_reserved);

@@ -13,6 +13,7 @@ use wire::reassembly::Outcome;
 use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
 use super::gateway::{Answers, Context, Gateway};
+use super::quota::{kept, may_have_another};
 use super::{QueryId, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::ledger::DropReason;
@@ -40,12 +41,15 @@ impl Gateway {
                 let fresh = self.no_fragments();
                 let Some(reassembler) = self.reassembler(owner) else { return };
                 let mut reassembler = std::mem::replace(reassembler, fresh);
+                let held = reassembler.held();
                 let pushed = reassembler.push(Duration::from_nanos(cx.now), flow, id, index, last, data);
                 cx.tally.injected += u64::from(pushed.started);
-                self.reassembling += u64::from(pushed.started);
                 cx.tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
-                if pushed.started && self.reassembling > REASSEMBLING_MAX {
+                let free = REASSEMBLING_MAX - self.reassembling as usize;
+                let may_start = pushed.evicted > 0 || may_have_another(held, free, kept(held, REASSEMBLING_MAX));
+                self.reassembling += u64::from(pushed.started);
+                if pushed.started && !may_start {
                     reassembler.give_up(flow, id);
                     self.reassembling -= 1;
                     cx.tally.drop(DropReason::ReassemblyFull);

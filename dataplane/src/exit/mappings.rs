@@ -179,9 +179,10 @@ impl Mappings {
         refused
     }
 
-    /// The clients that have a socket; one with two may come twice.
-    pub(super) fn with_sockets(&self) -> impl Iterator<Item = MappingId> {
-        self.by_socket.values().copied()
+    /// All sockets, with their clients.
+    pub(super) fn held_by_clients(&self) -> impl Iterator<Item = (MappingId, Held)> {
+        let clients = self.list.iter().zip(0..).filter_map(|(mapping, id)| Some((mapping.as_ref()?, MappingId(id))));
+        clients.flat_map(|(mapping, id)| [mapping.v4, mapping.v6].into_iter().flatten().map(move |held| (id, held)))
     }
 
     #[cfg(test)]

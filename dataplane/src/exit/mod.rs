@@ -64,7 +64,7 @@ const SENDS_MAX: usize = 4096;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all owners of which some fragments are here: of class L 43 MB.
-const REASSEMBLING_MAX: u64 = 4096;
+const REASSEMBLING_MAX: usize = 4096;
 
 /// The senders whose datagrams a client's socket accepts (RFC 4787, 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,6 +9,15 @@ use crate::{Nanos, SECOND};
 /// New flows that a channel may open at once, and per second.
 const OPENS: Rate = Rate::new(64, 64);
 
+/// A channel that has fewer than this gets more than its share of what is left.
+pub(super) const FEW: usize = 8;
+
+/// What is kept of `all` from a channel that has `own`: a quarter, half of it if the channel has few. The other half is
+/// for channels without any.
+pub(super) fn kept(own: usize, all: usize) -> usize {
+    if own < FEW { (all / 4).div_ceil(2) } else { all / 4 }
+}
+
 /// True if more than the `own` of a channel are free in addition to those that are `kept` for channels without any.
 pub(super) fn is_within_share(own: usize, free: usize, kept: usize) -> bool {
     free > own + kept

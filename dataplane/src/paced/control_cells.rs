@@ -142,9 +142,11 @@ mod tests {
         send(&mut cells, 1);
         send(&mut cells, 2);
         cells.take(2, SlotCount { placed: 0, link: 8 }, &mut out);
-        let pieces: Vec<_> = out.iter().map(|control| (control.content[2], control.content.get(6).copied())).collect();
+        let pieces: Vec<_> =
+            out.iter().map(|control| (control.content.get(2), control.content.get(6).copied())).collect();
         assert_eq!(pieces.len(), 10);
-        let of = |id| pieces.iter().filter(|piece| piece.0 == id).filter_map(|piece| piece.1).collect::<Vec<_>>();
+        let of =
+            |id| pieces.iter().filter(|piece| piece.0 == Some(&id)).filter_map(|piece| piece.1).collect::<Vec<_>>();
         assert_eq!([of(1), of(2)], [[0, 1, 2, 3], [0, 1, 2, 3]]);
         send(&mut cells, 1);
         cells.take(3, SlotCount { placed: 0, link: 5 }, &mut out);

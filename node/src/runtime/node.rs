@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use control::{BadConfig, Config, Control, Role, Timing};
+use dataplane::exit::QUESTIONS_MAX;
 use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -55,8 +56,15 @@ pub struct Node {
     socks: Vec<socks::Server>,
 }
 
-/// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
-pub const DESCRIPTORS_KEPT: usize = 64;
+/// Descriptors for status clients and the node's own sockets.
+pub const DESCRIPTORS_OWN: usize = 64;
+/// Descriptors of each class of an exit that flows may not use: its own, and one for each question to its resolver.
+pub const DESCRIPTORS_KEPT: usize = DESCRIPTORS_OWN + QUESTIONS_MAX;
+
+/// Sockets for flows that each of an exit's classes may have under a limit of open files.
+fn sockets_within(limit: u64, classes: usize) -> usize {
+    (limit as usize / classes).saturating_sub(DESCRIPTORS_KEPT).max(1)
+}
 
 /// Raises the limit of open files as far as the process may. Lowers the `max_sockets` of an exit's classes to it, so
 /// that status clients still get a descriptor.
@@ -68,16 +76,16 @@ fn raise_descriptors(classes: &mut [ClassSpec]) {
     for (place, ClassSpec { config, .. }) in classes.iter_mut().enumerate() {
         if let Part::Exit(part) = &mut config.part
             && let Some(now) = getrlimit(Resource::Nofile).current
-            && now < (count * part.max_sockets + DESCRIPTORS_KEPT) as u64
+            && part.max_sockets > sockets_within(now, count)
         {
             let wanted = part.max_sockets;
-            part.max_sockets = ((now as usize).saturating_sub(DESCRIPTORS_KEPT) / count).max(1);
+            part.max_sockets = sockets_within(now, count);
             if place == 0 {
                 warn!(
                     "max_sockets is {} instead of {wanted}, because the limit of open files is {now}: run `ulimit -Hn {}` \
                      as root before you start the exit, or lower max_sockets",
                     part.max_sockets,
-                    count * wanted + DESCRIPTORS_KEPT
+                    count * (wanted + DESCRIPTORS_KEPT)
                 );
             }
         }
@@ -275,6 +283,15 @@ mod tests {
     use crate::runtime::listeners::Times;
     use crate::runtime::refused_flows::RefusedFlows;
     use crate::runtime::reporter::tests::{idle_class, reporter_of};
+
+    #[test]
+    fn every_class_of_an_exit_keeps_descriptors_for_its_resolver() {
+        for classes in 1..4 {
+            let sockets = sockets_within(2000, classes);
+            assert!((1990..=2000).contains(&(classes * (sockets + QUESTIONS_MAX + DESCRIPTORS_OWN))), "{classes}");
+        }
+        assert_eq!(sockets_within(100, 2), 1);
+    }
 
     #[test]
     fn tunnels_end_even_if_the_control_thread_panicked() {

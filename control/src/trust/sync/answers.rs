@@ -1,7 +1,8 @@
 //! Mix 1's answers to its entries: what they lack of a bundle, within a budget, for entries are strangers (SPEC 7.8.6,
 //! 7.8.7).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::super::message::{ASK, Ask, ItemKind, PART, cells, cut};
 use super::super::view::{Bundle, View};
 use super::items::{Item, descriptor_item, lacks_signatures, signatures_item};
 use super::{Outgoing, Refused, VERIFICATIONS};
+use crate::prefix::Prefix;
 use crate::rate::{Bucket, Rate};
 
 /// Cells with which Mix 1 answers all its entries.
@@ -19,13 +21,15 @@ pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 /// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
 const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
 /// Links that have been up for no longer than this have a queue of their own for their first cells, as many as
-/// [`LINK_CELLS`] has at once: a new user needs a bundle, and a prefix has few new links a second.
+/// [`LINK_CELLS`] has at once: a new user needs a bundle. One link of a prefix is in it at a time, of all classes.
 const NEW_FOR: Duration = Duration::from_secs(5);
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
 
 /// A link of an entry.
 struct Link {
+    /// None if it is exempt.
+    prefix: Option<Prefix>,
     /// Bytes of content of the cells that this node sends on the link.
     content_len: usize,
     asks: Bucket,
@@ -49,7 +53,9 @@ impl Link {
 /// Entries whose answers the budget of all had no room for: new links and others in turn, each in their order.
 #[derive(Default)]
 struct Queue {
-    new: VecDeque<LinkId>,
+    new: VecDeque<(LinkId, Option<Prefix>)>,
+    /// Those that have a link among the new ones.
+    prefixes: HashSet<Prefix>,
     others: VecDeque<LinkId>,
     is_turn_of_others: bool,
 }
@@ -60,23 +66,30 @@ impl Queue {
         !self.new.is_empty() || !is_new && !self.others.is_empty()
     }
 
-    fn push(&mut self, id: LinkId, is_new: bool) {
-        if is_new { self.new.push_back(id) } else { self.others.push_back(id) }
+    /// Appends a link to the new ones, unless another one of its prefix is there, or to the others.
+    fn push(&mut self, id: LinkId, prefix: Option<Prefix>, is_new: bool) {
+        if is_new && prefix.is_none_or(|prefix| self.prefixes.insert(prefix)) {
+            self.new.push_back((id, prefix));
+        } else {
+            self.others.push_back(id);
+        }
     }
 
-    fn front(&mut self) -> Option<LinkId> {
-        let [first, second] = self.in_turn();
-        first.front().or(second.front()).copied()
+    fn are_others_next(&self) -> bool {
+        self.new.is_empty() || self.is_turn_of_others && !self.others.is_empty()
+    }
+
+    fn front(&self) -> Option<LinkId> {
+        if self.are_others_next() { self.others.front().copied() } else { self.new.front().map(|(id, _)| *id) }
     }
 
     fn pop(&mut self) {
-        let [first, second] = self.in_turn();
-        first.pop_front().or_else(|| second.pop_front());
+        if self.are_others_next() {
+            self.others.pop_front();
+        } else if let Some((_, Some(prefix))) = self.new.pop_front() {
+            self.prefixes.remove(&prefix);
+        }
         self.is_turn_of_others = !self.is_turn_of_others;
-    }
-
-    fn in_turn(&mut self) -> [&mut VecDeque<LinkId>; 2] {
-        if self.is_turn_of_others { [&mut self.others, &mut self.new] } else { [&mut self.new, &mut self.others] }
     }
 }
 
@@ -102,10 +115,12 @@ impl Answers {
         }
     }
 
-    pub(super) fn link_up(&mut self, id: LinkId, content_len: usize, now: Duration) {
+    /// `address` is None for an entry that is exempt (SPEC 4.11).
+    pub(super) fn link_up(&mut self, id: LinkId, address: Option<IpAddr>, content_len: usize, now: Duration) {
         let asks = Bucket::new(VERIFICATIONS, now);
         let cells = Bucket::new(LINK_CELLS, now);
         let link = Link {
+            prefix: address.map(Prefix::of),
             content_len,
             asks,
             cells,
@@ -205,7 +220,7 @@ impl Answers {
         if waits || !self.cells.take_many(now, count) {
             link.waiting = Some(ask);
             if !std::mem::replace(&mut link.is_queued, true) {
-                self.queue.push(id, is_new);
+                self.queue.push(id, link.prefix, is_new);
             }
             self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
             // It is answered in its turn.

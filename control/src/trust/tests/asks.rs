@@ -25,7 +25,7 @@ fn served(class: Class, greedy: impl Fn(&View, u64) -> Ask) -> (BTreeMap<LinkId,
     let greedy = greedy(trust.view(), interval).to_bytes();
     let whole = blank_ask(interval).to_bytes();
     let honest = LinkId(100 + GREEDY);
-    (0..=GREEDY).for_each(|number| trust.link_up(LinkId(100 + number), Peer::Entry, content, start));
+    (0..=GREEDY).for_each(|number| trust.link_up(LinkId(100 + number), Peer::Entry(None), content, start));
     let mut sent: BTreeMap<LinkId, usize> = BTreeMap::new();
     for ms in (0..3000).step_by(20) {
         let now = start + Duration::from_millis(ms);
@@ -89,7 +89,7 @@ fn new_link_is_answered_before_those_that_were_answered() {
     let interval = trust.view().times().interval_at(wall);
     assert!(trust.view().complete(interval).is_some());
     let whole = blank_ask(interval).to_bytes();
-    (0..GREEDY).for_each(|number| trust.link_up(LinkId(100 + number), Peer::Entry, content, start));
+    (0..GREEDY).for_each(|number| trust.link_up(LinkId(100 + number), Peer::Entry(None), content, start));
     let (honest, comes_ms) = (LinkId(100 + GREEDY), 20_000);
     let (mut first, mut after) = (None, 0);
     for ms in (0..comes_ms + 10_000).step_by(50) {
@@ -98,7 +98,7 @@ fn new_link_is_answered_before_those_that_were_answered() {
             let _ = trust.take(now, wall + ms, LinkId(100 + number), &whole);
         }
         if ms == comes_ms {
-            trust.link_up(honest, Peer::Entry, content, now);
+            trust.link_up(honest, Peer::Entry(None), content, now);
         }
         if ms >= comes_ms && first.is_none() {
             trust.take(now, wall + ms, honest, &whole).unwrap();
@@ -119,6 +119,48 @@ fn new_link_is_answered_before_those_that_were_answered() {
     }
     assert!(first.is_some_and(|first| first <= comes_ms + 200), "{first:?} ms");
     assert!(after <= 5000 / 4, "{after} cells to others before");
+}
+
+/// A prefix opens forty links a second, which two classes permit, and each asks for a whole bundle at once.
+#[test]
+fn new_links_of_one_prefix_do_not_delay_another_one() {
+    let mut world = World::new(4, Class::S, (60, 3600), 0.0);
+    world.run(2000);
+    let (start, wall) = (world.now(), world.wall(0));
+    let content = world.shape.control_content(Direction::Backward, 1);
+    let trust = &mut world.hops[0].trust;
+    let whole = blank_ask(trust.view().times().interval_at(wall)).to_bytes();
+    let [crowd, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|ip| Peer::Entry(Some(ip.into())));
+    let (honest, comes_ms, mut first) = (LinkId(99), 5000, None);
+    let mut before = 0;
+    for ms in (0..comes_ms + 5000).step_by(25) {
+        let now = start + Duration::from_millis(ms);
+        // At first as many as it can have waiting.
+        for number in if ms == 0 { 0..400 } else { 400 + ms..401 + ms } {
+            let id = LinkId(100 + number as u32);
+            trust.link_up(id, crowd, content, now);
+            let _ = trust.take(now, wall + ms, id, &whole);
+        }
+        if ms == comes_ms {
+            trust.link_up(honest, other, content, now);
+            trust.take(now, wall + ms, honest, &whole).unwrap();
+        }
+        trust.tick(&mut world.rng, now, wall + ms);
+        let mut steps = VecDeque::from(trust.steps());
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Send(link, _) if link == honest => first = first.or(Some(ms)),
+                Step::Send(..) => before += usize::from(ms >= comes_ms && first.is_none()),
+                Step::Save(number) => {
+                    trust.saved(number, now, wall + ms);
+                    steps.extend(trust.steps());
+                }
+                Step::Event(_) => {}
+            }
+        }
+    }
+    assert!(first.is_some_and(|first| first <= comes_ms + 100), "{first:?} ms");
+    assert!(before <= 500, "{before} cells to others before");
 }
 
 /// Hop 1 sends hop 2 twenty asks every 5 ms in addition to its own, for ten seconds.

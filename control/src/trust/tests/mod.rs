@@ -166,7 +166,7 @@ impl World {
         let link = LinkId(10 + self.users.len() as u32);
         let mut trust = UserTrust::new(self.view(), now);
         trust.link_up(DOWN, self.shape.control_content(Direction::Forward, 1), now);
-        self.hops[0].trust.link_up(link, Peer::Entry, self.shape.control_content(Direction::Backward, 1), now);
+        self.hops[0].trust.link_up(link, Peer::Entry(None), self.shape.control_content(Direction::Backward, 1), now);
         self.users.push(User { trust, offset_ms, had: BTreeSet::new() });
     }
 

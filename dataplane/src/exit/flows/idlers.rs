@@ -1,20 +1,35 @@
-//! Clients that have sent nothing for a while: they give up their sockets to channels that have none (SPEC 5.9).
+//! Clients that have sent nothing for a while: they give up their sockets to channels that have fewer (SPEC 5.9).
 //!
-//! The list of them may be old when it is used. Those that were not on it had sent later than all that were, so whoever
-//! has sent nothing since is still the one that has been idle for longest, and the others are passed over.
+//! They are listed at most once a second. Whoever has sent since is passed over.
 
 use std::cmp::Reverse;
 
-use crate::exit::mappings::MappingId;
+use hashbrown::HashMap;
+use wire::ids::ChannelIndex;
+
+use crate::exit::mappings::{MappingId, Mappings};
+use crate::exit::quota::Quota;
 use crate::{Nanos, SECOND};
 
-/// A client that has sent nothing for this long loses its socket if none is left for a channel that has none.
+/// A client that has sent nothing for this long loses its socket to a channel that has fewer and gets no other.
 pub(super) const YIELDS_AFTER: Nanos = 30 * SECOND;
+
+/// A client that may have to give up its socket.
+struct Idler {
+    /// Sockets that its channel has when its turn comes. 1 for a reserved socket: only channels without any get these, so
+    /// that nobody collects them.
+    sockets: usize,
+    /// When it had sent last.
+    seen: Nanos,
+    client: MappingId,
+    /// The one for which its socket counts.
+    channel: ChannelIndex,
+}
 
 /// Clients that may have to give up their sockets.
 pub(super) struct Idlers {
-    /// Each with the time at which it had sent last, the latest first.
-    list: Vec<(Nanos, MappingId)>,
+    /// The last one goes first: of the channel with most sockets the one that has been idle for longest.
+    list: Vec<Idler>,
     /// When they are looked for again.
     look_at: Nanos,
 }
@@ -24,28 +39,44 @@ impl Idlers {
         Idlers { list: Vec::new(), look_at: now }
     }
 
-    /// Takes the one of `clients` that has sent nothing for longest, if that is [`YIELDS_AFTER`]. Looks through them at
-    /// most once a second. `last_seen` is None for a client that has ended, or that is not idle for another reason.
+    /// Takes a client for a channel that has `own` sockets: any for a channel without sockets, else one of a channel
+    /// that keeps more than `own` without it. `last_seen` is None for a client that has ended, or that is not idle for
+    /// another reason.
     pub(super) fn take(
         &mut self,
-        mut clients: impl Iterator<Item = MappingId>,
+        mappings: &Mappings,
+        quota: &Quota,
         last_seen: impl Fn(MappingId) -> Option<Nanos>,
+        own: usize,
         now: Nanos,
     ) -> Option<MappingId> {
-        loop {
-            while let Some((seen, client)) = self.list.pop() {
-                if last_seen(client) == Some(seen) {
-                    return Some(client);
-                }
-            }
-            if now < self.look_at {
-                return None;
-            }
+        if now >= self.look_at {
             self.look_at = now + SECOND;
-            let is_idle = |seen: &Nanos| seen + YIELDS_AFTER <= now;
-            let idle = |client| Some((last_seen(client).filter(is_idle)?, client));
-            self.list.extend(clients.by_ref().filter_map(idle));
-            self.list.sort_unstable_by_key(|(seen, _)| Reverse(*seen));
+            self.look(mappings, quota, &last_seen, now);
         }
+        // Otherwise two channels could take the same socket from each other for ever.
+        let may_take = |sockets: usize| own == 0 || sockets > own + 1;
+        while let Some(idler) = self.list.pop_if(|idler| may_take(idler.sockets)) {
+            if last_seen(idler.client) == Some(idler.seen) && may_take(quota.of(idler.channel).sockets) {
+                return Some(idler.client);
+            }
+        }
+        None
+    }
+
+    fn look(&mut self, mappings: &Mappings, quota: &Quota, last_seen: impl Fn(MappingId) -> Option<Nanos>, now: Nanos) {
+        let idlers = mappings.held_by_clients().filter_map(|(client, held)| {
+            let seen = last_seen(client).filter(|seen| seen + YIELDS_AFTER <= now)?;
+            Some(Idler { sockets: usize::from(held.is_reserved), seen, client, channel: held.counts_for })
+        });
+        self.list.clear();
+        self.list.extend(idlers);
+        self.list.sort_unstable_by_key(|idler| idler.seen);
+        let mut left: HashMap<ChannelIndex, usize, foldhash::fast::RandomState> = HashMap::default();
+        for idler in self.list.iter_mut().filter(|idler| idler.sockets == 0) {
+            let left = left.entry(idler.channel).or_insert_with(|| quota.of(idler.channel).sockets);
+            (idler.sockets, *left) = (*left, *left - 1);
+        }
+        self.list.sort_unstable_by_key(|idler| (idler.sockets, Reverse(idler.seen)));
     }
 }

@@ -188,20 +188,20 @@ fn no_user_closes_a_destination_for_others() {
 
 #[test]
 fn entry_learns_which_flows_end_with_a_socket_not_passed_on() {
-    let mut bench = Bench::with(Class::L, 5, |settings| settings.caps.sockets = 8);
-    for channel in 0..5 {
+    let mut bench = Bench::with(Class::L, 7, |settings| settings.caps.sockets = 12);
+    for channel in 0..7 {
         (0..3).for_each(|flow| bench.send(channel, flow, address(9)));
     }
     // The last two have one because they had none. The flow of one moves to the other.
-    assert_eq!(bench.turn().gauges.sockets, 8);
+    assert_eq!(bench.turn().gauges.sockets, 12);
     let mut token = [0; 16];
-    token[2..6].copy_from_slice(&4u32.to_be_bytes());
-    bench.frame(3, &Frame::Move { flow: 7, token });
+    token[2..6].copy_from_slice(&6u32.to_be_bytes());
+    bench.frame(5, &Frame::Move { flow: 7, token });
     assert_eq!(bench.statuses(), [(7, Status::Open)]);
-    bench.exit.apply(Command::RetireChannel { channel: ChannelIndex(4) }, bench.now);
+    bench.exit.apply(Command::RetireChannel { channel: ChannelIndex(6) }, bench.now);
     assert_eq!(bench.said(|frame| if let Frame::Close { flow } = frame { Some(*flow) } else { None }), [7]);
     let ledger = bench.turn();
-    assert_eq!((ledger.gauges.sockets, ledger.gauges.flows), (7, 7));
+    assert_eq!((ledger.gauges.sockets, ledger.gauges.flows), (11, 11));
 }
 
 #[test]

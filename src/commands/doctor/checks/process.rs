@@ -5,7 +5,7 @@ use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
 use eddy_node::ceremony::span;
 use eddy_node::runtime::expiry::stage;
-use eddy_node::runtime::node::DESCRIPTORS_KEPT;
+use eddy_node::runtime::node::{DESCRIPTORS_KEPT, DESCRIPTORS_OWN};
 
 /// The permissions of the key file.
 pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
@@ -98,7 +98,8 @@ pub fn clock(_: &Subject, facts: &Facts) -> Finding {
 /// The limit of open files, against the sockets of the node.
 pub fn open_files(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "open-files";
-    let needed = (subject.max_sockets.unwrap_or(subject.sockets) + DESCRIPTORS_KEPT) as u64;
+    let of_exit = subject.max_sockets.map(|sockets| sockets + DESCRIPTORS_KEPT);
+    let needed = of_exit.unwrap_or(subject.sockets + DESCRIPTORS_OWN) as u64;
     let Some(limit) = facts.descriptors.filter(|limit| *limit < needed) else {
         let limit = facts.descriptors.map_or("unlimited".to_owned(), |limit| limit.to_string());
         return Finding::ok(NAME, format!("limit {limit}, the node needs up to {needed}"));
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(open_files(&exit, &facts).severity, Severity::Ok);
         facts.descriptors = Some(1024);
         let found = open_files(&exit, &facts);
-        assert!(found.effect.unwrap().contains("960 sockets"), "1024 less 64");
+        assert!(found.effect.unwrap().contains("704 sockets"), "1024 less 320");
         let mix = Subject { role: Some(NodeRole::Mix), max_sockets: None, ..Subject::of_a_chain() };
         assert_eq!(open_files(&mix, &facts).severity, Severity::Ok);
         facts.descriptors = Some(20);
