@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,7 +37,7 @@ use super::limit::Permit;
 
 /// Wall clock at the start of every chain: its descriptors are valid around it.
 const EPOCH_S: u64 = 1_800_000_000;
-const HOPS: usize = 4;
+pub const HOPS: usize = 4;
 const MILLI: Nanos = 1_000_000;
 
 /// Terms of a class with short batches.
@@ -69,13 +70,18 @@ struct Node {
     worker_wake: Nanos,
 }
 
-/// A datagram as seen on a link.
-#[derive(Clone, Debug)]
+/// A datagram as it was sent.
 pub struct Seen {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub at: Nanos,
-    pub len: usize,
+    pub bytes: Vec<u8>,
+}
+
+impl Seen {
+    fn new(datagram: &Datagram, at: Nanos) -> Seen {
+        Seen { from: datagram.from, to: datagram.to, at, bytes: datagram.bytes.clone() }
+    }
 }
 
 /// Hops first, then entries.
@@ -86,7 +92,10 @@ pub struct Chain {
     pub now: Nanos,
     links: MemNet,
     pub apps: MemNet,
-    pub seen: Rc<RefCell<Vec<Seen>>>,
+    seen: Rc<RefCell<Vec<Seen>>>,
+    /// What applications sent, and what was sent to them.
+    pub at_apps: Rc<RefCell<Vec<Seen>>>,
+    cell_len: usize,
     clock: Rc<RefCell<Nanos>>,
     pub events: Vec<String>,
 }
@@ -133,10 +142,17 @@ impl Chain {
             links: MemNet::default(),
             apps: MemNet::default(),
             seen,
+            at_apps: Rc::default(),
+            cell_len: terms.class.cell_len(),
             clock,
             events: Vec::new(),
         };
         made.tap(|_| true);
+        let (at_apps, clock) = (made.at_apps.clone(), made.clock.clone());
+        made.apps.tap(move |datagram| {
+            at_apps.borrow_mut().push(Seen::new(&datagram, *clock.borrow()));
+            vec![datagram]
+        });
         for (position, keys) in (1..=HOPS).zip(&keys) {
             let node = made.node(position, position, (&chain, &descriptors, Some(keys)), terms, &mut rng);
             made.nodes.push(node);
@@ -152,8 +168,7 @@ impl Chain {
     pub fn tap(&self, mut tap: impl FnMut(&Datagram) -> bool + 'static) {
         let (seen, clock) = (self.seen.clone(), self.clock.clone());
         self.links.tap(move |datagram| {
-            let Datagram { from, to, ref bytes } = datagram;
-            seen.borrow_mut().push(Seen { from, to, at: *clock.borrow(), len: bytes.len() });
+            seen.borrow_mut().push(Seen::new(&datagram, *clock.borrow()));
             if tap(&datagram) { vec![datagram] } else { Vec::new() }
         });
     }
@@ -303,58 +318,31 @@ impl Chain {
 
     /// Runs until the beginning of the batch that is `ahead` of the running one.
     pub fn run_to_batch(&mut self, ahead: u64) {
-        let unix = EPOCH_S * 1000 * MILLI + self.now;
-        let batch = self.times.batch_of(self.times.round_at(unix)) + ahead;
-        self.run(Duration::from_nanos(self.times.begin(self.times.first(batch)) - unix));
+        let begin = self.times.begin(self.times.first(self.batch() + ahead));
+        self.run(Duration::from_nanos(begin - EPOCH_S * 1000 * MILLI - self.now));
     }
 
-    /// The ledger of a hop, from 1, or of an entry, from 101.
-    pub fn ledger(&self, node: usize) -> Ledger {
-        let at = if node > 100 { HOPS + node - 101 } else { node - 1 };
-        *self.nodes[at].ledger.lock().unwrap()
+    /// The running batch.
+    pub fn batch(&self) -> u64 {
+        self.times.batch_of(self.times.round_at(EPOCH_S * 1000 * MILLI + self.now))
+    }
+
+    /// A hop, from 1, or an entry, from 101.
+    fn at(&self, node: usize) -> &Node {
+        &self.nodes[if node > 100 { HOPS + node - 101 } else { node - 1 }]
+    }
+
+    /// Setups that an entry has begun.
+    pub fn setups(&self, node: usize) -> u64 {
+        self.at(node).control.class(0).counters().setups
     }
 
     /// What the control of a node has refused.
     pub fn refused(&self, node: usize) -> Vec<(&'static str, u64)> {
-        let at = if node > 100 { HOPS + node - 101 } else { node - 1 };
-        self.nodes[at].control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
+        self.at(node).control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
-    pub fn debug(&self) -> String {
-        self.nodes
-            .iter()
-            .map(|node| {
-                let c = node.control.class(0).counters();
-                let l = node.ledger.lock().unwrap();
-                let drops = |t: &dataplane::ledger::Tally| {
-                    dataplane::ledger::DropReason::ALL
-                        .iter()
-                        .filter(|r| t.drops(**r) > 0)
-                        .map(|r| format!("{} {}", r.name(), t.drops(*r)))
-                        .collect::<Vec<_>>()
-                        .join(",")
-                };
-                format!(
-                    "{} setups {} cells {} refused {:?} fwd r{} i{} s{} c{} [{}] bwd r{} i{} s{} c{} [{}]\n",
-                    node.at[0],
-                    c.setups,
-                    c.cells,
-                    c.refusals().filter(|(_, n)| *n > 0).collect::<Vec<_>>(),
-                    l.cells.forward.received,
-                    l.cells.forward.injected,
-                    l.cells.forward.sent,
-                    l.cells.forward.consumed,
-                    drops(&l.cells.forward),
-                    l.cells.backward.received,
-                    l.cells.backward.injected,
-                    l.cells.backward.sent,
-                    l.cells.backward.consumed,
-                    drops(&l.cells.backward)
-                )
-            })
-            .collect()
-    }
-
+    /// Fails if a node has lost count of a cell.
     pub fn assert_closed(&self) {
         for node in &self.nodes {
             let ledger = node.ledger.lock().unwrap();
@@ -362,13 +350,18 @@ impl Chain {
         }
     }
 
-    /// Times in ms and counts of what was sent from one socket to another since `since`.
-    pub fn on_link(&self, from: SocketAddr, to: SocketAddr, since: Nanos) -> Vec<(u64, usize)> {
-        let mut counts = std::collections::BTreeMap::new();
-        for seen in self.seen.borrow().iter().filter(|seen| seen.from == from && seen.to == to && seen.at >= since) {
-            *counts.entry(seen.at / MILLI).or_default() += 1;
+    /// Cells that one socket sent to another in each of these rounds, which leave `offset` after their begin.
+    pub fn per_round(&self, (from, to): (SocketAddr, SocketAddr), offset: Nanos, rounds: Range<u64>) -> Vec<usize> {
+        let mut counts = vec![0; (rounds.end - rounds.start) as usize];
+        let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == self.cell_len;
+        for seen in self.seen.borrow().iter().filter(is_cell) {
+            // An entry may be a little early.
+            let round = self.times.round_at(EPOCH_S * 1000 * MILLI + seen.at + 2 * MILLI - offset);
+            if rounds.contains(&round) {
+                counts[(round - rounds.start) as usize] += 1;
+            }
         }
-        counts.into_iter().collect()
+        counts
     }
 }
 

@@ -140,7 +140,7 @@ pub enum BadSignatures {
     Twice(usize),
 }
 
-/// Setups of a paced class may use a bundle from its interval's end until phase 1 of a batch that begins in the next one
+/// Setups of a paced class use a bundle after its interval, until phase 1 of a batch that begins in the next interval
 /// is over (SPEC 9.8.2), by a clock that is behind.
 fn kept_before(terms: &ChainTerms) -> u64 {
     let of = |paced: &PacedTerms| {

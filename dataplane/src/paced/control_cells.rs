@@ -12,6 +12,10 @@ use wire::paced::SlotCount;
 
 /// Link cells of one kind that wait at most, more than a bundle has; others are dropped.
 const WAITING_MAX: usize = 256;
+/// Rounds in which an ask may be on its way that does not show an item that has left: it is not queued again meanwhile.
+const SHOWN_AFTER: u64 = 64;
+/// The item that says what time it is (SPEC 7.8): a later one replaces one that waits.
+const CLOCK_ITEM: u8 = 0x40;
 /// The kinds of link cells by the order in which they get slots; what is not in it goes last.
 const ORDER: [&[LinkContent]; 5] = [
     &[LinkContent::Keepalive],
@@ -45,6 +49,7 @@ impl Control {
 }
 
 /// A piece of an item (SPEC 7.8).
+#[derive(Clone, Copy)]
 struct Part {
     /// Kind and id of the item.
     item: [u8; 5],
@@ -58,12 +63,6 @@ impl Part {
         let index = *rest.first()?;
         (*kind == LinkContent::Part as u8).then_some(Part { item: *item, index })
     }
-
-    /// True if pieces of the item wait and this is not the one behind them: the item is queued again.
-    fn is_again(&self, queue: &VecDeque<Control>) -> bool {
-        let last = queue.iter().rev().filter_map(Part::of).find(|other| other.item == self.item);
-        last.is_some_and(|last| last.index.checked_add(1) != Some(self.index))
-    }
 }
 
 /// Control cells of one link and direction.
@@ -71,6 +70,8 @@ impl Part {
 pub(super) struct ControlCells {
     placed: HashMap<u64, Vec<Control>, foldhash::fast::RandomState>,
     waiting: [VecDeque<Control>; ORDER.len() + 1],
+    /// Of each item of which pieces have left the latest piece, and its round.
+    left: Vec<(Part, u64)>,
 }
 
 impl ControlCells {
@@ -79,13 +80,28 @@ impl ControlCells {
         self.placed.entry(round).or_default().push(control);
     }
 
-    /// Adds a link cell, unless the same one waits, or other pieces of its item (SPEC 9.6.6). False if too many wait.
+    /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). False if too many
+    /// wait.
     pub(super) fn wait(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
         let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
-        if queue.contains(&control) || Part::of(&control).is_some_and(|part| part.is_again(queue)) {
+        if queue.contains(&control) {
             return true;
+        }
+        if let Some(part) = Part::of(&control) {
+            let is_clock = |item: [u8; 5]| item[0] == CLOCK_ITEM;
+            let older = |other: &&mut Control| Part::of(other).is_some_and(|other| is_clock(other.item));
+            if let Some(other) = queue.iter_mut().find(older).filter(|_| is_clock(part.item)) {
+                *other = control;
+                return true;
+            }
+            // The piece behind the others is queued for the first time.
+            let before = self.left.iter().map(|(part, _)| *part).chain(queue.iter().filter_map(Part::of));
+            let last = before.filter(|other| other.item == part.item).last();
+            if last.is_some_and(|last| last.index.checked_add(1) != Some(part.index)) {
+                return true;
+            }
         }
         let has_room = queue.len() < WAITING_MAX;
         if has_room {
@@ -101,8 +117,14 @@ impl ControlCells {
         debug_assert!(placed.len() <= slots.placed, "more cells were placed than the round has slots");
         placed.resize_with(slots.placed, Control::dummy);
         out.append(&mut placed);
+        self.left.retain(|(_, at)| *at + SHOWN_AFTER > round);
         let waiting = self.waiting.iter_mut().flat_map(|queue| std::iter::from_fn(|| queue.pop_front()));
+        let before = out.len();
         out.extend(waiting.chain(std::iter::repeat_with(Control::dummy)).take(slots.link));
+        for part in out[before..].iter().filter_map(Part::of) {
+            self.left.retain(|(other, _)| other.item != part.item);
+            self.left.push((part, round));
+        }
     }
 }
 
@@ -148,9 +170,13 @@ mod tests {
         let of =
             |id| pieces.iter().filter(|piece| piece.0 == Some(&id)).filter_map(|piece| piece.1).collect::<Vec<_>>();
         assert_eq!([of(1), of(2)], [[0, 1, 2, 3], [0, 1, 2, 3]]);
-        send(&mut cells, 1);
-        cells.take(3, SlotCount { placed: 0, link: 5 }, &mut out);
-        assert_eq!(out[10..].iter().filter(|control| control.content[0] == LinkContent::Part as u8).count(), 4);
+        let parts = |cells: &mut ControlCells, round| {
+            let mut out = Vec::new();
+            send(cells, 1);
+            cells.take(round, SlotCount { placed: 0, link: 5 }, &mut out);
+            out.iter().filter(|control| control.content[0] == LinkContent::Part as u8).count()
+        };
+        assert_eq!([3, 2 + SHOWN_AFTER, 3 + SHOWN_AFTER].map(|round| parts(&mut cells, round)), [0, 0, 4]);
     }
 
     #[test]
