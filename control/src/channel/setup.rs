@@ -163,7 +163,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Mix 1: checks the share and the bucket of the prefix that `home` is in, and within an IPv6 prefix that of its /64.
+    /// Mix 1: checks the share and the bucket of the prefix of `home`, and of IPv6 the share of its /64 in the prefix.
     fn admit_of_prefix(
         &mut self,
         cx: &mut Context,

@@ -16,8 +16,8 @@ pub(super) const YIELDS_AFTER: Nanos = 30 * SECOND;
 
 /// A client that may have to give up its socket.
 struct Idler {
-    /// Sockets that its channel has when its turn comes. 1 for a reserved socket: only channels without any get these, so
-    /// that nobody collects them.
+    /// Sockets that its channel has when its turn comes. 1 for a reserved socket: only channels without any get these,
+    /// so that nobody collects them.
     sockets: usize,
     /// When it had sent last.
     seen: Nanos,
