@@ -180,7 +180,7 @@ fn traffic(node: &NodeReport) -> String {
                 format!("{:.1} / {:.1} of {}{low}", of.effective, of.smallest_effective, of.releases)
             }
         };
-        rows.add_row(["effective channels, mean / least".to_owned(), company(forward), company(backward)]);
+        rows.add_row(["effective channels".to_owned(), company(forward), company(backward)]);
     }
     align_right(&mut rows, 1..3);
     lines(&rows)
