@@ -97,8 +97,8 @@ impl ControlCells {
                 return true;
             }
             // The piece behind the others is queued for the first time.
-            let before = self.left.iter().map(|(part, _)| *part).chain(queue.iter().filter_map(Part::of));
-            let last = before.filter(|other| other.item == part.item).last();
+            let mut before = self.left.iter().map(|(part, _)| *part).chain(queue.iter().filter_map(Part::of));
+            let last = before.rfind(|other| other.item == part.item);
             if last.is_some_and(|last| last.index.checked_add(1) != Some(part.index)) {
                 return true;
             }
