@@ -148,10 +148,9 @@ fn every_batch_has_channels_that_lose_nothing() {
     }
     let later = [101, 102, 103].map(|entry| chain.setups(entry));
     assert_eq!(later, setups.map(|before| before + 7), "one in each batch");
-    let rounds = |batches: Range<u64>| chain.times.first(batches.start)..chain.times.first(batches.end);
     // Backward cells of the last rounds are under way. With traffic and without.
     chain.run(LATE);
-    assert_all_constant(&chain, rounds(first..first + 7));
+    assert_all_constant(&chain, chain.times.first(first)..chain.times.first(first + 7));
     chain.assert_closed();
 }
 
