@@ -16,7 +16,7 @@ use crate::common::pacedchain::{Chain, HOPS, destination, link_address, listener
 const ENTRIES: usize = 3;
 const CLIENT: &str = "198.18.1.100:5000";
 /// Time between two datagrams of an application. Its phase in a round changes; the mean is 20 ms.
-const GAPS_MS: [u64; 5] = [17, 23, 19, 21, 20];
+const GAPS_MS: [u64; 5] = [17, 22, 19, 24, 19];
 
 /// By then the cells of a round have left everywhere.
 const LATE: Duration = Duration::from_millis(100);
@@ -141,17 +141,16 @@ fn every_batch_has_channels_that_lose_nothing() {
     let ms = |at: usize| calls.delays[at] as f64 / 1e6;
     let (p50, most) = (ms(calls.delays.len() / 2), ms(calls.delays.len() - 1));
     println!("{} datagrams: p50 {p50:.2} ms, at most {most:.2} ms", calls.sent);
-    assert!(p50 <= 35.0 && most <= 45.0, "p50 {p50}, at most {most}");
+    assert!(p50 <= 35.0 && most <= 36.0, "p50 {p50}, at most {most}");
 
     while chain.batch() < first + 7 {
         chain.run_to_batch(1);
     }
     let later = [101, 102, 103].map(|entry| chain.setups(entry));
     assert_eq!(later, setups.map(|before| before + 7), "one in each batch");
-    let rounds = |batches: Range<u64>| chain.times.first(batches.start)..chain.times.first(batches.end);
     // Backward cells of the last rounds are under way. With traffic and without.
     chain.run(LATE);
-    assert_all_constant(&chain, rounds(first..first + 7));
+    assert_all_constant(&chain, chain.times.first(first)..chain.times.first(first + 7));
     chain.assert_closed();
 }
 
