@@ -131,7 +131,7 @@ fn new_links_of_one_prefix_do_not_delay_another_one() {
     let trust = &mut world.hops[0].trust;
     let whole = blank_ask(trust.view().times().interval_at(wall)).to_bytes();
     let [crowd, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|ip| Peer::Entry(Some(ip.into())));
-    let (honest, comes_ms, mut first) = (LinkId(99), 5000, None);
+    let (honest, comes_ms, mut first) = (LinkId(99), 1000, None);
     let mut before = 0;
     for ms in (0..comes_ms + 5000).step_by(25) {
         let now = start + Duration::from_millis(ms);
