@@ -177,7 +177,8 @@ fn traffic(node: &NodeReport) -> String {
             if of.releases == 0 {
                 "-".to_owned()
             } else {
-                format!("{:.1} / {:.1} of {}{low}", of.effective, of.smallest_effective, of.releases)
+                let few = if of.releases < 1000 { format!(" of {}", of.releases) } else { String::new() };
+                format!("{:.1} / {:.1}{few}{low}", of.effective, of.smallest_effective)
             }
         };
         rows.add_row(["effective channels".to_owned(), company(forward), company(backward)]);
