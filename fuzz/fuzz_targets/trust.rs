@@ -78,7 +78,7 @@ impl World {
         let mut hop = HopTrust::new(setup, START, WALL_S * 1000);
         hop.link_up(NEIGHBOUR, Peer::Hop, shape().control_content(Direction::Forward, 2), START);
         for entry in ENTRIES {
-            hop.link_up(entry, Peer::Entry, shape().control_content(Direction::Backward, 1), START);
+            hop.link_up(entry, Peer::Entry(None), shape().control_content(Direction::Backward, 1), START);
         }
         let mut world = World { rng: ChaCha20Rng::seed_from_u64(1), now: START, hop, signed: HashMap::new() };
         world.tick(0);
