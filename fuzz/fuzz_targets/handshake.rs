@@ -110,7 +110,8 @@ impl World {
 
     fn to_responder(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
         let counters = self.responder.class(0).counters();
-        let (done, refused, links) = (counters.handshakes_done, counters.refused_total(), self.responder.class(0).links());
+        let (done, refused, links) =
+            (counters.handshakes_done, counters.refused_total(), self.responder.class(0).links());
         let outputs = handle(&mut self.responder, self.now, side, from, datagram);
         let part = [0, 1].into_iter().find(|part| {
             let like = &self.recorded[*part];
@@ -123,7 +124,10 @@ impl World {
         let sent = sends(&outputs);
         if sent.is_empty() {
             assert!(outputs.is_empty(), "{outputs:?} without a response");
-            assert_eq!((self.responder.class(0).counters().handshakes_done, self.responder.class(0).links()), (done, links));
+            assert_eq!(
+                (self.responder.class(0).counters().handshakes_done, self.responder.class(0).links()),
+                (done, links)
+            );
             let waits = [0, 1].into_iter().any(|part| well_formed(datagram, &self.recorded[part], &self.responder_key));
             assert!(waits || self.responder.class(0).counters().refused_total() > refused, "it is counted");
             return;

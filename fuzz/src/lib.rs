@@ -65,7 +65,12 @@ pub fn descriptor(position: usize) -> NodeDescriptor {
         identity: Signer::from_seed(&identity_seed(position)).public(),
         noise: x25519_public(&noise_key(position)),
         signing: Signer::from_seed(&signing_seed(position)).public(),
-        contacts: vec![Contact { class: Class::S.into(), lanes: 1, addresses: vec![address(position)], names: Vec::new() }],
+        contacts: vec![Contact {
+            class: Class::S.into(),
+            lanes: 1,
+            addresses: vec![address(position)],
+            names: Vec::new(),
+        }],
     }
 }
 
