@@ -298,7 +298,7 @@ impl Config {
             return Err(BadConfig::Hops(hops, self.terms.identities.len()));
         }
         let class = self.class();
-        let is_of_chain = self.terms.all_classes().any(|one| one == class);
+        let is_of_chain = self.terms.class_ids().any(|one| one == class);
         if is_of_chain { Ok(()) } else { Err(BadConfig::Class(class)) }
     }
 

@@ -130,7 +130,7 @@ impl Control {
     /// One of its classes, by place.
     ///
     /// # Panics
-    /// There are not so many.
+    /// No class is at that place.
     pub fn class(&self, place: usize) -> &ClassControl {
         &self.classes[place]
     }
@@ -148,7 +148,7 @@ impl Control {
     /// Takes in a datagram, a cell, or a report from the data plane, of the class at this place.
     ///
     /// # Panics
-    /// There are not so many classes.
+    /// No class is at that place.
     pub fn handle(&mut self, now: Duration, class: usize, input: Input<'_>) {
         let ClassControl { cx, links, channels, entry, .. } = &mut self.classes[class];
         match input {

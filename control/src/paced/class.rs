@@ -119,12 +119,6 @@ impl Paced {
         let time = self.clock.at(now_ns);
         match &mut self.part {
             Part::Hop { hop, position, next, .. } => {
-                if let Trust::Hop(trust) = trust {
-                    let interval = hop.config().interval_of(hop.coming_batch());
-                    if let Some(bundle) = trust.view().complete(interval) {
-                        hop.bundle(interval, bundle.setup_keys(trust.view().chain()));
-                    }
-                }
                 for (direction, next) in [Direction::Forward, Direction::Backward].into_iter().zip(next) {
                     hand_over(cx, hop, (direction, *position), next, time);
                 }

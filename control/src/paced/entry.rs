@@ -18,7 +18,7 @@ use crate::counters::{Counters, Refusal};
 enum Coming {
     /// The entry was not ready in time.
     Idle,
-    /// There is no bundle yet.
+    /// The setup waits for its bundle.
     Waiting,
     Sent(Sent),
     /// The channel is ready or has failed.

@@ -27,8 +27,8 @@ mod seats;
 mod tests;
 
 use wire::cell::Shape;
-use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, seats_on};
-use wire::setup::{Info, Suite, ack_cells, paced_shards};
+use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, ack_slots, seats_on, setup_slots};
+use wire::setup::{Info, Suite, paced_shards};
 use wire::shards::Shards;
 
 pub(crate) use class::Paced;
@@ -40,8 +40,6 @@ pub use queue::Placed;
 
 /// Most shards of a setup: their index has 8 bits, and 255 is not used.
 const SHARDS_MAX: u64 = 255;
-/// Cells of an ack content between hops (SPEC 9.9.4).
-const ACK_COPIES: usize = 3;
 
 /// What the hops and entries of a chain compute from the terms of one class.
 #[derive(Clone, Debug)]
@@ -81,12 +79,12 @@ impl PacedConfig {
 
     /// The setup slots of a round on link `link`, from 2 on (SPEC 9.6).
     pub fn setup_slots(&self, link: usize) -> Slots {
-        Slots::new(self.seats(link), self.code(link).total(), self.times.used())
+        setup_slots(&self.terms, self.suite, self.shape.hops(), link)
     }
 
     /// The ack slots of a round on link `link`, from 2 on.
     pub fn ack_slots(&self, link: usize) -> Slots {
-        Slots::new(self.seats(link), ACK_COPIES * ack_cells(self.shape), self.times.used())
+        ack_slots(&self.terms, self.shape.hops(), link)
     }
 
     /// Channels of a batch on link `link` at most: seats_i.

@@ -73,7 +73,7 @@ impl Answer {
     /// Keeps a content. False if it is there already.
     ///
     /// # Panics
-    /// An ack does not have so many contents.
+    /// `sub` is not below the number of contents of an ack.
     pub(super) fn put(&mut self, sub: u8, content: &[u8]) -> bool {
         let place = &mut self.0[usize::from(sub)];
         let is_first = place.is_none();

@@ -69,18 +69,12 @@ pub enum BadTerms {
 }
 
 impl ChainTerms {
-    /// Its classes in ascending order, paced ones last.
-    pub fn all_classes(&self) -> impl Iterator<Item = ClassId> {
-        let free = self.classes.iter().map(|terms| terms.class.into());
-        free.chain(self.paced.iter().map(|terms| terms.class.into()))
-    }
-
     /// The class with whose links hops reach each other for what they sign (SPEC 7.8).
     ///
     /// # Panics
     /// The chain has no class: it was not checked.
     pub fn first_class(&self) -> ClassId {
-        self.all_classes().next().expect("a chain has a class")
+        self.class_ids().next().expect("a chain has a class")
     }
 
     /// Checks ranges and that no identity is listed twice.

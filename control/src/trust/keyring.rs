@@ -42,7 +42,7 @@ struct Seen {
     tags: Vec<HashSet<u64>>,
     len: usize,
     /// Those of paced classes, with the first round of the batch that they are for. Nothing opens a setup for an
-    /// earlier batch, and a class has seats for so many that the capacity does not count them (SPEC 9.8.5).
+    /// earlier batch, and the capacity does not count them (SPEC 9.8.5).
     paced: HashMap<Class, (u64, HashSet<u64>)>,
 }
 

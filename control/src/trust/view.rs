@@ -29,7 +29,7 @@ const NEW_RECORDS_MAX: u8 = 2;
 /// New descriptors of one hop that neighbours may bring in an epoch, and one more that revokes others. A hop that signs
 /// many gives those who get a bundle at different times different ones.
 const NEW_DESCRIPTORS_MAX: u8 = 8;
-/// Bundles are kept for so many intervals after the running one, and for at least as many before it.
+/// Number of intervals after the running one whose bundles are kept, and the least number of those before it.
 const INTERVALS_AROUND: u64 = 2;
 
 /// What a node holds of one hop.
@@ -64,7 +64,7 @@ pub struct View {
     terms: ChainTerms,
     chain: [u8; 32],
     times: Times,
-    /// Bundles are kept for so many intervals before the running one.
+    /// Number of intervals before the running one whose bundles are kept.
     kept_before: u64,
     /// By position - 1.
     hops: Vec<Hop>,

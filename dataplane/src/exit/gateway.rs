@@ -46,7 +46,7 @@ pub(crate) trait Answers {
     /// Appends a frame to what an owner is sent.
     ///
     /// # Errors
-    /// No buffer is free, the frame fits no cell, or there is no such owner.
+    /// No buffer is free, the frame is longer than a cell takes, or the owner is unknown.
     fn put(&mut self, owner: ChannelIndex, frame: &Frame<'_>) -> Result<(), DropReason>;
 }
 
@@ -170,7 +170,7 @@ impl Gateway {
     /// One datagram from the internet.
     ///
     /// # Errors
-    /// Nobody may get it, or there is no room for it.
+    /// It matches no flow or is refused by a limit, or its answer finds no room.
     pub(crate) fn backward_datagram(
         &mut self,
         answers: &mut impl Answers,

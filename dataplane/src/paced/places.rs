@@ -8,7 +8,7 @@ use wire::paced::Report;
 use super::control_cells::Control;
 use crate::stage::rounds::Origin;
 
-/// A report is due after so many rounds.
+/// Rounds between two reports.
 const REPORT_EVERY: u64 = 100;
 
 #[derive(Clone, Copy, Default)]

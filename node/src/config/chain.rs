@@ -93,7 +93,7 @@ impl ChainFile {
 
     /// Class and length of the cells that its nodes exchange: those of its first class.
     pub fn shape(&self) -> Shape {
-        let first = self.terms.class_ids().next().expect("a chain has a class");
+        let first = self.terms.first_class();
         Shape::new(first.size(), self.descriptors.len()).expect("the number of hops was checked")
     }
 

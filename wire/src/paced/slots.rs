@@ -70,7 +70,7 @@ impl ControlSlots {
     /// Those of link `link`, from 1, in a chain of `hops` hops.
     ///
     /// # Panics
-    /// No chain has so many hops.
+    /// A chain has at most eight hops.
     pub fn new(terms: &PacedTerms, suite: Suite, hops: usize, link: usize, direction: Direction) -> ControlSlots {
         let (phase, slots) = match direction {
             Direction::Forward => (Phase::Setup(link), setup_slots(terms, suite, hops, link)),

@@ -2,8 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use crate::cell::Direction;
-use crate::setup::{Suite, TOKEN_LEN};
+use crate::cell::{Direction, Shape};
+use crate::setup::{Suite, paced_shards};
 use crate::shards::Shards;
 use thiserror::Error;
 
@@ -128,9 +128,12 @@ impl PacedTerms {
     }
 
     /// How a setup is spread over cells on link `link`.
+    ///
+    /// # Panics
+    /// A chain has at most eight hops.
     pub fn setup_shards(&self, suite: Suite, hops: usize, link: usize) -> Shards {
-        let len = suite.part_len() * (hops - link + 1) + TOKEN_LEN;
-        Shards::of(len, self.class.size().payload())
+        let shape = Shape::new(self.class.size(), hops).expect("a chain has at most eight hops");
+        paced_shards(shape, suite, link)
     }
 
     /// Its part of the chain id.

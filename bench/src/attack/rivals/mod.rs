@@ -223,7 +223,7 @@ mod tests {
                 assert!(trace.iter().all(|seen| seen.bytes == 1408));
             }
         }
-        // Until the next slot, if there is no queue.
+        // Without a queue a datagram waits for the next slot only.
         assert!((3.0..8.0).contains(&wait_ms), "{wait_ms} ms");
     }
 
