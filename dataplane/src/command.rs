@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::entry::listener::{Listener, ListenerId};
 use crate::exit::names::QueryId;
 use crate::lanes::Lanes;
+use crate::paced;
 use crate::sys::Waker;
 
 /// A change of a link, for all workers of a node.
@@ -110,7 +111,7 @@ pub enum Command {
 
 /// Sends commands to a node's workers, in order.
 pub struct CommandSender {
-    rings: Vec<Ring>,
+    rings: Vec<Ring<Command>>,
     lanes: Lanes,
     pushed: u64,
     /// By channel: the workers that know it, for its forward and for its backward cells.
@@ -118,24 +119,33 @@ pub struct CommandSender {
 }
 
 /// The way to one worker.
-struct Ring {
-    ring: Producer<Command>,
+struct Ring<C> {
+    ring: Producer<C>,
     waker: Arc<Waker>,
     /// Numbers of the commands that went this way and may not have been taken.
     sent: VecDeque<u64>,
 }
 
-impl Ring {
+impl<C> Ring<C> {
+    fn new((ring, waker): (Producer<C>, Arc<Waker>)) -> Ring<C> {
+        Ring { ring, waker, sent: VecDeque::new() }
+    }
+
     fn waiting(&self) -> usize {
         self.ring.buffer().capacity() - self.ring.slots()
     }
 
-    fn push(&mut self, number: u64, command: Command) {
+    fn push(&mut self, number: u64, command: C) {
         let waiting = self.waiting();
         self.sent.drain(..self.sent.len() - waiting);
         self.sent.push_back(number);
         let pushed = self.ring.push(command);
         debug_assert!(pushed.is_ok(), "room was looked for before");
+    }
+
+    /// Of `pushed` commands the number of those that the worker has taken.
+    fn taken(&self, pushed: u64) -> u64 {
+        self.sent.get(self.sent.len() - self.waiting()).map_or(pushed, |next| next - 1)
     }
 }
 
@@ -151,8 +161,7 @@ impl CommandSender {
     /// Unless there are as many as own lanes.
     pub fn to_all(rings: Vec<(Producer<Command>, Arc<Waker>)>, lanes: Lanes) -> CommandSender {
         assert_eq!(rings.len(), lanes.own, "one worker for each lane");
-        let rings = rings.into_iter().map(|(ring, waker)| Ring { ring, waker, sent: VecDeque::new() }).collect();
-        CommandSender { rings, lanes, pushed: 0, known: Vec::new() }
+        CommandSender { rings: rings.into_iter().map(Ring::new).collect(), lanes, pushed: 0, known: Vec::new() }
     }
 
     /// Queues a command.
@@ -235,11 +244,49 @@ impl CommandSender {
 
     /// Commands that the workers have taken so far. Each applies all it takes before it receives again.
     pub fn taken(&self) -> u64 {
-        let oldest = |ring: &Ring| ring.sent.get(ring.sent.len() - ring.waiting()).map_or(self.pushed, |next| next - 1);
-        self.rings.iter().map(oldest).min().unwrap_or(self.pushed)
+        self.rings.iter().map(|ring| ring.taken(self.pushed)).min().unwrap_or(self.pushed)
     }
 
     pub fn signal(&self) {
         self.rings.iter().for_each(|ring| ring.waker.wake());
+    }
+}
+/// Sends commands to the worker of a paced class, in order.
+pub struct PacedSender {
+    ring: Ring<paced::Command>,
+    pushed: u64,
+}
+
+impl PacedSender {
+    /// To the worker that waits on `waker`.
+    pub fn new(ring: Producer<paced::Command>, waker: Arc<Waker>) -> PacedSender {
+        PacedSender { ring: Ring::new((ring, waker)), pushed: 0 }
+    }
+
+    /// Queues a command.
+    ///
+    /// # Errors
+    /// The ring is full: the command comes back.
+    pub fn send(&mut self, command: paced::Command) -> Result<(), paced::Command> {
+        if self.ring.ring.slots() == 0 {
+            return Err(command);
+        }
+        self.pushed += 1;
+        self.ring.push(self.pushed, command);
+        Ok(())
+    }
+
+    /// As [`CommandSender::pushed`].
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// As [`CommandSender::taken`].
+    pub fn taken(&self) -> u64 {
+        self.ring.taken(self.pushed)
+    }
+
+    pub fn signal(&self) {
+        self.ring.waker.wake();
     }
 }

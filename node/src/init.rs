@@ -369,7 +369,7 @@ mod tests {
             let files = write(dir.path(), &plan).unwrap();
             let entry = Loaded::read(&files.entry).unwrap();
             assert_eq!(entry.shape(), Shape::new(class, mixes + 1).unwrap());
-            assert_eq!((entry.chain.terms.suite, entry.chain.first_class().mixing_delay_ms), (suite, 1000));
+            assert_eq!((entry.chain.terms.suite, entry.chain.terms.classes[0].mixing_delay_ms), (suite, 1000));
             assert_eq!(entry.first_class().next_contact().unwrap().addresses, [plan.hops[0].address]);
             let Part::Entry(part) = &entry.config.part else { panic!("an entry's file") };
             assert_eq!((&part.forwards, part.pymix.len()), (&vec![forward], 1));

@@ -12,10 +12,11 @@ use dataplane::histogram::Histogram;
 use dataplane::latency::{Latency, Profile};
 use dataplane::ledger::{DropReason, Ledger, Tally};
 use dataplane::meter::{Meter, Sums};
+use dataplane::paced::entry::View;
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
-use wire::cell::{Class, Direction};
+use wire::cell::Direction;
 
 use crate::ceremony::hex;
 use crate::config::{NodeRole, node_name};
@@ -38,6 +39,9 @@ pub struct NodeReport {
     /// The company of cells in a mix's releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meter: Option<MeterReport>,
+    /// Of the entry of a paced class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paced: Option<PacedReport>,
     pub latency_us: LatencyReport,
     /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
@@ -73,12 +77,34 @@ pub struct NodeReport {
     pub classes: BTreeMap<String, NodeReport>,
 }
 
+/// What the entry of a paced class sees of its rounds (docs/SPEC.md 9.11).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacedReport {
+    /// The round of which first copies leave; none before the first clock cell of Mix 1.
+    pub round: Option<u64>,
+    /// Rounds that were not sent, because the entry was late.
+    pub skipped: u64,
+    /// Cells that were to come for its channels.
+    pub places: u64,
+    /// Those of them of which no copy came.
+    pub lost: u64,
+    /// `waiting`, `joined` or `lost`, if it serves a meeting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meeting: Option<String>,
+}
+
+impl From<View> for PacedReport {
+    fn from(View { running, meeting, skipped, places, lost }: View) -> PacedReport {
+        PacedReport { round: running, skipped, places, lost, meeting: meeting.map(|state| state.name().to_owned()) }
+    }
+}
+
 /// The anonymity meter: how much company cells had in the releases of the last minute.
 ///
 /// It counts channels. It does not say how many flows an observer of both ends confuses (docs/ANONYMITY.md).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeterReport {
-    /// Class of the cells: `S`, `M` or `L`.
+    /// Class of the cells.
     pub class: String,
     /// `meter_floor` of the configuration; 0: no alarm.
     pub floor: u32,
@@ -412,10 +438,10 @@ impl CompanyReport {
 
 impl MeterReport {
     /// What the meters show at the time `now`.
-    pub fn new(class: Class, floor: u32, meters: &PerDirection<Meter>, now: Nanos) -> MeterReport {
+    pub fn new(class: String, floor: u32, meters: &PerDirection<Meter>, now: Nanos) -> MeterReport {
         let company = |direction| CompanyReport::new(&meters[direction].last_minute(now), floor);
         let (forward, backward) = (company(Direction::Forward), company(Direction::Backward));
-        MeterReport { class: class.name().to_owned(), floor, forward, backward }
+        MeterReport { class, floor, forward, backward }
     }
 
     /// Both directions with their names.
@@ -438,6 +464,7 @@ impl NodeReport {
             largest_release: releases.largest,
             release_sizes: profile.releases.buckets().collect(),
             meter: None,
+            paced: None,
             latency_us: LatencyReport {
                 forward: StayReport::new(role, &profile.latency.forward),
                 backward: StayReport::new(role, &profile.latency.backward),
@@ -590,7 +617,7 @@ mod tests {
             let company = Company { cells: 20, channels: 16, entropy: Bits(entropy), ..Company::default() };
             meters.forward.add(&company, 0);
         }
-        let report = |floor| MeterReport::new(Class::S, floor, &meters, 0);
+        let report = |floor| MeterReport::new("S".to_owned(), floor, &meters, 0);
         let CompanyReport { releases, entropy_bits, effective, smallest_effective, .. } = report(8).forward;
         assert_eq!((releases, entropy_bits, effective, smallest_effective), (2, 3.0, 8.0, 4.0));
         assert_eq!([8, 9].map(|floor| report(floor).forward.below_floor), [false, true]);

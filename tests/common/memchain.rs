@@ -30,7 +30,7 @@ use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
 use dataplane::{Nanos, SECOND};
-use eddy_node::runtime::bridge::{Bridge, Ends, Note};
+use eddy_node::runtime::bridge::{Bridge, Commands, Ends, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
@@ -335,7 +335,7 @@ impl Chain {
             punts.push(from_worker);
             ears.push_back((worker_commands, PuntSender::new(to_control, waker.clone()), waker));
         }
-        let bridge = Bridge::new(control, vec![Ends::new(CommandSender::to_all(rings, lanes), punts)]);
+        let bridge = Bridge::new(control, vec![Ends::new(Commands::free(CommandSender::to_all(rings, lanes)), punts)]);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {

@@ -97,14 +97,6 @@ impl ChainFile {
         Shape::new(first.size(), self.descriptors.len()).expect("the number of hops was checked")
     }
 
-    /// The terms of the class that its nodes serve.
-    ///
-    /// # Panics
-    /// All of its classes are paced. [`super::Loaded`] refuses such a chain.
-    pub fn first_class(&self) -> &ClassTerms {
-        self.terms.classes.first().expect("the chain has a free class")
-    }
-
     /// The first eight digits of its id.
     pub fn short_id(&self) -> String {
         hex(&self.id[..4])

@@ -62,7 +62,7 @@ fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
         text += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
         text.extend(idle.map(|idle| format!("idle_s = {}\n", idle.as_secs())));
         text.extend(max_age.map(|max_age| format!("max_age_ms = {}\n", max_age.as_millis())));
-        text.extend(class.map(|class| format!("class = \"{class}\"\n")));
+        text.extend(class.as_ref().map(|class| format!("class = \"{class}\"\n")));
     }
     text
 }

@@ -129,13 +129,6 @@ impl Loaded {
     pub fn with_chain(files: TrustFiles, config: NodeConfig, chain: ChainFile) -> Result<Loaded, ConfigError> {
         let now_s = wall_s();
         let is_entry = config.role() == NodeRole::Entry;
-        if chain.terms.classes.is_empty() {
-            return Err(ConfigError::Value {
-                at: Location::file(&config.chain),
-                what: "all classes of this chain are paced, and this version of eddy serves free ones only".into(),
-                remedy: "use a version that serves them, or a chain with a class S, M or L".into(),
-            });
-        }
         let (keys, psks) = config.read_keys(&files)?;
         let (mut warnings, mut notes) = (Vec::new(), Vec::new());
         let mut view = View::new(chain.terms.clone());

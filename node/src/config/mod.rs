@@ -8,6 +8,7 @@
 
 mod caps;
 mod chain;
+mod class_name;
 mod error;
 mod generate;
 pub(crate) mod keys;
@@ -29,6 +30,7 @@ use wire::cell::{Class, Shape};
 
 pub use caps::values as caps_values;
 pub use chain::ChainFile;
+pub use class_name::{ClassName, NotAClassName, Terms};
 pub use error::in_words;
 pub use error::{ConfigError, Location};
 pub use generate::{Value, generate};
@@ -37,7 +39,7 @@ pub use loaded::{Found, Loaded, Psks};
 pub(crate) use loaded::{refusal, replaced};
 pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};
 pub use node::{parse_idle, parse_max_age};
-pub use served::{ClassConfig, ServedClass};
+pub use served::{ClassConfig, ServedClass, queue_age};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
 pub(crate) use trust_files::sync_folder;

@@ -14,8 +14,8 @@ use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
 use ipnet::IpNet;
-use wire::cell::{Class, UnknownClass};
 
+use super::class_name::{ClassName, NotAClassName};
 use super::served::ClassConfig;
 use super::source::{Source, Table, Text};
 use super::table::NODE;
@@ -125,7 +125,7 @@ pub struct Forward {
     /// Datagrams that have waited for longer are dropped, instead of [`NodeConfig::max_age`].
     pub max_age: Option<Duration>,
     /// Class of the cells in which they travel; the chain's first one unless set.
-    pub class: Option<Class>,
+    pub class: Option<ClassName>,
 }
 
 impl std::str::FromStr for Forward {
@@ -150,7 +150,7 @@ impl std::str::FromStr for Forward {
             } else if let Some(ms) = number("max_age_ms") {
                 forward.max_age = Some(parse_max_age(ms)?);
             } else if let Some(class) = option.strip_prefix("class=") {
-                forward.class = Some(class.parse().map_err(|why: UnknownClass| why.to_string())?);
+                forward.class = Some(class.parse().map_err(|why: NotAClassName| why.to_string())?);
             } else {
                 return Err(format!(
                     "unknown option {option:?} of a forward: expected idle_s=SECONDS, max_age_ms=MILLISECONDS or \
@@ -433,7 +433,10 @@ fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
         let destination = to.value.parse().map_err(|why: NotADestination| to.invalid(why.to_string()))?;
         let idle = forward.maybe_integer("idle_s").map(|seconds| Duration::from_secs(seconds as u64));
         let max_age = forward.maybe_integer("max_age_ms").map(|ms| Duration::from_millis(ms as u64));
-        let class = forward.maybe_text("class").map(|_| forward.parsed("class")).transpose()?;
+        let class = forward
+            .maybe_text("class")
+            .map(|text| text.value.parse().map_err(|why: NotAClassName| text.invalid(why.to_string())));
+        let class = class.transpose()?;
         Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle, max_age, class })
     };
     table.subs("forward")?.iter().map(read).collect()

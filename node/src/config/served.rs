@@ -1,12 +1,16 @@
 //! The classes that a node serves, each with its part of the configuration.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
-use control::trust::{ClassTerms, Contact};
+use control::trust::Contact;
 use dataplane::lanes::Lanes;
+use dataplane::paced::entry::default_max_age;
 use dataplane::stage::pool::Mixing;
-use wire::cell::{Class, Shape};
+use wire::cell::Shape;
+use wire::paced::PacedTerms;
 
+use super::class_name::{ClassName, Terms};
 use super::node::{address, listen, next};
 use super::source::Table;
 use super::{ConfigError, Loaded, Location, NodeConfig, Part, node_name};
@@ -15,7 +19,7 @@ use super::{ConfigError, Loaded, Location, NodeConfig, Part, node_name};
 /// class are not shared.
 #[derive(Clone, Debug)]
 pub struct ClassConfig {
-    pub class: Class,
+    pub class: ClassName,
     at: Location,
     up: Option<SocketAddr>,
     down: Option<SocketAddr>,
@@ -30,9 +34,9 @@ pub struct ClassConfig {
 }
 
 impl ClassConfig {
-    pub(super) fn read((class, table): &(Class, Table<'_>)) -> Result<ClassConfig, ConfigError> {
+    pub(super) fn read((class, table): &(ClassName, Table<'_>)) -> Result<ClassConfig, ConfigError> {
         Ok(ClassConfig {
-            class: *class,
+            class: class.clone(),
             at: table.at(),
             up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
             down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
@@ -75,7 +79,7 @@ impl ClassConfig {
 pub struct ServedClass<'a> {
     pub(crate) loaded: &'a Loaded,
     /// Its terms in the chain.
-    pub terms: ClassTerms,
+    pub terms: Terms,
     /// Class and length of its chain.
     pub shape: Shape,
     /// The node's configuration, with the settings of this class, and its forwards only.
@@ -85,33 +89,41 @@ pub struct ServedClass<'a> {
 impl Loaded {
     /// The first of the classes that the node serves, which is the chain's first one.
     pub fn first_class(&self) -> ServedClass<'_> {
-        self.class(&self.chain.terms.classes[0])
+        self.class(self.terms().next().expect("a chain has a class"))
     }
 
     /// The classes that the node serves, in the chain's order: a hop all, an entry the first one and those that its
     /// configuration names.
     pub fn classes(&self) -> Vec<ServedClass<'_>> {
-        let first = self.chain.terms.classes[0].class;
-        let is_served = |terms: &&ClassTerms| {
+        let first = self.chain.terms.first_class();
+        let is_served = |terms: &Terms| {
             let Part::Entry(part) = &self.config.part else { return true };
-            terms.class == first
-                || self.config.classes.iter().any(|one| one.class == terms.class)
-                || part.forwards.iter().any(|forward| forward.class == Some(terms.class))
+            let name = terms.name();
+            terms.id() == first
+                || self.config.classes.iter().any(|one| one.class == name)
+                || part.forwards.iter().any(|forward| forward.class.as_ref() == Some(&name))
         };
-        self.chain.terms.classes.iter().filter(is_served).map(|terms| self.class(terms)).collect()
+        self.terms().filter(is_served).map(|terms| self.class(terms)).collect()
     }
 
-    fn class(&self, terms: &ClassTerms) -> ServedClass<'_> {
-        let shape = Shape::new(terms.class, self.chain.descriptors.len()).expect("the number of hops was checked");
-        let mut class = ServedClass { loaded: self, terms: *terms, shape, config: self.config.clone() };
-        let is_first = terms.class == self.chain.terms.classes[0].class;
+    fn terms(&self) -> impl Iterator<Item = Terms> {
+        Terms::of(&self.chain.terms)
+    }
+
+    fn class(&self, terms: Terms) -> ServedClass<'_> {
+        let (name, is_first) = (terms.name(), terms.id() == self.chain.terms.first_class());
+        let shape = Shape::new(terms.id().size(), self.chain.descriptors.len()).expect("the number was checked");
+        let mut class = ServedClass { loaded: self, terms, shape, config: self.config.clone() };
         if !is_first {
             class.set_own_ports();
         }
-        if let Some(own) = self.config.classes.iter().find(|own| own.class == terms.class) {
+        if let Some(own) = self.config.classes.iter().find(|own| own.class == name) {
             own.replace(&mut class.config);
         }
-        class.config.keep_forwards(|of| of.map_or(is_first, |of| of == terms.class));
+        class.config.keep_forwards(|of| of.map_or(is_first, |of| *of == name));
+        if let (Terms::Paced(terms), Part::Entry(_)) = (&class.terms, &class.config.part) {
+            class.config.max_age = queue_age(&class.config, terms);
+        }
         class
     }
 
@@ -120,18 +132,32 @@ impl Loaded {
     /// # Errors
     /// The first one that it does not have.
     pub(crate) fn check_classes(&self) -> Result<(), ConfigError> {
-        let names: Vec<&str> = self.chain.terms.classes.iter().map(|terms| terms.class.name()).collect();
+        let names: Vec<String> = self.terms().map(|terms| terms.name().to_string()).collect();
         let refuse = |at: Location, what: String| {
             let remedy = format!("name a class of the chain ({}), or use another chain", names.join(", "));
             Err(ConfigError::Value { at, what, remedy })
         };
-        let is_unknown = |class: Class| !names.contains(&class.name());
-        if let Some(ClassConfig { class, at, .. }) = self.config.classes.iter().find(|one| is_unknown(one.class)) {
+        let is_unknown = |class: &ClassName| !names.iter().any(|name| name == class.as_str());
+        if let Some(ClassConfig { class, at, .. }) = self.config.classes.iter().find(|one| is_unknown(&one.class)) {
             return refuse(at.clone(), format!("[class.{class}], but the chain has no class {class}"));
+        }
+        let paced: Vec<ClassName> =
+            self.terms().filter(|terms| terms.paced().is_some()).map(|terms| terms.name()).collect();
+        for ClassConfig { class, at, lines, .. } in self.config.classes.iter().filter(|one| paced.contains(&one.class))
+        {
+            let foreign = lines.iter().find(|(name, _)| ["mixing", "meter_floor", "channels"].contains(name));
+            if let Some((name, line)) = foreign {
+                return Err(ConfigError::Value {
+                    at: Location { line: *line, ..at.clone() },
+                    what: format!("[class.{class}] sets `{name}`, which a paced class does not have"),
+                    remedy: "remove the line: its mixing and its channels are the same for everybody in the chain"
+                        .into(),
+                });
+            }
         }
         let Part::Entry(part) = &self.config.part else { return Ok(()) };
         for (nth, forward) in part.forwards.iter().enumerate() {
-            if let Some(class) = forward.class.filter(|class| is_unknown(*class)) {
+            if let Some(class) = forward.class.as_ref().filter(|class| is_unknown(class)) {
                 let at = self.config.place("forward", nth).unwrap_or_else(|| Location::file(&self.config.path));
                 let listen = forward.listen;
                 return refuse(
@@ -144,11 +170,16 @@ impl Loaded {
     }
 }
 
+/// How long a datagram of an application waits for a round of a paced class (SPEC 9.1.4).
+pub fn queue_age(config: &NodeConfig, terms: &PacedTerms) -> Duration {
+    if config.place("max_age_ms", 0).is_some() { config.max_age } else { default_max_age(terms) }
+}
+
 impl NodeConfig {
     /// Keeps the forwards whose class is wanted, and their lines.
-    fn keep_forwards(&mut self, is_wanted: impl Fn(Option<Class>) -> bool) {
+    fn keep_forwards(&mut self, is_wanted: impl Fn(Option<&ClassName>) -> bool) {
         let Part::Entry(part) = &mut self.part else { return };
-        let kept: Vec<bool> = part.forwards.iter().map(|forward| is_wanted(forward.class)).collect();
+        let kept: Vec<bool> = part.forwards.iter().map(|forward| is_wanted(forward.class.as_ref())).collect();
         let mut nth = kept.iter();
         part.forwards.retain(|_| *nth.next().expect("one for each"));
         let mut nth = kept.iter();
@@ -179,12 +210,12 @@ impl<'a> ServedClass<'a> {
     pub fn own_contact(&self) -> Option<&'a Contact> {
         let Loaded { position, trust, .. } = self.loaded;
         let own = (*position > 0).then(|| trust.view.descriptor(*position))??;
-        own.contact(self.terms.class)
+        own.contact(self.terms.id())
     }
 
     /// Where the next hop is reached, by the preferred descriptor of [`Loaded::next_hops`].
     pub fn next_contact(&self) -> Option<&'a Contact> {
-        self.loaded.next_hops().first()?.contact(self.terms.class)
+        self.loaded.next_hops().first()?.contact(self.terms.id())
     }
 
     /// The lanes of its links, if the next hop is reached at `next`.
@@ -251,8 +282,8 @@ impl<'a> ServedClass<'a> {
     /// The first mismatch, with its remedy.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         // Everyone computes timeouts from the chain's largest delay.
-        let largest_ms = self.terms.mixing_delay_ms;
-        if let Part::Mix { mixing, .. } = &self.config.part
+        if let (Terms::Free(terms), Part::Mix { mixing, .. }) = (&self.terms, &self.config.part)
+            && let largest_ms = terms.mixing_delay_ms
             && mixing.largest_delay().as_nanos() > u128::from(largest_ms) * 1_000_000
         {
             return Err(ConfigError::Value {
@@ -288,28 +319,53 @@ pub(crate) mod tests {
     use std::path::Path;
 
     use super::*;
+    use control::trust::{ChainTerms, ClassTerms};
+    use wire::cell::Class;
+    use wire::ids::ClassId;
+    use wire::paced::PacedClass;
+
     use crate::ceremony::files::read_identity;
     use crate::config::{ChainFile, wall_s};
     use crate::init::{self, Files, Plan};
 
     /// The files of a chain with classes S and L, whose exit may send to this host.
     pub(crate) fn chain_of_two_classes(dir: &Path) -> Files {
+        with_class(dir, Class::L.into(), |terms| terms.classes.push(ClassTerms { class: Class::L, ..terms.classes[0] }))
+    }
+
+    /// The files of one with class S and the paced class `voice`, in short batches.
+    pub(crate) fn chain_of_a_paced_class(dir: &Path) -> Files {
+        let class = PacedClass::new(Class::S);
+        with_class(dir, class.into(), |terms| {
+            (terms.interval_s, terms.epoch_s) = (5, 60);
+            let of_class = PacedTerms::new(class, "voice", 2);
+            terms.paced.push(PacedTerms { rounds: 256, n_min: 1, seats: 8, loops: 0, ..of_class });
+        })
+    }
+
+    /// A chain of one mix with class S and another class, whose terms `add` adds.
+    fn with_class(dir: &Path, class: ClassId, add: impl FnOnce(&mut ChainTerms)) -> Files {
         // An address of this test alone, and ports below those that the system chooses.
         let [_, _, high, low] = std::process::id().to_be_bytes();
-        let at = |port| SocketAddr::from(([127, 91, high, low.max(1)], port));
+        let at = |port| SocketAddr::from(([127, 91 + u8::from(class.is_paced()), high, low.max(1)], port));
         let allow = vec!["127.0.0.0/8".parse().unwrap()];
         let mut plan = Plan { class: Class::S, allow, ..Plan::new(&[at(4701), at(4702)]) };
         plan.hops[0].down = at(0);
         let files = init::write(dir, &plan).unwrap();
         let mut chain = ChainFile::read(&files.chain, wall_s()).unwrap();
-        chain.terms.classes.push(ClassTerms { class: Class::L, ..chain.terms.classes[0] });
+        add(&mut chain.terms);
+        chain.terms.check().unwrap();
         for hop in 1..=2 {
             let name = node_name(chain.role(hop), hop);
             let identity = read_identity(&dir.join(format!("{name}.identity.key"))).unwrap();
             let mut content = chain.descriptors[hop - 1].content().clone();
             content.revision += 1;
-            let addresses = vec![at(4710 + hop as u16)];
-            content.contacts.push(Contact { class: Class::L.into(), lanes: 1, addresses, names: Vec::new() });
+            content.contacts.push(Contact {
+                class,
+                lanes: 1,
+                addresses: vec![at(4710 + hop as u16)],
+                names: Vec::new(),
+            });
             chain.descriptors[hop - 1] = content.sign(&identity).unwrap();
         }
         chain.id = chain.terms.id();
@@ -326,7 +382,7 @@ pub(crate) mod tests {
             let loaded =
                 Loaded::read_files(NodeConfig::parse(&files.hops[0], &(mix.clone() + lines)).unwrap()).unwrap();
             let all = loaded.classes();
-            assert!(all.iter().map(|class| class.terms.class).eq([Class::S, Class::L]));
+            assert!(all.iter().map(|class| class.terms.name().to_string()).eq(["S", "L"]));
             all.into_iter().map(|class| class.config).collect::<Vec<_>>()
         };
         let floor = |config: &NodeConfig| match config.part {
@@ -366,6 +422,6 @@ pub(crate) mod tests {
         assert!(why.contains("class M, which the chain does not have"), "{why}");
         let text = std::fs::read_to_string(&files.entry).unwrap() + "[class.X]\n";
         let why = NodeConfig::parse(&files.entry, &text).unwrap_err().to_string();
-        assert!(why.contains("unknown class \"X\": the tables here are [class.S], [class.M] and [class.L]"), "{why}");
+        assert!(why.contains("unknown class \"X\": the tables here are [class.S], [class.M], [class.L]"), "{why}");
     }
 }

@@ -12,11 +12,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use wire::cell::Class;
 use zeroize::Zeroizing;
 
 use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
-use super::{ConfigError, Location, NodeRole};
+use super::{ClassName, ConfigError, Location, NodeRole};
 
 /// How a state file begins; it is not text.
 const STATE_MAGIC: &[u8] = b"eddy state";
@@ -494,20 +493,23 @@ impl<'s> Table<'s> {
     }
 
     /// The tables of a `Kind::Classes`, in the order of the file.
-    pub(crate) fn classes(&self, name: &str) -> Result<Vec<(Class, Table<'s>)>, ConfigError> {
+    pub(crate) fn classes(&self, name: &str) -> Result<Vec<(ClassName, Table<'s>)>, ConfigError> {
         let key = table::find(self.keys, name).expect("a table of keys");
         let Kind::Classes(keys) = key.kind else { unreachable!("{name} has no classes") };
         let inner = self.get(name).and_then(|value| value.get_ref().as_table());
         let mut all: Vec<_> = inner.into_iter().flatten().collect();
         all.sort_by_key(|(class, _)| class.span().start);
         let read = |(class, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'s>>)| {
-            let known = class.get_ref().parse::<Class>().ok().filter(|known| known.name() == class.get_ref());
-            let known = known.ok_or_else(|| ConfigError::Value {
+            let known = class.get_ref().parse::<ClassName>().map_err(|_| ConfigError::Value {
                 at: self.source.at(&class.span()),
                 what: format!("unknown class {:?}", class.get_ref()),
-                remedy: format!("the tables here are [{name}.S], [{name}.M] and [{name}.L]"),
+                remedy: format!(
+                    "the tables here are [{name}.S], [{name}.M], [{name}.L] and those of paced classes in the chain file, \
+                     such as [{name}.voice]"
+                ),
             })?;
-            Ok((known, self.inner_at(keys, format!("[{name}.{known}]"), value)?))
+            let said = format!("[{name}.{known}]");
+            Ok((known, self.inner_at(keys, said, value)?))
         };
         all.into_iter().map(read).collect()
     }

@@ -188,7 +188,7 @@ impl Kind {
             Kind::Texts(form) => format!("a list of texts: {form}"),
             Kind::Table(_) => "a table".to_owned(),
             Kind::Tables(_) | Kind::Either { .. } => "tables".to_owned(),
-            Kind::Classes(_) => "a table for each class, S, M or L".to_owned(),
+            Kind::Classes(_) => "a table for each class: S, M, L, or the name of a paced one".to_owned(),
             Kind::Names(form) => format!("lines of the form {form}"),
         }
     }

@@ -499,7 +499,7 @@ pub static FORWARD: &[Key] = &[
     Key {
         name: "class",
         roles: &[Entry],
-        kind: Kind::Word(&["S", "M", "L"]),
+        kind: Kind::Text("S, M, L, or the name of a paced class of the chain"),
         default: DefaultValue::Unset("the chain's first class"),
         doc: "Class of the cells in which its datagrams travel.",
         example: "\"L\"",

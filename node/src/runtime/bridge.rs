@@ -11,12 +11,12 @@ use control::{
     ACK_COPIES_MAX, Change, Control, Event, Input, Output, PacedChange, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX,
     TRUST_CELLS_MAX,
 };
-use dataplane::command::{Command, CommandSender, LinkCommand};
+use dataplane::command::{Command, CommandSender, LinkCommand, PacedSender};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::paced;
 use dataplane::punt::{Notice, Punt};
 use wire::cell::CellKind;
-use wire::ids::{LinkId, Side};
+use wire::ids::{ChannelIndex, LinkId, Side};
 
 use crate::runtime::door::DOOR_HALVES_PER_TURN;
 
@@ -73,14 +73,106 @@ pub struct Bridge {
     classes: Vec<Ends>,
 }
 
+/// The way to the workers of one class. Commands that found a ring full wait in the backlog, in binding order: in a
+/// free class at most [`BACKLOG_MAX`] and one for each channel, in a paced one what its control hands over in a turn.
+/// While there are any, of any class, control takes in nothing.
+pub enum Commands {
+    Free { sender: CommandSender, backlog: VecDeque<Command> },
+    Paced { sender: PacedSender, backlog: VecDeque<paced::Command> },
+}
+
+impl Commands {
+    /// To the workers of a free class.
+    pub fn free(sender: CommandSender) -> Commands {
+        Commands::Free { sender, backlog: VecDeque::new() }
+    }
+
+    /// To the worker of a paced class.
+    pub fn paced(sender: PacedSender) -> Commands {
+        Commands::Paced { sender, backlog: VecDeque::new() }
+    }
+
+    fn push(&mut self, change: Change) {
+        match self {
+            Commands::Free { backlog, .. } => backlog.push_back(command(change)),
+            Commands::Paced { backlog, .. } => backlog.extend(paced_command(change)),
+        }
+    }
+
+    /// Queues commands that do not come from control.
+    fn extend(&mut self, commands: impl IntoIterator<Item = Command>) {
+        match self {
+            Commands::Free { backlog, .. } => backlog.extend(commands),
+            Commands::Paced { backlog, .. } => backlog.extend(commands.into_iter().filter_map(shared_command)),
+        }
+    }
+
+    /// Commands in the backlog.
+    fn waiting(&self) -> usize {
+        match self {
+            Commands::Free { backlog, .. } => backlog.len(),
+            Commands::Paced { backlog, .. } => backlog.len(),
+        }
+    }
+
+    /// Commands that reached a ring, and those that will.
+    fn queued(&self) -> u64 {
+        let pushed = match self {
+            Commands::Free { sender, .. } => sender.pushed(),
+            Commands::Paced { sender, .. } => sender.pushed(),
+        };
+        pushed + self.waiting() as u64
+    }
+
+    /// Commands that the workers have taken.
+    fn taken(&self) -> u64 {
+        match self {
+            Commands::Free { sender, .. } => sender.taken(),
+            Commands::Paced { sender, .. } => sender.taken(),
+        }
+    }
+
+    /// Moves waiting commands into the rings until one is full.
+    fn hand_over(&mut self) {
+        match self {
+            Commands::Free { sender, backlog } if !backlog.is_empty() => {
+                hand_over(backlog, |command| sender.send(command));
+                sender.signal();
+            }
+            Commands::Paced { sender, backlog } if !backlog.is_empty() => {
+                hand_over(backlog, |command| sender.send(command));
+                sender.signal();
+            }
+            Commands::Free { .. } | Commands::Paced { .. } => {}
+        }
+    }
+
+    /// As [`CommandSender::ended`], after which other workers are told.
+    fn ended(&mut self, worker: usize, channel: ChannelIndex) -> bool {
+        // Channels of a paced class end by themselves.
+        let Commands::Free { sender, backlog } = self else { return false };
+        let (ended, other) = sender.ended(worker, channel);
+        backlog.extend(other);
+        ended
+    }
+}
+
+fn hand_over<C>(backlog: &mut VecDeque<C>, mut send: impl FnMut(C) -> Result<(), C>) {
+    while let Some(command) = backlog.pop_front() {
+        if let Err(command) = send(command) {
+            backlog.push_front(command);
+            return;
+        }
+    }
+    // Memory that a link with thousands of channels needed is returned.
+    backlog.shrink_to(PUNTS_PER_TURN);
+}
+
 /// The ends of the rings of one class.
 pub struct Ends {
-    commands: CommandSender,
+    commands: Commands,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
-    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While
-    /// there are any, of any class, control takes in nothing.
-    backlog: VecDeque<Command>,
     /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a
     /// cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
@@ -88,26 +180,8 @@ pub struct Ends {
 
 impl Ends {
     /// The rings to and from the workers of one class.
-    pub fn new(commands: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Ends {
-        Ends { commands, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
-    }
-
-    /// Moves waiting commands into the ring until it is full.
-    fn hand_over(&mut self) {
-        if self.backlog.is_empty() {
-            return;
-        }
-        while let Some(command) = self.backlog.pop_front() {
-            if let Err(command) = self.commands.send(command) {
-                self.backlog.push_front(command);
-                break;
-            }
-        }
-        if self.backlog.is_empty() {
-            // Memory that a link with thousands of channels needed is returned.
-            self.backlog.shrink_to(PUNTS_PER_TURN);
-        }
-        self.commands.signal();
+    pub fn new(commands: Commands, punts: Vec<rtrb::Consumer<Punt>>) -> Ends {
+        Ends { commands, punts, outgoing: VecDeque::new() }
     }
 }
 
@@ -137,7 +211,7 @@ impl Bridge {
         note: &mut dyn FnMut(usize, Note),
         save: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Duration {
-        self.classes.iter_mut().for_each(Ends::hand_over);
+        self.classes.iter_mut().for_each(|class| class.commands.hand_over());
         if self.takes_handshakes() {
             for class in 0..self.classes.len() {
                 self.take_punts(class, now, &mut |one| note(class, one));
@@ -145,9 +219,10 @@ impl Bridge {
             self.control.tick(now, wall);
             self.collect(now, note, save);
             for (place, class) in self.classes.iter_mut().enumerate() {
-                let most = BACKLOG_MAX + self.control.class(place).caps().channels;
-                debug_assert!(class.backlog.len() <= most, "{} commands in one turn", class.backlog.len());
-                class.hand_over();
+                let (most, waiting) =
+                    (BACKLOG_MAX + self.control.class(place).caps().channels, class.commands.waiting());
+                debug_assert!(waiting <= most, "{waiting} commands in one turn");
+                class.commands.hand_over();
             }
         }
 
@@ -157,7 +232,7 @@ impl Bridge {
                 send(place, side, to, &datagram);
             }
         }
-        let is_done = self.classes.iter().all(|class| class.backlog.is_empty() && class.outgoing.is_empty());
+        let is_done = self.classes.iter().all(|class| class.commands.waiting() == 0 && class.outgoing.is_empty());
         if is_done { self.control.next_wake() } else { now + AGAIN }
     }
 
@@ -176,10 +251,10 @@ impl Bridge {
     /// Takes all outputs of control.
     fn collect(&mut self, now: Duration, note: &mut dyn FnMut(usize, Note), save: &mut dyn FnMut(&[u8]) -> bool) {
         while let Some((place, output)) = self.control.poll_output() {
-            let Ends { commands, backlog, outgoing, .. } = &mut self.classes[place];
+            let Ends { commands, outgoing, .. } = &mut self.classes[place];
             match output {
                 Output::Send { side, to, datagram } => {
-                    let after = commands.pushed() + backlog.len() as u64;
+                    let after = commands.queued();
                     // A datagram too many is lost like any other; control tries its handshake again.
                     if outgoing.len() < OUTGOING_MAX {
                         outgoing.push_back(Outgoing { after, side, to, datagram });
@@ -187,7 +262,7 @@ impl Bridge {
                         self.control.lost_outgoing(place);
                     }
                 }
-                Output::Change(change) => backlog.push_back(command(change)),
+                Output::Change(change) => commands.push(change),
                 Output::Save(number) => {
                     if save(&self.control.state().to_bytes()) {
                         self.control.saved(now, number);
@@ -201,29 +276,29 @@ impl Bridge {
 
     /// Takes some commands for the worker of a class that do not come from control, unless commands of control wait.
     pub fn take_commands(&mut self, class: usize, commands: impl Iterator<Item = Command>) {
-        let backlog = &mut self.classes[class].backlog;
-        if backlog.is_empty() {
-            backlog.extend(commands.take(LISTENER_COMMANDS_PER_TURN));
+        let way = &mut self.classes[class].commands;
+        if way.waiting() == 0 {
+            way.extend(commands.take(LISTENER_COMMANDS_PER_TURN));
         }
     }
 
     /// Answers a [`Note::Resolve`] of a class. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in
     /// the backlog.
     pub fn resolved(&mut self, class: usize, query: QueryId, addresses: Vec<IpAddr>) {
-        self.classes[class].backlog.push_back(Command::Resolved { query, addresses });
+        self.classes[class].commands.extend([Command::Resolved { query, addresses }]);
     }
 
     /// Gives an exit the addresses of its host.
     pub fn own_addresses(&mut self, addresses: &[IpAddr]) {
         for class in &mut self.classes {
-            class.backlog.push_back(Command::OwnAddresses { addresses: addresses.to_vec() });
+            class.commands.extend([Command::OwnAddresses { addresses: addresses.to_vec() }]);
         }
     }
 
     /// True if control takes in what comes. While commands wait for a worker of any class it does not: what comes in
     /// one class may lead to commands in all.
     pub fn takes_handshakes(&self) -> bool {
-        self.classes.iter().all(|class| class.backlog.is_empty())
+        self.classes.iter().all(|class| class.commands.waiting() == 0)
     }
 
     /// A handshake datagram of a class. `is_crowded` if the queue in which it waited was half full. Returns true if it
@@ -254,8 +329,10 @@ impl Bridge {
             Punt::Cell { link, slot, from, header, mut body } => {
                 self.control.handle(now, class, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
-            // Only workers of paced classes send it, and a node does not run them yet.
-            Punt::PacedCell { .. } => debug_assert!(false, "a cell of a paced class in a free one"),
+            Punt::PacedCell { link, slot, from, header, mut body, at } => {
+                let body = body.bytes_mut();
+                self.control.handle(now, class, Input::PacedCell { link, slot, from, header, body, at_ns: at });
+            }
             Punt::Promoted { link, slot, from } => {
                 self.control.handle(now, class, Input::Promoted { link, slot, from });
             }
@@ -263,13 +340,9 @@ impl Bridge {
                 self.control.handle(now, class, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
-                let Ends { commands, backlog, .. } = &mut self.classes[class];
-                let (ended, other) = commands.ended(worker, channel);
-                backlog.extend(other);
-                if !ended {
-                    return;
+                if self.classes[class].commands.ended(worker, channel) {
+                    self.control.handle(now, class, Input::ChannelEnded { channel, reason });
                 }
-                self.control.handle(now, class, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
             Punt::Notice(notice) => note(Note::Notice(notice)),
@@ -307,10 +380,22 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
         | Change::RetireChannel { .. }
         | Change::Supersede { .. }
         | Change::Inject { .. } => return None,
-        link => match command(link) {
-            Command::Link(command) => paced::Command::Link(command),
-            _ => return None,
-        },
+        link => return shared_command(command(link)),
+    })
+}
+
+/// A command that workers of free and of paced classes know; none for one of free classes.
+fn shared_command(command: Command) -> Option<paced::Command> {
+    Some(match command {
+        Command::Link(command) => paced::Command::Link(command),
+        Command::Listen { id, socket, listener } => paced::Command::Listen { id, socket, listener },
+        Command::Unlisten { id } => paced::Command::Unlisten { id },
+        Command::Resolved { query, addresses } => paced::Command::Resolved { query, addresses },
+        Command::OwnAddresses { addresses } => paced::Command::OwnAddresses { addresses },
+        Command::InstallChannel { .. }
+        | Command::RetireChannel { .. }
+        | Command::Supersede { .. }
+        | Command::Inject { .. } => return None,
     })
 }
 
@@ -407,7 +492,7 @@ mod tests {
         let control = Control::new(vec![config], trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
         let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let commands = CommandSender::new(commands, Arc::new(Waker::new().unwrap()));
+        let commands = Commands::free(CommandSender::new(commands, Arc::new(Waker::new().unwrap())));
         let bridge = Bridge::new(control, vec![Ends::new(commands, vec![punts])]);
         (bridge, worker_commands, worker_punts)
     }
@@ -431,7 +516,7 @@ mod tests {
         for left in [6, 2, 0] {
             let waiting = punts.slots();
             turn(&mut bridge, Duration::ZERO);
-            assert_eq!(bridge.classes[0].backlog.len(), left);
+            assert_eq!(bridge.classes[0].commands.waiting(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as commands do");
             while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query.0);
@@ -439,7 +524,8 @@ mod tests {
         }
         assert!(taken.into_iter().eq(0..10), "in order");
         assert_eq!(punts.slots(), 256);
-        assert!(bridge.classes[0].backlog.capacity() <= PUNTS_PER_TURN);
+        let Commands::Free { backlog, .. } = &bridge.classes[0].commands else { panic!("a free class") };
+        assert!(backlog.capacity() <= PUNTS_PER_TURN);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use control::trust::ClassTerms;
+use control::Control;
 use dataplane::lanes::Lanes;
 use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use tracing::{Span, error_span};
-use wire::cell::{Class, Shape};
+use wire::cell::Shape;
 
-use crate::config::{ChainFile, NodeConfig, Part};
+use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
 use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;
@@ -26,11 +26,11 @@ use crate::runtime::next_names::NextNames;
 use crate::runtime::reporter::ClassReporter;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::sockets::{HandshakeSockets, Sockets};
-use crate::runtime::workers::{WorkerPlan, Workers};
+use crate::runtime::workers::{PacedPlan, WorkerPlan, Workers};
 
 /// A class of a node that is about to start.
 pub struct ClassSpec {
-    pub terms: ClassTerms,
+    pub terms: Terms,
     /// Class and length of its chain.
     pub shape: Shape,
     /// The node's configuration, with the settings of this class.
@@ -77,14 +77,15 @@ pub(super) struct Start<'a> {
     pub(super) stop: &'a Arc<AtomicBool>,
     /// The control thread's.
     pub(super) waker: &'a Arc<Waker>,
+    pub(super) control: &'a Control,
 }
 
 impl Start<'_> {
-    /// Starts the workers of a class, after `first` of other classes.
+    /// Starts the workers of the class that control has at this place, after `first` of other classes.
     ///
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
-    pub(super) fn class(&self, spec: ClassSpec, first: usize) -> Result<Started, StartError> {
+    pub(super) fn class(&self, place: usize, spec: ClassSpec, first: usize) -> Result<Started, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
         let ClassSpec { terms, shape, config, next, lanes, mut sockets } = spec;
         let watched = sockets.links().map(|socket| Ok(DropCounter::new(socket.try_clone()?)));
@@ -104,14 +105,29 @@ impl Start<'_> {
             Part::Entry(_) | Part::Mix { .. } => None,
         };
 
-        let mixing_delay = Duration::from_millis(u64::from(terms.mixing_delay_ms));
-        let plan = WorkerPlan { config: &config, shape, mixing_delay, position: self.position, lanes, first };
-        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, door } =
+        let (mixing_delay, paced) = match &terms {
+            Terms::Free(terms) => (Duration::from_millis(u64::from(terms.mixing_delay_ms)), None),
+            Terms::Paced(terms) => {
+                let clock = self.control.class(place).paced_clock().expect("control has the class as paced").clone();
+                let queue_age = queue_age(&config, terms);
+                (
+                    Duration::ZERO,
+                    Some(PacedPlan { terms: terms.clone(), suite: self.chain.terms.suite, clock, queue_age }),
+                )
+            }
+        };
+        let plan = WorkerPlan { config: &config, shape, mixing_delay, paced, position: self.position, lanes, first };
+        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, door } =
             Workers::start(&plan, sockets, self.clock, (self.stop, self.waker))?;
 
-        let floor = if let Part::Mix { meter_floor, .. } = config.part { Some(meter_floor) } else { None };
+        // A paced class has its own floor, which everybody in the chain knows.
+        let floor = match (&terms, &config.part) {
+            (Terms::Free(_), Part::Mix { meter_floor, .. }) => Some(*meter_floor),
+            _ => None,
+        };
+        let name = terms.name();
         let reporter = ClassReporter {
-            class: terms.class,
+            class: name.clone(),
             ledgers,
             profiles,
             control: Default::default(),
@@ -120,6 +136,7 @@ impl Start<'_> {
             readiness: Arc::default(),
             listeners,
             turns,
+            view,
             floor,
         };
         let state = ClassState {
@@ -129,7 +146,7 @@ impl Start<'_> {
             door,
             log: Log::new(self.chain, self.position, next),
             flood: Flood::default(),
-            span: if self.has_many { span(terms.class) } else { Span::none() },
+            span: if self.has_many { span(&name) } else { Span::none() },
         };
         let ends = Ends::new(commands, punts);
         Ok(Started { workers: threads, wakers, ends, state, sockets: handshakes, reporter, socks })
@@ -137,10 +154,6 @@ impl Start<'_> {
 }
 
 /// Enabled at every level of the log.
-fn span(class: Class) -> Span {
-    match class {
-        Class::S => error_span!("class S"),
-        Class::M => error_span!("class M"),
-        Class::L => error_span!("class L"),
-    }
+fn span(class: &ClassName) -> Span {
+    error_span!("class", name = %class)
 }

@@ -12,10 +12,9 @@ use std::time::Duration;
 use dataplane::entry::NotADestination;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Forward, parse_idle, parse_max_age};
+use crate::config::{ClassName, Forward, NotAClassName, parse_idle, parse_max_age};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::local::{Bound, Server, read_answer};
-use wire::cell::{Class, UnknownClass};
 
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;
@@ -73,7 +72,7 @@ impl From<&Forward> for ForwardInfo {
             to: to.to_string(),
             idle_s: idle.map(|idle| idle.as_secs()),
             max_age_ms: max_age.map(|max_age| max_age.as_millis() as u64),
-            class: class.map(|class| class.to_string()),
+            class: class.as_ref().map(ClassName::to_string),
         }
     }
 }
@@ -82,7 +81,7 @@ impl From<&Forward> for ForwardInfo {
 ///
 /// # Errors
 /// No thread or no descriptors left.
-pub fn serve(bound: Bound, classes: Vec<(Class, Listeners)>) -> io::Result<Server> {
+pub fn serve(bound: Bound, classes: Vec<(ClassName, Listeners)>) -> io::Result<Server> {
     bound.serve("console", move |mut client| {
         let mut line = String::new();
         BufReader::new(client.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
@@ -96,7 +95,7 @@ pub fn serve(bound: Bound, classes: Vec<(Class, Listeners)>) -> io::Result<Serve
     })
 }
 
-fn answer(request: Request, classes: &[(Class, Listeners)]) -> Answer {
+fn answer(request: Request, classes: &[(ClassName, Listeners)]) -> Answer {
     match request {
         Request::Add(wanted) => match add(wanted, classes) {
             Ok(forward) => {
@@ -113,9 +112,12 @@ fn answer(request: Request, classes: &[(Class, Listeners)]) -> Answer {
             None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` prints all forwards")),
         },
         Request::List => {
-            let of_class = |(class, listeners): &(Class, Listeners)| {
-                let class = (classes.len() > 1).then_some(*class);
-                listeners.forwards().into_iter().map(move |(_, forward)| (&Forward { class, ..forward }).into())
+            let of_class = |(class, listeners): &(ClassName, Listeners)| {
+                let class = (classes.len() > 1).then(|| class.clone());
+                listeners
+                    .forwards()
+                    .into_iter()
+                    .map(move |(_, forward)| (&Forward { class: class.clone(), ..forward }).into())
             };
             Answer::Forwards(classes.iter().flat_map(of_class).collect())
         }
@@ -123,14 +125,14 @@ fn answer(request: Request, classes: &[(Class, Listeners)]) -> Answer {
 }
 
 /// Adds a forward to the class that it names, or to the first one.
-fn add(wanted: ForwardInfo, classes: &[(Class, Listeners)]) -> Result<Forward, String> {
+fn add(wanted: ForwardInfo, classes: &[(ClassName, Listeners)]) -> Result<Forward, String> {
     let ForwardInfo { listen, to, idle_s, max_age_ms, class } = wanted;
     let to = to.parse().map_err(|why: NotADestination| why.to_string())?;
     let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
-    let class = class.map(|class| class.parse()).transpose().map_err(|why: UnknownClass| why.to_string())?;
-    let found = classes.iter().find(|(one, _)| class.is_none_or(|class| class == *one));
+    let class = class.map(|class| class.parse()).transpose().map_err(|why: NotAClassName| why.to_string())?;
+    let found = classes.iter().find(|(one, _)| class.as_ref().is_none_or(|class| class == one));
     let (_, listeners) = found.ok_or_else(|| {
-        let class = class.map_or("", Class::name);
+        let class = class.as_ref().map_or("", ClassName::as_str);
         format!(
             "this entry does not use class {class}: add a table [class.{class}] to its configuration and restart it"
         )
@@ -159,7 +161,7 @@ mod tests {
     use crate::config::Location;
     use crate::runtime::listeners::Times;
     use dataplane::sys::Waker;
-    use wire::cell::Shape;
+    use wire::cell::{Class, Shape};
 
     #[test]
     fn console_adds_lists_removes_and_refuses_junk() {
@@ -170,7 +172,8 @@ mod tests {
         let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let other = Listeners::new(Shape::new(Class::S, 4).unwrap(), times, &[], waker).unwrap();
-        let _server = serve(bound, vec![(Class::L, listeners.clone()), (Class::S, other.clone())]).unwrap();
+        let _server =
+            serve(bound, vec![(Class::L.into(), listeners.clone()), (Class::S.into(), other.clone())]).unwrap();
 
         let told = |listen: &str, to: &str, idle_s| ForwardInfo {
             listen: listen.parse().unwrap(),

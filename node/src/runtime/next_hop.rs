@@ -30,7 +30,7 @@ pub(super) struct NextHop {
 /// of this node, a path with too small an MTU, or a name in `next` that does not resolve.
 pub(super) fn choose(class: &ServedClass<'_>, own: &[Wanted]) -> Result<NextHop, ConfigError> {
     let (loaded, mut unfit) = (class.loaded, Vec::new());
-    let of_class = class.terms.class;
+    let of_class = class.terms.id();
     let contacts = loaded.next_hops().into_iter().filter_map(|one| Some((one.revision, one.contact(of_class)?)));
     let mut contacts = contacts.collect::<Vec<_>>().into_iter().peekable();
     while let Some((revision, contact)) = contacts.next() {
@@ -69,7 +69,7 @@ fn fit(class: &ServedClass<'_>, contact: &Contact, own: &[Wanted]) -> Result<Nex
     let any: SocketAddr =
         if next.is_some_and(|next| next.is_ipv6()) { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
     let free = |one: &&Wanted| config.down.is_none() && one.passed.is_none();
-    let socket = own.iter().find(|one| one.name == "down" && one.class == class.terms.class);
+    let socket = own.iter().find(|one| one.name == "down" && one.class == class.terms.id());
     let down = socket.filter(free).map(|_| next.and_then(|next| published(class, next)).unwrap_or(any));
     let from = down.or(socket.map(|one| one.address)).unwrap_or(any);
     let said = format!("{}: down = \"{from}\"", config.place_of("down"));
@@ -84,7 +84,7 @@ fn fit(class: &ServedClass<'_>, contact: &Contact, own: &[Wanted]) -> Result<Nex
             return Err(mistake(said, what, format!("set down = \"{any}\"")));
         }
         refuse_self(class, contact, own, next)?;
-        warnings.extend(path::check(config, (class.shape, class.loaded.position), from.ip(), next)?);
+        warnings.extend(path::check(class, from.ip(), next)?);
     }
     Ok(NextHop { address: next, lanes: class.lanes(Some(contact)), down, warnings })
 }

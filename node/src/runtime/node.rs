@@ -16,10 +16,12 @@ use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::warn;
-use wire::cell::{Class, Shape};
+use wire::cell::Shape;
 
 use crate::ceremony::{span, utc};
-use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, node_name, wall_s};
+use crate::config::{
+    ClassName, ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, Terms, node_name, wall_s,
+};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::Bridge;
@@ -100,7 +102,9 @@ impl Node {
     pub fn start(spec: NodeSpec) -> Result<Node, StartError> {
         let NodeSpec { loaded, mut classes } = spec;
         raise_descriptors(&mut classes);
-        let configs = classes.iter().map(|spec| class_config(&loaded, &spec.config, spec.shape, spec.next)).collect();
+        let configs =
+            classes.iter().map(|spec| class_config(&loaded, &spec.config, (&spec.terms, spec.shape), spec.next));
+        let configs = configs.collect();
         let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
         let role = config.role();
         let clock = Clock::start();
@@ -110,11 +114,19 @@ impl Node {
             .map_err(|why| bad_config(&config, &why))?;
 
         let (stop_all, waker) = (&stop, &control_waker);
-        let start = Start { chain: &chain, position, has_many: classes.len() > 1, clock, stop: stop_all, waker };
+        let start = Start {
+            chain: &chain,
+            position,
+            has_many: classes.len() > 1,
+            clock,
+            stop: stop_all,
+            waker,
+            control: &control,
+        };
         let (mut workers, mut wakers, mut ends, mut states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut sockets, mut reporters, mut socks) = (Vec::new(), Vec::new(), Vec::new());
-        for class in classes {
-            let started = start.class(class, workers.len())?;
+        for (place, class) in classes.into_iter().enumerate() {
+            let started = start.class(place, class, workers.len())?;
             workers.extend(started.workers);
             wakers.extend(started.wakers);
             ends.push(started.ends);
@@ -171,8 +183,8 @@ impl Node {
     }
 
     /// Those of all its classes; none for other roles.
-    pub fn class_listeners(&self) -> Vec<(Class, Listeners)> {
-        let of_class = |class: &ClassReporter| Some((class.class, class.listeners.clone()?));
+    pub fn class_listeners(&self) -> Vec<(ClassName, Listeners)> {
+        let of_class = |class: &ClassReporter| Some((class.class.clone(), class.listeners.clone()?));
         self.reporter.classes.iter().filter_map(of_class).collect()
     }
 
@@ -227,10 +239,15 @@ impl Node {
 
 /// The configuration of control for a class. `next` is the address of the next hop.
 pub fn control_config(class: &ServedClass<'_>, next: Option<SocketAddr>) -> Config {
-    class_config(class.loaded, &class.config, class.shape, next)
+    class_config(class.loaded, &class.config, (&class.terms, class.shape), next)
 }
 
-fn class_config(loaded: &Loaded, config: &NodeConfig, shape: Shape, next: Option<SocketAddr>) -> Config {
+fn class_config(
+    loaded: &Loaded,
+    config: &NodeConfig,
+    (of_class, shape): (&Terms, Shape),
+    next: Option<SocketAddr>,
+) -> Config {
     let Loaded { chain, position, psks, .. } = loaded;
     let role = match &config.part {
         Part::Entry(part) => Role::Entry { channels: part.channels },
@@ -245,7 +262,7 @@ fn class_config(loaded: &Loaded, config: &NodeConfig, shape: Shape, next: Option
         next: next.filter(|_| config.next.is_some()),
         previous: config.previous.clone(),
         shared_prefixes: config.shared_prefixes.clone(),
-        paced: false,
+        paced: of_class.paced().is_some(),
         psk_up: psks.up.clone(),
         psk_down: psks.down.clone(),
         timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },
@@ -279,6 +296,7 @@ mod tests {
     use std::time::Duration;
 
     use dataplane::entry::Association;
+    use wire::cell::Class;
 
     use crate::runtime::listeners::Times;
     use crate::runtime::refused_flows::RefusedFlows;

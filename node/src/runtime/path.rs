@@ -10,7 +10,7 @@ use rustix::net::sockopt;
 use wire::cell::{Class, Direction, Shape};
 use wire::handshake::HANDSHAKE_LEN_MAX;
 
-use crate::config::{ConfigError, NodeConfig, in_words};
+use crate::config::{ConfigError, ServedClass, Terms, in_words};
 
 /// Bytes of the IP and UDP headers, over IPv4 and over IPv6.
 const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
@@ -31,10 +31,14 @@ pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
     Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
 }
 
-/// The longest packet of a link, cells of both directions and handshakes included, in bytes.
+/// The longest packet of a link of a free class, cells of both directions and handshakes included, in bytes.
 pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
     let both = [Direction::Forward, Direction::Backward];
-    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
+    packet(both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default(), ipv6)
+}
+
+/// The longest packet of a link whose longest cell has `cell` bytes.
+fn packet(cell: usize, ipv6: bool) -> usize {
     HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
 }
 
@@ -59,12 +63,8 @@ pub fn device(local: IpAddr) -> Option<String> {
 ///
 /// # Errors
 /// The MTU is too small, or `from` cannot reach the next hop.
-pub fn check(
-    config: &NodeConfig,
-    (shape, position): (Shape, usize),
-    from: IpAddr,
-    next: SocketAddr,
-) -> Result<Option<String>, ConfigError> {
+pub fn check(served: &ServedClass<'_>, from: IpAddr, next: SocketAddr) -> Result<Option<String>, ConfigError> {
+    let ServedClass { terms, shape, config, .. } = served;
     let KnownPath { mtu, local } = match known_path(from, next) {
         Ok(path) => path,
         // Linux returns this for a loopback address towards any other.
@@ -81,20 +81,23 @@ pub fn check(
         Err(why) => return Ok(Some(format!("no route to the next hop at {next} yet: {}", in_words(&why)))),
     };
 
-    let needed = longest_packet(shape, position + 1, next.is_ipv6());
+    let needed = match terms {
+        Terms::Free(_) => longest_packet(*shape, served.loaded.position + 1, next.is_ipv6()),
+        Terms::Paced(terms) => packet(terms.class.cell_len(), next.is_ipv6()),
+    };
     if needed <= mtu {
         return Ok(None);
     }
     let device = device(local).unwrap_or_else(|| "DEVICE".to_owned());
     let raise =
         format!("raise the MTU of the whole path, on this host with `sudo ip link set dev {device} mtu {needed}`");
-    let class = shape.class();
+    let class = terms.name();
     Err(ConfigError::Value {
         at: config.place_of("next"),
         what: format!(
             "the path to the next hop at {next} carries packets of {mtu} bytes, but class {class} needs {needed}"
         ),
-        remedy: match smaller_class(shape, mtu, next.is_ipv6()) {
+        remedy: match smaller_class(*shape, mtu, next.is_ipv6()) {
             Some(smaller) => format!("{raise}, or make a chain of class {smaller}"),
             None => raise,
         },

@@ -9,11 +9,11 @@ use control::trust::TrustStatus;
 use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::{Ledger, Tally};
+use dataplane::paced::entry::View;
 use dataplane::runner::{Clock, Turns};
 use rustix::time::{ClockId, clock_gettime};
-use wire::cell::Class;
 
-use crate::config::NodeRole;
+use crate::config::{ClassName, NodeRole};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -44,7 +44,7 @@ pub(super) struct Reporter {
 
 /// The sources of the report of a class.
 pub(super) struct ClassReporter {
-    pub(super) class: Class,
+    pub(super) class: ClassName,
     /// One for each worker.
     pub(super) ledgers: Vec<Arc<Mutex<Ledger>>>,
     pub(super) profiles: Vec<latency::Shared>,
@@ -57,6 +57,8 @@ pub(super) struct ClassReporter {
     /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
+    /// Only at an entry, of a paced class.
+    pub(super) view: Option<Arc<Mutex<View>>>,
     /// Only at a mix: the floor of its meter.
     pub(super) floor: Option<u32>,
 }
@@ -64,7 +66,7 @@ pub(super) struct ClassReporter {
 impl Reporter {
     /// The report now: that of the first class and, if there are several, those of all.
     pub(super) fn report(&self) -> NodeReport {
-        let mut all = self.classes.iter().map(|class| (class.class.name().to_owned(), self.report_of(class)));
+        let mut all = self.classes.iter().map(|class| (class.class.to_string(), self.report_of(class)));
         let (name, first) = all.next().expect("a node has a class");
         let mut classes: BTreeMap<String, NodeReport> = all.collect();
         if !classes.is_empty() {
@@ -87,6 +89,7 @@ impl Reporter {
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
             meter: class.meter(&profile, self.clock.now()),
+            paced: class.view.as_ref().map(|view| (*lock(view)).into()),
             ..NodeReport::new(self.role, self.position, &class.ledger(), &profile)
         }
         .with_control(&control.counters, control.half_open)
@@ -127,7 +130,7 @@ impl ClassReporter {
 
     /// The anonymity meter of a mix.
     pub(super) fn meter(&self, profile: &Profile, now: Nanos) -> Option<MeterReport> {
-        Some(MeterReport::new(self.class, self.floor?, &profile.meters, now))
+        Some(MeterReport::new(self.class.to_string(), self.floor?, &profile.meters, now))
     }
 
     /// The sum of all workers' profiles.
@@ -151,7 +154,7 @@ pub(super) mod tests {
     /// A class without threads.
     pub(in crate::runtime) fn idle_class() -> ClassReporter {
         ClassReporter {
-            class: Class::S,
+            class: wire::cell::Class::S.into(),
             ledgers: Vec::new(),
             profiles: Vec::new(),
             control: Mutex::default(),
@@ -160,6 +163,7 @@ pub(super) mod tests {
             readiness: Arc::default(),
             listeners: None,
             turns: Vec::new(),
+            view: None,
             floor: None,
         }
     }
@@ -180,7 +184,7 @@ pub(super) mod tests {
     fn only_a_node_with_several_classes_lists_them() {
         let reporter = reporter_of(idle_class());
         assert!(reporter.report().classes.is_empty());
-        let second = ClassReporter { class: Class::M, ..idle_class() };
+        let second = ClassReporter { class: wire::cell::Class::M.into(), ..idle_class() };
         let reporter = Reporter { classes: [idle_class(), second].into(), ..reporter };
         lock(&reporter.classes[1].control).half_open = 7;
         let report = reporter.report();

@@ -203,7 +203,7 @@ fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
     for (served, sockets) in loaded.classes().iter().zip(classes) {
         line += &match classes.len() {
             1 => ", ".to_owned(),
-            _ => format!("; class {}: ", served.terms.class),
+            _ => format!("; class {}: ", served.terms.name()),
         };
         line += &addresses(sockets).join(", ");
     }
@@ -239,7 +239,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::config::served::tests::chain_of_two_classes;
+    use crate::config::served::tests::{chain_of_a_paced_class, chain_of_two_classes};
 
     /// Sends to `at` until the echo comes back.
     fn expect_echo(client: &UdpSocket, at: SocketAddr, what: &[u8]) {
@@ -296,6 +296,38 @@ mod tests {
                 assert!(class.handshakes.channels_opened > 0, "{} {name}", report.name());
             }
             assert_eq!(report.ledger, report.classes["S"].ledger);
+        }
+    }
+
+    #[test]
+    fn call_passes_a_chain_of_a_paced_class() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_a_paced_class(dir.path());
+        let [client, echo] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let destination = echo.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((len, from)) = echo.recv_from(&mut buffer) {
+                let _ = echo.send_to(&buffer[..len], from);
+            }
+        });
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+
+        let mut entry = std::fs::read_to_string(&files.entry).unwrap();
+        entry += &format!("[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{destination}\"\nclass = \"voice\"\n");
+        std::fs::write(&files.entry, entry).unwrap();
+        let start = |path: &PathBuf| Running::start(Loaded::read(path).unwrap(), ListenFd::empty()).unwrap();
+        let nodes: Vec<Running> = files.hops.iter().chain([&files.entry]).map(start).collect();
+
+        let entry = &nodes[2];
+        let (name, listeners) = &entry.node.class_listeners()[1];
+        assert_eq!(name.as_str(), "voice");
+        expect_echo(&client, listeners.forwards()[0].1.listen, &[7; 100]);
+        for node in nodes {
+            let report = node.stop().unwrap();
+            let class = &report.classes["voice"];
+            assert!(class.ledger.closed(), "{}: {:?}", report.name(), class.ledger);
+            assert!(class.ledger.cells.forward.sent + class.ledger.cells.forward.received > 0);
         }
     }
 }

@@ -15,8 +15,7 @@ use listenfd::ListenFd;
 use rustix::io::Errno;
 use rustix::net::connect_unspec;
 use socket2::{Domain, Socket, Type};
-use wire::cell::Class;
-use wire::ids::Side;
+use wire::ids::{ClassId, Side};
 
 use super::next_hop::{self, NextHop};
 use crate::config::{
@@ -46,7 +45,7 @@ impl Sockets {
 pub(super) struct Wanted {
     /// `up`, `down`, `forward`, `pymix` or `socks`.
     pub(super) name: &'static str,
-    pub(super) class: Class,
+    pub(super) class: ClassId,
     /// The setting and its location, for messages.
     said: String,
     /// The address to bind, or the bound one.
@@ -69,7 +68,7 @@ pub struct Plan {
 
 /// What is known of a class before its sockets are opened.
 pub struct ClassPlan {
-    class: Class,
+    class: ClassId,
     listeners: Vec<Listener>,
     /// Of the links.
     pub lanes: Lanes,
@@ -97,7 +96,7 @@ impl Plan {
 
         let mut plan = Plan { wanted, classes: Vec::new(), warnings: Vec::new() };
         for (served, listeners) in served.iter().zip(listeners) {
-            let class = served.terms.class;
+            let class = served.terms.id();
             let NextHop { address: next, lanes, down, warnings } = next_hop::choose(served, &plan.wanted)?;
             let socket = plan.wanted.iter_mut().find(|one| one.name == "down" && one.class == class);
             if let Some((down, wanted)) = down.zip(socket) {
@@ -276,7 +275,7 @@ fn setting(config: &NodeConfig, key: &str, nth: usize, value: &str) -> String {
 fn wanted(class: &ServedClass<'_>) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
     let (config, lanes) = (&class.config, class.lanes(None));
     let mut wanted = Vec::new();
-    let of_class = class.terms.class;
+    let of_class = class.terms.id();
     let want =
         |name, said, address| Wanted { name, class: of_class, said, address, stream: name == "socks", passed: None };
 

@@ -9,21 +9,23 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dataplane::command::{Command, CommandSender};
+use dataplane::batch::Lengths;
+use dataplane::command::{Command, CommandSender, PacedSender};
 use dataplane::entry::Entry;
-use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
+use dataplane::exit::{Exit, GatewaySettings};
 use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
+use dataplane::paced;
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::{self, Clock, Poller, Run, Turns, Worker};
 use dataplane::socket::apps::UdpApps;
 use dataplane::socket::backend::{Calls, Io};
 use dataplane::socket::link::LinkPort;
-use dataplane::socket::offload::{Offload, Offloads};
+use dataplane::socket::offload::Offloads;
 use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
@@ -33,9 +35,13 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::handshake::half_len;
 use wire::ids::Side;
+use wire::paced::PacedTerms;
+use wire::paced::clock::SteadyClock;
+use wire::setup::Suite;
 
 use crate::config::{ConfigError, ExitPart, NodeConfig, Part};
 use crate::error::StartError;
+use crate::runtime::bridge::Commands;
 use crate::runtime::door::Door;
 use crate::runtime::random::rng;
 use crate::runtime::sockets::Sockets;
@@ -55,8 +61,8 @@ pub const RECEIVE_BUFFER_ENOUGH: usize = 1 << 20;
 /// Running workers of a class, with control's ends of their rings.
 pub struct Workers {
     pub threads: Vec<JoinHandle<()>>,
-    /// Sends commands to all of them.
-    pub commands: CommandSender,
+    /// The way to all of them.
+    pub commands: Commands,
     /// One ring for each worker.
     pub punts: Vec<rtrb::Consumer<Punt>>,
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
@@ -64,13 +70,15 @@ pub struct Workers {
     pub profiles: Vec<latency::Shared>,
     pub turns: Vec<Arc<Turns>>,
     pub wakers: Vec<Arc<Waker>>,
+    /// What the entry of a paced class shows.
+    pub view: Option<Arc<Mutex<paced::entry::View>>>,
     /// Control's own sockets at the ports towards the previous hop; none at an entry, and where the system refuses.
     pub door: Option<Door>,
 }
 
 /// A worker's ends of its rings, and the poller and waker of its thread.
-struct WorkerEnds {
-    commands: rtrb::Consumer<Command>,
+struct WorkerEnds<C> {
+    commands: rtrb::Consumer<C>,
     punts: PuntSender,
     waker: Arc<Waker>,
     poller: Poller,
@@ -88,8 +96,8 @@ impl Workers {
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
-        let WorkerPlan { config, shape, position, lanes, .. } = *plan;
-        let offloads = offloads(shape, position, &sockets, config.offload);
+        let WorkerPlan { config, lanes, .. } = *plan;
+        let offloads = offloads(plan, &sockets);
         let offloads = offloads.map_err(StartError::system("read the addresses of the link sockets"))?;
         let granted = sockets.links().map(|socket| set_options(socket, config.receive_buffer, offloads));
         let granted = granted.collect::<std::io::Result<Vec<usize>>>();
@@ -98,31 +106,28 @@ impl Workers {
             warn!("{}", warning?);
         }
 
-        let (mut rings, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        for worker in 0..lanes.own {
-            let (to_worker, commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
-            let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
-            let (waker, poller) = (Waker::new().map_err(events())?, Poller::new().map_err(events())?);
-            let waker = Arc::new(waker);
-            let (up, down) = (sockets.up.get(worker).map(AsFd::as_fd), sockets.down.get(worker).map(AsFd::as_fd));
-            runner::watch(&poller, &waker, up, down).map_err(events())?;
-            rings.push((to_worker, waker.clone()));
-            punts.push(from_worker);
-            ends.push(WorkerEnds { commands, punts: PuntSender::new(to_control, control.clone()), waker, poller });
-        }
-
-        let workers = Workers {
-            threads: Vec::new(),
-            commands: CommandSender::to_all(rings, lanes),
-            punts,
-            ledgers: Vec::new(),
-            profiles: Vec::new(),
-            turns: Vec::new(),
-            wakers: ends.iter().map(|ends| ends.waker.clone()).collect(),
-            door: door(shape, position, &sockets.up, offloads),
-        };
+        let door = door(plan, &sockets.up, offloads);
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
-        let mut builder = Builder { plan, offloads, spawn, io_reported: false, workers };
+        let start = |commands: Commands, punts| {
+            let (threads, ledgers, profiles, turns, wakers, view) = Default::default();
+            let workers = Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, door };
+            Builder { plan, offloads, spawn, io_reported: false, workers }
+        };
+        if let Some(paced) = &plan.paced {
+            let Rings { commands, punts, worker } = Rings::new(&sockets, 0, control)?;
+            let commands = Commands::paced(PacedSender::new(commands, worker.waker.clone()));
+            let mut builder = start(commands, vec![punts]);
+            builder.paced(paced, sockets, worker)?;
+            return Ok(builder.workers);
+        }
+        let (mut to_workers, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for worker in 0..lanes.own {
+            let rings = Rings::new(&sockets, worker, control)?;
+            to_workers.push((rings.commands, rings.worker.waker.clone()));
+            punts.push(rings.punts);
+            ends.push(rings.worker);
+        }
+        let mut builder = start(Commands::free(CommandSender::to_all(to_workers, lanes)), punts);
         match &config.part {
             Part::Entry(_) => builder.entry(sockets, ends.remove(0))?,
             Part::Exit(part) => builder.exit(part, sockets, ends.remove(0))?,
@@ -132,17 +137,70 @@ impl Workers {
     }
 }
 
+/// Control's ends of the rings of a worker, and the worker's.
+struct Rings<C> {
+    commands: rtrb::Producer<C>,
+    punts: rtrb::Consumer<Punt>,
+    worker: WorkerEnds<C>,
+}
+
+impl<C> Rings<C> {
+    /// Watches the sockets of the `nth` worker, too.
+    fn new(sockets: &Sockets, nth: usize, control: &Arc<Waker>) -> Result<Rings<C>, StartError> {
+        let (to_worker, commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
+        let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
+        let (waker, poller) = (Waker::new().map_err(events())?, Poller::new().map_err(events())?);
+        let waker = Arc::new(waker);
+        let (up, down) = (sockets.up.get(nth).map(AsFd::as_fd), sockets.down.get(nth).map(AsFd::as_fd));
+        runner::watch(&poller, &waker, up, down).map_err(events())?;
+        let punts = PuntSender::new(to_control, control.clone());
+        Ok(Rings { commands: to_worker, punts: from_worker, worker: WorkerEnds { commands, punts, waker, poller } })
+    }
+}
+
 /// What the workers of a class are made of, but for their sockets.
 pub struct WorkerPlan<'a> {
     /// With the settings of the class.
     pub config: &'a NodeConfig,
     pub shape: Shape,
-    /// Largest mixing delay of a hop.
+    /// Largest mixing delay of a hop, in a free class.
     pub mixing_delay: Duration,
+    /// Of a paced class.
+    pub paced: Option<PacedPlan>,
     pub position: usize,
     pub lanes: Lanes,
     /// Number of workers of the classes before it: the names and cores of its own follow theirs.
     pub first: usize,
+}
+
+/// What the worker of a paced class is made of in addition.
+pub struct PacedPlan {
+    pub terms: PacedTerms,
+    pub suite: Suite,
+    /// That of control.
+    pub clock: SteadyClock,
+    /// How long datagrams of applications wait for a round.
+    pub queue_age: Duration,
+}
+
+impl WorkerPlan<'_> {
+    fn paced_settings(&self, paced: &PacedPlan) -> paced::Settings {
+        paced::Settings {
+            terms: paced.terms.clone(),
+            suite: paced.suite,
+            hops: self.shape.hops(),
+            position: self.position,
+            hugepages: self.config.hugepages,
+        }
+    }
+
+    /// Lengths of what arrives from `side`.
+    fn lengths(&self, side: Side) -> Lengths {
+        match &self.paced {
+            Some(paced) => self.paced_settings(paced).lengths(side),
+            None => lengths(self.shape, self.position, side),
+        }
+    }
 }
 
 /// Makes the workers of a class, of any role.
@@ -156,7 +214,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn entry(&mut self, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
+    fn entry(&mut self, sockets: Sockets, ends: WorkerEnds<Command>) -> Result<(), StartError> {
         let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
         let WorkerPlan { config, shape, mixing_delay, lanes, .. } = *self.plan;
         let mixes = shape.hops() as u32 - 1;
@@ -170,44 +228,79 @@ impl Builder<'_> {
             max_age: config.max_age,
         };
         let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
-        let apps = UdpApps::new(ends.poller.clone(), listeners, config.receive_buffer, self.offloads);
-        let apps = apps.map_err(application_sockets())?;
+        let apps = self.apps(&ends, listeners, config.receive_buffer)?;
         let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
 
         let entry = Entry::new(settings, down, apps, ends.commands, ends.punts, rngs, now);
-        self.workers.ledgers.push(entry.published());
-        self.workers.profiles.push(entry.profile());
-        self.spawn(entry, ends.poller, ends.waker)
+        self.run(entry.published(), entry.profile(), entry, (ends.poller, ends.waker))
     }
 
-    fn exit(&mut self, part: &ExitPart, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
+    fn exit(&mut self, part: &ExitPart, sockets: Sockets, ends: WorkerEnds<Command>) -> Result<(), StartError> {
         let WorkerPlan { config, shape, .. } = *self.plan;
-        let settings = dataplane::exit::Settings {
-            shape,
-            window: config.window,
-            hugepages: config.hugepages,
-            // The addresses of the host come with the first command.
-            policy: Policy::new(part.allow.clone(), part.deny.clone(), Vec::new())
-                .translating(part.nat64.clone())
-                .trusting(part.trust.clone()),
-            filtering: part.filtering,
-            limits: part.limits,
-            caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },
-            flow_idle: part.flow_idle,
-            max_age: config.max_age,
-        };
+        let (window, hugepages) = (config.window, config.hugepages);
+        let GatewaySettings { policy, filtering, limits, caps, flow_idle, max_age } = gateway(config, part);
+        let settings =
+            dataplane::exit::Settings { shape, window, hugepages, policy, filtering, limits, caps, flow_idle, max_age };
         let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
-        let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads);
-        let apps = apps.map_err(application_sockets())?;
+        let apps = self.apps(&ends, Vec::new(), FLOW_BUFFER)?;
         let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
 
         let exit = Exit::new(settings, up, apps, ends.commands, ends.punts, rngs, now);
-        self.workers.ledgers.push(exit.published());
-        self.workers.profiles.push(exit.profile());
-        self.spawn(exit, ends.poller, ends.waker)
+        self.run(exit.published(), exit.profile(), exit, (ends.poller, ends.waker))
     }
 
-    fn mix(&mut self, mixing: Mixing, sockets: Sockets, mut ends: Vec<WorkerEnds>) -> Result<(), StartError> {
+    /// The worker of a paced class, of any role.
+    fn paced(
+        &mut self,
+        paced: &PacedPlan,
+        sockets: Sockets,
+        ends: WorkerEnds<paced::Command>,
+    ) -> Result<(), StartError> {
+        let (config, settings) = (self.plan.config, self.plan.paced_settings(paced));
+        let (clock, now) = (paced.clock.clone(), self.spawn.clock.now());
+        match &config.part {
+            Part::Entry(_) => {
+                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
+                let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
+                let apps = self.apps(&ends, listeners, config.receive_buffer)?;
+                let service = paced::entry::Service::Destinations(kinds);
+                let WorkerEnds { commands, punts, waker, poller } = ends;
+                let entry =
+                    paced::entry::Entry::new((settings, service), (down, apps), commands, punts, rng()?, clock, now);
+                self.workers.view = Some(entry.view());
+                self.run(entry.published(), entry.profile(), entry, (poller, waker))
+            }
+            Part::Mix { .. } => {
+                let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
+                let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
+                let WorkerEnds { commands, punts, waker, poller } = ends;
+                let mix = paced::mix::Mix::new(settings, (up, down), commands, punts, rng()?, clock, now);
+                self.run(mix.published(), mix.profile(), mix, (poller, waker))
+            }
+            Part::Exit(part) => {
+                let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
+                let apps = self.apps(&ends, Vec::new(), FLOW_BUFFER)?;
+                let (gateway, queue_age) = (gateway(config, part), paced.queue_age);
+                let settings = paced::exit::Settings { class: settings, gateway, queue_age };
+                let WorkerEnds { commands, punts, waker, poller } = ends;
+                let exit = paced::exit::Exit::new(settings, (up, apps), commands, punts, rng()?, clock, now);
+                self.run(exit.published(), exit.profile(), exit, (poller, waker))
+            }
+        }
+    }
+
+    /// The application sockets of a worker.
+    fn apps<C>(
+        &self,
+        ends: &WorkerEnds<C>,
+        listeners: Vec<UdpSocket>,
+        receive_buffer: usize,
+    ) -> Result<UdpApps, StartError> {
+        UdpApps::new(ends.poller.clone(), listeners, receive_buffer, self.offloads)
+            .map_err(StartError::system("set up the application sockets"))
+    }
+
+    fn mix(&mut self, mixing: Mixing, sockets: Sockets, mut ends: Vec<WorkerEnds<Command>>) -> Result<(), StartError> {
         let WorkerPlan { config, shape, position, lanes, .. } = *self.plan;
         let settings = mix::Settings {
             shape,
@@ -224,9 +317,7 @@ impl Builder<'_> {
         if lanes.own == 1 {
             let (ends, ports) = (ends.remove(0), (up.remove(0), down.remove(0)));
             let mix = Mix::new(settings, ports, ends.commands, ends.punts, [rng()?, rng()?, rng()?], now);
-            self.workers.ledgers.push(mix.published());
-            self.workers.profiles.push(mix.profile());
-            return self.spawn(mix, ends.poller, ends.waker);
+            return self.run(mix.published(), mix.profile(), mix, (ends.poller, ends.waker));
         }
 
         let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
@@ -236,16 +327,14 @@ impl Builder<'_> {
         }
         let shards = shards(settings, parts, [rng()?, rng()?], now);
         for (shard, (poller, waker)) in shards.into_iter().zip(pollers) {
-            self.workers.ledgers.push(shard.published());
-            self.workers.profiles.push(shard.profile());
-            self.spawn(shard, poller, waker)?;
+            self.run(shard.published(), shard.profile(), shard, (poller, waker))?;
         }
         Ok(())
     }
 
     /// The `wanted` link ports of one side.
     fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
-        let WorkerPlan { config, shape, position, .. } = *self.plan;
+        let WorkerPlan { config, .. } = *self.plan;
         if sockets.len() != wanted {
             let (role, side) = (config.role().name(), side.name());
             let what = format!(
@@ -255,7 +344,7 @@ impl Builder<'_> {
             );
             return Err(StartError::Config(ConfigError::Arguments(what)));
         }
-        let lengths = lengths(shape, position, side);
+        let lengths = self.plan.lengths(side);
         let port = |socket: UdpSocket| {
             let calls = calls(&socket, config.io, &mut self.io_reported);
             LinkPort::new(socket, calls, lengths, self.offloads)
@@ -264,12 +353,16 @@ impl Builder<'_> {
     }
 
     /// Runs a worker on a thread of its own.
-    fn spawn(
+    fn run(
         &mut self,
+        ledger: Arc<Mutex<Ledger>>,
+        profile: latency::Shared,
         mut worker: impl Worker + Send + 'static,
-        poller: Poller,
-        waker: Arc<Waker>,
+        (poller, waker): (Poller, Arc<Waker>),
     ) -> Result<(), StartError> {
+        self.workers.ledgers.push(ledger);
+        self.workers.profiles.push(profile);
+        self.workers.wakers.push(waker.clone());
         let Spawn { cores, spin, stop, clock } = &self.spawn;
         let (spin, stop, clock) = (*spin, stop.clone(), *clock);
         let index = self.plan.first + self.workers.threads.len();
@@ -297,8 +390,18 @@ fn events() -> impl FnOnce(std::io::Error) -> StartError {
     StartError::system("set up the event loop of a worker")
 }
 
-fn application_sockets() -> impl FnOnce(std::io::Error) -> StartError {
-    StartError::system("set up the application sockets")
+/// What an exit's flows are ruled by. The addresses of the host come with the first command.
+fn gateway(config: &NodeConfig, part: &ExitPart) -> GatewaySettings {
+    GatewaySettings {
+        policy: Policy::new(part.allow.clone(), part.deny.clone(), Vec::new())
+            .translating(part.nat64.clone())
+            .trusting(part.trust.clone()),
+        filtering: part.filtering,
+        limits: part.limits,
+        caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },
+        flow_idle: part.flow_idle,
+        max_age: config.max_age,
+    }
 }
 
 /// Settings that all worker threads share.
@@ -348,13 +451,14 @@ fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
 }
 
 /// The offloads that this node uses. Logs the reason if one is configured and not possible.
-fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
+fn offloads(plan: &WorkerPlan<'_>, sockets: &Sockets) -> std::io::Result<Offloads> {
+    let offload = plan.config.offload;
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
     let (mut lens, mut ipv6) = (Vec::new(), false);
     for (side, socket) in sockets {
         // Cells of the two sides differ by a layer; both lengths are tested.
-        lens.push(lengths(shape, position, side).cell);
+        lens.push(plan.lengths(side).cell);
         ipv6 |= socket.local_addr()?.is_ipv6();
     }
     let (offloads, why) = offload.decide(&lens, ipv6);
@@ -369,12 +473,12 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
 }
 
 /// The door of a node that has a previous hop. Logs why it has none.
-fn door(shape: Shape, position: usize, links: &[UdpSocket], offloads: Offloads) -> Option<Door> {
+fn door(plan: &WorkerPlan<'_>, links: &[UdpSocket], offloads: Offloads) -> Option<Door> {
     if links.is_empty() {
         return None;
     }
-    let cell_len = lengths(shape, position, Side::Up).cell;
-    let door = Door::open(links, half_len(position), cell_len, offloads.gro);
+    let cell_len = plan.lengths(Side::Up).cell;
+    let door = Door::open(links, half_len(plan.position), cell_len, offloads.gro);
     door.inspect_err(|why| {
         warn!(
             "handshakes share the sockets of cells ({why}), so a flood of them slows cells down: let the user that runs \

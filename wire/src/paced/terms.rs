@@ -156,13 +156,18 @@ impl PacedTerms {
         BUNDLE_ROUNDS * hops as u64 * u64::from(self.period_ms)
     }
 
+    /// True for a text that may be a class's name: 1 to 16 of a-z, 0-9 and `-`.
+    pub fn is_name(text: &str) -> bool {
+        let is_part = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(is_part)
+    }
+
     /// Checks ranges and what they must have in common.
     ///
     /// # Errors
     /// See [`BadPacedTerms`].
     pub fn check(&self, suite: Suite, hops: usize, interval_s: u32, epoch_s: u32) -> Result<(), BadPacedTerms> {
-        let is_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
-        if !(1..=NAME_MAX).contains(&self.name.len()) || !self.name.bytes().all(is_name) {
+        if !PacedTerms::is_name(&self.name) {
             return Err(BadPacedTerms::Name(self.name.clone()));
         }
         within("period_ms", PERIOD_MS, self.period_ms)?;
