@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use rand_chacha::ChaCha20Rng;
 use wire::ids::Side;
+use wire::paced::MeetingSecret;
 use wire::paced::clock::SteadyClock;
 
 use crate::channel::Channels;
@@ -89,6 +90,11 @@ impl ClassControl {
     /// The clock of a paced class, with which its worker starts.
     pub fn paced_clock(&self) -> Option<&SteadyClock> {
         self.paced.as_ref().map(Paced::clock)
+    }
+
+    /// Entry of a paced class: serves this meeting.
+    pub(crate) fn meet(&mut self, meeting: MeetingSecret) {
+        self.paced.as_mut().expect("a paced class").meet(meeting);
     }
 
     pub fn caps(&self) -> &Caps {

@@ -20,7 +20,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Header};
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
-use wire::paced::PacedHeader;
+use wire::paced::{MeetingSecret, PacedHeader};
 
 mod channel;
 mod class;
@@ -125,6 +125,15 @@ impl Control {
             }
         };
         Ok(Control { classes, trust, trust_due: now, trust_touched: true })
+    }
+
+    /// Entry: serves this meeting in a paced class from the next batch on whose setup has not begun (SPEC 9.13.8). Its
+    /// worker must have been made for a meeting.
+    ///
+    /// # Panics
+    /// The class at this place is not paced, or this is not an entry.
+    pub fn meet(&mut self, class: usize, meeting: MeetingSecret) {
+        self.classes[class].meet(meeting);
     }
 
     /// One of its classes, by place.

@@ -16,7 +16,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 pub use ceremony::{AssembleArgs, InspectArgs, KeygenArgs, RenewArgs};
 pub use chain::{ChainArgs, InitArgs, ShapeArgs};
 pub use inspect::{ConfigAction, ConfigArgs, DoctorArgs, ForwardAction, ForwardArgs, StatusArgs};
-pub use node::{EntryArgs, ExitArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
+pub use node::{EntryArgs, ExitArgs, MeetAction, MeetArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
 
 use crate::version;
 
@@ -97,6 +97,8 @@ pub enum Command {
     Exit(ExitArgs),
     /// Run the node that a configuration describes, whatever its role
     Run(RunArgs),
+    /// Make the secret of a meeting: two users who call each other
+    Meet(MeetArgs),
     /// Add, remove or list the forwards of a running entry
     Forward(ForwardArgs),
     /// Print the state of a running node

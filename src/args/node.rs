@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, ValueHint};
+use clap::{ArgGroup, Args, Subcommand, ValueHint};
 use dataplane::exit::policy::Rule;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
@@ -87,7 +87,9 @@ pub struct EntryArgs {
     pub process: ProcessArgs,
     /// Forward LISTEN to DEST (repeatable)
     ///
-    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With
+    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. DEST may be
+    /// meet:@FILE, the user with the same secret (`eddy meet new`), in a paced class: such a call cannot be matched by
+    /// those who watch all links. Of a call to HOST:PORT, even in a paced class, outages show outside. With
     /// `,idle_s=SECONDS` at the end, a flow without traffic from the client is closed after that time; with
     /// `,max_age_ms=MILLISECONDS`, datagrams that have waited for longer at the entry are dropped; with `,class=NAME`
     /// they travel in cells of another class of the chain than its first.
@@ -101,6 +103,34 @@ pub struct EntryArgs {
     /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true, help_heading = "Listeners")]
     pub pymix: Vec<SocketAddr>,
+}
+
+const MEET_HELP: &str = "\
+Examples:
+  One user makes the secret, and gives it to the other on a safe way:
+    eddy meet new > call.secret
+
+  Both name it in place of a destination, in a paced class of the chain:
+    eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class=voice
+
+Each then has a local UDP port at which the other one answers: for a call, a
+game, or WireGuard. Whoever watches all links and the exit sees that both are
+there, but not that they talk with each other. Nobody but the holders of the
+secret reads a meeting. Whoever gets the secret later can read what was
+recorded: use SRTP or WireGuard inside.";
+
+/// `eddy meet`.
+#[derive(Args, Debug)]
+#[command(after_long_help = MEET_HELP)]
+pub struct MeetArgs {
+    #[command(subcommand)]
+    pub action: MeetAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MeetAction {
+    /// Print a new secret; a file gets mode 0600
+    New,
 }
 
 /// `eddy mix`.

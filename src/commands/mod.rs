@@ -9,6 +9,7 @@ pub mod forward;
 pub mod init;
 pub mod inspect;
 pub mod keygen;
+pub mod meet;
 pub mod renew;
 pub mod run;
 pub mod status;
@@ -155,6 +156,7 @@ pub fn run(cli: Cli) -> ExitCode {
         ),
         Command::Run(args) => run::run(None, &args.node, run::Extras::default()),
         Command::Status(args) => status::run(&args),
+        Command::Meet(args) => meet::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),

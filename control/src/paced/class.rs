@@ -10,7 +10,7 @@ use wire::cell::{CellKind, Direction};
 use wire::ids::LinkId;
 use wire::link::LinkContent;
 use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
-use wire::paced::{AHEAD_MAX, PacedHeader, PacedTerms};
+use wire::paced::{AHEAD_MAX, MeetingSecret, PacedHeader, PacedTerms};
 
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop, Placed, ShardCell};
 use crate::Trust;
@@ -72,6 +72,12 @@ impl Paced {
     /// The clock that the worker starts with.
     pub(crate) const fn clock(&self) -> &SteadyClock {
         &self.clock
+    }
+
+    /// Entry: serves this meeting.
+    pub(crate) fn meet(&mut self, meeting: MeetingSecret) {
+        let Part::Entry { entry, .. } = &mut self.part else { panic!("only an entry has a meeting") };
+        entry.meet(Some(meeting));
     }
 
     fn config(&self) -> &PacedConfig {

@@ -7,11 +7,12 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use wire::kdf::Secret;
+use wire::paced::{BadSecret, MeetingSecret};
 use zeroize::Zeroizing;
 
 use super::source::{Source, Text};
 use super::table::USERS_FILE;
-use super::{ConfigError, NodeRole};
+use super::{ConfigError, Location, NodeRole};
 
 /// Users of SOCKS ports with their passwords.
 pub type SocksUsers = BTreeMap<String, Zeroizing<String>>;
@@ -72,6 +73,18 @@ pub(crate) fn read_private(path: &Path) -> Result<Source, ConfigError> {
         return Err(ConfigError::Exposed { path: path.to_owned(), mode });
     }
     Ok(Source::read(path)?.secret())
+}
+
+/// Reads the secret of a meeting.
+///
+/// # Errors
+/// Others may read the file, it cannot be read, or it is not what `eddy meet new` writes.
+pub fn read_meeting(path: &Path) -> Result<MeetingSecret, ConfigError> {
+    read_private(path)?.all().parse().map_err(|why: BadSecret| ConfigError::Value {
+        at: Location::file(path),
+        what: why.to_string(),
+        remedy: "make one with `eddy meet new`, and give the other user the same file".into(),
+    })
 }
 
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access

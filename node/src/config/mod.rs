@@ -20,6 +20,7 @@ pub(crate) mod source;
 pub mod table;
 mod table_node;
 pub(crate) mod table_trust;
+mod target;
 mod trust_files;
 
 use std::fmt;
@@ -34,7 +35,7 @@ pub use class_name::{ClassName, NotAClassName, Terms};
 pub use error::in_words;
 pub use error::{ConfigError, Location};
 pub use generate::{Value, generate};
-pub use keys::{SocksUsers, is_user, parse_users};
+pub use keys::{SocksUsers, is_user, parse_users, read_meeting};
 pub use loaded::{Found, Loaded, Psks};
 pub(crate) use loaded::{refusal, replaced};
 pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};
@@ -42,6 +43,7 @@ pub use node::{parse_idle, parse_max_age};
 pub use served::{ClassConfig, ServedClass, queue_age};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
+pub use target::{NotATarget, Target};
 pub(crate) use trust_files::sync_folder;
 pub use trust_files::{TrustFiles, wall_s};
 

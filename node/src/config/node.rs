@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use control::Caps;
-use dataplane::entry::{Destination, NotADestination};
+use dataplane::entry::Destination;
 use dataplane::exit::Filtering;
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::{Nat64, Rule};
@@ -19,7 +19,7 @@ use super::class_name::{ClassName, NotAClassName};
 use super::served::ClassConfig;
 use super::source::{Source, Table, Text};
 use super::table::NODE;
-use super::{ConfigError, Location, MAX_AGE_MS_RANGE, NodeRole, caps, parse_listen};
+use super::{ConfigError, Location, MAX_AGE_MS_RANGE, NodeRole, NotATarget, Target, caps, parse_listen};
 
 /// The name of the options of a command line in messages.
 pub const COMMAND_LINE: &str = "the command line";
@@ -118,8 +118,8 @@ pub struct EntryPart {
 pub struct Forward {
     /// Address at which the entry listens.
     pub listen: SocketAddr,
-    /// Destination of the exit.
-    pub to: Destination,
+    /// A destination of the exit, or a meeting.
+    pub to: Target,
     /// Idle flows are closed after this instead of [`EntryPart::flow_idle`].
     pub idle: Option<Duration>,
     /// Datagrams that have waited for longer are dropped, instead of [`NodeConfig::max_age`].
@@ -138,7 +138,7 @@ impl std::str::FromStr for Forward {
         let mut parts = to.split(',');
         let mut forward = Forward {
             listen: parse_listen(listen)?,
-            to: parts.next().unwrap_or_default().parse().map_err(|why: NotADestination| why.to_string())?,
+            to: parts.next().unwrap_or_default().parse().map_err(|why: NotATarget| why.to_string())?,
             idle: None,
             max_age: None,
             class: None,
@@ -251,7 +251,7 @@ impl NodeConfig {
             NodeRole::Entry => Part::Entry(EntryPart {
                 channels: table.integer("channels") as usize,
                 flow_idle: seconds("flow_idle_s"),
-                forwards: forwards(&table)?,
+                forwards: forwards(&table, path.parent().unwrap_or(Path::new("")))?,
                 pymix: table.texts("pymix", listen)?,
                 socks: table.texts("socks", listen)?,
                 socks_users: table.maybe_text("socks_users").map(beside),
@@ -427,17 +427,18 @@ pub(super) fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {
     parse_listen(text.value).map_err(|why| text.invalid(why))
 }
 
-fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
+fn forwards(table: &Table<'_>, folder: &Path) -> Result<Vec<Forward>, ConfigError> {
     let read = |forward: &Table<'_>| {
         let to = forward.text("to");
-        let destination = to.value.parse().map_err(|why: NotADestination| to.invalid(why.to_string()))?;
+        let target: Target = to.value.parse().map_err(|why: NotATarget| to.invalid(why.to_string()))?;
+        let target = target.from_folder(folder);
         let idle = forward.maybe_integer("idle_s").map(|seconds| Duration::from_secs(seconds as u64));
         let max_age = forward.maybe_integer("max_age_ms").map(|ms| Duration::from_millis(ms as u64));
         let class = forward
             .maybe_text("class")
             .map(|text| text.value.parse().map_err(|why: NotAClassName| text.invalid(why.to_string())));
         let class = class.transpose()?;
-        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle, max_age, class })
+        Ok(Forward { listen: listen(&forward.text("listen"))?, to: target, idle, max_age, class })
     };
     table.subs("forward")?.iter().map(read).collect()
 }

@@ -1,6 +1,7 @@
 //! The classes that a node serves, each with its part of the configuration.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::time::Duration;
 
 use control::trust::Contact;
@@ -8,12 +9,12 @@ use dataplane::lanes::Lanes;
 use dataplane::paced::entry::default_max_age;
 use dataplane::stage::pool::Mixing;
 use wire::cell::Shape;
-use wire::paced::PacedTerms;
+use wire::paced::{MeetingSecret, PacedTerms};
 
 use super::class_name::{ClassName, Terms};
 use super::node::{address, listen, next};
 use super::source::Table;
-use super::{ConfigError, Loaded, Location, NodeConfig, Part, node_name};
+use super::{ConfigError, Forward, Loaded, Location, NodeConfig, Part, Target, node_name, read_meeting};
 
 /// A `[class.NAME]` of a configuration. What it does not set is as for the node, but for ports: those of the first
 /// class are not shared.
@@ -188,6 +189,44 @@ impl NodeConfig {
 }
 
 impl<'a> ServedClass<'a> {
+    /// The forward of an entry that leads to a meeting, and its file. The class then has nothing else (SPEC 9.11.3).
+    pub fn meeting(&self) -> Option<(&Forward, &Path)> {
+        let Part::Entry(part) = &self.config.part else { return None };
+        part.forwards.iter().find_map(|forward| match &forward.to {
+            Target::Meeting(file) => Some((forward, file.as_path())),
+            Target::Destination(_) => None,
+        })
+    }
+
+    /// Reads the secret of its meeting.
+    ///
+    /// # Errors
+    /// The class is a free one, it has other listeners, too, or the file is refused.
+    pub fn read_meeting(&self) -> Result<Option<MeetingSecret>, ConfigError> {
+        let Some((Forward { listen, .. }, file)) = self.meeting() else { return Ok(None) };
+        let Part::Entry(part) = &self.config.part else { unreachable!("it has a forward") };
+        let refuse = |what: String, remedy: &str| {
+            let at = self.config.place("forward", 0).unwrap_or_else(|| Location::file(&self.config.path));
+            Err(ConfigError::Value { at, what, remedy: remedy.to_owned() })
+        };
+        let name = self.terms.name();
+        if self.terms.paced().is_none() {
+            let paced = self.loaded.terms().find(|terms| terms.paced().is_some());
+            let remedy = match paced {
+                Some(terms) => format!("add class={} to it", terms.name()),
+                None => "use a chain that has a paced class".to_owned(),
+            };
+            return refuse(format!("the forward on {listen} is a meeting, which class {name} does not have"), &remedy);
+        }
+        if part.forwards.len() + part.pymix.len() + part.socks.len() > 1 {
+            return refuse(
+                format!("class {name} has the meeting on {listen} and other listeners, but serves one or the other"),
+                "give one of them another class of the chain, or run two entries",
+            );
+        }
+        read_meeting(file).map(Some)
+    }
+
     /// Other ports than those of the first class: the published one towards the previous hop, any one towards the next;
     /// no listeners.
     fn set_own_ports(&mut self) {
@@ -316,8 +355,6 @@ impl<'a> ServedClass<'a> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::Path;
-
     use super::*;
     use control::trust::{ChainTerms, ClassTerms};
     use wire::cell::Class;

@@ -78,6 +78,11 @@ impl Source {
         Source { lined: false, ..Source::new(Path::new(name), text) }
     }
 
+    /// The whole text.
+    pub(crate) fn all(&self) -> &str {
+        &self.text
+    }
+
     /// The same, of private keys.
     pub(crate) fn secret(self) -> Source {
         Source { secret: true, ..self }

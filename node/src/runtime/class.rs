@@ -1,6 +1,7 @@
 //! One class of a running node: starts its workers, and makes what the control thread and the report have of it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -12,6 +13,7 @@ use dataplane::runner::Clock;
 use dataplane::sys::Waker;
 use tracing::{Span, error_span};
 use wire::cell::Shape;
+use wire::paced::MeetingSecret;
 
 use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
@@ -21,6 +23,7 @@ use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::flood::Flood;
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
+use crate::runtime::meeting::MeetingKeeper;
 use crate::runtime::meter_alarm::MeterAlarm;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::reporter::ClassReporter;
@@ -40,6 +43,17 @@ pub struct ClassSpec {
     /// Of its links.
     pub lanes: Lanes,
     pub sockets: Sockets,
+    /// Of an entry that serves a meeting in it.
+    pub meeting: Option<MeetingSpec>,
+}
+
+/// A meeting of an entry.
+pub struct MeetingSpec {
+    pub secret: MeetingSecret,
+    /// Its file, which is read again at each reload.
+    pub file: PathBuf,
+    /// How long a datagram waits for a round.
+    pub max_age: Duration,
 }
 
 /// What the control thread has of a class.
@@ -52,6 +66,8 @@ pub(super) struct ClassState {
     pub(super) door: Option<Door>,
     pub(super) log: Log,
     pub(super) flood: Flood,
+    /// Only at an entry with a meeting in this class.
+    pub(super) meeting: Option<MeetingKeeper>,
     /// Names the class in the lines of the log, if there are others.
     pub(super) span: Span,
 }
@@ -87,17 +103,17 @@ impl Start<'_> {
     /// A socket option, a thread or the resolver is refused by the system.
     pub(super) fn class(&self, place: usize, spec: ClassSpec, first: usize) -> Result<Started, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
-        let ClassSpec { terms, shape, config, next, lanes, mut sockets } = spec;
-        let watched = sockets.links().map(|socket| Ok(DropCounter::new(socket.try_clone()?)));
+        let ClassSpec { terms, shape, config, next, lanes, mut sockets, meeting } = spec;
+        let watched = sockets.links().chain(&sockets.meeting).map(|socket| Ok(DropCounter::new(socket.try_clone()?)));
         let watched = watched.collect::<std::io::Result<Vec<_>>>().map_err(duplicate())?;
         let socks = std::mem::take(&mut sockets.socks);
         let listeners = match &config.part {
-            Part::Entry(part) => {
+            Part::Entry(part) if meeting.is_none() => {
                 let times = Times { idle: part.flow_idle, max_age: config.max_age };
                 let listeners = Listeners::new(shape, times, &sockets.listeners, self.waker.clone());
                 Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
-            Part::Mix { .. } | Part::Exit(_) => None,
+            Part::Entry(_) | Part::Mix { .. } | Part::Exit(_) => None,
         };
         let handshakes = HandshakeSockets::new(&sockets).map_err(duplicate())?;
         let resolver = match &config.part {
@@ -109,7 +125,7 @@ impl Start<'_> {
             Terms::Free(terms) => (Duration::from_millis(u64::from(terms.mixing_delay_ms)), None),
             Terms::Paced(terms) => {
                 let clock = self.control.class(place).paced_clock().expect("control has the class as paced").clone();
-                let queue_age = queue_age(&config, terms);
+                let queue_age = meeting.as_ref().map_or_else(|| queue_age(&config, terms), |meeting| meeting.max_age);
                 (
                     Duration::ZERO,
                     Some(PacedPlan { terms: terms.clone(), suite: self.chain.terms.suite, clock, queue_age }),
@@ -146,6 +162,7 @@ impl Start<'_> {
             door,
             log: Log::new(self.chain, self.position, next),
             flood: Flood::default(),
+            meeting: meeting.map(|meeting| MeetingKeeper::new(meeting.file)),
             span: if self.has_many { span(&name) } else { Span::none() },
         };
         let ends = Ends::new(commands, punts);

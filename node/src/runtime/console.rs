@@ -9,10 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use dataplane::entry::NotADestination;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ClassName, Forward, NotAClassName, parse_idle, parse_max_age};
+use crate::config::{ClassName, Forward, NotAClassName, NotATarget, parse_idle, parse_max_age};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::local::{Bound, Server, read_answer};
 
@@ -127,7 +126,7 @@ fn answer(request: Request, classes: &[(ClassName, Listeners)]) -> Answer {
 /// Adds a forward to the class that it names, or to the first one.
 fn add(wanted: ForwardInfo, classes: &[(ClassName, Listeners)]) -> Result<Forward, String> {
     let ForwardInfo { listen, to, idle_s, max_age_ms, class } = wanted;
-    let to = to.parse().map_err(|why: NotADestination| why.to_string())?;
+    let to = to.parse().map_err(|why: NotATarget| why.to_string())?;
     let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
     let class = class.map(|class| class.parse()).transpose().map_err(|why: NotAClassName| why.to_string())?;
     let found = classes.iter().find(|(one, _)| class.as_ref().is_none_or(|class| class == one));

@@ -18,6 +18,7 @@ use crate::runtime::door::{DOOR_PAUSE, Door};
 use crate::runtime::drop_counter::READ_EVERY;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
+use crate::runtime::meeting::MeetingKeeper;
 use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::pauses::Pauses;
 use crate::runtime::reporter::{Reporter, lock};
@@ -80,6 +81,12 @@ impl ControlThread {
             }
             if self.reload.swap(false, Ordering::AcqRel) {
                 self.trust.reload(self.bridge.control_mut(), clock.elapsed());
+                for (place, class) in self.classes.iter().enumerate() {
+                    let _named = class.span.enter();
+                    if let Some(secret) = class.meeting.as_ref().and_then(MeetingKeeper::read) {
+                        self.bridge.control_mut().meet(place, secret);
+                    }
+                }
             }
             for (place, class) in self.reporter.classes.iter().enumerate() {
                 if let Some(listeners) = &class.listeners {
@@ -100,6 +107,12 @@ impl ControlThread {
                     let _named = class.span.enter();
                     alarm.look(clock.elapsed(), || reporter.meter(&reporter.profile(), clock.now()));
                     wake = wake.min(alarm.due());
+                }
+            }
+            for (class, reporter) in self.classes.iter_mut().zip(&*self.reporter.classes) {
+                if let (Some(meeting), Some(view)) = (&mut class.meeting, &reporter.view) {
+                    let _named = class.span.enter();
+                    wake = wake.min(meeting.look(clock.elapsed(), || lock(view).meeting));
                 }
             }
             if clock.elapsed() >= read_drops_at {

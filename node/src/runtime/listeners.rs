@@ -18,7 +18,7 @@ use dataplane::sys::Waker;
 use wire::cell::Shape;
 use wire::frames::Status;
 
-use crate::config::{ConfigError, Forward, in_words};
+use crate::config::{ConfigError, Forward, Target, in_words};
 use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::refused_flows::{RefusedFlow, RefusedFlows, WAKE};
 use crate::runtime::sockets::cannot_bind;
@@ -140,8 +140,12 @@ impl Listeners {
     /// # Errors
     /// A name that is too long, or a socket that cannot be bound.
     pub fn add(&self, forward: Forward) -> Result<Forward, ConfigError> {
-        fits(self.shape, &forward.to)?;
         let Forward { listen, to, idle, max_age, class } = forward;
+        let Target::Destination(to) = to else {
+            let what = format!("forward on {listen}: a meeting is chosen when the entry starts");
+            return Err(ConfigError::Arguments(format!("{what}: restart it with this forward")));
+        };
+        fits(self.shape, &to)?;
         let (idle, max_age) = (idle.unwrap_or(self.times.idle), max_age.unwrap_or(self.times.max_age));
         let said = format!("forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| match self.forward_in_the_way(listen) {
@@ -152,7 +156,7 @@ impl Listeners {
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
-        Ok(Forward { listen, to, idle: Some(idle), max_age: Some(max_age), class })
+        Ok(Forward { listen, to: to.into(), idle: Some(idle), max_age: Some(max_age), class })
     }
 
     /// The forward that has the port of this address already.
@@ -178,7 +182,7 @@ impl Listeners {
             ListenerKind::Forward(to) => {
                 let listen = open.drops.socket.local_addr().ok()?;
                 let (idle, max_age) = (Some(open.listener.idle), Some(open.listener.max_age));
-                Some((open.id, Forward { listen, to: to.clone(), idle, max_age, class: None }))
+                Some((open.id, Forward { listen, to: to.clone().into(), idle, max_age, class: None }))
             }
             ListenerKind::Pymix | ListenerKind::Socks(_) => None,
         };

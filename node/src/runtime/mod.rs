@@ -9,7 +9,7 @@
 //! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
 //! the next hop, and `own_addresses` reads those of an exit's host. [`log`] decides what is logged of events, `flood`
 //! of floods of handshakes, and `pauses` of times in which the node did not run. `door` takes in handshakes, and
-//! `drop_counter` counts what the kernel drops at a socket.
+//! `drop_counter` counts what the kernel drops at a socket. `meeting` keeps that of an entry.
 
 mod address_order;
 pub mod bridge;
@@ -24,6 +24,7 @@ pub mod icmp;
 pub mod listeners;
 pub mod local;
 pub mod log;
+mod meeting;
 mod meter_alarm;
 mod next_hop;
 mod next_names;

@@ -37,7 +37,7 @@ use crate::runtime::reporter::{ClassReporter, Reporter};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 
-pub use crate::runtime::class::ClassSpec;
+pub use crate::runtime::class::{ClassSpec, MeetingSpec};
 
 /// Everything that a node is started with.
 pub struct NodeSpec {
@@ -110,8 +110,14 @@ impl Node {
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(StartError::system("create an event descriptor"))?);
         let stop = Arc::new(AtomicBool::new(false));
-        let control = Control::new(configs, trust, rng()?, clock.elapsed(), SystemTime::now())
+        let mut control = Control::new(configs, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
+
+        for (place, class) in classes.iter_mut().enumerate() {
+            if let Some(meeting) = &class.meeting {
+                control.meet(place, meeting.secret.clone());
+            }
+        }
 
         let (stop_all, waker) = (&stop, &control_waker);
         let start = Start {

@@ -16,13 +16,14 @@ use dataplane::entry::ListenerKind;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
+use wire::paced::MeetingSecret;
 
 use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{self, Bound, Server};
-use crate::runtime::node::{self, ClassSpec, Node, NodeSpec};
+use crate::runtime::node::{self, ClassSpec, MeetingSpec, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
 use crate::runtime::sockets::{Plan, Sockets};
 use crate::runtime::{console, resolver, status, workers};
@@ -46,7 +47,7 @@ impl Running {
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
     pub fn start(mut loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
         let locks = std::mem::take(&mut loaded.locks);
-        let Checked { plan, warnings } = prepare(&loaded, passed)?;
+        let Checked { plan, meetings, warnings } = prepare(&loaded, passed)?;
         for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
@@ -64,11 +65,16 @@ impl Running {
         let sockets = plan.open()?;
 
         let (shape, ready) = (loaded.first_class().shape, ready_line(&loaded, &sockets));
-        let of_class = |((class, (next, lanes)), sockets): ((ServedClass<'_>, _), _)| {
+        let of_class = |(((class, (next, lanes)), sockets), secret): (((ServedClass<'_>, _), _), Option<_>)| {
+            let meeting = secret.zip(class.meeting()).map(|(secret, (forward, file))| MeetingSpec {
+                secret,
+                file: file.to_owned(),
+                max_age: forward.max_age.unwrap_or(class.config.max_age),
+            });
             let ServedClass { terms, shape, config, .. } = class;
-            ClassSpec { terms, shape, config, next, lanes, sockets }
+            ClassSpec { terms, shape, config, next, lanes, sockets, meeting }
         };
-        let classes = loaded.classes().into_iter().zip(reached).zip(sockets).map(of_class).collect();
+        let classes = loaded.classes().into_iter().zip(reached).zip(sockets).zip(meetings).map(of_class).collect();
         let node = Node::start(NodeSpec { loaded, classes })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
@@ -127,6 +133,8 @@ impl Running {
 /// A node that may be started.
 struct Checked {
     plan: Plan,
+    /// The secret of each class that has a meeting.
+    meetings: Vec<Option<MeetingSecret>>,
     warnings: Vec<String>,
 }
 
@@ -141,6 +149,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     }
     let plan = Plan::new(loaded, passed)?;
     let served = loaded.classes();
+    let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
@@ -152,7 +161,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     if config.role() != NodeRole::Exit && plan.classes.iter().any(|class| class.next.is_none()) {
         warnings.push("no name of the next hop resolves now; trying again while the node runs".to_owned());
     }
-    Ok(Checked { plan, warnings })
+    Ok(Checked { plan, meetings, warnings })
 }
 
 /// Checks everything that a start checks, for a node that may be running: its ports stay free. Resolves the name of the
@@ -161,7 +170,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
 /// # Errors
 /// The first mistake, with its remedy.
 pub fn check(loaded: &Loaded) -> Result<Vec<String>, StartError> {
-    let Checked { plan, mut warnings } = prepare(loaded, ListenFd::empty())?;
+    let Checked { plan, mut warnings, .. } = prepare(loaded, ListenFd::empty())?;
     plan.check_addresses()?;
     warnings.extend(workers::check_receive_buffer(&loaded.config)?);
     Ok(loaded.warnings.iter().cloned().chain(warnings).collect())
@@ -189,7 +198,8 @@ fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     for ServedClass { shape, config, .. } in loaded.classes() {
         let Part::Entry(entry) = &config.part else { return Ok(()) };
         for (i, forward) in entry.forwards.iter().enumerate() {
-            listeners::fits(shape, &forward.to).map_err(|why| match config.place("forward", i) {
+            let Some(to) = forward.to.destination() else { continue };
+            listeners::fits(shape, to).map_err(|why| match config.place("forward", i) {
                 Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
                 None => why,
             })?;
@@ -225,6 +235,9 @@ fn addresses(sockets: &Sockets) -> Vec<String> {
             ListenerKind::Pymix => all.push(format!("pymix {}", local(socket))),
             ListenerKind::Socks(_) => {}
         }
+    }
+    if let Some(socket) = &sockets.meeting {
+        all.push(format!("meeting {}", local(socket)));
     }
     for socket in &sockets.socks {
         let at = socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string());
@@ -299,6 +312,21 @@ mod tests {
         }
     }
 
+    /// The address at which a second class of an entry listens.
+    fn forward_of_second_class(entry: &Running) -> SocketAddr {
+        entry.node.class_listeners()[1].1.forwards()[0].1.listen
+    }
+
+    /// Stops the nodes of a chain with the class `voice`, whose ledgers must close.
+    fn stop_paced(nodes: Vec<Running>) {
+        for node in nodes {
+            let report = node.stop().unwrap();
+            let class = &report.classes["voice"];
+            assert!(class.ledger.closed(), "{}: {:?}", report.name(), class.ledger);
+            assert!(class.ledger.cells.forward.sent + class.ledger.cells.forward.received > 0);
+        }
+    }
+
     #[test]
     fn call_passes_a_chain_of_a_paced_class() {
         let dir = tempfile::tempdir().unwrap();
@@ -313,21 +341,47 @@ mod tests {
         });
         client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
 
-        let mut entry = std::fs::read_to_string(&files.entry).unwrap();
-        entry += &format!("[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{destination}\"\nclass = \"voice\"\n");
-        std::fs::write(&files.entry, entry).unwrap();
+        let text = std::fs::read_to_string(&files.entry).unwrap();
+        let forward =
+            |to: &str| format!("{text}[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{to}\"\nclass = \"voice\"\n");
+        std::fs::write(&files.entry, forward(&destination.to_string())).unwrap();
         let start = |path: &PathBuf| Running::start(Loaded::read(path).unwrap(), ListenFd::empty()).unwrap();
-        let nodes: Vec<Running> = files.hops.iter().chain([&files.entry]).map(start).collect();
+        let mut nodes: Vec<Running> = files.hops.iter().chain([&files.entry]).map(start).collect();
+        expect_echo(&client, forward_of_second_class(&nodes[2]), &[7; 100]);
+        let entry = nodes.pop().expect("the entry");
+        assert!(entry.stop().unwrap().classes["voice"].ledger.closed());
 
-        let entry = &nodes[2];
-        let (name, listeners) = &entry.node.class_listeners()[1];
-        assert_eq!(name.as_str(), "voice");
-        expect_echo(&client, listeners.forwards()[0].1.listen, &[7; 100]);
-        for node in nodes {
-            let report = node.stop().unwrap();
-            let class = &report.classes["voice"];
-            assert!(class.ledger.closed(), "{}: {:?}", report.name(), class.ledger);
-            assert!(class.ledger.cells.forward.sent + class.ledger.cells.forward.received > 0);
+        // The same hops join two entries with one secret.
+        let secret = dir.path().join("call.secret");
+        std::fs::write(&secret, MeetingSecret::new([7; 32]).to_text().as_bytes()).unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let ends: Vec<SocketAddr> = [1, 2]
+            .map(|end| {
+                let path = dir.path().join(format!("entry{end}.toml"));
+                std::fs::write(&path, forward("meet:@call.secret").replace("entry.", &format!("entry{end}."))).unwrap();
+                nodes.push(start(&path));
+                let said = nodes.last().expect("just added").ready().split("meeting ").nth(1).expect("its socket");
+                said.split([',', ' ']).next().expect("an address").parse().unwrap()
+            })
+            .into();
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        other.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let mut buffer = [0; 2048];
+        let mut heard = [false; 2];
+        while heard != [true; 2] {
+            assert!(Instant::now() < deadline, "the ends do not hear each other: {heard:?}");
+            for (i, (socket, at)) in [&client, &other].into_iter().zip(&ends).enumerate() {
+                socket.send_to(&[i as u8; 100], at).unwrap();
+                if let Ok((len, from)) = socket.recv_from(&mut buffer)
+                    && (&buffer[..len], from) == (&[1 - i as u8; 100][..], *at)
+                {
+                    heard[i] = true;
+                }
+            }
         }
+        let states = nodes[2..].iter().map(|entry| entry.report().classes["voice"].paced.clone().unwrap().meeting);
+        assert!(states.eq([Some("joined".to_owned()), Some("joined".to_owned())]));
+        stop_paced(nodes);
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
-use dataplane::entry::{Listener, ListenerKind};
+use dataplane::entry::{Destination, Listener, ListenerKind};
 use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
@@ -32,6 +32,8 @@ pub struct Sockets {
     pub listeners: Vec<(UdpSocket, Listener)>,
     /// The entry's SOCKS ports.
     pub socks: Vec<TcpListener>,
+    /// The socket of a meeting, which then has no listeners.
+    pub meeting: Option<UdpSocket>,
 }
 
 impl Sockets {
@@ -167,7 +169,8 @@ fn open_class(wanted: Vec<Wanted>, listeners: Vec<Listener>, lanes: Lanes) -> Re
             mistake(said, what, "if the socket was passed, bind it with SO_REUSEPORT (systemd: ReusePort=yes)")
         })?;
     }
-    Ok(Sockets { up, down, listeners: apps.into_iter().zip(listeners).collect(), socks })
+    let meeting = if listeners.is_empty() { apps.pop() } else { None };
+    Ok(Sockets { up, down, listeners: apps.into_iter().zip(listeners).collect(), socks, meeting })
 }
 
 /// Refuses a SOCKS port that other hosts reach if no users are configured: it would serve everybody.
@@ -304,7 +307,8 @@ fn wanted(class: &ServedClass<'_>) -> Result<(Vec<Wanted>, Vec<Listener>), Confi
                 if config.place("forward", i).is_some() { listen.to_string() } else { format!("{listen}={to}") };
             wanted.push(want("forward", setting(config, "forward", i, &value), *listen));
             let (idle, max_age) = (idle.unwrap_or(*flow_idle), own.unwrap_or(max_age));
-            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle, max_age });
+            let listener = |to: &Destination| Listener { kind: ListenerKind::Forward(to.clone()), idle, max_age };
+            listeners.extend(to.destination().map(listener));
         }
         for (i, listen) in pymix.iter().enumerate() {
             wanted.push(want("pymix", setting(config, "pymix", i, &listen.to_string()), *listen));
@@ -430,7 +434,7 @@ mod tests {
     fn sockets_of_lanes_follow_the_handshakes() {
         let mut down = vec![bind_shared(([127, 0, 0, 1], 0).into()).unwrap()];
         share(&mut down, 2).unwrap();
-        let sockets = Sockets { up: Vec::new(), down, listeners: Vec::new(), socks: Vec::new() };
+        let sockets = Sockets { up: Vec::new(), down, listeners: Vec::new(), socks: Vec::new(), meeting: None };
         let mut handshakes = HandshakeSockets::new(&sockets).unwrap();
         let mut buffer = [0; 8];
         let hops = [two_lanes(), two_lanes()];

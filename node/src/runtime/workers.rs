@@ -19,7 +19,8 @@ use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
-use dataplane::paced;
+use dataplane::paced::entry::Service;
+use dataplane::paced::{self};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::{self, Clock, Poller, Run, Turns, Worker};
 use dataplane::socket::apps::UdpApps;
@@ -260,10 +261,15 @@ impl Builder<'_> {
         let (clock, now) = (paced.clock.clone(), self.spawn.clock.now());
         match &config.part {
             Part::Entry(_) => {
-                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
                 let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
+                let (listeners, service) = match sockets.meeting {
+                    Some(socket) => (vec![socket], Service::Meeting { max_age: paced.queue_age }),
+                    None => {
+                        let (sockets, listeners) = sockets.listeners.into_iter().unzip();
+                        (sockets, Service::Destinations(listeners))
+                    }
+                };
                 let apps = self.apps(&ends, listeners, config.receive_buffer)?;
-                let service = paced::entry::Service::Destinations(kinds);
                 let WorkerEnds { commands, punts, waker, poller } = ends;
                 let entry =
                     paced::entry::Entry::new((settings, service), (down, apps), commands, punts, rng()?, clock, now);

@@ -307,7 +307,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
     plan.entry.down = next()?;
     for receiver in &bound.receivers {
         let to = dataplane::entry::Destination::Ip(receiver.local_addr()?);
-        plan.entry.forwards.push(Forward { listen: next()?, to, idle: None, max_age: None, class: None });
+        plan.entry.forwards.push(Forward { listen: next()?, to: to.into(), idle: None, max_age: None, class: None });
     }
     for forward in &args.forwards {
         plan.entry.forwards.push(Forward { listen: next()?, ..forward.clone() });

@@ -23,6 +23,7 @@ const PREFIX: &str = "eddy-meet-1:";
 const DIGITS: usize = 64;
 
 /// The secret of two users who meet. In a file it is one line: `eddy-meet-1:` and 64 hexadecimal digits.
+#[derive(Clone)]
 pub struct MeetingSecret(Secret);
 
 /// Why a text is not a meeting secret. The messages do not show the text.
