@@ -21,6 +21,8 @@ use dataplane::stage::pool::Mixing;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Shape};
+use wire::ids::ClassId;
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 use zeroize::Zeroizing;
 
@@ -63,6 +65,8 @@ pub struct Plan {
     pub lanes_show_label_bits: bool,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
+    /// Its paced classes, by ascending number.
+    pub paced: Vec<PlannedClass>,
     /// The entry.
     pub entry: PlannedEntry,
     /// Closed destinations that the exit opens.
@@ -84,6 +88,14 @@ pub struct PlannedHop {
     pub address: SocketAddr,
     /// Local address of the link to the next hop; unused at the exit.
     pub down: SocketAddr,
+}
+
+/// A planned paced class.
+#[derive(Clone, Debug)]
+pub struct PlannedClass {
+    pub terms: PacedTerms,
+    /// The address of each hop that the previous one sends to, in the order of the hops.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// A planned entry.
@@ -121,6 +133,7 @@ impl Plan {
             lanes: 1,
             lanes_show_label_bits: false,
             hops,
+            paced: Vec::new(),
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
                 channels: CHANNELS,
@@ -134,6 +147,12 @@ impl Plan {
             resolver: None,
             force: false,
         }
+    }
+}
+
+impl Plan {
+    fn role(&self, hop: usize) -> NodeRole {
+        if hop == self.hops.len() { NodeRole::Exit } else { NodeRole::Mix }
     }
 }
 
@@ -200,10 +219,23 @@ fn draw_hop(plan: &Plan, hop: usize, now_s: u64) -> Result<Drawn, ConfigError> {
     let count = if is_exit { 1 } else { plan.lanes };
     let address = plan.hops[hop - 1].address;
     lanes(address, count)?;
-    let contact = Contact { class: plan.class.into(), lanes: count as u8, addresses: vec![address], names: Vec::new() };
+    let of_class =
+        |class: ClassId, lanes, address| Contact { class, lanes, addresses: vec![address], names: Vec::new() };
+    let mut contacts = vec![of_class(plan.class.into(), count as u8, address)];
+    for PlannedClass { terms, addresses } in &plan.paced {
+        let address = *addresses.get(hop - 1).ok_or_else(|| {
+            ConfigError::Arguments(format!(
+                "class {} has no address for {}",
+                terms.name,
+                node_name(plan.role(hop), hop)
+            ))
+        })?;
+        lanes(address, 1)?;
+        contacts.push(of_class(terms.class.into(), 1, address));
+    }
     let node = keygen::Plan {
         role: if is_exit { HopRole::Exit } else { HopRole::Mix },
-        contacts: vec![contact],
+        contacts,
         days: VALID_DAYS,
         force: plan.force,
     };
@@ -222,7 +254,7 @@ fn chain_of(plan: &Plan, descriptors: Vec<SignedDescriptor>) -> Result<ChainFile
         interval_s: plan.interval_s,
         epoch_s: plan.epoch_s,
         classes: vec![class],
-        paced: Vec::new(),
+        paced: plan.paced.iter().map(|class| class.terms.clone()).collect(),
         identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
     };
     terms.check().map_err(|why| ConfigError::Arguments(why.to_string()))?;

@@ -356,53 +356,47 @@ impl<'a> ServedClass<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use control::trust::{ChainTerms, ClassTerms};
+    use control::trust::ClassTerms;
     use wire::cell::Class;
-    use wire::ids::ClassId;
     use wire::paced::PacedClass;
 
     use crate::ceremony::files::read_identity;
     use crate::config::{ChainFile, wall_s};
-    use crate::init::{self, Files, Plan};
+    use crate::init::{self, Files, Plan, PlannedClass};
+
+    /// An address of this test alone; its ports are below those that the system chooses.
+    fn at(family: u8, port: u16) -> SocketAddr {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        SocketAddr::from(([127, family, high, low.max(1)], port))
+    }
+
+    fn plan(family: u8) -> Plan {
+        let allow = vec!["127.0.0.0/8".parse().unwrap()];
+        let mut plan = Plan { class: Class::S, allow, ..Plan::new(&[at(family, 4701), at(family, 4702)]) };
+        plan.hops[0].down = at(family, 0);
+        plan
+    }
+
+    /// The files of a chain with class S and the paced class `voice`, in short batches.
+    pub(crate) fn chain_of_a_paced_class(dir: &Path) -> Files {
+        let of_class = PacedTerms::new(PacedClass::new(Class::S), "voice", 2);
+        let terms = PacedTerms { rounds: 256, n_min: 1, seats: 8, loops: 0, ..of_class };
+        let paced = vec![PlannedClass { terms, addresses: vec![at(92, 4711), at(92, 4712)] }];
+        init::write(dir, &Plan { interval_s: 5, epoch_s: 60, paced, ..plan(92) }).unwrap()
+    }
 
     /// The files of a chain with classes S and L, whose exit may send to this host.
     pub(crate) fn chain_of_two_classes(dir: &Path) -> Files {
-        with_class(dir, Class::L.into(), |terms| terms.classes.push(ClassTerms { class: Class::L, ..terms.classes[0] }))
-    }
-
-    /// The files of one with class S and the paced class `voice`, in short batches.
-    pub(crate) fn chain_of_a_paced_class(dir: &Path) -> Files {
-        let class = PacedClass::new(Class::S);
-        with_class(dir, class.into(), |terms| {
-            (terms.interval_s, terms.epoch_s) = (5, 60);
-            let of_class = PacedTerms::new(class, "voice", 2);
-            terms.paced.push(PacedTerms { rounds: 256, n_min: 1, seats: 8, loops: 0, ..of_class });
-        })
-    }
-
-    /// A chain of one mix with class S and another class, whose terms `add` adds.
-    fn with_class(dir: &Path, class: ClassId, add: impl FnOnce(&mut ChainTerms)) -> Files {
-        // An address of this test alone, and ports below those that the system chooses.
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        let at = |port| SocketAddr::from(([127, 91 + u8::from(class.is_paced()), high, low.max(1)], port));
-        let allow = vec!["127.0.0.0/8".parse().unwrap()];
-        let mut plan = Plan { class: Class::S, allow, ..Plan::new(&[at(4701), at(4702)]) };
-        plan.hops[0].down = at(0);
-        let files = init::write(dir, &plan).unwrap();
+        let files = init::write(dir, &plan(91)).unwrap();
         let mut chain = ChainFile::read(&files.chain, wall_s()).unwrap();
-        add(&mut chain.terms);
-        chain.terms.check().unwrap();
+        chain.terms.classes.push(ClassTerms { class: Class::L, ..chain.terms.classes[0] });
         for hop in 1..=2 {
             let name = node_name(chain.role(hop), hop);
             let identity = read_identity(&dir.join(format!("{name}.identity.key"))).unwrap();
             let mut content = chain.descriptors[hop - 1].content().clone();
             content.revision += 1;
-            content.contacts.push(Contact {
-                class,
-                lanes: 1,
-                addresses: vec![at(4710 + hop as u16)],
-                names: Vec::new(),
-            });
+            let addresses = vec![at(91, 4710 + hop as u16)];
+            content.contacts.push(Contact { class: Class::L.into(), lanes: 1, addresses, names: Vec::new() });
             chain.descriptors[hop - 1] = content.sign(&identity).unwrap();
         }
         chain.id = chain.terms.id();
