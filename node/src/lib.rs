@@ -93,9 +93,9 @@ pub mod runtime;
 #[doc(inline)]
 pub use client::AsyncUdpTunnel;
 #[doc(inline)]
-pub use client::{Destination, Entry, EntryBuilder, NotReady, TunnelError, UdpTunnel};
+pub use client::{Destination, Entry, EntryBuilder, MeetingSecret, NotReady, TunnelError, UdpTunnel};
 #[doc(inline)]
-pub use config::ConfigError;
+pub use config::{ClassName, ConfigError, Target};
 pub use error::{NodeDied, StartError};
 #[doc(inline)]
 pub use report::NodeReport;

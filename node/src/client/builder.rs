@@ -8,7 +8,9 @@ use dataplane::entry::Destination;
 use zeroize::Zeroizing;
 
 use super::Entry;
-use crate::config::{ChainFile, ConfigError, Loaded, Location, NodeConfig, Part, TrustFiles, is_user, wall_s};
+use crate::config::{
+    ChainFile, ClassName, ConfigError, Loaded, Location, NodeConfig, Part, Target, TrustFiles, is_user, wall_s,
+};
 use crate::error::StartError;
 
 /// The source of the chain.
@@ -109,6 +111,15 @@ impl EntryBuilder {
         let text = |text: String| toml::Value::from(text);
         let (listen, to) = (text(listen.to_string()), text(to.to_string()));
         self.forwards += &format!("[[forward]]\nlisten = {listen}\nto = {to}\n");
+        self
+    }
+
+    /// The same in cells of a class of the chain. In a paced class `to` may be a meeting, which then is all that the
+    /// class serves. May be repeated.
+    pub fn forward_in(mut self, class: &ClassName, listen: SocketAddr, to: &Target) -> EntryBuilder {
+        let text = |text: String| toml::Value::from(text);
+        let (listen, to, class) = (text(listen.to_string()), text(to.to_string()), text(class.to_string()));
+        self.forwards += &format!("[[forward]]\nlisten = {listen}\nto = {to}\nclass = {class}\n");
         self
     }
 

@@ -6,6 +6,7 @@ mod builder;
 mod error;
 mod tunnel;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::frames;
+pub use wire::paced::MeetingSecret;
 
 #[cfg(feature = "tokio")]
 pub use async_io::AsyncUdpTunnel;
@@ -22,7 +24,7 @@ pub use error::{NotReady, TunnelError};
 pub use tunnel::UdpTunnel;
 
 use crate::ceremony::places;
-use crate::config::{ConfigError, Loaded, NodeRole, Part};
+use crate::config::{ClassName, ConfigError, Loaded, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::Listeners;
@@ -77,6 +79,25 @@ impl Entry {
         Ok(Entry { node: Some(node), listeners, readiness, shape, channels, next })
     }
 
+    /// The addresses at which it listens, in one class: of forwards, or of its meeting. None if it does not serve the
+    /// class.
+    pub fn listens(&self, class: &ClassName) -> Vec<SocketAddr> {
+        self.running().listens(class)
+    }
+
+    /// Meets the user who has this secret from now on, in a class that serves a meeting already. It takes effect with
+    /// the next batch whose setup has not begun.
+    ///
+    /// # Errors
+    /// The class serves no meeting.
+    pub fn meet(&self, class: &ClassName, secret: MeetingSecret) -> Result<(), ConfigError> {
+        self.running().meet(class, secret)
+    }
+
+    fn running(&self) -> &Running {
+        self.node.as_ref().expect("it runs until it is dropped")
+    }
+
     /// Waits until all of the entry's channels are open.
     ///
     /// Tunnels work before that, too: what they send waits. The wait shows whether the chain is up.
@@ -112,7 +133,7 @@ impl Entry {
 
     /// All counters, as of now: where every datagram went.
     pub fn report(&self) -> NodeReport {
-        self.node.as_ref().expect("it runs until it is dropped").report()
+        self.running().report()
     }
 
     /// Ends the entry, its channels and its tunnels, and returns the last report.

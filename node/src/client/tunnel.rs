@@ -12,7 +12,8 @@ use wire::cell::Shape;
 use wire::frames;
 
 use super::{Entry, TunnelError};
-use crate::runtime::listeners::{Relay, fits};
+use crate::config::ClassName;
+use crate::runtime::listeners::{Listeners, Relay, fits};
 use crate::runtime::refused_flows::RefusedFlows;
 
 /// A UDP socket at the exit.
@@ -37,13 +38,28 @@ impl UdpTunnel {
     /// # Errors
     /// [`TunnelError::Io`] if no port or descriptor is left, or the entry has 8192 tunnels and listeners already.
     pub fn open(entry: &Entry) -> Result<UdpTunnel, TunnelError> {
+        UdpTunnel::with(&entry.listeners)
+    }
+
+    /// The same, in cells of a class of the chain that serves destinations, and that the entry's options name.
+    ///
+    /// # Errors
+    /// As for [`UdpTunnel::open`]; or the entry does not serve destinations in this class.
+    pub fn open_in(entry: &Entry, class: &ClassName) -> Result<UdpTunnel, TunnelError> {
+        let found = entry.running().listeners_of(class);
+        let none =
+            || io::Error::other(format!("this entry serves no destinations in class {class}: name it in its options"));
+        UdpTunnel::with(&found.ok_or_else(none)?)
+    }
+
+    fn with(listeners: &Listeners) -> Result<UdpTunnel, TunnelError> {
         let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let socket = UdpSocket::bind((client, 0))?;
         let port = Some(socket.local_addr()?.port());
         let refused = Arc::<RefusedFlows>::default();
-        let relay = entry.listeners.tunnel(client, Association { client, port }, refused.clone())?;
+        let relay = listeners.tunnel(client, Association { client, port }, refused.clone())?;
         connect_only(&socket, relay.address())?;
-        let shape = entry.shape;
+        let shape = listeners.shape();
         let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
         Ok(UdpTunnel { socket, shape, received, refused, _relay: relay })
     }

@@ -1,8 +1,8 @@
 //! The thread that runs control: hands it what arrives, and does what it asks for.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use control::Event;
@@ -11,6 +11,7 @@ use dataplane::runner::Poller;
 use dataplane::sys::Waker;
 use tracing::warn;
 use wire::ids::Side;
+use wire::paced::MeetingSecret;
 
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::class::ClassState;
@@ -39,6 +40,8 @@ pub(super) struct ControlThread {
     pub(super) trust: TrustKeeper,
     /// Descriptors and keys are to be read again.
     pub(super) reload: Arc<AtomicBool>,
+    /// New secrets of classes, by place, for their meetings.
+    pub(super) new_meetings: Arc<Mutex<Vec<(usize, MeetingSecret)>>>,
     /// Only at an entry.
     pub(super) icmp: Option<Icmp>,
     pub(super) pauses: Pauses,
@@ -78,6 +81,9 @@ impl ControlThread {
                 if let Some(addresses) = class.next_names.resolved() {
                     self.bridge.control_mut().resolved(clock.elapsed(), place, addresses);
                 }
+            }
+            for (place, secret) in lock(&self.new_meetings).drain(..) {
+                self.bridge.control_mut().meet(place, secret);
             }
             if self.reload.swap(false, Ordering::AcqRel) {
                 self.trust.reload(self.bridge.control_mut(), clock.elapsed());

@@ -5,8 +5,8 @@
 //! send everything else.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
@@ -17,6 +17,7 @@ use dataplane::sys::Waker;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 use wire::cell::Shape;
+use wire::paced::MeetingSecret;
 
 use crate::ceremony::{span, utc};
 use crate::config::{
@@ -33,7 +34,7 @@ use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::pauses::Pauses;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
-use crate::runtime::reporter::{ClassReporter, Reporter};
+use crate::runtime::reporter::{ClassReporter, Reporter, lock};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 
@@ -56,6 +57,10 @@ pub struct Node {
     workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
     socks: Vec<socks::Server>,
+    /// Of each class that serves one: its place, and the address of its socket.
+    meetings: Vec<(ClassName, usize, SocketAddr)>,
+    /// Secrets that control has not taken yet.
+    new_meetings: Arc<Mutex<Vec<(usize, MeetingSecret)>>>,
 }
 
 /// Descriptors for status clients and the node's own sockets.
@@ -113,9 +118,12 @@ impl Node {
         let mut control = Control::new(configs, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
 
-        for (place, class) in classes.iter_mut().enumerate() {
-            if let Some(meeting) = &class.meeting {
+        let mut meetings = Vec::new();
+        for (place, class) in classes.iter().enumerate() {
+            if let (Some(meeting), Some(socket)) = (&class.meeting, &class.sockets.meeting) {
                 control.meet(place, meeting.secret.clone());
+                let at = socket.local_addr().map_err(StartError::system("read the address of a meeting's socket"))?;
+                meetings.push((class.terms.name(), place, at));
             }
         }
 
@@ -156,6 +164,7 @@ impl Node {
             Reporter { role, position, chain: chain.id, trust: Arc::default(), clock, classes: reporters.into() };
 
         let reload = Arc::new(AtomicBool::new(false));
+        let new_meetings = Arc::<Mutex<_>>::default();
         let hop_names = (1..=chain.descriptors.len()).map(|hop| node_name(chain.role(hop), hop)).collect();
         let thread = ControlThread {
             bridge,
@@ -164,6 +173,7 @@ impl Node {
             own_addresses,
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             reload: reload.clone(),
+            new_meetings: new_meetings.clone(),
             icmp: (role == NodeRole::Entry).then(Icmp::open),
             pauses: Pauses::default(),
             reporter: reporter.clone(),
@@ -180,7 +190,7 @@ impl Node {
         };
         let socks = socks.into_iter().filter_map(serve).collect::<std::io::Result<Vec<_>>>();
         let socks = socks.map_err(StartError::system("serve the SOCKS ports"))?;
-        Ok(Node { reporter, stop, wakers, control_waker, reload, workers, control, socks })
+        Ok(Node { reporter, stop, wakers, control_waker, reload, workers, control, socks, meetings, new_meetings })
     }
 
     /// The listening sockets of an entry's first class; `None` for other roles.
@@ -214,6 +224,25 @@ impl Node {
     pub fn reload(&self) {
         self.reload.store(true, Ordering::Release);
         self.control_waker.wake();
+    }
+
+    /// The address of the socket of a class's meeting.
+    pub fn meeting(&self, class: &ClassName) -> Option<SocketAddr> {
+        self.meetings.iter().find(|(one, ..)| one == class).map(|(.., at)| *at)
+    }
+
+    /// Changes the meeting of a class.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn meet(&self, class: &ClassName, secret: MeetingSecret) -> Result<(), ConfigError> {
+        let Some((_, place, _)) = self.meetings.iter().find(|(one, ..)| one == class) else {
+            let what = format!("class {class} of this entry serves no meeting: start it with a forward to meet:@FILE");
+            return Err(ConfigError::Arguments(what));
+        };
+        lock(&self.new_meetings).push((*place, secret));
+        self.control_waker.wake();
+        Ok(())
     }
 
     /// True while all threads run.
@@ -347,6 +376,8 @@ mod tests {
             workers: vec![worker],
             control: std::thread::spawn(|| panic!("part of the test")),
             socks: Vec::new(),
+            meetings: Vec::new(),
+            new_meetings: Arc::default(),
         };
         assert_eq!(node.stop().unwrap_err().thread, "control");
         assert!(worker_ended.load(Ordering::Acquire) && refused.has_ended());

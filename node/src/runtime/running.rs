@@ -6,7 +6,7 @@
 //! that uses the library.
 
 use std::fs::File;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ use wire::cell::Shape;
 use wire::gcm::Engine;
 use wire::paced::MeetingSecret;
 
-use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
+use crate::config::{ClassName, ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
@@ -97,6 +97,25 @@ impl Running {
     /// The listening sockets of an entry; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
         self.node.listeners()
+    }
+
+    /// Those of a class that serves destinations.
+    pub fn listeners_of(&self, class: &ClassName) -> Option<Listeners> {
+        self.node.class_listeners().into_iter().find_map(|(one, listeners)| (one == *class).then_some(listeners))
+    }
+
+    /// The addresses of an entry's forwards in a class, or that of its meeting.
+    pub fn listens(&self, class: &ClassName) -> Vec<SocketAddr> {
+        let forwards = self.listeners_of(class).map(|listeners| listeners.forwards()).unwrap_or_default();
+        forwards.into_iter().map(|(_, forward)| forward.listen).chain(self.node.meeting(class)).collect()
+    }
+
+    /// Changes the meeting of a class.
+    ///
+    /// # Errors
+    /// The class serves no meeting.
+    pub fn meet(&self, class: &ClassName, secret: MeetingSecret) -> Result<(), ConfigError> {
+        self.node.meet(class, secret)
     }
 
     /// The progress of its link and channels, to wait for.
@@ -248,7 +267,6 @@ fn addresses(sockets: &Sockets) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::time::{Duration, Instant};
 
     use super::*;
