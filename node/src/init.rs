@@ -151,6 +151,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// All hops have one clock.
+    fn is_on_loopback(&self) -> bool {
+        self.hops.iter().all(|hop| hop.address.ip().is_loopback())
+    }
+
     fn role(&self, hop: usize) -> NodeRole {
         if hop == self.hops.len() { NodeRole::Exit } else { NodeRole::Mix }
     }
@@ -318,6 +323,11 @@ fn common(role: NodeRole, index: usize, plan: &Plan) -> Vec<(&'static str, Value
         ("receive_buffer", unless_default(&plan.receive_buffer, &RECEIVE_BUFFER, plan.receive_buffer.to_string())),
         ("offload", unless_default(&plan.offload, &Offload::Auto, format!("\"{}\"", plan.offload))),
         ("io", unless_default(&plan.io, &Io::Auto, format!("\"{}\"", plan.io))),
+        (
+            "unsynchronised_clock",
+            (role != NodeRole::Entry && !plan.paced.is_empty() && plan.is_on_loopback())
+                .then(|| Value::Set("true".to_owned())),
+        ),
         ("renew_after_s", unless_default(&plan.renew_after_s, &RENEW_AFTER_S, plan.renew_after_s.to_string())),
     ];
     all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()

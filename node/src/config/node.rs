@@ -68,6 +68,8 @@ pub struct NodeConfig {
     pub renew_after: Duration,
     /// Bounds of admission, at mixes and exits.
     pub caps: Caps,
+    /// Paced classes are served although the clock of the host may not be synchronised.
+    pub unsynchronised_clock: bool,
     /// Settings of this role only.
     pub part: Part,
     /// Settings of single classes.
@@ -296,6 +298,7 @@ impl NodeConfig {
             hugepages: table.switch("hugepages"),
             max_age: Duration::from_millis(table.integer("max_age_ms") as u64),
             renew_after: seconds("renew_after_s"),
+            unsynchronised_clock: role != NodeRole::Entry && table.switch("unsynchronised_clock"),
             caps: if role == NodeRole::Entry { Caps::default() } else { caps::read(&table.sub("caps")?) },
             part,
             classes: table.classes("class")?.iter().map(ClassConfig::read).collect::<Result<_, _>>()?,

@@ -124,6 +124,15 @@ pub static NODE: &[Key] = &[
         example: "250",
     },
     Key {
+        name: "unsynchronised_clock",
+        roles: &[Mix, Exit],
+        kind: Kind::Switch,
+        default: DefaultValue::Value("false"),
+        doc: "Start with a paced class although this host's clock is not synchronised. Its rounds then drift away from \
+              those of other hosts: for chains on one host.",
+        example: "true",
+    },
+    Key {
         name: "lanes_show_label_bits",
         roles: &[Mix],
         kind: Kind::Switch,

@@ -13,11 +13,13 @@ use std::time::SystemTime;
 
 use control::Config;
 use dataplane::entry::ListenerKind;
+use dataplane::sys;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 use wire::paced::MeetingSecret;
 
+use crate::ceremony::profile::Figures;
 use crate::config::{ClassName, ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
@@ -52,6 +54,7 @@ impl Running {
             tracing::warn!("{warning}");
         }
         loaded.notes.iter().for_each(|line| tracing::info!("{line}"));
+        figures(&loaded).iter().for_each(|line| tracing::info!("{line}"));
         match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
             Ok(done) => done.iter().for_each(|line| tracing::info!("{line}")),
             Err(why) => tracing::warn!("cannot put the new keys in place: {why}"),
@@ -168,6 +171,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     }
     let plan = Plan::new(loaded, passed)?;
     let served = loaded.classes();
+    served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
@@ -212,6 +216,26 @@ pub fn engine() -> Result<Engine, ConfigError> {
     wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
+/// Checks that the clock of a hop with a paced class is synchronised (SPEC 9.5.3). One that cannot be asked is taken to be.
+fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), ConfigError> {
+    let config = &class.config;
+    let needs = class.terms.paced().is_some() && config.role() != NodeRole::Entry && !config.unsynchronised_clock;
+    if !needs || is_kept.unwrap_or(true) {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        at: config.place_of("unsynchronised_clock"),
+        what: format!(
+            "this host's clock is not synchronised, but class {} releases rounds by it, as all hops do",
+            class.terms.name()
+        ),
+        remedy:
+            "run `sudo timedatectl set-ntp true` and wait until `timedatectl` reports it as synchronized; or, if all \
+                 hops of the chain are on this host, set `unsynchronised_clock = true`"
+                .to_owned(),
+    })
+}
+
 /// Checks that names fit in one cell of their class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     for ServedClass { shape, config, .. } in loaded.classes() {
@@ -225,6 +249,22 @@ fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// What each paced class of an entry carries, costs and adds.
+fn figures(loaded: &Loaded) -> Vec<String> {
+    let suite = loaded.chain.terms.suite;
+    let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
+    let of_class = |class: &ServedClass<'_>| {
+        let lines = Figures::of(class.terms.paced()?, suite, class.shape.hops()).lines();
+        let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
+        let how = match class.meeting() {
+            Some(_) => "a meeting: whoever watches all links and the exit cannot tell who calls whom",
+            None => "destinations: losses on your access link show outside, so calls that matter should meet",
+        };
+        Some(format!("class {} {}; it serves {how}", class.terms.name(), said.join("; ")))
+    };
+    classes.iter().filter_map(of_class).collect()
 }
 
 fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
@@ -401,5 +441,27 @@ mod tests {
         let states = nodes[2..].iter().map(|entry| entry.report().classes["voice"].paced.clone().unwrap().meeting);
         assert!(states.eq([Some("joined".to_owned()), Some("joined".to_owned())]));
         stop_paced(nodes);
+    }
+
+    #[test]
+    fn hop_with_a_paced_class_needs_a_synchronised_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_a_paced_class(dir.path());
+        let check = |path: &PathBuf, accepts: bool, is_kept: bool| {
+            let mut config = NodeConfig::read(path).unwrap();
+            assert!(config.unsynchronised_clock || config.role() == NodeRole::Entry, "all hops are on this host");
+            config.unsynchronised_clock = accepts;
+            let loaded = Loaded::read_files(config).unwrap();
+            loaded
+                .classes()
+                .iter()
+                .find_map(|class| clock_is_kept(class, Some(is_kept)).err())
+                .map(|why| why.to_string())
+        };
+        let why = check(&files.hops[0], false, false).unwrap();
+        assert!(why.contains("class voice releases rounds by it") && why.contains("timedatectl"), "{why}");
+        assert_eq!(check(&files.hops[0], true, false), None);
+        assert_eq!(check(&files.hops[0], false, true), None);
+        assert_eq!(check(&files.entry, false, false), None, "an entry follows mix1");
     }
 }
