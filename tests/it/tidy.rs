@@ -20,7 +20,7 @@ const FRAME_NAMES: &[&str] = &["struct Frame", "enum Frame", "type Frame", "FRAM
 /// Files that became a part of another document. A branch from before that would bring them back unnoticed.
 const GONE: &[&str] = &["docs/SOAK.md"];
 /// The longest that a document may be, in lines, as CONTRIBUTING.md states it.
-const LONGEST: &[(&str, usize)] = &[("README.md", 150), ("docs/ARCHITECTURE.md", 300)];
+const LONGEST: &[(&str, usize)] = &[("README.md", 170), ("docs/ARCHITECTURE.md", 300)];
 /// The longest that the name of a test may be, in characters: with its module, the line of the test report fits into
 /// about 80 columns. CONTRIBUTING.md states it, too.
 const TEST_NAME_MAX: usize = 59;

@@ -216,7 +216,7 @@ pub fn engine() -> Result<Engine, ConfigError> {
     wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
-/// Checks that the clock of a hop with a paced class is synchronised (SPEC 9.5.3). One that cannot be asked is taken to be.
+/// Checks that the clock of a hop with a paced class is synchronised (SPEC 9.5.3). One that cannot be asked passes.
 fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), ConfigError> {
     let config = &class.config;
     let needs = class.terms.paced().is_some() && config.role() != NodeRole::Entry && !config.unsynchronised_clock;

@@ -148,6 +148,15 @@ table! { NODE:
         &["\"example.org\" has no port", "NAME:PORT"];
     "a forward to nowhere", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\""), ENTRY,
         &["the key `to` is missing", "add `to = "];
+    "a meeting's secret in place of its file",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:eddy-meet-1:00\""), ENTRY,
+        &["entry.toml:", "expected meet:@FILE", "`eddy meet new > FILE`"];
+    "a meeting in a chain without a paced class",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\""), ENTRY,
+        &["entry.toml:", "is a meeting, which class L does not have", "a chain that has a paced class"];
+    "a class that is no name",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nclass = \"Voice\""), ENTRY,
+        &["unknown class \"Voice\"", "the name of a paced class"];
     "a key that no forward has",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
@@ -159,7 +168,7 @@ table! { NODE:
     "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
         &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
-        &["exit.toml:15: \"10.0.0.0/33\" is not a network", "IP/BITS"];
+        &["exit.toml:16: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
         &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
@@ -358,7 +367,7 @@ table! { HOST:
         }), MIX,
         &["cores lists 1000, but this process may use", "list some of these"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
-        &["mix1.toml:21: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
+        &["mix1.toml:22: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
 
 table! { STATUS:
