@@ -16,7 +16,7 @@ use eddy_node::config::ConfigError;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{self as layer, FmtContext};
+use tracing_subscriber::fmt::{self as layer, FmtContext, FormattedFields};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -217,7 +217,11 @@ where
         };
         write!(writer, "<{priority}>")?;
         for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
-            write!(writer, "{}: ", span.name())?;
+            write!(writer, "{}", span.name())?;
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
+                write!(writer, "{{{fields}}}")?;
+            }
+            write!(writer, ": ")?;
         }
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)

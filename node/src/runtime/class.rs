@@ -172,5 +172,5 @@ impl Start<'_> {
 
 /// Enabled at every level of the log.
 fn span(class: &ClassName) -> Span {
-    error_span!("class", name = %class)
+    error_span!("class", message = %class)
 }
