@@ -43,6 +43,8 @@ pub struct Subject {
     pub sockets: usize,
     /// The most sockets for flows, of an exit.
     pub max_sockets: Option<usize>,
+    /// A hop with this paced class, which needs a synchronised clock.
+    pub needs_clock: Option<String>,
     /// An exit that uses the name servers of this host.
     pub system_names: bool,
     /// The address for the previous hop.
@@ -87,6 +89,7 @@ impl Subject {
             hugepages: true,
             sockets: 8,
             max_sockets: Some(MAX_SOCKETS),
+            needs_clock: None,
             system_names: true,
             up: None,
             from: Ipv4Addr::LOCALHOST.into(),
@@ -134,6 +137,8 @@ impl Subject {
             Part::Mix { .. } => (0, None, false),
             Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
+        let accepts_any = role == NodeRole::Entry || config.unsynchronised_clock;
+        let needs_clock = chain.terms.paced.first().filter(|_| !accepts_any);
         let until = |hop| Some((node_name(chain.role(hop), hop), hop == position, newest(hop)?.not_after));
 
         Ok(Subject {
@@ -151,6 +156,7 @@ impl Subject {
             hugepages: config.hugepages,
             sockets: lanes.own + lanes.downs() + listeners,
             max_sockets,
+            needs_clock: needs_clock.map(|terms| terms.name.clone()),
             system_names,
             up: config.up,
             from: config.down.map_or(any, |down| down.ip()),

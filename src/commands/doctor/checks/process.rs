@@ -77,10 +77,20 @@ pub fn descriptors_valid(subject: &Subject, facts: &Facts) -> Finding {
 }
 
 /// The synchronisation of the clock.
-pub fn clock(_: &Subject, facts: &Facts) -> Finding {
+pub fn clock(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "clock";
+    let fix = || Fix::Do {
+        what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
+        undo: Some("sudo timedatectl set-ntp false".to_owned()),
+    };
     match facts.clock_kept {
         Some(true) => Finding::ok(NAME, "synchronised (NTP, PTP or similar)"),
+        Some(false) if let Some(class) = &subject.needs_clock => Finding::error(
+            NAME,
+            format!("not synchronised, but class {class} releases rounds by it"),
+            "the node does not start, unless `unsynchronised_clock` is set",
+        )
+        .fix(fix()),
         None => Finding::note(NAME, "unknown: this sandbox hides the state of the clock"),
         Some(false) => Finding::warning(
             NAME,
@@ -88,10 +98,7 @@ pub fn clock(_: &Subject, facts: &Facts) -> Finding {
             "a hop whose clock differs by 2 s signs too late, and then nobody can open channels through the chain; neighbours \
              refuse a node whose clock was set back (`stale-timestamp`)",
         )
-        .fix(Fix::Do {
-            what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
-            undo: Some("sudo timedatectl set-ntp false".to_owned()),
-        }),
+        .fix(fix()),
     }
 }
 
@@ -182,13 +189,16 @@ mod tests {
     }
 
     #[test]
-    fn unsynchronised_clock_is_a_warning() {
+    fn unsynchronised_clock_is_a_warning_or_an_error() {
         let mut facts = sound();
         let subject = Subject::of_a_chain();
         for (kept, severity) in [(Some(true), Severity::Ok), (Some(false), Severity::Warning), (None, Severity::Note)] {
             facts.clock_kept = kept;
             assert_eq!(clock(&subject, &facts).severity, severity);
         }
+        facts.clock_kept = Some(false);
+        let paced = Subject { needs_clock: Some("voice".to_owned()), ..subject };
+        assert_eq!(clock(&paced, &facts).severity, Severity::Error);
     }
 
     #[test]
