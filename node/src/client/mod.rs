@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
-use wire::cell::Shape;
 use wire::frames;
 pub use wire::paced::MeetingSecret;
 
@@ -39,7 +38,6 @@ pub struct Entry {
     node: Option<Running>,
     listeners: Listeners,
     readiness: Arc<Readiness>,
-    shape: Shape,
     /// Channels to keep open.
     channels: usize,
     /// The address of mix1.
@@ -75,8 +73,8 @@ impl Entry {
         let next = loaded.config.next.clone().or(published).unwrap_or_default();
         let node = Running::start(loaded, ListenFd::empty())?;
         let listeners = node.listeners().expect("an entry has listeners");
-        let (readiness, shape) = (node.readiness(), node.shape());
-        Ok(Entry { node: Some(node), listeners, readiness, shape, channels, next })
+        let readiness = node.readiness();
+        Ok(Entry { node: Some(node), listeners, readiness, channels, next })
     }
 
     /// The addresses at which it listens, in one class: of forwards, or of its meeting. None if it does not serve the
@@ -123,12 +121,12 @@ impl Entry {
     /// Bytes of the longest datagram that travels in one cell. Longer ones take up to eight cells, and are lost if one
     /// of them is.
     pub fn max_single_cell_len(&self) -> usize {
-        frames::max_single_cell_len(self.shape.payload())
+        frames::max_single_cell_len(self.listeners.payload().bytes)
     }
 
     /// Bytes of the longest datagram that can be sent.
     pub fn max_datagram_len(&self) -> usize {
-        frames::max_datagram_len(self.shape.payload())
+        frames::max_datagram_len(self.listeners.payload().bytes)
     }
 
     /// All counters, as of now: where every datagram went.

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use dataplane::entry::{Association, Destination, HEADER_MAX, read_socks, socks_header};
 use socket2::SockRef;
-use wire::cell::Shape;
 use wire::frames;
 
 use super::{Entry, TunnelError};
-use crate::config::ClassName;
+use crate::config::{ClassName, Payload};
 use crate::runtime::listeners::{Listeners, Relay, fits};
 use crate::runtime::refused_flows::RefusedFlows;
 
@@ -25,7 +24,7 @@ use crate::runtime::refused_flows::RefusedFlows;
 /// calls fail with [`TunnelError::Closed`].
 pub struct UdpTunnel {
     pub(super) socket: UdpSocket,
-    shape: Shape,
+    payload: Payload,
     /// Header and data of what is received.
     received: Mutex<Box<[u8]>>,
     refused: Arc<RefusedFlows>,
@@ -59,9 +58,9 @@ impl UdpTunnel {
         let refused = Arc::<RefusedFlows>::default();
         let relay = listeners.tunnel(client, Association { client, port }, refused.clone())?;
         connect_only(&socket, relay.address())?;
-        let shape = listeners.shape();
-        let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
-        Ok(UdpTunnel { socket, shape, received, refused, _relay: relay })
+        let payload = listeners.payload().clone();
+        let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(payload.bytes)].into_boxed_slice());
+        Ok(UdpTunnel { socket, payload, received, refused, _relay: relay })
     }
 
     /// Sends a datagram. Returns its length.
@@ -73,7 +72,7 @@ impl UdpTunnel {
     /// and after a refusal of an earlier datagram, nothing was sent.
     pub fn send_to(&self, data: &[u8], destination: &Destination) -> Result<usize, TunnelError> {
         self.check()?;
-        let max = frames::max_datagram_len(self.shape.payload());
+        let max = frames::max_datagram_len(self.payload.bytes);
         if data.len() > max {
             return Err(TunnelError::TooLong { destination: destination.clone(), len: data.len(), max });
         }
@@ -81,7 +80,7 @@ impl UdpTunnel {
         if !destination.is_valid() {
             return Err(invalid("use a port from 1 to 65535, and a host name of at most 255 letters".to_owned()));
         }
-        fits(self.shape, destination).map_err(|why| invalid(why.to_string()))?;
+        fits(&self.payload, destination).map_err(|why| invalid(why.to_string()))?;
         let header = socks_header(destination);
         let sent = SockRef::from(&self.socket).send_vectored(&[IoSlice::new(&header), IoSlice::new(data)])?;
         Ok(sent.saturating_sub(header.len()))

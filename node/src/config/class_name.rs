@@ -6,6 +6,7 @@ use std::str::FromStr;
 use control::trust::{ChainTerms, ClassTerms};
 use thiserror::Error;
 use wire::cell::Class;
+use wire::frames::fresh_max;
 use wire::ids::ClassId;
 use wire::paced::PacedTerms;
 
@@ -53,6 +54,14 @@ impl FromStr for ClassName {
     }
 }
 
+/// What a cell of a class holds.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    pub class: ClassName,
+    /// Bytes of frames. With repeat the frames of one cell are in the next one, too (SPEC 9.11.7).
+    pub bytes: usize,
+}
+
 /// The terms of a class of a chain.
 #[derive(Clone, Debug)]
 pub enum Terms {
@@ -85,6 +94,15 @@ impl Terms {
         }
     }
 
+    /// What its cells hold.
+    pub fn payload(&self) -> Payload {
+        let bytes = match self {
+            Terms::Free(terms) => terms.class.payload(),
+            Terms::Paced(terms) => fresh_max(terms.class.size().payload(), terms.repeat),
+        };
+        Payload { class: self.name(), bytes }
+    }
+
     /// Those of a paced class.
     pub fn paced(&self) -> Option<&PacedTerms> {
         if let Terms::Paced(terms) = self { Some(terms) } else { None }
@@ -92,8 +110,13 @@ impl Terms {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// What a cell of a free class holds.
+    pub(crate) fn payload_of(class: Class) -> Payload {
+        Payload { class: class.into(), bytes: class.payload() }
+    }
 
     #[test]
     fn name_is_that_of_a_size_or_a_paced_class() {

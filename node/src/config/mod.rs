@@ -8,7 +8,7 @@
 
 mod caps;
 mod chain;
-mod class_name;
+pub(crate) mod class_name;
 mod error;
 mod generate;
 pub(crate) mod keys;
@@ -31,7 +31,7 @@ use wire::cell::{Class, Shape};
 
 pub use caps::values as caps_values;
 pub use chain::ChainFile;
-pub use class_name::{ClassName, NotAClassName, Terms};
+pub use class_name::{ClassName, NotAClassName, Payload, Terms};
 pub use error::in_words;
 pub use error::{ConfigError, Location};
 pub use generate::{Value, generate};

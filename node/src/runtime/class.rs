@@ -110,7 +110,7 @@ impl Start<'_> {
         let listeners = match &config.part {
             Part::Entry(part) if meeting.is_none() => {
                 let times = Times { idle: part.flow_idle, max_age: config.max_age };
-                let listeners = Listeners::new(shape, times, &sockets.listeners, self.waker.clone());
+                let listeners = Listeners::new(terms.payload(), times, &sockets.listeners, self.waker.clone());
                 Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Entry(_) | Part::Mix { .. } | Part::Exit(_) => None,

@@ -158,19 +158,20 @@ mod tests {
     use std::sync::Arc;
 
     use crate::config::Location;
+    use crate::config::class_name::tests::payload_of;
     use crate::runtime::listeners::Times;
     use dataplane::sys::Waker;
-    use wire::cell::{Class, Shape};
+    use wire::cell::Class;
 
     #[test]
     fn console_adds_lists_removes_and_refuses_junk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("entry.cmd");
-        let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
+        let waker = Arc::new(Waker::new().unwrap());
         let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
-        let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
+        let listeners = Listeners::new(payload_of(Class::L), times, &[], waker.clone()).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
-        let other = Listeners::new(Shape::new(Class::S, 4).unwrap(), times, &[], waker).unwrap();
+        let other = Listeners::new(payload_of(Class::S), times, &[], waker).unwrap();
         let _server =
             serve(bound, vec![(Class::L.into(), listeners.clone()), (Class::S.into(), other.clone())]).unwrap();
 

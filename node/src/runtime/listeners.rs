@@ -15,10 +15,9 @@ use std::time::Duration;
 use dataplane::command::Command;
 use dataplane::entry::{Association, Destination, Listener, ListenerId, ListenerKind};
 use dataplane::sys::Waker;
-use wire::cell::Shape;
 use wire::frames::Status;
 
-use crate::config::{ConfigError, Forward, Target, in_words};
+use crate::config::{ConfigError, Forward, Payload, Target, in_words};
 use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::refused_flows::{RefusedFlow, RefusedFlows, WAKE};
 use crate::runtime::sockets::cannot_bind;
@@ -39,7 +38,7 @@ pub struct Times {
 /// A handle on the listening sockets of a class of an entry.
 #[derive(Clone)]
 pub struct Listeners {
-    shape: Shape,
+    payload: Payload,
     /// For forwards without times of their own, and for associations.
     times: Times,
     state: Arc<Mutex<State>>,
@@ -98,7 +97,7 @@ impl Listeners {
     /// # Errors
     /// No descriptor is left.
     pub fn new(
-        shape: Shape,
+        payload: Payload,
         times: Times,
         first: &[(UdpSocket, Listener)],
         control: Arc<Waker>,
@@ -109,7 +108,7 @@ impl Listeners {
         });
         let open = open.collect::<std::io::Result<Vec<_>>>()?;
         let state = State { next: open.len() as u32, open, gone: 0 };
-        Ok(Listeners { shape, times, state: Arc::new(Mutex::new(state)), commands: Arc::default(), control })
+        Ok(Listeners { payload, times, state: Arc::new(Mutex::new(state)), commands: Arc::default(), control })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -130,9 +129,9 @@ impl Listeners {
         !self.commands().is_empty()
     }
 
-    /// Lengths of the chain.
-    pub fn shape(&self) -> Shape {
-        self.shape
+    /// What a cell holds.
+    pub fn payload(&self) -> &Payload {
+        &self.payload
     }
 
     /// Adds a forward. Returns it with its port if that was 0.
@@ -145,7 +144,7 @@ impl Listeners {
             let what = format!("forward on {listen}: a meeting is chosen when the entry starts");
             return Err(ConfigError::Arguments(format!("{what}: restart it with this forward")));
         };
-        fits(self.shape, &to)?;
+        fits(&self.payload, &to)?;
         let (idle, max_age) = (idle.unwrap_or(self.times.idle), max_age.unwrap_or(self.times.max_age));
         let said = format!("forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| match self.forward_in_the_way(listen) {
@@ -314,8 +313,8 @@ fn already_forwarded(other: &Forward) -> ConfigError {
 ///
 /// # Errors
 /// It does not fit.
-pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
-    let (Destination::Name(name, _), over) = (to, to.open_len().saturating_sub(shape.payload())) else {
+pub fn fits(payload: &Payload, to: &Destination) -> Result<(), ConfigError> {
+    let (Destination::Name(name, _), over) = (to, to.open_len().saturating_sub(payload.bytes)) else {
         return Ok(());
     };
     if over == 0 {
@@ -324,7 +323,7 @@ pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
     Err(ConfigError::Arguments(format!(
         "the name {name} is too long for a cell of class {}: at most {} bytes fit; use the address instead, or a chain of \
          a larger class",
-        shape.class(),
+        payload.class,
         name.len() - over
     )))
 }
@@ -332,6 +331,7 @@ pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::class_name::tests::payload_of;
     use dataplane::sys;
     use wire::cell::Class;
 
@@ -343,8 +343,8 @@ mod tests {
 
     fn listeners() -> Listeners {
         let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), pymix())];
-        let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
-        Listeners::new(shape, TIMES, &first, waker).unwrap()
+        let waker = Arc::new(Waker::new().unwrap());
+        Listeners::new(payload_of(Class::S), TIMES, &first, waker).unwrap()
     }
 
     #[test]
@@ -429,7 +429,7 @@ mod tests {
         let said = listeners.add(format!("127.0.0.1:0={long}org:9").parse().unwrap()).unwrap_err().to_string();
         let longest: usize = said.split(' ').find_map(|word| word.parse().ok()).unwrap();
         let name = |len: usize| Destination::Name(long[..len].into(), 9);
-        let shape = Shape::new(Class::S, 4).unwrap();
-        assert!(fits(shape, &name(longest)).is_ok() && fits(shape, &name(longest + 1)).is_err());
+        let payload = payload_of(Class::S);
+        assert!(fits(&payload, &name(longest)).is_ok() && fits(&payload, &name(longest + 1)).is_err());
     }
 }

@@ -333,6 +333,7 @@ mod tests {
     use dataplane::entry::Association;
     use wire::cell::Class;
 
+    use crate::config::class_name::tests::payload_of;
     use crate::runtime::listeners::Times;
     use crate::runtime::refused_flows::RefusedFlows;
     use crate::runtime::reporter::tests::{idle_class, reporter_of};
@@ -349,9 +350,8 @@ mod tests {
     #[test]
     fn tunnels_end_even_if_the_control_thread_panicked() {
         let waker = Arc::new(Waker::new().unwrap());
-        let shape = Shape::new(Class::S, 4).unwrap();
         let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
-        let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
+        let listeners = Listeners::new(payload_of(Class::S), times, &[], waker.clone()).unwrap();
         let refused = Arc::<RefusedFlows>::default();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let association = Association { client: client.ip(), port: Some(client.port()) };

@@ -238,11 +238,11 @@ fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), C
 
 /// Checks that names fit in one cell of their class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
-    for ServedClass { shape, config, .. } in loaded.classes() {
+    for ServedClass { terms, config, .. } in loaded.classes() {
         let Part::Entry(entry) = &config.part else { return Ok(()) };
         for (i, forward) in entry.forwards.iter().enumerate() {
             let Some(to) = forward.to.destination() else { continue };
-            listeners::fits(shape, to).map_err(|why| match config.place("forward", i) {
+            listeners::fits(&terms.payload(), to).map_err(|why| match config.place("forward", i) {
                 Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
                 None => why,
             })?;
