@@ -1,6 +1,6 @@
 //! A chain of a paced class, in memory: a channel in every batch, datagrams there and back, constant links.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,6 +10,10 @@ use wire::cell::Direction;
 use wire::ids::Side;
 use wire::paced::ControlSlots;
 use wire::setup::Suite;
+
+use control::paced::{Cause, EntryStatus, HopStatus, PacedEvent, PacedStatus};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 
 use crate::common::pacedchain::{Chain, HOPS, destination, link_address, listener, terms};
 
@@ -193,4 +197,146 @@ fn entry_that_stops_changes_nothing_for_others() {
         assert_constant(&chain, (link, 0), rounds(first..first + 2), ENTRIES);
         assert_constant(&chain, (link, 0), rounds(first + 2..first + 3), ENTRIES - 1);
     }
+}
+
+fn entry_status(chain: &Chain, entry: usize) -> EntryStatus {
+    let PacedStatus::Entry(status) = chain.status(101 + entry) else { panic!("the status of an entry") };
+    status
+}
+
+fn hop_status(chain: &Chain, hop: usize) -> HopStatus {
+    let PacedStatus::Hop(status) = chain.status(hop) else { panic!("the status of a hop") };
+    status
+}
+
+/// The nodes whose alarm was raised, and why.
+fn dropping(chain: &Chain) -> Vec<(usize, Cause)> {
+    let of = |(node, event): &(usize, PacedEvent)| {
+        if let PacedEvent::Dropping(cause) = event { Some((*node, *cause)) } else { None }
+    };
+    chain.paced_events.iter().filter_map(of).collect()
+}
+
+#[test]
+fn cells_of_one_user_dropped_in_all_copies_raise_its_alarm() {
+    let mut chain = started();
+    chain.run(Duration::from_secs(10));
+    assert_eq!(dropping(&chain), [], "nothing is lost");
+    // The attacker reads bytes, so it knows the copies of what it has dropped.
+    let victim = link_address(102, Side::Down);
+    let (mut seen, mut dropped) = (HashSet::new(), HashSet::new());
+    chain.tap(move |datagram| {
+        if datagram.from != victim {
+            return true;
+        }
+        let is_first = seen.insert(datagram.bytes.clone());
+        if is_first && seen.len().is_multiple_of(50) {
+            dropped.insert(datagram.bytes.clone());
+        }
+        !dropped.contains(&datagram.bytes)
+    });
+    chain.run(Duration::from_secs(10));
+    let [(102, Cause::Lost { direction: Direction::Forward, places, lost })] = dropping(&chain)[..] else {
+        panic!("{:?}", dropping(&chain))
+    };
+    assert!(places == 1000 && (5..10).contains(&lost), "{lost} of {places}");
+    let status = entry_status(&chain, 1);
+    assert!(status.is_dropping() && status.forward.lost >= lost && status.backward.lost == 0, "{status:?}");
+    assert!(!entry_status(&chain, 0).is_dropping());
+}
+
+#[test]
+fn loss_of_one_percent_raises_no_alarm() {
+    let mut chain = started();
+    let mut rng = ChaCha20Rng::seed_from_u64(11);
+    let entries = |at| (0..ENTRIES).any(|entry| link_address(101 + entry, Side::Down) == at);
+    let mut lost = 0;
+    chain.tap(move |datagram| {
+        lost += 1;
+        !((entries(datagram.from) || entries(datagram.to)) && rng.random_bool(0.01))
+    });
+    let first = entry_status(&chain, 0);
+    chain.run(Duration::from_secs(25));
+    assert_eq!(dropping(&chain), []);
+    for entry in 0..ENTRIES {
+        let status = entry_status(&chain, entry);
+        assert!(status.forward.places >= 2400 && status.backward.places >= 2400, "{status:?}");
+        assert!(status.has_channel && status.failed == 0, "{status:?}");
+    }
+    assert!(entry_status(&chain, 0).forward.last != first.forward.last);
+}
+
+#[test]
+fn suppressed_setup_raises_the_alarm_for_its_batch() {
+    let mut chain = started();
+    let coming = chain.batch() + 2;
+    chain.run_to_batch(1);
+    // The cells of 22 rounds in a row are 21 places, less than half of a phase. Too few shards of the setup are left.
+    let victim = link_address(102, Side::Down);
+    chain.tap(move |datagram| datagram.from != victim);
+    chain.run(Duration::from_millis(220));
+    chain.tap(|_| true);
+    chain.run(Duration::from_secs(25));
+    let setups: Vec<_> =
+        dropping(&chain).into_iter().filter(|(_, cause)| matches!(cause, Cause::Setup { .. })).collect();
+    let [(102, Cause::Setup { batch, .. })] = setups[..] else { panic!("{:?}", dropping(&chain)) };
+    assert_eq!(batch, coming);
+    let not_joined = |(node, event): &&(usize, PacedEvent)| {
+        *node == 102 && matches!(event, PacedEvent::NotJoined { batch, .. } if *batch == coming)
+    };
+    assert_eq!(chain.paced_events.iter().filter(not_joined).count(), 1);
+    let [status, other] = [1, 0].map(|entry| entry_status(&chain, entry));
+    assert!(status.is_dropping() && status.failed == 1 && status.has_channel, "{status:?}");
+    assert!(!other.is_dropping() && other.failed == 0, "{other:?}");
+}
+
+#[test]
+fn nodes_show_batches_clocks_reports_and_company() {
+    let mut chain = started();
+    let joins = |entry: usize| {
+        let of = |(node, event): &(usize, PacedEvent)| match event {
+            PacedEvent::JoinsAt { batch, .. } if *node == 101 + entry => Some(*batch),
+            _ => None,
+        };
+        chain.paced_events.iter().find_map(of).unwrap()
+    };
+    assert_eq!([0, 1, 2].map(joins), [chain.batch(); 3], "it was promised before");
+    chain.run_to_batch(1);
+    chain.run(Duration::from_secs(3));
+    let batch = chain.batch();
+    for entry in 0..ENTRIES {
+        let status = entry_status(&chain, entry);
+        assert!(status.has_channel && status.joined == 3 && status.failed == 0, "{status:?}");
+        assert_eq!(status.next_batch, batch + 1);
+        assert!(status.next_batch_in > Duration::from_secs(2) && status.next_batch_in < Duration::from_millis(2200));
+        assert_eq!(status.company.map(|company| (company.channels, company.n_min)), Some((ENTRIES as u16, 1)));
+        // Both clocks are the same, and the network takes no time.
+        assert!(status.clock.is_some() && status.lead_ns.unwrap().abs() < 10_000_000, "{status:?}");
+        assert!(status.forward.places >= 700 && status.forward.lost == 0, "{status:?}");
+        assert!(status.backward.places >= 400 && status.backward.lost == 0, "{status:?}");
+        let events = chain.paced_events.iter().filter(|(node, _)| *node == 101 + entry).map(|(_, event)| *event);
+        let joined: Vec<u64> = events
+            .filter_map(|event| if let PacedEvent::Joined { batch } = event { Some(batch) } else { None })
+            .collect();
+        assert_eq!(joined, [batch - 1, batch, batch + 1][..joined.len()]);
+    }
+    for hop in 1..=HOPS {
+        let status = hop_status(&chain, hop);
+        assert_eq!(status.batch.map(|crowd| crowd.channels), Some(ENTRIES), "hop {hop}");
+        let clocks = usize::from(hop > 1) + usize::from(hop < HOPS);
+        assert_eq!(status.clocks.len(), clocks, "hop {hop}: {:?}", status.clocks);
+        assert!(status.clocks.iter().all(|clock| clock.clock.offset_ns.abs() < 2_000_000), "hop {hop}");
+        assert_eq!((status.forward.last.is_some(), status.backward.last.is_some()), (hop < HOPS, hop > 1));
+        assert_eq!((status.forward.lost, status.backward.lost), (0, 0), "hop {hop}");
+    }
+    assert_eq!(hop_status(&chain, 1).batch.unwrap().prefixes, 1);
+    let is_trouble = |(_, event): &&(usize, PacedEvent)| {
+        !matches!(event, PacedEvent::JoinsAt { .. } | PacedEvent::Joined { .. } | PacedEvent::Company(_))
+    };
+    let troubles: Vec<_> = chain.paced_events.iter().filter(is_trouble).collect();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    assert!(!chain.events.iter().any(|event| event.contains("Clock") || event.contains("NoBundle")));
+    // What is sent twice on link 1 is no replay.
+    let refused = |node| chain.refused(node).into_iter().map(|(why, _)| why).collect::<Vec<_>>();
+    assert_eq!([1, 101].map(refused), [["cell-copy"]; 2]);
 }

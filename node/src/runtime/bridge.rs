@@ -255,7 +255,7 @@ impl Bridge {
                 self.control.handle(now, class, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             // Only workers of paced classes send it, and a node does not run them yet.
-            Punt::PacedCell { .. } => debug_assert!(false, "a cell of a paced class in a free one"),
+            Punt::PacedCell { .. } | Punt::PacedLost { .. } => debug_assert!(false, "of a paced class"),
             Punt::Promoted { link, slot, from } => {
                 self.control.handle(now, class, Input::Promoted { link, slot, from });
             }
