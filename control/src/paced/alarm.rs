@@ -163,7 +163,9 @@ impl Alarm {
 
     /// The entry, which was ready, has no channel in a batch that begins now or soon.
     pub fn failed(&mut self, batch: u64, why: Failure) {
-        if self.link_down != batch {
+        // While there was no bundle at all, the chain may have just started.
+        let is_start = why == Failure::NoBundle && self.bundles.is_empty();
+        if self.link_down != batch && !is_start {
             self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
         }
     }
@@ -512,6 +514,20 @@ mod tests {
         assert_eq!(entry.setup_causes(), 0);
         entry.quiet(500);
         assert_eq!(entry.setup_causes(), 1);
+    }
+
+    #[test]
+    fn missing_bundle_raises_it_once_there_was_one() {
+        for had_one in [true, false] {
+            let mut entry = Entry::new();
+            if !had_one {
+                entry.alarm.bundles.clear();
+            }
+            entry.alarm.failed(BATCH, Failure::NoBundle);
+            entry.bundle(2);
+            entry.quiet(3000);
+            assert_eq!(entry.setup_causes(), usize::from(had_one));
+        }
     }
 
     #[test]

@@ -371,11 +371,11 @@ impl Log {
             }
             PacedEvent::Dropping(cause) => match cause {
                 Cause::Lost { direction, places, lost } => {
-                    let way = if direction == Direction::Forward { "to" } else { "from" };
+                    let way = if direction == Direction::Forward { "on their way to" } else { "coming from" };
                     warn!(
                         places,
                         lost,
-                        "dropping: {lost} of {places} cells {way} the first mix were lost in all copies, more than before: \
+                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
                          outages of the access link, this host slept, or somebody drops cells on purpose"
                     );
                 }
