@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::counters::Counters;
 use crate::entry::Entry;
 use crate::link::Links;
-use crate::paced::Paced;
+use crate::paced::{Paced, PacedStatus};
 use crate::trust::user::UserTrust;
 use crate::trust::view::View;
 
@@ -85,6 +85,11 @@ impl ClassControl {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
         let paced = self.paced.as_ref().map_or(Duration::MAX, Paced::next_wake);
         self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry).min(paced)
+    }
+
+    /// What it knows of a paced class at `now`; none of a free one.
+    pub fn paced_status(&self, now: Duration) -> Option<PacedStatus> {
+        self.paced.as_ref().map(|paced| paced.status(&self.cx, &self.links, now))
     }
 
     /// The clock of a paced class, with which its worker starts.

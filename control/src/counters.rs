@@ -62,6 +62,8 @@ refusals! {
     CellForged = "cell-forged",
     /// A control cell outside the replay window, or seen before.
     CellReplayed = "cell-replayed",
+    /// A control cell on link 1 of a paced class that was accepted before: each is sent several times.
+    CellCopy = "cell-copy",
     /// A link cell with unknown content.
     UnknownLinkContent = "unknown-link-content",
     /// An ask or a part of a form that does not exist.

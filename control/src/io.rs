@@ -12,6 +12,7 @@ use wire::paced::clock::SteadyClock;
 use wire::paced::{Call, EntryKeys, MeetingToken, PacedHeader};
 use zeroize::Zeroizing;
 
+use crate::paced::{PacedEvent, Places};
 use crate::trust::hop::TrustEvent;
 
 /// An input from the runner.
@@ -59,6 +60,8 @@ pub enum Input<'a> {
         /// At least one cell was sent.
         sent: bool,
     },
+    /// Entry of a paced class: what the worker has counted of backward places, about every 100 rounds (SPEC 9.15.3).
+    PacedLost(Places),
     /// A channel is gone from the table. Exactly one for each [`Change::InstallChannel`], also if
     /// [`Change::RetireChannel`] ended it. The index may be reused afterwards.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
@@ -298,4 +301,6 @@ pub enum Event {
     SetupRefused(wire::setup::BadAck),
     /// Descriptors, clocks, and what prevents a bundle.
     Trust(TrustEvent),
+    /// Only in paced classes.
+    Paced(PacedEvent),
 }

@@ -94,6 +94,16 @@ pub(crate) enum Trust {
     Hop(HopTrust),
 }
 
+impl Trust {
+    /// A clock cell of a paced link has come; the neighbour's clock is so much ahead of the host's.
+    pub(crate) fn clock_compared(&mut self, link: LinkId, offset_ms: i64) {
+        match self {
+            Trust::Entry(trust) => trust.clock_compared(link, offset_ms),
+            Trust::Hop(trust) => trust.clock_compared(link, offset_ms),
+        }
+    }
+}
+
 impl Control {
     /// A node without links, with one class for each configuration. Its first tick is due at once.
     ///
@@ -110,6 +120,7 @@ impl Control {
         let TrustSetup { view, keys, state } = trust;
         let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
         let statics: Arc<[Static]> = secrets.into_iter().map(Static::new).collect();
+        let is_paced = configs[0].paced;
         let (position, replay_capacity) = (configs[0].position, Config::replay_places(&configs) as usize);
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
         let class = |(place, config)| {
@@ -118,9 +129,9 @@ impl Control {
         };
         let classes = configs.into_iter().enumerate().map(class).collect();
         let trust = match position {
-            0 => Trust::Entry(UserTrust::new(view, now)),
+            0 => Trust::Entry(UserTrust::new(view, is_paced, now)),
             _ => {
-                let setup = HopSetup { position, view, keys, state, replay_capacity };
+                let setup = HopSetup { position, view, is_paced, keys, state, replay_capacity };
                 Trust::Hop(HopTrust::new(setup, now, unix_ms(wall)))
             }
         };
@@ -159,7 +170,7 @@ impl Control {
     /// # Panics
     /// No class is at that place.
     pub fn handle(&mut self, now: Duration, class: usize, input: Input<'_>) {
-        let ClassControl { cx, links, channels, entry, .. } = &mut self.classes[class];
+        let ClassControl { cx, links, channels, entry, paced } = &mut self.classes[class];
         match input {
             Input::Handshake { side, from, datagram } => {
                 if links.handshake(cx, now, side, from, datagram) {
@@ -178,6 +189,7 @@ impl Control {
             }
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
+            Input::PacedLost(places) => paced.iter_mut().for_each(|paced| paced.lost(places)),
             Input::ChannelEnded { channel, reason } => {
                 if channels.ended(cx, links, now, channel, reason) {
                     if let Some(entry) = entry {

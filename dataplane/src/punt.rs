@@ -67,6 +67,14 @@ pub enum Punt {
         /// A data cell was sent.
         sent: bool,
     },
+    /// Entry of a paced class: counts of backward places, about every 100 rounds (SPEC 9.15.3).
+    PacedLost {
+        first: u64,
+        rounds: u64,
+        places: u64,
+        /// Those of which no copy came.
+        lost: u64,
+    },
     /// A channel is gone.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
     /// Exit: a name to resolve; answered by [`crate::command::Command::Resolved`].

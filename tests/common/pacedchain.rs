@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::draw::{draw_secret, draw_x25519};
+use control::paced::{PacedEvent, PacedStatus, Places};
 use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
 use control::{Caps, Config, Control, Event, Input, NodeKeys, Output, Role, Timing, TrustSetup};
 use dataplane::Nanos;
@@ -60,6 +61,8 @@ pub fn terms() -> PacedTerms {
 }
 
 struct Node {
+    /// Hops from 1, entries from 101.
+    number: usize,
     control: Control,
     commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<Punt>,
@@ -98,6 +101,8 @@ pub struct Chain {
     cell_len: usize,
     clock: Rc<RefCell<Nanos>>,
     pub events: Vec<String>,
+    /// By node: hops from 1, entries from 101.
+    pub paced_events: Vec<(usize, PacedEvent)>,
 }
 
 /// The link socket of a hop, from 1, or of an entry, from 101.
@@ -146,6 +151,7 @@ impl Chain {
             cell_len: terms.class.cell_len(),
             clock,
             events: Vec::new(),
+            paced_events: Vec::new(),
         };
         made.tap(|_| true);
         let (at_apps, clock) = (made.at_apps.clone(), made.clock.clone());
@@ -256,7 +262,7 @@ impl Chain {
                 (Box::new(mix), ledger)
             }
         };
-        Node { control, commands, punts, worker, ledger, at, worker_wake: 0 }
+        Node { number, control, commands, punts, worker, ledger, at, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -285,6 +291,7 @@ impl Chain {
                         Output::Save(number) => node.control.saved(now, number),
                         Output::Resolve(_) => {}
                         Output::Event(Event::Trust(event)) => self.events.push(format!("{event:?}")),
+                        Output::Event(Event::Paced(event)) => self.paced_events.push((node.number, event)),
                         Output::Event(event) => self.events.push(format!("{} {event:?}", node.at[0])),
                     }
                 }
@@ -342,6 +349,11 @@ impl Chain {
         self.at(node).control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
+    /// What a node shows of the class.
+    pub fn status(&self, node: usize) -> PacedStatus {
+        self.at(node).control.class(0).paced_status(Duration::from_nanos(self.now)).expect("a paced class")
+    }
+
     /// Fails if a node has lost count of a cell.
     pub fn assert_closed(&self) {
         for node in &self.nodes {
@@ -375,6 +387,9 @@ fn take(control: &mut Control, punt: Punt, now: Duration) {
             control.handle(now, 0, input);
         }
         Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
+        Punt::PacedLost { first, rounds, places, lost } => {
+            control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
+        }
         Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
         Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
         Punt::Resolve { .. } | Punt::Notice(_) => {}

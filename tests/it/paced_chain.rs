@@ -1,6 +1,6 @@
 //! A chain of a paced class, in memory: a channel in every batch, datagrams there and back, constant links.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,6 +10,10 @@ use wire::cell::Direction;
 use wire::ids::Side;
 use wire::paced::ControlSlots;
 use wire::setup::Suite;
+
+use control::paced::{Cause, EntryStatus, HopStatus, PacedEvent, PacedStatus};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 
 use crate::common::pacedchain::{Chain, HOPS, destination, link_address, listener, terms};
 
@@ -192,5 +196,155 @@ fn entry_that_stops_changes_nothing_for_others() {
     for link in 2..=HOPS {
         assert_constant(&chain, (link, 0), rounds(first..first + 2), ENTRIES);
         assert_constant(&chain, (link, 0), rounds(first + 2..first + 3), ENTRIES - 1);
+    }
+}
+
+fn entry_status(chain: &Chain, entry: usize) -> EntryStatus {
+    let PacedStatus::Entry(status) = chain.status(101 + entry) else { panic!("the status of an entry") };
+    status
+}
+
+fn hop_status(chain: &Chain, hop: usize) -> HopStatus {
+    let PacedStatus::Hop(status) = chain.status(hop) else { panic!("the status of a hop") };
+    status
+}
+
+/// The nodes whose alarm was raised, and why.
+fn dropping(chain: &Chain) -> Vec<(usize, Cause)> {
+    let of = |(node, event): &(usize, PacedEvent)| {
+        if let PacedEvent::Dropping(cause) = event { Some((*node, *cause)) } else { None }
+    };
+    chain.paced_events.iter().filter_map(of).collect()
+}
+
+#[test]
+fn cells_of_one_user_dropped_in_all_copies_raise_its_alarm() {
+    let mut chain = started();
+    chain.run(Duration::from_secs(10));
+    assert_eq!(dropping(&chain), [], "nothing is lost");
+    // The attacker reads bytes, so it knows the copies of what it has dropped.
+    let victim = link_address(102, Side::Down);
+    let (mut seen, mut dropped) = (HashSet::new(), HashSet::new());
+    chain.tap(move |datagram| {
+        if datagram.from != victim {
+            return true;
+        }
+        let is_first = seen.insert(datagram.bytes.clone());
+        if is_first && seen.len().is_multiple_of(50) {
+            dropped.insert(datagram.bytes.clone());
+        }
+        !dropped.contains(&datagram.bytes)
+    });
+    chain.run(Duration::from_secs(10));
+    let [(102, Cause::Lost { direction: Direction::Forward, places, lost })] = dropping(&chain)[..] else {
+        panic!("{:?}", dropping(&chain))
+    };
+    assert!(places == 1000 && (5..10).contains(&lost), "{lost} of {places}");
+    let status = entry_status(&chain, 1);
+    assert!(status.is_dropping() && status.forward.lost >= lost && status.backward.lost == 0, "{status:?}");
+    assert!(!entry_status(&chain, 0).is_dropping());
+}
+
+#[test]
+fn loss_of_one_percent_raises_no_alarm() {
+    let mut chain = started();
+    let mut rng = ChaCha20Rng::seed_from_u64(11);
+    let entries = |at| (0..ENTRIES).any(|entry| link_address(101 + entry, Side::Down) == at);
+    chain.tap(move |datagram| {
+        let is_access = entries(datagram.from) || entries(datagram.to);
+        !(is_access && rng.random_bool(0.01))
+    });
+    let before = [0, 1, 2].map(|entry| entry_status(&chain, entry));
+    chain.run(Duration::from_secs(25));
+    assert_eq!(dropping(&chain), []);
+    for (entry, before) in before.into_iter().enumerate() {
+        let status = entry_status(&chain, entry);
+        assert!(status.forward.places >= 2400 && status.backward.places >= 2400, "{status:?}");
+        assert!(status.has_channel && status.failed == before.failed, "{status:?}");
+    }
+}
+
+#[test]
+fn suppressed_setup_raises_the_alarm_for_its_batch() {
+    let mut chain = started();
+    let coming = chain.batch() + 2;
+    chain.run_to_batch(1);
+    let before = [1, 0].map(|entry| entry_status(&chain, entry).failed);
+    // The cells of 22 rounds in a row are 21 places, less than half of a phase. Too few shards of the setup are left.
+    let victim = link_address(102, Side::Down);
+    chain.tap(move |datagram| datagram.from != victim);
+    chain.run(Duration::from_millis(220));
+    chain.tap(|_| true);
+    chain.run(Duration::from_secs(25));
+    let setups: Vec<_> =
+        dropping(&chain).into_iter().filter(|(_, cause)| matches!(cause, Cause::Setup { .. })).collect();
+    let [(102, Cause::Setup { batch, .. })] = setups[..] else { panic!("{:?}", dropping(&chain)) };
+    assert_eq!(batch, coming);
+    let not_joined = |(node, event): &&(usize, PacedEvent)| {
+        *node == 102 && matches!(event, PacedEvent::NotJoined { batch, .. } if *batch == coming)
+    };
+    assert_eq!(chain.paced_events.iter().filter(not_joined).count(), 1);
+    let [status, other] = [1, 0].map(|entry| entry_status(&chain, entry));
+    assert!(status.is_dropping() && status.failed == before[0] + 1 && status.has_channel, "{status:?}");
+    assert!(!other.is_dropping() && other.failed == before[1], "{other:?}");
+}
+
+#[test]
+fn nodes_show_batches_clocks_reports_and_company() {
+    let mut chain = started();
+    let events = |chain: &Chain, entry: usize| -> Vec<PacedEvent> {
+        let of_entry = chain.paced_events.iter().filter(|(node, _)| *node == 101 + entry);
+        of_entry.map(|(_, event)| *event).collect()
+    };
+    chain.run_to_batch(1);
+    chain.run(Duration::from_secs(3));
+    let batch = chain.batch();
+    for entry in 0..ENTRIES {
+        let status = entry_status(&chain, entry);
+        assert!(status.has_channel && status.joined >= 2, "{status:?}");
+        assert_eq!(status.next_batch, batch + 1);
+        assert!(status.next_batch_in > Duration::from_secs(2) && status.next_batch_in < Duration::from_millis(2200));
+        assert_eq!(status.company.map(|company| (company.channels, company.n_min)), Some((ENTRIES as u16, 1)));
+        // Both clocks are the same, and the network takes no time.
+        assert!(status.clock.is_some() && status.lead_ns.unwrap().abs() < 10_000_000, "{status:?}");
+        assert!(status.forward.places >= 700 && status.forward.lost == 0, "{status:?}");
+        assert!(status.backward.places >= 400 && status.backward.lost == 0, "{status:?}");
+
+        // The chain has just started, so it had no bundle for the first of them.
+        let events = events(&chain, entry);
+        let promised = events.iter().find_map(|event| match event {
+            PacedEvent::JoinsAt { batch, .. } => Some(*batch),
+            _ => None,
+        });
+        let batches = |joined: bool| -> Vec<u64> {
+            let of = |event: &PacedEvent| match event {
+                PacedEvent::Joined { batch } if joined => Some(*batch),
+                PacedEvent::NotJoined { batch, .. } if !joined => Some(*batch),
+                _ => None,
+            };
+            events.iter().filter_map(of).collect()
+        };
+        let (failed, joined) = (batches(false), batches(true));
+        assert_eq!(failed.iter().chain(&joined).min().copied(), promised);
+        assert_eq!((failed.len() as u64, joined.len() as u64), (status.failed, status.joined));
+        assert!(joined.iter().copied().eq(batch + 1 - status.joined..=batch), "{joined:?}");
+        assert!(!events.iter().any(|event| matches!(event, PacedEvent::Dropping(_) | PacedEvent::LeadMoved { .. })));
+    }
+    for hop in 1..=HOPS {
+        let status = hop_status(&chain, hop);
+        assert_eq!(status.batch.map(|crowd| crowd.channels), Some(ENTRIES), "hop {hop}");
+        let clocks = usize::from(hop > 1) + usize::from(hop < HOPS);
+        assert_eq!(status.clocks.len(), clocks, "hop {hop}: {:?}", status.clocks);
+        assert!(status.clocks.iter().all(|clock| clock.clock.offset_ns.abs() < 2_000_000), "hop {hop}");
+        assert_eq!((status.forward.last.is_some(), status.backward.last.is_some()), (hop < HOPS, hop > 1));
+        assert_eq!((status.forward.lost, status.backward.lost), (0, 0), "hop {hop}");
+    }
+    assert_eq!(hop_status(&chain, 1).batch.unwrap().prefixes, ENTRIES, "each has an address of its own");
+    let is_off = |(_, event): &(usize, PacedEvent)| matches!(event, PacedEvent::ClockOff { .. });
+    assert!(!chain.paced_events.iter().any(is_off) && !chain.events.iter().any(|event| event.contains("Clock")));
+    // What is sent twice on link 1 is no replay.
+    for node in [1, 101] {
+        let refused: Vec<_> = chain.refused(node).into_iter().map(|(why, _)| why).collect();
+        assert!(refused.contains(&"cell-copy") && !refused.contains(&"cell-replayed"), "{refused:?}");
     }
 }

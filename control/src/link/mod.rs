@@ -326,8 +326,18 @@ impl Links {
         if !fits {
             return Err(Refusal::CellMalformed);
         }
+        // Copies of all cells travel there (SPEC 9.6.4).
+        let is_link_1 = cx.config.position == 0 || (direction == Direction::Forward && cx.config.faces_entries());
         let (seq, block) = (header.seq, header.to_block());
-        link.open(cx, now, slot, from, (seq, &block), body)
+        link.open(cx, now, slot, from, (seq, &block), body).map_err(|why| match why {
+            Refusal::CellReplayed if is_link_1 => Refusal::CellCopy,
+            _ => why,
+        })
+    }
+
+    /// The side of a link that is there.
+    pub(crate) fn side(&self, link: LinkId) -> Option<Side> {
+        self.link(link).map(|link| link.side)
     }
 
     /// Where a link to an entry was first promoted, unless its prefix is exempt (SPEC 4.11).

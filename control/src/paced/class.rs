@@ -7,16 +7,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use wire::cell::{CellKind, Direction};
-use wire::ids::LinkId;
+use wire::ids::{LinkId, Side};
 use wire::link::LinkContent;
 use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
-use wire::paced::{AHEAD_MAX, MeetingSecret, PacedHeader, PacedTerms};
+use wire::paced::{AHEAD_MAX, Company, MeetingSecret, PacedHeader, PacedTerms, Report};
 
-use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop, Placed, ShardCell};
+use super::watch::{EntryWatch, HopWatch};
+use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop, PacedStatus, Placed, Places, ShardCell};
 use crate::Trust;
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::io::{Change, PacedChange};
+use crate::io::{Change, Event, PacedChange};
 use crate::link::Links;
 use crate::trust::view::View;
 
@@ -34,8 +35,8 @@ pub(crate) struct Paced {
 
 /// What only a hop, or only an entry does.
 enum Part {
-    Hop { hop: Box<PacedHop>, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange> },
-    Entry { entry: Box<PacedEntry>, lead: Lead, exchange: Exchange, next: u64, told: Told },
+    Hop { hop: Box<PacedHop>, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange>, watch: HopWatch },
+    Entry { entry: Box<PacedEntry>, lead: Lead, exchange: Exchange, next: u64, told: Told, watch: Box<EntryWatch> },
 }
 
 /// What the worker of an entry knows.
@@ -56,14 +57,16 @@ impl Paced {
             0 => {
                 let round = config.times.round_at(unix_ns);
                 let lead = Lead::new(&config.terms);
+                let watch = Box::new(EntryWatch::new(config.clone()));
                 let entry = Box::new(PacedEntry::new(config, &mut cx.rng, round));
-                Part::Entry { entry, lead, exchange: Exchange::default(), next: round, told: Told::default() }
+                Part::Entry { entry, lead, exchange: Exchange::default(), next: round, told: Told::default(), watch }
             }
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
                 let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
                 let hop = Box::new(PacedHop::new(config, position, forward));
-                Part::Hop { hop, position, next: [forward + 1, backward + 1], exchanges: HashMap::new() }
+                let (next, exchanges, watch) = ([forward + 1, backward + 1], HashMap::new(), HopWatch::default());
+                Part::Hop { hop, position, next, exchanges, watch }
             }
         };
         Paced { clock, steer_at: now + STEER_EVERY, part }
@@ -124,22 +127,25 @@ impl Paced {
         }
         let time = self.clock.at(now_ns);
         match &mut self.part {
-            Part::Hop { hop, position, next, .. } => {
+            Part::Hop { hop, position, next, watch, .. } => {
                 for (direction, next) in [Direction::Forward, Direction::Backward].into_iter().zip(next) {
-                    hand_over(cx, hop, (direction, *position), next, time);
+                    hand_over(cx, (hop, watch), (direction, *position), next, (now, time));
                 }
             }
-            Part::Entry { entry, lead, next, told, .. } => {
+            Part::Entry { entry, lead, next, told, watch, .. } => {
+                let is_up = links.down_ready().is_some();
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
+                    && is_up
                     && let Some(bundle) = trust.paced_bundle(interval, now, (cx.unix_ns(now) / 1_000_000) as u64)
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
+                    watch.alarm.bundle(interval, &keys);
                     entry.bundle(interval, keys);
                 }
                 lead.follow(time);
                 tell_lead(cx, lead, told);
                 let period = entry.config().times.begin(1);
-                let is_ready = lead.lead_ns().is_some() && links.down_ready().is_some();
+                let is_ready = lead.lead_ns().is_some() && is_up;
                 let last = lead.round_at(time + 2 * period);
                 // The lead may have become known: then the entry sends other rounds.
                 if next.abs_diff(last) > AHEAD_MAX {
@@ -148,7 +154,9 @@ impl Paced {
                 while *next <= last {
                     let outcomes = entry.advance(&mut cx.rng, &mut cx.counters, *next, is_ready);
                     tell_numbers(cx, entry, *next, told);
-                    tell_outcomes(cx, lead, time, outcomes);
+                    tell_outcomes(cx, (lead, watch), time, outcomes);
+                    let events = watch.advance(entry, (lead, time), *next, is_ready);
+                    events.into_iter().for_each(|event| cx.event(Event::Paced(event)));
                     if let Some(cell) = entry.cell(*next) {
                         place(cx, Direction::Forward, *next, cell);
                     }
@@ -184,36 +192,102 @@ impl Paced {
                 Ok(())
             }
             (CellKind::Ack, Part::Hop { hop, .. }) => hop.ack(&mut cx.counters, (header.channel, header.sub), content),
-            (CellKind::Ack, Part::Entry { entry, lead, .. }) => {
+            (CellKind::Ack, Part::Entry { entry, lead, watch, .. }) => {
                 let outcome = entry.ack(&mut cx.counters, (header.channel, header.sub), content)?;
-                tell_outcomes(cx, lead, at_ns, outcome.into_iter().collect());
+                tell_outcomes(cx, (lead, watch), at_ns, outcome.into_iter().collect());
                 Ok(())
             }
-            (CellKind::Link, part) => {
-                if LinkContent::from_wire(content[0]) == Some(LinkContent::Clock) {
-                    let cell: &[u8; CLOCK_LEN] = content[1..].first_chunk().ok_or(Refusal::CellMalformed)?;
-                    let cell = ClockCell::from_bytes(cell);
-                    let exchange = match part {
-                        Part::Hop { exchanges, .. } => exchanges.entry(link).or_default(),
-                        Part::Entry { lead, exchange, .. } => {
-                            lead.sample(at_ns, cell);
-                            exchange
-                        }
-                    };
-                    exchange.take(cell, at_ns);
-                    let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
-                    cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+            (CellKind::Link, _) => self.link_cell(cx, links, trust, (now, at_ns), link, content),
+            (CellKind::Setup, Part::Entry { .. }) | (CellKind::Data, _) => Err(Refusal::CellMalformed),
+        }
+    }
+
+    /// Takes in a link cell.
+    fn link_cell(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        trust: &mut Trust,
+        (now, at_ns): (Duration, u64),
+        link: LinkId,
+        content: &[u8],
+    ) -> Result<(), Refusal> {
+        let Paced { clock, part, .. } = self;
+        // None of an entry: it tells nothing but the time.
+        let hop = links.side(link).filter(|side| *side == Side::Down || !cx.config.faces_entries());
+        let bytes = &content[1..];
+        match LinkContent::from_wire(content[0]) {
+            Some(LinkContent::Clock) => {
+                let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
+                let cell = ClockCell::from_bytes(cell);
+                let exchange = match part {
+                    Part::Hop { exchanges, .. } => exchanges.entry(link).or_default(),
+                    Part::Entry { lead, exchange, .. } => {
+                        lead.sample(at_ns, cell);
+                        exchange
+                    }
+                };
+                exchange.take(cell, at_ns);
+                let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
+                cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                if let Some(best) = exchange.best() {
+                    let of_class = i128::from(clock.at(now.as_nanos() as u64)) - cx.unix_ns(now) as i128;
+                    trust.clock_compared(link, ((i128::from(best.offset_ns) + of_class) / 1_000_000) as i64);
+                }
+                if let (Part::Hop { exchanges, watch, .. }, Some(side)) = (part, hop)
+                    && let Some(event) = watch.clock((link, side), &exchanges[&link])
+                {
+                    cx.event(Event::Paced(event));
                 }
                 Ok(())
             }
-            (CellKind::Setup, Part::Entry { .. }) | (CellKind::Data, _) => Err(Refusal::CellMalformed),
+            Some(LinkContent::Report) => {
+                let report = Report::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
+                match part {
+                    Part::Hop { watch, .. } => hop.map_or(Ok(()), |side| watch.report(side, report)),
+                    Part::Entry { entry, watch, .. } => watch.report(report, entry.running()),
+                }
+            }
+            Some(LinkContent::Company) => {
+                let company = Company::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
+                if let Part::Entry { watch, .. } = part
+                    && let Some(event) = watch.company(company)
+                {
+                    cx.event(Event::Paced(event));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Entry: the worker has counted backward places.
+    pub(crate) fn lost(&mut self, places: Places) {
+        if let Part::Entry { watch, .. } = &mut self.part {
+            watch.backward(places);
+        }
+    }
+
+    /// What the node shows of it at `now`.
+    pub(crate) fn status(&self, cx: &Context, links: &Links, now: Duration) -> PacedStatus {
+        match &self.part {
+            Part::Hop { exchanges, watch, .. } => {
+                let side = |link| links.side(link).filter(|side| *side == Side::Down || !cx.config.faces_entries());
+                let of_hops = exchanges.iter().filter_map(|(link, exchange)| Some((side(*link)?, exchange)));
+                PacedStatus::Hop(watch.status(of_hops))
+            }
+            Part::Entry { entry, lead, exchange, watch, .. } => {
+                let time = self.clock.at(now.as_nanos() as u64);
+                PacedStatus::Entry(watch.status(entry, (lead, time), exchange))
+            }
         }
     }
 
     /// A link has gone.
     pub(crate) fn forget(&mut self, link: LinkId) {
-        if let Part::Hop { exchanges, .. } = &mut self.part {
+        if let Part::Hop { exchanges, watch, .. } = &mut self.part {
             exchanges.remove(&link);
+            watch.forget(link);
         }
     }
 }
@@ -226,15 +300,18 @@ fn last_due(config: &PacedConfig, direction: Direction, position: usize, time: u
 /// Hands over the rounds that are due within a period.
 fn hand_over(
     cx: &mut Context,
-    hop: &mut PacedHop,
+    (hop, watch): (&mut PacedHop, &mut HopWatch),
     (direction, position): (Direction, usize),
     next: &mut u64,
-    time: u64,
+    (now, time): (Duration, u64),
 ) {
     let period = hop.config().times.begin(1);
     let last = last_due(hop.config(), direction, position, time + period);
     *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
     while *next <= last {
+        if direction == Direction::Forward {
+            watch.before(hop, *next, now);
+        }
         // Loops send nothing yet: what becomes of them is not needed.
         hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
         for cell in hop.cells(direction, *next) {
@@ -272,8 +349,9 @@ fn tell_numbers(cx: &mut Context, entry: &PacedEntry, round: u64, told: &mut Tol
     }
 }
 
-fn tell_outcomes(cx: &mut Context, lead: &mut Lead, time: u64, outcomes: Vec<Outcome>) {
+fn tell_outcomes(cx: &mut Context, (lead, watch): (&mut Lead, &mut EntryWatch), time: u64, outcomes: Vec<Outcome>) {
     for outcome in outcomes {
+        cx.event(Event::Paced(watch.decided(&outcome)));
         match outcome {
             Outcome::Ready { batch, channel: number, keys, call } => {
                 lead.begin(time);

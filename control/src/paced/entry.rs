@@ -97,8 +97,18 @@ impl PacedEntry {
         self.channels.iter().find(|(of, _)| *of == batch).map(|(_, channel)| *channel)
     }
 
-    fn coming_batch(&self) -> u64 {
+    pub(super) fn coming_batch(&self) -> u64 {
         self.config.times.batch_of(self.running) + 1
+    }
+
+    /// True while it is open what becomes of its channel of that batch.
+    pub(super) fn is_setting_up(&self) -> bool {
+        matches!(self.coming, Coming::Waiting | Coming::Sent(_))
+    }
+
+    /// The last round for which [`PacedEntry::advance`] was called.
+    pub(super) fn running(&self) -> u64 {
+        self.running
     }
 
     /// The entry seals this round, or is about to. `is_ready`: it knows its lead, and its link is up. Rounds may be

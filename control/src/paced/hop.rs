@@ -144,6 +144,11 @@ impl PacedHop {
         self.coming.accepted.len()
     }
 
+    /// Prefixes of the links of these channels at Mix 1; those that are exempt count as one.
+    pub(super) fn prefixes(&self) -> usize {
+        self.coming.accepted.iter().map(|one| one.prefix).collect::<HashSet<_>>().len()
+    }
+
     /// Mix: takes in the setup keys of all hops, for its loops. It needs those of [`PacedConfig::interval_of`] the
     /// batch before the next link's phase begins.
     pub fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {

@@ -8,6 +8,9 @@
 //! seats   who may have a channel at a hop, and the shards of its setup
 //! queue   the control cells of a phase, each in its place
 //! own     setups of an entry or of a loop, until their ack is complete
+//! alarm   whether more is lost than links explain
+//! watch   what is heard of the class from others
+//! status  events, and what a node shows
 //! ```
 //!
 //! They own no socket, no link and no clock. The only time that they know is the number of a round: the caller reports
@@ -15,6 +18,7 @@
 //! 9.4 (copies on link 1 do not pass), and takes for each round the contents of the setup and ack slots. Slots without
 //! contents carry dummies, so the number of cells in a round never depends on what these machines return.
 
+mod alarm;
 mod class;
 mod entry;
 mod hop;
@@ -23,20 +27,24 @@ mod numbers;
 mod own;
 mod queue;
 mod seats;
+mod status;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use wire::cell::Shape;
 use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, ack_slots, seats_on, setup_slots};
 use wire::setup::{Info, Suite, paced_shards};
 use wire::shards::Shards;
 
+pub use alarm::{Alarm, LossTest, Places};
 pub(crate) use class::Paced;
 pub use entry::PacedEntry;
 pub use hop::{Install, PacedHop, ShardCell};
 pub use lead::Lead;
 pub use own::{Failure, Outcome};
 pub use queue::Placed;
+pub use status::{Alert, Cause, Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, PacedStatus, Reported};
 
 /// Most shards of a setup: their index has 8 bits, and 255 is not used.
 const SHARDS_MAX: u64 = 255;

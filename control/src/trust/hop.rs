@@ -115,6 +115,8 @@ impl CertifiedKeys {
 pub struct HopSetup {
     pub position: usize,
     pub view: View,
+    /// Its links to neighbouring hops are those of a paced class.
+    pub is_paced: bool,
     pub keys: Vec<CertifiedKeys>,
     pub state: HopState,
     /// Most setups that one pair of keys opens.
@@ -123,14 +125,14 @@ pub struct HopSetup {
 
 impl HopTrust {
     pub fn new(setup: HopSetup, now: Duration, wall_ms: u64) -> HopTrust {
-        let HopSetup { position, view, keys, state, replay_capacity } = setup;
+        let HopSetup { position, view, is_paced, keys, state, replay_capacity } = setup;
         let times = view.times();
         let keyring =
             Keyring::new((*view.chain(), view.terms().suite, times), (position, view.hops()), replay_capacity);
         // Whatever could be signed at the start, this node may have signed before it stopped.
         let is_new = times.counts_as_new(state.made, wall_ms);
         let first = if is_new { 0 } else { times.signable_at(wall_ms) + 1 };
-        let sync = Sync::new(&view, now);
+        let sync = Sync::new(&view, is_paced, now);
         let (reported, steps) = (Vec::new(), Vec::new());
         HopTrust {
             position,
@@ -293,6 +295,11 @@ impl HopTrust {
     pub fn clock_stepped(&mut self, now: Duration) {
         self.sync.forget_offsets();
         self.sync.ask_soon(now);
+    }
+
+    /// The clock cells of a paced link show that the neighbour's clock is so much ahead.
+    pub fn clock_compared(&mut self, link: LinkId, offset_ms: i64) {
+        self.sync.clock_compared(link, offset_ms);
     }
 
     /// This node did not run for a while that ends now.

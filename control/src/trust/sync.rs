@@ -148,13 +148,16 @@ pub struct Sync {
     wanted: BTreeMap<u64, Wanted>,
     /// Clocks that arrive before this time may have waited here, and do not count.
     clocks_count_from: Duration,
+    /// Asks and parts wait for slots of a paced class, so the clocks in them are late. Its clock cells count instead.
+    is_paced: bool,
 }
 
 /// A cell's content to send on a link at once, past the pool.
 pub type Outgoing = (LinkId, Vec<u8>);
 
 impl Sync {
-    pub fn new(view: &View, now: Duration) -> Sync {
+    /// `is_paced`: the links are those of a paced class.
+    pub fn new(view: &View, is_paced: bool, now: Duration) -> Sync {
         let slow = Duration::from_millis(u64::from(view.terms().interval_s) * 200).max(Duration::from_secs(1));
         Sync {
             hops: view.hops(),
@@ -163,6 +166,7 @@ impl Sync {
             slow,
             wanted: BTreeMap::new(),
             clocks_count_from: now,
+            is_paced,
         }
     }
 
@@ -239,6 +243,13 @@ impl Sync {
         self.wanted.retain(|interval, _| intervals.contains(interval));
     }
 
+    /// The clock cells of a paced link show that the neighbour's clock is so much ahead.
+    pub fn clock_compared(&mut self, id: LinkId, offset_ms: i64) {
+        if let Some(link) = self.links.get_mut(&id).filter(|_| self.is_paced) {
+            link.offset_ms = Some(offset_ms);
+        }
+    }
+
     /// Offsets of the neighbours' clocks from this node's, in ms, as far as they are known.
     pub fn offsets_ms(&self) -> impl Iterator<Item = i64> {
         self.links.values().filter_map(|link| link.offset_ms)
@@ -267,7 +278,7 @@ impl Sync {
         let Some(link) = self.links.get_mut(&id) else {
             return self.answers.take(view, (now, wall_ms), id, content, out).map(|()| Vec::new());
         };
-        let is_clock_true = now >= self.clocks_count_from;
+        let is_clock_true = now >= self.clocks_count_from && !self.is_paced;
         match content[0] {
             ASK if link.is_first_hop => Err(Refused::NotForEntries),
             ASK => {

@@ -40,6 +40,8 @@ pub struct UserTrust {
     reported_offset: bool,
     /// Since when a wanted bundle is missing.
     missing_since: Option<Duration>,
+    /// Since when one is missing that a paced class wants, on this link.
+    paced_missing_since: Option<Duration>,
     reported_missing: bool,
     /// Hops whose second bundle of an interval, or second descriptor of a revision, was reported.
     signed_twice: BTreeSet<usize>,
@@ -47,17 +49,19 @@ pub struct UserTrust {
 }
 
 impl UserTrust {
-    pub fn new(durable: View, now: Duration) -> UserTrust {
+    /// `is_paced`: its link is that of a paced class.
+    pub fn new(durable: View, is_paced: bool, now: Duration) -> UserTrust {
         UserTrust {
             session: View::new(durable.terms().clone()),
             candidates: vec![None; durable.hops()],
             unanswered: BTreeSet::new(),
-            sync: Sync::new(&durable, now),
+            sync: Sync::new(&durable, is_paced, now),
             durable,
             steps: Vec::new(),
             saves: 0,
             reported_offset: false,
             missing_since: None,
+            paced_missing_since: None,
             reported_missing: false,
             signed_twice: BTreeSet::new(),
             ambiguous: BTreeSet::new(),
@@ -111,6 +115,7 @@ impl UserTrust {
     /// A new link is up. What came on earlier ones is forgotten: Mix 1 could find out by it whose they were.
     pub fn link_up(&mut self, link: LinkId, content_len: usize, now: Duration) {
         self.session = View::new(self.durable.terms().clone());
+        self.paced_missing_since = None;
         self.sync.link_up(link, Peer::FirstHop, content_len, now);
     }
 
@@ -140,6 +145,17 @@ impl UserTrust {
                 News::Descriptor(_) | News::Certificate(_) | News::Record(_) | News::Signatures(_) => {}
             }
         }
+        self.check_clock();
+        Ok(())
+    }
+
+    /// The clock cells of a paced link show that Mix 1's clock is so much ahead.
+    pub fn clock_compared(&mut self, link: LinkId, offset_ms: i64) {
+        self.sync.clock_compared(link, offset_ms);
+        self.check_clock();
+    }
+
+    fn check_clock(&mut self) {
         let offset = self.sync.offsets_ms().next().filter(|offset| offset.unsigned_abs() > OFFSET_MAX_MS);
         match offset {
             Some(offset_ms) if !self.reported_offset => {
@@ -148,7 +164,6 @@ impl UserTrust {
             _ => {}
         }
         self.reported_offset = offset.is_some();
-        Ok(())
     }
 
     /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it, from `ask_at`
@@ -162,21 +177,32 @@ impl UserTrust {
             (self.missing_since, self.reported_missing) = (None, false);
             return self.usable(interval);
         }
-        if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
-            self.reported_missing = true;
-            // A clock that is off is the reason, and was reported.
-            if !self.reported_offset {
-                let newest = self.session.newest_complete().map(|bundle| bundle.signatures.interval);
-                self.steps.push(Step::Event(TrustEvent::NoBundle { newest }));
-            }
+        if now.saturating_sub(missing_since) >= MISSING_FOR {
+            self.report_missing();
         }
         None
     }
 
+    fn report_missing(&mut self) {
+        if std::mem::replace(&mut self.reported_missing, true) {
+            return;
+        }
+        // A clock that is off is the reason, and was reported.
+        if !self.reported_offset {
+            let newest = self.session.newest_complete().map(|bundle| bundle.signatures.interval);
+            self.steps.push(Step::Event(TrustEvent::NoBundle { newest }));
+        }
+    }
+
     /// The bundle of an interval that a paced class uses, if it is here. If not, [`UserTrust::tick`] asks for it (SPEC
-    /// 9.8.2).
+    /// 9.8.2). One comes within an interval.
     pub(crate) fn paced_bundle(&mut self, interval: u64, now: Duration, wall_ms: u64) -> Option<&Bundle> {
-        self.find(interval, (now, wall_ms), now);
+        let since = *self.paced_missing_since.get_or_insert(now);
+        if self.find(interval, (now, wall_ms), now) {
+            (self.paced_missing_since, self.reported_missing) = (None, false);
+        } else if now.saturating_sub(since) >= Duration::from_millis(self.session.times().interval_ms()) {
+            self.report_missing();
+        }
         self.usable(interval)
     }
 
@@ -236,6 +262,9 @@ impl UserTrust {
         self.sync.want_only(intervals);
         if !intervals.contains(&running) {
             self.missing_since = None;
+        }
+        if intervals.is_empty() {
+            self.paced_missing_since = None;
         }
         // Mix 1 may have withheld a bundle that names another descriptor, from this entry alone.
         let is_open = |asked: &u64| *asked == running || intervals.contains(asked);

@@ -9,7 +9,7 @@ use super::control_cells::Control;
 use crate::stage::rounds::Origin;
 
 /// Rounds between two reports.
-const REPORT_EVERY: u64 = 100;
+pub(super) const REPORT_EVERY: u64 = 100;
 
 #[derive(Clone, Copy, Default)]
 struct Count {

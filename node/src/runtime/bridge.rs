@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use control::paced::Places;
 use control::{
     ACK_COPIES_MAX, Change, Control, Event, Input, Output, PacedChange, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX,
     TRUST_CELLS_MAX,
@@ -332,6 +333,9 @@ impl Bridge {
             Punt::PacedCell { link, slot, from, header, mut body, at } => {
                 let body = body.bytes_mut();
                 self.control.handle(now, class, Input::PacedCell { link, slot, from, header, body, at_ns: at });
+            }
+            Punt::PacedLost { first, rounds, places, lost } => {
+                self.control.handle(now, class, Input::PacedLost(Places { first, rounds, places, lost }));
             }
             Punt::Promoted { link, slot, from } => {
                 self.control.handle(now, class, Input::Promoted { link, slot, from });

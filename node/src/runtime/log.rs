@@ -10,11 +10,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use control::Event;
+use control::paced::{Cause, PacedEvent};
 use control::trust::hop::TrustEvent;
 use dataplane::punt::Notice;
 use tracing::{debug, info, warn};
+use wire::cell::Direction;
 use wire::frames::Status;
 use wire::ids::Side;
+use wire::paced::Company;
 
 use crate::config::{ChainFile, NodeRole, node_name};
 
@@ -52,6 +55,9 @@ pub struct Log {
     setups: Trouble,
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
+    /// In paced classes.
+    not_joined: Trouble,
+    has_joined: bool,
     deaf: Trouble,
     clients: ClientTroubles,
     /// Names of the hops.
@@ -213,6 +219,8 @@ impl Log {
             setups: Trouble::default(),
             setups_fail_since: None,
             refused_acks: Trouble::default(),
+            not_joined: Trouble::default(),
+            has_joined: false,
             deaf: Trouble::default(),
             clients: ClientTroubles::default(),
             hops: (1..=hops).filter_map(name).collect(),
@@ -295,6 +303,7 @@ impl Log {
             }
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
             Event::Trust(event) => self.trust(now, event),
+            Event::Paced(event) => self.paced(now, event),
             Event::SetupRefused(why) => {
                 if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
@@ -303,6 +312,83 @@ impl Log {
                     );
                 }
             }
+        }
+    }
+
+    /// Takes an event of a paced class.
+    fn paced(&mut self, now: Duration, event: &PacedEvent) {
+        match *event {
+            PacedEvent::JoinsAt { batch, wait } => {
+                let wait_s = wait.as_secs_f64().round();
+                info!(batch, wait_s, "connected; joins with the next batch in {wait_s} s");
+            }
+            PacedEvent::Joined { batch } => {
+                self.setups_fail_since = None;
+                self.setups.end(now);
+                self.not_joined.end(now);
+                if std::mem::replace(&mut self.has_joined, true) {
+                    debug!(batch, "has a channel in batch {batch}");
+                } else {
+                    info!(batch, "has a channel from batch {batch} on");
+                }
+            }
+            PacedEvent::NotJoined { batch, why } => {
+                self.has_joined = false;
+                if self.not_joined.occurs(now) {
+                    warn!(batch, "no channel in batch {batch}: {why}; the next setup is for the batch after it");
+                }
+            }
+            PacedEvent::Company(Company { channels, n_min }) if channels < n_min => {
+                info!(
+                    channels,
+                    n_min, "waiting for company: {channels} of {n_min} channels, and nothing arrives before that"
+                );
+            }
+            PacedEvent::Company(Company { channels, n_min }) => {
+                debug!(channels, n_min, "{channels} channels in this batch, {n_min} are needed");
+            }
+            PacedEvent::LeadMoved { lead_ns } => {
+                let lead_ms = lead_ns as f64 / 1e6;
+                warn!(
+                    lead_ms,
+                    "the way to the first mix got longer or shorter by more than the slack of the class within 10 minutes, or \
+                     its clock or this one is wrong (lead {lead_ms:.1} ms)"
+                );
+            }
+            PacedEvent::ClockOff { side, offset_ns } => {
+                let neighbour = match side {
+                    Side::Up => self.previous.as_deref(),
+                    Side::Down => self.next.as_ref().map(|next| next.name.as_str()),
+                };
+                let (neighbour, offset_ms) = (neighbour.unwrap_or("a neighbour"), offset_ns as f64 / 1e6);
+                let (off, way) = (offset_ms.abs(), if offset_ns > 0 { "ahead of" } else { "behind" });
+                warn!(
+                    peer = neighbour,
+                    offset_ms,
+                    "the clock of {neighbour} is {off:.1} ms {way} this one: paced classes need 2 ms, so check time \
+                     synchronisation on both hosts"
+                );
+            }
+            PacedEvent::Dropping(cause) => match cause {
+                Cause::Lost { direction, places, lost } => {
+                    let way = if direction == Direction::Forward { "on their way to" } else { "coming from" };
+                    warn!(
+                        places,
+                        lost,
+                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
+                         outages of the access link, this host slept, or somebody drops cells on purpose"
+                    );
+                }
+                Cause::NoReports => warn!(
+                    "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
+                     drops cells on purpose"
+                ),
+                Cause::Setup { batch, why } => warn!(
+                    batch,
+                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups"
+                ),
+            },
+            PacedEvent::DroppingEnded => info!("dropping has ended"),
         }
     }
 

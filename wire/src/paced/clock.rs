@@ -132,6 +132,11 @@ impl Exchange {
         ClockCell { sent: due_ns, peer, received }
     }
 
+    /// True if there are as many samples as count.
+    pub fn is_settled(&self) -> bool {
+        self.samples.len() == SAMPLES
+    }
+
     /// The sample with the shortest round trip among the latest 32; of several the latest.
     pub fn best(&self) -> Option<Comparison> {
         self.samples.iter().rev().min_by_key(|sample| sample.round_trip_ns).copied()

@@ -141,6 +141,7 @@ impl World {
     fn start(&self, position: usize, state: HopState, offset_ms: i64) -> HopTrust {
         let setup = HopSetup {
             position,
+            is_paced: false,
             view: self.view(),
             keys: vec![CertifiedKeys {
                 signer: identity(position as u8 + 100),
@@ -164,7 +165,7 @@ impl World {
     fn add_user(&mut self, offset_ms: i64) {
         let now = self.now();
         let link = LinkId(10 + self.users.len() as u32);
-        let mut trust = UserTrust::new(self.view(), now);
+        let mut trust = UserTrust::new(self.view(), false, now);
         trust.link_up(DOWN, self.shape.control_content(Direction::Forward, 1), now);
         self.hops[0].trust.link_up(link, Peer::Entry(None), self.shape.control_content(Direction::Backward, 1), now);
         self.users.push(User { trust, offset_ms, had: BTreeSet::new() });

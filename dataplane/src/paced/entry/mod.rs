@@ -39,6 +39,7 @@ use wire::reassembly::{HOLD, Reassembler};
 
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
+use super::places::REPORT_EVERY;
 use super::sender::{Leaving, Round, Sender};
 use super::{Command, Settings};
 use crate::age::{LastRead, nanos};
@@ -53,7 +54,7 @@ use crate::latency::{self, Times};
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
-use crate::punt::{ClientAt, Notice, PuntSender};
+use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::runner::{APPS, BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
@@ -177,6 +178,8 @@ pub struct Entry<D, A> {
     out_ends: Nanos,
     /// The last round whose backward places were counted, and one more.
     counted: u64,
+    /// The same of what control has heard of, and places and lost ones up to there.
+    told: (u64, u64, u64),
     view: View,
     clock: SteadyClock,
     /// The clock of the runner, to spin by.
@@ -269,6 +272,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             is_quiet: false,
             out_ends: 0,
             counted: 0,
+            told: (0, 0, 0),
             view: View::default(),
             clock,
             runner_clock: None,
@@ -557,13 +561,24 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.view.lost += lost;
         }
         self.counted = self.counted.max(end);
+        let (first, places, lost) = self.told;
+        if self.counted < first + REPORT_EVERY {
+            return;
+        }
+        let lost = Punt::PacedLost {
+            first,
+            rounds: self.counted - first,
+            places: self.view.places - places,
+            lost: self.view.lost - lost,
+        };
+        // Nothing is known of the rounds before the first one that was counted.
+        if first == 0 || self.punts.send(lost) {
+            self.told = (self.counted, self.view.places, self.view.lost);
+        }
     }
 
     fn publish(&mut self, now: Nanos) {
         let running = self.pacer.running(self.clock.at(now));
-        if let Some(running) = running {
-            self.count_lost(running);
-        }
         let latest = self.meeting.as_ref().and_then(|meeting| meeting.latest);
         let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
         self.view.running = running;
@@ -622,6 +637,9 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         }
         self.drop_aged(now);
         self.prepare(now);
+        if let Some(running) = self.pacer.running(self.clock.at(now)) {
+            self.count_lost(running);
+        }
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish(now);

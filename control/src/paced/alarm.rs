@@ -1,0 +1,575 @@
+//! The alarm `dropping`: more is lost than links explain, so somebody may drop cells on purpose (SPEC 9.15.3).
+//!
+//! Times are rounds here. [`LossTest`] is the test of one direction, for entries and for the loops of a mix; [`Alarm`]
+//! is that of an entry, with reports that are missing and setups that failed. It reports and stops nothing.
+
+use std::collections::VecDeque;
+
+use wire::cell::Direction;
+use wire::paced::{Phase, Report};
+use wire::setup::HopPublic;
+
+use super::PacedConfig;
+use super::numbers::KEPT_ROUNDS;
+use super::own::Failure;
+use super::status::{Alert, Cause, PacedEvent};
+
+/// Rounds that are tested together.
+const TESTED: u64 = 1000;
+/// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause.
+const BEFORE: u64 = 1 << 16;
+/// Bounds of the usual share. Whoever drops cells for long does not get it above the second one.
+const SHARE: (f64, f64) = (1e-4, 1e-3);
+/// What is less probable than this raises the alarm.
+const IMPROBABLE: f64 = 1e-6;
+/// Rounds between two reports, and after which a report is late.
+const REPORT_EVERY: u64 = 100;
+/// Reports in a row that are late.
+const REPORTS_LATE: u64 = 5;
+/// By so long after a batch has begun, all places of the phases before it are counted.
+const COUNTED_AFTER: u64 = KEPT_ROUNDS + 2 * REPORT_EVERY;
+/// Bundles whose keys are compared.
+const BUNDLES: usize = 8;
+
+/// The places of some rounds in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    pub first: u64,
+    pub rounds: u64,
+    /// Without those that a floor has filled.
+    pub places: u64,
+    /// Those of which no copy came.
+    pub lost: u64,
+}
+
+impl Places {
+    fn end(&self) -> u64 {
+        self.first + self.rounds
+    }
+}
+
+/// The test of one direction, for counts of about 100 rounds each.
+#[derive(Default)]
+pub struct LossTest {
+    /// The oldest first.
+    counts: VecDeque<Places>,
+}
+
+impl LossTest {
+    /// Takes in the next count; one of rounds that are counted already is ignored. Returns places and lost places of
+    /// the latest 1,000 rounds if these are too many.
+    pub fn add(&mut self, count: Places) -> Option<(u64, u64)> {
+        if self.counts.back().is_some_and(|last| last.end() > count.first) {
+            return None;
+        }
+        self.counts.push_back(count);
+        let tested = count.end().saturating_sub(TESTED);
+        while self.counts.front().is_some_and(|oldest| oldest.end() + BEFORE <= tested) {
+            self.counts.pop_front();
+        }
+        let (before, latest): (Vec<_>, Vec<_>) = self.counts.iter().partition(|count| count.end() <= tested);
+        let sum = |counts: Vec<&Places>| {
+            counts.iter().fold((0, 0), |(places, lost), count| (places + count.places, lost + count.lost))
+        };
+        let (places_before, lost_before) = sum(before);
+        let (places, lost) = sum(latest);
+        let share = (lost_before as f64 / places_before.max(1) as f64).clamp(SHARE.0, SHARE.1);
+        (tail(places, share, lost) < IMPROBABLE).then_some((places, lost))
+    }
+
+    /// Lost places of all counts that have a round of these.
+    fn lost_in(&self, rounds: std::ops::Range<u64>) -> u64 {
+        let is_in = |count: &&Places| count.first < rounds.end && rounds.start < count.end();
+        self.counts.iter().filter(is_in).map(|count| count.lost).sum()
+    }
+}
+
+/// The probability that a binomial variable of `n` tries of probability `p` reaches `x`; 1 up to its mean.
+fn tail(n: u64, p: f64, x: u64) -> f64 {
+    if x as f64 <= n as f64 * p {
+        return 1.0;
+    }
+    let ways: f64 = (0..x).map(|i| ((n - i) as f64 / (i + 1) as f64).ln()).sum();
+    let mut term = (ways + x as f64 * p.ln() + (n - x) as f64 * (-p).ln_1p()).exp();
+    let mut sum = term;
+    for k in x..n {
+        term *= (n - k) as f64 / (k + 1) as f64 * p / (1.0 - p);
+        sum += term;
+    }
+    sum
+}
+
+/// A setup that failed, until it is known whether that is a cause.
+struct FailedSetup {
+    batch: u64,
+    why: Failure,
+    /// The round in which that was known.
+    at: u64,
+    /// A bundle that was signed later has the same keys: no hop was restarted.
+    is_confirmed: bool,
+}
+
+/// The alarm of an entry.
+pub struct Alarm {
+    config: PacedConfig,
+    running: u64,
+    forward: LossTest,
+    backward: LossTest,
+    /// The last round of the latest report that came in time; none while none is expected.
+    reported: Option<u64>,
+    /// The latest batch whose setup or ack had to travel while the link was down.
+    link_down: u64,
+    failed: VecDeque<FailedSetup>,
+    /// Setup keys by interval, as they came.
+    bundles: VecDeque<(u64, Vec<HopPublic>)>,
+    alerts: Vec<Alert>,
+    events: Vec<PacedEvent>,
+}
+
+impl Alarm {
+    pub fn new(config: PacedConfig) -> Alarm {
+        let (forward, backward, failed, bundles, alerts, events) = Default::default();
+        let (running, reported, link_down) = (0, None, 0);
+        Alarm { config, running, forward, backward, reported, link_down, failed, bundles, alerts, events }
+    }
+
+    /// Takes in a report of Mix 1.
+    pub fn report(&mut self, report: Report) {
+        let last = report.first + u64::from(report.rounds).saturating_sub(1);
+        if let Some(reported) = &mut self.reported
+            && self.running <= last + REPORT_EVERY
+        {
+            *reported = last.max(*reported);
+        }
+        let Report { first, rounds, places, filled, lost } = report;
+        let count = |count: u32| u64::from(count);
+        let floored = count(filled) - count(lost);
+        let places = Places { first, rounds: rounds.into(), places: count(places) - floored, lost: count(lost) };
+        if let Some(excess) = self.forward.add(places) {
+            self.raise_lost(Direction::Forward, excess);
+        }
+    }
+
+    /// Takes in what the worker has counted of backward places.
+    pub fn backward(&mut self, places: Places) {
+        if let Some(excess) = self.backward.add(places) {
+            self.raise_lost(Direction::Backward, excess);
+        }
+    }
+
+    fn raise_lost(&mut self, direction: Direction, (places, lost): (u64, u64)) {
+        self.raise(Cause::Lost { direction, places, lost });
+    }
+
+    /// The entry, which was ready, has no channel in a batch that begins now or soon.
+    pub fn failed(&mut self, batch: u64, why: Failure) {
+        // While there was no bundle at all, the chain may have just started.
+        let is_start = why == Failure::NoBundle && self.bundles.is_empty();
+        if self.link_down != batch && !is_start {
+            self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
+        }
+    }
+
+    /// Compares the setup keys of a bundle with those of the setups that failed. A hop that was restarted has others.
+    pub fn bundle(&mut self, interval: u64, hops: &[HopPublic]) {
+        let Alarm { config, bundles, failed, .. } = self;
+        failed.retain_mut(|setup| {
+            let earlier = config.interval_of(setup.batch).min(interval.saturating_sub(1));
+            let used = bundles.iter().rev().find(|(of, _)| *of <= earlier);
+            let differ = used.map_or(0, |(_, used)| used.iter().zip(hops).filter(|(a, b)| a.setup != b.setup).count());
+            // All hops have new keys in every epoch.
+            let was_restarted = (1..hops.len()).contains(&differ);
+            // Hops sign from a fifth of an interval before it.
+            let signed_ms = (interval * config.interval_ms).saturating_sub(config.interval_ms / 5);
+            setup.is_confirmed |= signed_ms > config.times.begin(setup.at) / 1_000_000;
+            !was_restarted
+        });
+        self.bundles.push_back((interval, hops.to_vec()));
+        if self.bundles.len() > BUNDLES {
+            self.bundles.pop_front();
+        }
+    }
+
+    /// The entry seals this round, or is about to. `is_ready` as for [`super::PacedEntry::advance`].
+    pub fn advance(&mut self, round: u64, is_ready: bool) {
+        self.running = round;
+        self.follow_link(round, is_ready);
+        self.follow_reports(round, is_ready);
+        while let Some(setup) = self.failed.pop_front_if(|setup| is_decided(&self.config, setup, round)) {
+            if !self.is_explained(setup.batch) {
+                self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
+            }
+        }
+        let count = self.alerts.len();
+        self.alerts.retain(|alert| round < alert.last + BEFORE);
+        if count > 0 && self.alerts.is_empty() {
+            self.events.push(PacedEvent::DroppingEnded);
+        }
+    }
+
+    fn follow_link(&mut self, round: u64, is_ready: bool) {
+        let batch = self.config.times.batch_of(round) + 1;
+        let is_in = |phase| self.config.rounds_of(batch, phase).contains(&round);
+        if !is_ready && [Phase::Setup(1), Phase::Ack(1)].into_iter().any(is_in) {
+            self.link_down = batch;
+        }
+    }
+
+    fn follow_reports(&mut self, round: u64, is_ready: bool) {
+        let last_due = |round: u64| ((round + 1) / REPORT_EVERY * REPORT_EVERY).saturating_sub(1);
+        let expects = |reported: Option<u64>| reported.unwrap_or_else(|| last_due(round));
+        self.reported = is_ready.then(|| expects(self.reported));
+        let late = last_due(round.saturating_sub(REPORT_EVERY));
+        if self.reported.is_some_and(|reported| late >= reported + REPORTS_LATE * REPORT_EVERY) {
+            self.raise(Cause::NoReports);
+        }
+    }
+
+    /// True if more than half of the places of the phase of its setup, or of its ack, were lost.
+    fn is_explained(&self, batch: u64) -> bool {
+        let half = self.config.times.phase_len() * u64::from(self.config.terms.cells) / 2;
+        let lost = |test: &LossTest, phase| test.lost_in(self.config.rounds_of(batch, phase));
+        lost(&self.forward, Phase::Setup(1)) > half || lost(&self.backward, Phase::Ack(1)) > half
+    }
+
+    /// Raises it for this cause, or keeps it up.
+    fn raise(&mut self, cause: Cause) {
+        let round = self.running;
+        match self.alerts.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
+            Some(alert) => (alert.cause, alert.last) = (cause, round),
+            None => {
+                self.alerts.push(Alert { cause, since: round, last: round });
+                self.events.push(PacedEvent::Dropping(cause));
+            }
+        }
+    }
+
+    /// The causes for which it is up; none if it is not.
+    pub fn alerts(&self) -> &[Alert] {
+        &self.alerts
+    }
+
+    /// What has happened since the last call.
+    pub fn events(&mut self) -> Vec<PacedEvent> {
+        std::mem::take(&mut self.events)
+    }
+}
+
+/// True when the places around a failed setup are counted, and a bundle has shown that no hop was restarted. Without
+/// a bundle it is true when every hop that was restarted would have signed one.
+fn is_decided(config: &PacedConfig, setup: &FailedSetup, round: u64) -> bool {
+    let counted = config.times.first(setup.batch) + COUNTED_AFTER;
+    let interval = config.times.round_at(config.interval_ms * 1_000_000);
+    let bundles = config.times.first(setup.batch + 1) + 2 * interval + COUNTED_AFTER;
+    round >= if setup.is_confirmed { counted } else { bundles }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::kdf::Secret;
+    use wire::setup::{SetupKey, Suite};
+
+    use super::super::tests::terms;
+    use super::*;
+
+    const BATCH: u64 = 1000;
+    const FORWARD: Direction = Direction::Forward;
+    const BACKWARD: Direction = Direction::Backward;
+
+    #[test]
+    fn tail_is_that_of_the_binomial_distribution() {
+        let exact = [
+            (1000, 1e-4, 4, 3.825002e-6),
+            (1000, 1e-4, 5, 7.594521e-8),
+            (1000, 1e-3, 9, 1.093610e-6),
+            (1000, 1e-3, 10, 1.074283e-7),
+            (32_000, 1e-3, 62, 1.656789e-6),
+            (32_000, 1e-3, 63, 8.283041e-7),
+            (3, 1e-3, 3, 1e-9),
+        ];
+        for (n, p, x, expected) in exact {
+            let found = tail(n, p, x);
+            assert!((found / expected - 1.0).abs() < 1e-5, "{n} {p} {x}: {found}");
+        }
+        assert_eq!([tail(0, 1e-4, 0), tail(4_000_000, 1e-3, 4000)], [1.0, 1.0]);
+        assert_eq!(tail(4_000_000, 1e-3, 4_000_000), 0.0, "it has no logarithm's error");
+    }
+
+    /// A test after 65,536 rounds and more in which each count has lost a place in so many.
+    fn with_share(one_in: u64) -> (LossTest, u64) {
+        let mut test = LossTest::default();
+        let counts = (0..700).map(|nth| Places {
+            first: nth * 100,
+            rounds: 100,
+            places: 100,
+            lost: if one_in == 0 { 0 } else { (nth + 1) * 100 / one_in - nth * 100 / one_in },
+        });
+        counts.for_each(|count| _ = test.add(count));
+        (test, 70_000)
+    }
+
+    /// What the test says of 1,000 rounds more, after each count of 100 rounds.
+    fn losing(test: &mut LossTest, first: u64, lost: [u64; 10]) -> Vec<Option<(u64, u64)>> {
+        let count = |(nth, lost): (u64, u64)| Places { first: first + nth * 100, rounds: 100, places: 100, lost };
+        (0..).zip(lost).map(|of| test.add(count(of))).collect()
+    }
+
+    #[test]
+    fn losses_beyond_the_usual_share_are_too_many() {
+        // 1 in 10,000 at least, 1 in 1,000 at most.
+        for (one_in, enough) in [(0, 5), (20_000, 5), (1000, 10), (100, 10)] {
+            let lost = |lost| [lost, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let (mut test, first) = with_share(one_in);
+            let spared = losing(&mut test, first, lost(0));
+            assert!(one_in == 100 || spared.iter().all(Option::is_none), "one in {one_in}");
+            assert_eq!(losing(&mut test, first + 1000, lost(enough - 1)), [None; 10], "one in {one_in}");
+            let found = losing(&mut test, first + 2000, lost(enough));
+            assert_eq!(found, [Some((1000, enough)); 10], "in all tests of which they are a part");
+            assert_eq!(losing(&mut test, first + 3000, lost(0)), [None; 10]);
+        }
+    }
+
+    #[test]
+    fn losses_add_up_over_a_thousand_rounds_and_no_longer() {
+        let (mut test, first) = with_share(0);
+        let found = losing(&mut test, first, [1, 1, 0, 1, 0, 1, 0, 0, 0, 1]);
+        assert_eq!((&found[..9], found[9]), (&[None; 9][..], Some((1000, 5))));
+        let (mut test, first) = with_share(0);
+        assert_eq!(losing(&mut test, first, [4, 0, 0, 0, 0, 0, 0, 0, 0, 0]), [None; 10]);
+        assert_eq!(losing(&mut test, first + 1000, [4, 0, 0, 0, 0, 0, 0, 0, 0, 0]), [None; 10]);
+    }
+
+    #[test]
+    fn count_that_overlaps_another_is_ignored() {
+        let (mut test, first) = with_share(0);
+        let count = Places { first: first - 50, rounds: 100, places: 100, lost: 100 };
+        assert_eq!(test.add(count), None);
+        assert_eq!(test.add(Places { first, ..count }), Some((1000, 100)));
+    }
+
+    #[test]
+    fn first_losses_are_tested_without_a_share() {
+        let mut test = LossTest::default();
+        let mut add = |first, lost| test.add(Places { first, rounds: 100, places: 100, lost });
+        assert_eq!([add(7, 2), add(107, 2), add(207, 1)], [None, Some((200, 4)), Some((300, 5))]);
+    }
+
+    fn keys(seed: u8) -> HopPublic {
+        let key = SetupKey::generate(Suite::X25519, Secret::new([seed; 32]));
+        HopPublic { setup: key.public(), descriptor_hash: [0; 32] }
+    }
+
+    /// The bundle of an interval in which hop 2 has keys of this number, and the others have theirs.
+    fn bundle(number: u8) -> Vec<HopPublic> {
+        [1, number, 3, 4].map(keys).into()
+    }
+
+    /// An alarm that has heard of everything up to this round.
+    struct Entry {
+        alarm: Alarm,
+        round: u64,
+        events: Vec<PacedEvent>,
+    }
+
+    impl Entry {
+        /// At the begin of a batch, with the bundle for it.
+        fn new() -> Entry {
+            let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
+            let round = config.times.first(BATCH - 1);
+            let mut alarm = Alarm::new(config);
+            alarm.bundle(alarm.config.interval_of(BATCH), &bundle(2));
+            Entry { alarm, round, events: Vec::new() }
+        }
+
+        /// Until this round; rounds of these lose all their places.
+        fn run(&mut self, end: u64, loses: impl Fn(Direction, u64) -> bool, has_reports: bool, is_ready: bool) {
+            while self.round < end {
+                let round = self.round;
+                self.alarm.advance(round, is_ready);
+                // Reports are there 30 rounds later, counts of backward places 256 rounds.
+                if has_reports && (round - 29).is_multiple_of(100) {
+                    let first = round - 129;
+                    let lost = (first..first + 100).filter(|round| loses(FORWARD, *round)).count() as u32;
+                    self.alarm.report(Report { first, rounds: 100, places: 100, filled: lost, lost });
+                }
+                if (round - 56).is_multiple_of(100) {
+                    let first = round - 356;
+                    let lost = (first..first + 100).filter(|round| loses(BACKWARD, *round)).count() as u64;
+                    self.alarm.backward(Places { first, rounds: 100, places: 100, lost });
+                }
+                self.events.extend(self.alarm.events());
+                self.round += 1;
+            }
+        }
+
+        fn quiet(&mut self, rounds: u64) {
+            self.run(self.round + rounds, |_, _| false, true, true);
+        }
+
+        /// The setup for [`BATCH`] fails, after this has been lost.
+        fn fail(&mut self, loses: impl Fn(Direction, u64) -> bool + Copy) {
+            let first = self.alarm.config.times.first(BATCH);
+            self.run(first, loses, true, true);
+            self.alarm.failed(BATCH, Failure::NoAck);
+            self.run(first + 512, loses, true, true);
+        }
+
+        /// A bundle comes, of the first interval that is signed later.
+        fn bundle(&mut self, number: u8) {
+            let interval = self.alarm.config.times.begin(self.round) / 10_000_000_000 + 2;
+            self.alarm.bundle(interval, &bundle(number));
+        }
+
+        fn setup_causes(&self) -> usize {
+            self.events.iter().filter(|event| matches!(event, PacedEvent::Dropping(Cause::Setup { .. }))).count()
+        }
+    }
+
+    #[test]
+    fn dropping_is_raised_once_for_each_direction_and_ends() {
+        for direction in [FORWARD, BACKWARD] {
+            let mut entry = Entry::new();
+            entry.quiet(1000);
+            assert_eq!(entry.events, []);
+            let begin = entry.round;
+            entry.run(begin + 1500, |of, round| of == direction && round.is_multiple_of(50), true, true);
+            let [PacedEvent::Dropping(Cause::Lost { direction: found, places: 1000, lost })] = entry.events[..] else {
+                panic!("{direction:?}: {:?}", entry.events)
+            };
+            assert!(found == direction && (5..=6).contains(&lost));
+            let alert = entry.alarm.alerts()[0];
+            assert!(alert.since < begin + 800 && alert.last > begin + 1300, "{alert:?} from {begin}");
+            entry.quiet(BEFORE);
+            assert_eq!(entry.events.len(), 1);
+            entry.quiet(2000);
+            assert_eq!(entry.events[1..], [PacedEvent::DroppingEnded]);
+            assert_eq!(entry.alarm.alerts(), []);
+        }
+    }
+
+    #[test]
+    fn places_that_the_floor_fills_do_not_count() {
+        let mut alarm = Entry::new().alarm;
+        let report = |first, filled, lost| Report { first, rounds: 100, places: 100, filled, lost };
+        alarm.report(report(0, 100, 0));
+        alarm.report(report(100, 100, 1));
+        assert_eq!(alarm.events(), []);
+        alarm.report(report(200, 1, 1));
+        assert_eq!(alarm.events(), []);
+        assert_eq!(alarm.forward.counts.iter().map(|count| count.places).collect::<Vec<_>>(), [0, 1, 100]);
+    }
+
+    #[test]
+    fn five_late_reports_in_a_row_raise_it() {
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        // One that is not there 100 rounds after it was due.
+        let due = entry.round / 100 * 100 + 99;
+        entry.run(due + 400 + 100, |_, _| false, false, true);
+        assert_eq!(entry.events, []);
+        entry.run(due + 400 + 101, |_, _| false, false, true);
+        assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)]);
+
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        let due = entry.round / 100 * 100 + 99;
+        entry.run(due + 102, |_, _| false, false, true);
+        entry.alarm.report(Report { first: due - 99, rounds: 100, ..Report::default() });
+        entry.run(due + 501, |_, _| false, false, true);
+        assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)], "it came too late");
+    }
+
+    #[test]
+    fn no_report_is_missing_while_the_link_is_down() {
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        entry.run(entry.round + 2000, |_, _| false, false, false);
+        entry.quiet(2000);
+        assert_eq!(entry.events, []);
+    }
+
+    #[test]
+    fn failed_setup_raises_it_with_the_next_bundle() {
+        let mut entry = Entry::new();
+        // Not more than half of the 56 places of each phase.
+        let first = entry.round;
+        entry.fail(|direction, round| match direction {
+            FORWARD => (first..first + 28).contains(&round),
+            BACKWARD => (first + 7 * 56..first + 7 * 56 + 28).contains(&round),
+        });
+        assert_eq!(entry.setup_causes(), 0);
+        entry.bundle(2);
+        entry.quiet(1);
+        let cause = Cause::Setup { batch: BATCH, why: Failure::NoAck };
+        assert_eq!((entry.setup_causes(), entry.events.last()), (1, Some(&PacedEvent::Dropping(cause))));
+    }
+
+    #[test]
+    fn failed_setup_raises_it_also_if_no_bundle_comes() {
+        let mut entry = Entry::new();
+        entry.fail(|_, _| false);
+        // Of an interval that began before.
+        entry.alarm.bundle(entry.alarm.config.interval_of(BATCH + 1) + 1, &bundle(2));
+        entry.quiet(2000);
+        assert_eq!(entry.setup_causes(), 0);
+        entry.quiet(500);
+        assert_eq!(entry.setup_causes(), 1);
+    }
+
+    #[test]
+    fn missing_bundle_raises_it_once_there_was_one() {
+        for had_one in [true, false] {
+            let mut entry = Entry::new();
+            if !had_one {
+                entry.alarm.bundles.clear();
+            }
+            entry.alarm.failed(BATCH, Failure::NoBundle);
+            entry.bundle(2);
+            entry.quiet(3000);
+            assert_eq!(entry.setup_causes(), usize::from(had_one));
+        }
+    }
+
+    #[test]
+    fn losses_of_half_a_phase_explain_a_failed_setup() {
+        for direction in [FORWARD, BACKWARD] {
+            let mut entry = Entry::new();
+            let begin = entry.round + if direction == FORWARD { 0 } else { 7 * 56 };
+            entry.fail(|of, round| of == direction && (begin..begin + 29).contains(&round));
+            entry.bundle(2);
+            entry.quiet(3000);
+            assert_eq!(entry.setup_causes(), 0, "{direction:?}");
+            assert_eq!(entry.events.len(), 1, "the losses themselves raise it");
+        }
+    }
+
+    #[test]
+    fn link_that_was_down_in_a_phase_explains_a_failed_setup() {
+        for (at, is_explained) in [(0, true), (55, true), (56, false), (7 * 56, true), (8 * 56, false)] {
+            let mut entry = Entry::new();
+            let down = entry.round + at;
+            entry.quiet(at);
+            entry.run(down + 1, |_, _| false, true, false);
+            entry.fail(|_, _| false);
+            entry.bundle(2);
+            entry.quiet(3000);
+            assert_eq!(entry.setup_causes(), usize::from(!is_explained), "{at}");
+        }
+    }
+
+    #[test]
+    fn hop_that_was_restarted_explains_a_failed_setup() {
+        let mut entry = Entry::new();
+        entry.fail(|_, _| false);
+        entry.bundle(9);
+        entry.quiet(3000);
+        assert_eq!(entry.events, []);
+        // A new epoch: all hops have other keys.
+        let mut entry = Entry::new();
+        entry.fail(|_, _| false);
+        let interval = entry.alarm.config.times.begin(entry.round) / 10_000_000_000 + 2;
+        entry.alarm.bundle(interval, &[5, 6, 7, 8].map(keys));
+        entry.quiet(1);
+        assert_eq!(entry.setup_causes(), 1);
+    }
+}

@@ -1,0 +1,156 @@
+//! What a paced class reports and shows: events, and what the status of a node has of it (SPEC 9.5.7, 9.15).
+
+use std::time::Duration;
+
+use wire::cell::Direction;
+use wire::ids::Side;
+use wire::paced::clock::Comparison;
+use wire::paced::{Company, Report};
+
+use super::own::Failure;
+
+/// Something that happened in a paced class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacedEvent {
+    /// Entry: more is lost than the link explains. Once for each kind of cause, while the alarm is up.
+    Dropping(Cause),
+    /// Entry: no cause for 65,536 rounds.
+    DroppingEnded,
+    /// Entry: Mix 1 announces another number of channels, or the first one.
+    Company(Company),
+    /// Entry: its lead has changed by more than the slack of the class within 10 minutes.
+    LeadMoved { lead_ns: i64 },
+    /// Entry: it is connected and has no channel. If its setup succeeds, it has one from this batch on, which begins
+    /// after `wait`.
+    JoinsAt { batch: u64, wait: Duration },
+    /// Entry: it has a channel in a batch, which begins soon.
+    Joined { batch: u64 },
+    /// Entry: it has no channel in a batch for which it was ready.
+    NotJoined { batch: u64, why: Failure },
+    /// Hop: the clock of a neighbouring hop is off by more than 2 ms. Once, until it is within that again.
+    ClockOff {
+        side: Side,
+        /// Positive: the neighbour's is ahead.
+        offset_ns: i64,
+    },
+}
+
+/// Why the alarm `dropping` is up (SPEC 9.15.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Too many of the places of the latest 1,000 rounds were lost in all copies.
+    Lost { direction: Direction, places: u64, lost: u64 },
+    /// Five reports of Mix 1 in a row did not come.
+    NoReports,
+    /// A setup failed, or there was no bundle for it.
+    Setup { batch: u64, why: Failure },
+}
+
+impl Cause {
+    /// True if both are of one kind, and of one direction.
+    pub(super) fn is_like(&self, other: &Cause) -> bool {
+        match (self, other) {
+            (Cause::Lost { direction, .. }, Cause::Lost { direction: of_other, .. }) => direction == of_other,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+/// A cause of the alarm, the latest of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alert {
+    pub cause: Cause,
+    /// The rounds in which a cause of this kind came first, and last.
+    pub since: u64,
+    pub last: u64,
+}
+
+/// What a node knows of one of its paced classes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PacedStatus {
+    Entry(EntryStatus),
+    Hop(HopStatus),
+}
+
+/// What an entry knows of a paced class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryStatus {
+    /// By how much it sends before its own clock shows the time of a round; none before the first clock cell.
+    pub lead_ns: Option<i64>,
+    /// Mix 1's clock against this node's.
+    pub clock: Option<Comparison>,
+    /// As Mix 1 announced it last.
+    pub company: Option<Company>,
+    /// Places of its channels, as Mix 1 reports them.
+    pub forward: Reported,
+    /// Places of its channels, as the entry counts them: `filled` is what was lost.
+    pub backward: Reported,
+    /// Batches in which it had or has a channel, and those in which it has none though it was ready.
+    pub joined: u64,
+    pub failed: u64,
+    /// It has a channel in the running batch.
+    pub has_channel: bool,
+    /// The next batch in which it can have a channel, the setup of which has not failed.
+    pub next_batch: u64,
+    /// Time until that batch begins.
+    pub next_batch_in: Duration,
+    /// The alarm `dropping` is up for these causes. None: it is not.
+    pub dropping: Vec<Alert>,
+}
+
+impl EntryStatus {
+    /// True while the alarm `dropping` is up.
+    pub fn is_dropping(&self) -> bool {
+        !self.dropping.is_empty()
+    }
+}
+
+/// What a hop knows of a paced class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HopStatus {
+    /// Clocks of the neighbouring hops.
+    pub clocks: Vec<NeighbourClock>,
+    /// The running batch, of those that it has seen from their setups on.
+    pub batch: Option<Crowd>,
+    /// The least of each number in the batches of the last hour.
+    pub smallest: Option<Crowd>,
+    /// Forward places that the next hop received, as that one reports them.
+    pub forward: Reported,
+    /// Backward places that the previous hop received, as that one reports them. No entry does.
+    pub backward: Reported,
+}
+
+/// The clock of a neighbouring hop, from the shortest round trip of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourClock {
+    pub side: Side,
+    pub clock: Comparison,
+}
+
+/// The channels of a batch that came from the previous link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// At Mix 1 each is of an entry's link of its own.
+    pub channels: usize,
+    /// Prefixes of these links at Mix 1; those that are exempt count as one.
+    pub prefixes: usize,
+}
+
+/// Reports on places (SPEC 9.15.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reported {
+    pub last: Option<Report>,
+    /// Sums of all reports.
+    pub places: u64,
+    pub filled: u64,
+    pub lost: u64,
+}
+
+impl Reported {
+    pub(super) fn add(&mut self, report: Report) {
+        self.places += u64::from(report.places);
+        self.filled += u64::from(report.filled);
+        self.lost += u64::from(report.lost);
+        self.last = Some(report);
+    }
+}

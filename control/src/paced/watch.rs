@@ -1,0 +1,213 @@
+//! What an entry, or a hop, has heard of a paced class, and what it makes of that: events, status, the alarm.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use wire::ids::{LinkId, Side};
+use wire::paced::clock::Exchange;
+use wire::paced::{Company, Report};
+
+use super::alarm::{Alarm, Places};
+use super::status::{Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
+use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
+use crate::counters::Refusal;
+
+/// A clock that is off by more is reported (SPEC 9.5.7).
+const CLOCK_OFF_NS: u64 = 2_000_000;
+/// The time over which the smallest crowd is known.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Checks the counts of a report.
+fn check(report: &Report) -> Result<(), Refusal> {
+    let is_sound = report.lost <= report.filled && report.filled <= report.places;
+    if is_sound { Ok(()) } else { Err(Refusal::CellMalformed) }
+}
+
+/// What an entry watches.
+pub(super) struct EntryWatch {
+    pub(super) alarm: Alarm,
+    company: Option<Company>,
+    forward: Reported,
+    backward: Reported,
+    joined: u64,
+    failed: u64,
+    /// The latest batch in which it has a channel, and the one before that.
+    latest: Option<u64>,
+    before: Option<u64>,
+    was_ready: bool,
+    has_moved: bool,
+}
+
+impl EntryWatch {
+    pub(super) fn new(config: PacedConfig) -> EntryWatch {
+        let (company, forward, backward, joined, failed, latest, before) = Default::default();
+        let (alarm, was_ready, has_moved) = (Alarm::new(config), false, false);
+        EntryWatch { alarm, company, forward, backward, joined, failed, latest, before, was_ready, has_moved }
+    }
+
+    /// Takes in a report of Mix 1, when the entry sends round `running`.
+    ///
+    /// # Errors
+    /// It is of rounds to come, or its counts contradict each other.
+    pub(super) fn report(&mut self, report: Report, running: u64) -> Result<(), Refusal> {
+        check(&report)?;
+        if report.first + u64::from(report.rounds) > running + super::AHEAD_MAX {
+            return Err(Refusal::CellMalformed);
+        }
+        self.forward.add(report);
+        self.alarm.report(report);
+        Ok(())
+    }
+
+    /// Takes in what the worker has counted of backward places.
+    pub(super) fn backward(&mut self, places: Places) {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let (rounds, lost) = (u16::try_from(places.rounds).unwrap_or(u16::MAX), count(places.lost));
+        let first = places.first;
+        self.backward.add(Report { first, rounds, places: count(places.places), filled: lost, lost });
+        self.alarm.backward(places);
+    }
+
+    pub(super) fn company(&mut self, company: Company) -> Option<PacedEvent> {
+        let is_other = self.company.replace(company) != Some(company);
+        is_other.then_some(PacedEvent::Company(company))
+    }
+
+    /// What has become of a channel.
+    pub(super) fn decided(&mut self, outcome: &Outcome) -> PacedEvent {
+        match *outcome {
+            Outcome::Ready { batch, .. } => {
+                self.joined += 1;
+                (self.before, self.latest) = (self.latest, Some(batch));
+                PacedEvent::Joined { batch }
+            }
+            Outcome::Failed { batch, why, .. } => {
+                self.failed += 1;
+                self.alarm.failed(batch, why);
+                PacedEvent::NotJoined { batch, why }
+            }
+        }
+    }
+
+    fn has_channel(&self, batch: u64) -> bool {
+        [self.before, self.latest].contains(&Some(batch))
+    }
+
+    /// The next batch in which it can have a channel, and the time until it begins.
+    fn next(&self, entry: &PacedEntry, lead: &Lead, time: u64) -> (u64, Duration) {
+        let coming = entry.coming_batch();
+        let batch = if entry.is_setting_up() || self.has_channel(coming) { coming } else { coming + 1 };
+        let begin = lead.send_at(entry.config().times.first(batch));
+        (batch, Duration::from_nanos(begin.saturating_sub(time)))
+    }
+
+    /// The entry seals a round, or is about to, when its clock shows `time`; [`PacedEntry::advance`] knows it.
+    pub(super) fn advance(
+        &mut self,
+        entry: &PacedEntry,
+        (lead, time): (&Lead, u64),
+        round: u64,
+        is_ready: bool,
+    ) -> Vec<PacedEvent> {
+        self.alarm.advance(round, is_ready);
+        let mut events = self.alarm.events();
+        let was_ready = std::mem::replace(&mut self.was_ready, is_ready);
+        if is_ready && !was_ready && !self.has_channel(entry.config().times.batch_of(round)) {
+            let (batch, wait) = self.next(entry, lead, time);
+            events.push(PacedEvent::JoinsAt { batch, wait });
+        }
+        let had_moved = std::mem::replace(&mut self.has_moved, lead.has_moved());
+        if self.has_moved && !had_moved {
+            let lead_ns = lead.lead_ns().unwrap_or(0);
+            events.push(PacedEvent::LeadMoved { lead_ns });
+        }
+        events
+    }
+
+    pub(super) fn status(&self, entry: &PacedEntry, (lead, time): (&Lead, u64), exchange: &Exchange) -> EntryStatus {
+        let (next_batch, next_batch_in) = self.next(entry, lead, time);
+        EntryStatus {
+            lead_ns: lead.lead_ns(),
+            clock: exchange.best(),
+            company: self.company,
+            forward: self.forward,
+            backward: self.backward,
+            joined: self.joined,
+            failed: self.failed,
+            has_channel: self.has_channel(entry.coming_batch() - 1),
+            next_batch,
+            next_batch_in,
+            dropping: self.alarm.alerts().to_vec(),
+        }
+    }
+}
+
+/// What a hop watches.
+#[derive(Default)]
+pub(super) struct HopWatch {
+    forward: Reported,
+    backward: Reported,
+    /// Links whose clock is off.
+    clocks_off: HashMap<LinkId, bool>,
+    /// It has seen a batch from its setups on.
+    has_followed: bool,
+    /// Batches of the last hour and when they began, the oldest first. The last one is the running one.
+    crowds: VecDeque<(Duration, Crowd)>,
+}
+
+impl HopWatch {
+    /// Takes in a report of a neighbouring hop.
+    ///
+    /// # Errors
+    /// Its counts contradict each other.
+    pub(super) fn report(&mut self, side: Side, report: Report) -> Result<(), Refusal> {
+        check(&report)?;
+        match side {
+            Side::Up => self.backward.add(report),
+            Side::Down => self.forward.add(report),
+        }
+        Ok(())
+    }
+
+    /// A clock cell of a neighbouring hop has come.
+    pub(super) fn clock(&mut self, (link, side): (LinkId, Side), exchange: &Exchange) -> Option<PacedEvent> {
+        // The first round trips may have waited for a node that starts.
+        let offset_ns = exchange.best().filter(|_| exchange.is_settled())?.offset_ns;
+        let is_off = offset_ns.unsigned_abs() > CLOCK_OFF_NS;
+        let was_off = self.clocks_off.insert(link, is_off).unwrap_or(false);
+        (is_off && !was_off).then_some(PacedEvent::ClockOff { side, offset_ns })
+    }
+
+    pub(super) fn forget(&mut self, link: LinkId) {
+        self.clocks_off.remove(&link);
+    }
+
+    /// The hop goes on to this forward round at `now`, in a moment. If then setups of another batch may come, those of
+    /// the one before are complete, and it runs.
+    pub(super) fn before(&mut self, hop: &PacedHop, round: u64, now: Duration) {
+        let (batch, next) = (hop.coming_batch(), hop.config().coming(round));
+        if next <= batch || !std::mem::replace(&mut self.has_followed, true) {
+            return;
+        }
+        // A hop that has slept for longer has no channels.
+        let is_next = batch + 1 == next;
+        let crowd = || Crowd { channels: hop.accepted(), prefixes: hop.prefixes() };
+        self.crowds.push_back((now, if is_next { crowd() } else { Crowd::default() }));
+        while self.crowds.len() > 1 && self.crowds[1].0 + HOUR <= now {
+            self.crowds.pop_front();
+        }
+    }
+
+    pub(super) fn status<'a>(&self, exchanges: impl Iterator<Item = (Side, &'a Exchange)>) -> HopStatus {
+        let clock = |(side, exchange): (Side, &Exchange)| Some(NeighbourClock { side, clock: exchange.best()? });
+        let crowds = || self.crowds.iter().map(|(_, crowd)| *crowd);
+        HopStatus {
+            clocks: exchanges.filter_map(clock).collect(),
+            batch: crowds().next_back(),
+            smallest: crowds()
+                .reduce(|a, b| Crowd { channels: a.channels.min(b.channels), prefixes: a.prefixes.min(b.prefixes) }),
+            forward: self.forward,
+            backward: self.backward,
+        }
+    }
+}
