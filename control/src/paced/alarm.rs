@@ -163,8 +163,9 @@ impl Alarm {
 
     /// The entry, which was ready, has no channel in a batch that begins now or soon.
     pub fn failed(&mut self, batch: u64, why: Failure) {
-        // While there was no bundle at all, the chain may have just started.
-        let is_start = why == Failure::NoBundle && self.bundles.is_empty();
+        // The chain may have just started, or this entry: there was no bundle before that either.
+        let needed = self.config.interval_of(batch);
+        let is_start = why == Failure::NoBundle && !self.bundles.iter().any(|(interval, _)| *interval <= needed);
         if self.link_down != batch && !is_start {
             self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
         }
@@ -521,7 +522,8 @@ mod tests {
         for had_one in [true, false] {
             let mut entry = Entry::new();
             if !had_one {
-                entry.alarm.bundles.clear();
+                // Of a later interval.
+                entry.alarm.bundles[0].0 += 1;
             }
             entry.alarm.failed(BATCH, Failure::NoBundle);
             entry.bundle(2);

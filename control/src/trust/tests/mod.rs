@@ -25,6 +25,7 @@ mod asks;
 mod contacts;
 mod descriptors;
 mod intervals;
+mod paced;
 
 const STEP_MS: u64 = 5;
 /// In the middle of an epoch of either length.

@@ -62,7 +62,7 @@ struct Bench {
     apps: MemNet,
     entry: Entry<MemPort, MemApps>,
     commands: rtrb::Producer<Command>,
-    _punts: rtrb::Consumer<Punt>,
+    punts: rtrb::Consumer<Punt>,
     mix: Peer,
     times: Timetable,
     /// Its channels have other keys than those of a bench with another seed.
@@ -82,7 +82,7 @@ impl Bench {
         let (net, apps, now) = (MemNet::default(), MemNet::default(), 5 * crate::SECOND);
         let times = terms.timetable(HOPS);
         let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
-        let (worker_punts, _punts) = rtrb::RingBuffer::new(2048);
+        let (worker_punts, punts_out) = rtrb::RingBuffer::new(2048);
         let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position: 0, hugepages: false };
         let at: SocketAddr = ([192, 0, 2, 1], 1).into();
         let sockets = match &service {
@@ -96,7 +96,7 @@ impl Bench {
         let rng = ChaCha20Rng::seed_from_u64(seed.into());
         let entry = Entry::new((settings, service), ports, worker_commands, punts, rng, clock, now);
         let mix = Peer::new(seed, at, false);
-        let mut bench = Bench { net, apps, entry, commands, _punts, mix, times, seed, now };
+        let mut bench = Bench { net, apps, entry, commands, punts: punts_out, mix, times, seed, now };
         bench.mix.link_commands().into_iter().for_each(|command| bench.command(command));
         bench
     }
@@ -688,6 +688,19 @@ fn lost_places_are_those_of_which_no_copy_came() {
     }
     bench.run_to(first + 19 + 257);
     assert_eq!((bench.shown().places, bench.shown().lost), (40, 8));
+
+    // Control hears of them after every 100 rounds.
+    bench.run_to(first + 19 + 257 + 200);
+    let told = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
+        Punt::PacedLost { first, rounds, places, lost } => Some((first, rounds, places, lost)),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    assert!(told.iter().all(|(_, rounds, ..)| *rounds == 100) && told.len() >= 3, "{told:?}");
+    assert!(told.windows(2).all(|pair| pair[0].0 + 100 == pair[1].0), "{told:?}");
+    let sum = told.iter().fold((0, 0), |sum, (.., places, lost)| (sum.0 + places, sum.1 + lost));
+    assert!(told.last().unwrap().0 + 100 > first + 20);
+    assert_eq!((sum.1, sum.0 >= 40), (8 + (sum.0 - 40), true), "nothing came in later rounds");
 }
 
 /// Two entries with one secret, and the exit between them.
