@@ -5,6 +5,8 @@
 //!
 //! Neighbours: [`crate::runtime::node`] fills it, [`crate::runtime::status`] and the command pass it on.
 
+pub mod paced;
+
 use std::collections::BTreeMap;
 
 use dataplane::Nanos;
@@ -12,11 +14,12 @@ use dataplane::histogram::Histogram;
 use dataplane::latency::{Latency, Profile};
 use dataplane::ledger::{DropReason, Ledger, Tally};
 use dataplane::meter::{Meter, Sums};
-use dataplane::paced::entry::View;
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
+
+use paced::PacedReport;
 
 use crate::ceremony::hex;
 use crate::config::{NodeRole, node_name};
@@ -39,7 +42,7 @@ pub struct NodeReport {
     /// The company of cells in a mix's releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meter: Option<MeterReport>,
-    /// Of the entry of a paced class.
+    /// Of a paced class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paced: Option<PacedReport>,
     pub latency_us: LatencyReport,
@@ -75,28 +78,6 @@ pub struct NodeReport {
     /// above are those of the first class.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<String, NodeReport>,
-}
-
-/// What the entry of a paced class sees of its rounds (docs/SPEC.md 9.11).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PacedReport {
-    /// The round of which first copies leave; none before the first clock cell of Mix 1.
-    pub round: Option<u64>,
-    /// Rounds that were not sent, because the entry was late.
-    pub skipped: u64,
-    /// Cells that were to come for its channels.
-    pub places: u64,
-    /// Those of them of which no copy came.
-    pub lost: u64,
-    /// `waiting`, `joined` or `lost`, if it serves a meeting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub meeting: Option<String>,
-}
-
-impl From<View> for PacedReport {
-    fn from(View { running, meeting, skipped, places, lost }: View) -> PacedReport {
-        PacedReport { round: running, skipped, places, lost, meeting: meeting.map(|state| state.name().to_owned()) }
-    }
 }
 
 /// The anonymity meter: how much company cells had in the releases of the last minute.

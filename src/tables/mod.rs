@@ -3,6 +3,7 @@
 //! [`nodes`] has every counter of a node; the short form of `eddy status` is [`summary`]'s.
 
 pub mod nodes;
+mod paced;
 pub mod summary;
 
 use std::collections::BTreeMap;

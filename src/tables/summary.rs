@@ -1,6 +1,6 @@
 //! One node on one screen of 80 x 24: what `eddy status` prints, and a node when it ends.
 
-use super::{align_right, lines, reasons, refusals, span, table, time};
+use super::{align_right, lines, paced, reasons, refusals, span, table, time};
 use eddy_node::config::{NodeRole, node_name, wall_s};
 use eddy_node::report::{
     CompanyReport, Distribution, HopReport, MeterReport, NodeReport, StayReport, TallyReport, TrustReport,
@@ -28,13 +28,15 @@ pub fn render(node: &NodeReport) -> String {
         NodeRole::Entry | NodeRole::Exit => format!("   client sockets {}", node.sockets),
     };
     let (trust, no_channel, flood, traffic) = (trust(node), no_channel(node), flood(node), traffic(node));
-    let some_lines: usize = [&trust, &no_channel, &flood, &traffic].iter().map(|text| text.lines().count()).sum();
+    let paced = paced::render(node.paced.as_ref());
+    let some_lines: usize =
+        [&trust, &no_channel, &flood, &traffic, &paced].iter().map(|text| text.lines().count()).sum();
     let room = HEIGHT.saturating_sub(OTHER_LINES + some_lines);
     format!(
         "{}{of_chain}, up {}\n\
          links {}   channels {}   flows {}{role}\n\
          engine {}   io {}   cpu {cpu:.1} % (mean since start)\n\
-         {trust}{no_channel}{flood}\n\
+         {trust}{no_channel}{flood}{paced}\n\
          {traffic}{}{}\n",
         node.name(),
         span(node.uptime_s),
@@ -115,7 +117,8 @@ pub(super) fn node_name_at(position: usize, hops: usize) -> String {
 
 /// A line for an entry that cannot carry anything yet.
 fn no_channel(node: &NodeReport) -> String {
-    if node.role != NodeRole::Entry || node.channels > 0 {
+    // In a paced class it has lines of its own.
+    if node.role != NodeRole::Entry || node.channels > 0 || node.paced.is_some() {
         return String::new();
     }
     match node.trust.clock_offset_ms {
@@ -254,6 +257,7 @@ mod tests {
     use dataplane::ledger::{DropReason, Ledger};
 
     use super::super::nodes::tests::busy;
+    use super::super::paced::tests::troubled_entry;
     use super::*;
 
     fn fits(text: &str) {
@@ -291,6 +295,12 @@ mod tests {
         let text = render(&node);
         fits(&text);
         assert!(text.contains("more with --verbose") && text.contains("ledger closed: NO"), "{text}");
+    }
+
+    #[test]
+    fn summary_of_an_entry_of_a_paced_class_fits_80x24() {
+        let node = NodeReport { role: NodeRole::Entry, meter: None, paced: Some(troubled_entry()), ..busy() };
+        fits(&render(&node));
     }
 
     #[test]

@@ -218,6 +218,15 @@ impl Figures {
         }
     }
 
+    /// The same in less than a line.
+    pub fn brief(&self) -> String {
+        let Figures { kbit_s, mb_per_hour, delay_ms, .. } = self;
+        format!(
+            "{} kbit/s out, {} back, {} inside; {mb_per_hour} MB/h; adds {}, {}, {} ms",
+            kbit_s.forward, kbit_s.backward, kbit_s.meeting, delay_ms.forward, delay_ms.backward, delay_ms.meeting
+        )
+    }
+
     /// In words: what it does, and how much.
     pub fn lines(&self) -> [(&'static str, String); 4] {
         let Figures { kbit_s, mb_per_hour, delay_ms, batch_ms } = self;

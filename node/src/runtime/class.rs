@@ -15,6 +15,7 @@ use tracing::{Span, error_span};
 use wire::cell::Shape;
 use wire::paced::MeetingSecret;
 
+use crate::ceremony::profile::Figures;
 use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
 use crate::runtime::bridge::Ends;
@@ -152,6 +153,7 @@ impl Start<'_> {
             readiness: Arc::default(),
             listeners,
             turns,
+            figures: terms.paced().map(|terms| Figures::of(terms, self.chain.terms.suite, shape.hops())),
             view,
             floor,
         };

@@ -227,6 +227,7 @@ impl ControlThread {
             let mut state = lock(&reporter.control);
             state.counters = of_class.counters().clone();
             state.half_open = of_class.half_open();
+            state.paced = of_class.paced_status(now);
             state.flood_per_s = class.flood.per_s();
         }
         wake

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use control::Counters;
+use control::paced::PacedStatus;
 use control::trust::TrustStatus;
 use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
@@ -13,7 +14,9 @@ use dataplane::paced::entry::View;
 use dataplane::runner::{Clock, Turns};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::ceremony::profile::Figures;
 use crate::config::{ClassName, NodeRole};
+use crate::report::paced::PacedReport;
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -25,6 +28,8 @@ use crate::runtime::readiness::Readiness;
 pub(super) struct ControlState {
     pub(super) counters: Counters,
     pub(super) half_open: usize,
+    /// Of a paced class.
+    pub(super) paced: Option<PacedStatus>,
     /// Handshakes refused per second, while there is a flood of them.
     pub(super) flood_per_s: Option<u64>,
 }
@@ -57,6 +62,8 @@ pub(super) struct ClassReporter {
     /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
+    /// Of a paced class.
+    pub(super) figures: Option<Figures>,
     /// Only at an entry, of a paced class.
     pub(super) view: Option<Arc<Mutex<View>>>,
     /// Only at a mix: the floor of its meter.
@@ -89,7 +96,7 @@ impl Reporter {
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
             meter: class.meter(&profile, self.clock.now()),
-            paced: class.view.as_ref().map(|view| (*lock(view)).into()),
+            paced: class.paced(&control),
             ..NodeReport::new(self.role, self.position, &class.ledger(), &profile)
         }
         .with_control(&control.counters, control.half_open)
@@ -128,6 +135,11 @@ impl ClassReporter {
         sum
     }
 
+    fn paced(&self, control: &ControlState) -> Option<PacedReport> {
+        let view = self.view.as_ref().map(|view| *lock(view));
+        Some(PacedReport::new(self.figures.as_ref()?, control.paced.as_ref()?, view))
+    }
+
     /// The anonymity meter of a mix.
     pub(super) fn meter(&self, profile: &Profile, now: Nanos) -> Option<MeterReport> {
         Some(MeterReport::new(self.class.to_string(), self.floor?, &profile.meters, now))
@@ -163,6 +175,7 @@ pub(super) mod tests {
             readiness: Arc::default(),
             listeners: None,
             turns: Vec::new(),
+            figures: None,
             view: None,
             floor: None,
         }

@@ -438,7 +438,9 @@ mod tests {
                 }
             }
         }
-        let states = nodes[2..].iter().map(|entry| entry.report().classes["voice"].paced.clone().unwrap().meeting);
+        let states = nodes[2..]
+            .iter()
+            .map(|entry| entry.report().classes["voice"].paced.clone().unwrap().entry.unwrap().meeting);
         assert!(states.eq([Some("joined".to_owned()), Some("joined".to_owned())]));
         stop_paced(nodes);
     }

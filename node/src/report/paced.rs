@@ -1,0 +1,169 @@
+//! What a node reports of a paced class (docs/SPEC.md 9).
+
+use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, NeighbourClock, PacedStatus, Reported};
+use dataplane::paced::entry::View;
+use serde::{Deserialize, Serialize};
+use wire::cell::Direction;
+use wire::paced::Company;
+use wire::paced::clock::Comparison;
+
+use crate::ceremony::profile::Figures;
+
+/// A paced class at a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PacedReport {
+    /// What the class carries to destinations, back, and between users; what it costs each way; what it adds at most.
+    pub figures: String,
+    /// Only at an entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<PacedEntryReport>,
+    /// Only at a mix or exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hop: Option<PacedHopReport>,
+}
+
+/// What an entry sees of its rounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PacedEntryReport {
+    /// The round of which first copies leave; none before the first clock cell of Mix 1.
+    pub round: Option<u64>,
+    /// Rounds that were not sent, because the entry was late.
+    pub skipped: u64,
+    /// `waiting`, `joined` or `lost`, if it serves a meeting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meeting: Option<String>,
+    /// It has a channel in the running batch.
+    pub has_channel: bool,
+    /// Seconds until the next batch in which it can have one begins.
+    pub next_batch_s: f64,
+    /// Batches in which it had a channel, and those in which it had none though it was ready.
+    pub joined: u64,
+    pub failed: u64,
+    /// Channels in the batch, and the number below which Mix 1 lets nothing through, as Mix 1 says.
+    pub company: Option<(u16, u16)>,
+    /// By how much cells are sent before this host's clock shows the time of their round.
+    pub lead_ms: Option<f64>,
+    /// By how much the clock of Mix 1 is ahead of this one's, and the round trip of that measurement.
+    pub clock: Option<ClockReport>,
+    /// Its cells on their way to Mix 1, as that one reports, and from there.
+    pub forward: PlacesReport,
+    pub backward: PlacesReport,
+    /// Why the alarm `dropping` is up; empty if it is not.
+    pub dropping: Vec<String>,
+}
+
+/// What a hop sees of its batches and neighbours.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PacedHopReport {
+    /// Channels of the running batch, and the networks of their entries at Mix 1 (/32 of IPv4, /48 of IPv6).
+    pub channels: Option<usize>,
+    pub prefixes: Option<usize>,
+    /// The least of both in the batches of the last hour.
+    pub fewest_channels: Option<usize>,
+    pub fewest_prefixes: Option<usize>,
+    /// Clocks of neighbouring hops: `previous` or `next`, and the measurement.
+    pub clocks: Vec<(String, ClockReport)>,
+    /// Its cells to the next hop, and to the previous one, as these report.
+    pub forward: PlacesReport,
+    pub backward: PlacesReport,
+}
+
+/// A clock against this host's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClockReport {
+    /// Positive: it is ahead.
+    pub offset_ms: f64,
+    pub round_trip_ms: f64,
+}
+
+/// Places of cells at the node that received them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacesReport {
+    pub places: u64,
+    /// Those that left with noise.
+    pub filled: u64,
+    /// Those of the filled ones that did not come.
+    pub lost: u64,
+}
+
+fn ms(ns: i64) -> f64 {
+    ns as f64 / 1e6
+}
+
+impl From<Comparison> for ClockReport {
+    fn from(Comparison { offset_ns, round_trip_ns }: Comparison) -> ClockReport {
+        ClockReport { offset_ms: ms(offset_ns), round_trip_ms: round_trip_ns as f64 / 1e6 }
+    }
+}
+
+impl From<Reported> for PlacesReport {
+    fn from(Reported { places, filled, lost, .. }: Reported) -> PlacesReport {
+        PlacesReport { places, filled, lost }
+    }
+}
+
+impl PacedReport {
+    /// Of a class with these figures. `view` is that of an entry's worker.
+    pub fn new(figures: &Figures, status: &PacedStatus, view: Option<View>) -> PacedReport {
+        let figures = figures.brief();
+        match status {
+            PacedStatus::Entry(status) => {
+                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default()));
+                PacedReport { figures, entry, hop: None }
+            }
+            PacedStatus::Hop(status) => PacedReport { figures, entry: None, hop: Some(status.into()) },
+        }
+    }
+}
+
+impl PacedEntryReport {
+    fn new(status: &EntryStatus, view: View) -> PacedEntryReport {
+        PacedEntryReport {
+            round: view.running,
+            skipped: view.skipped,
+            meeting: view.meeting.map(|state| state.name().to_owned()),
+            has_channel: status.has_channel,
+            next_batch_s: status.next_batch_in.as_secs_f64(),
+            joined: status.joined,
+            failed: status.failed,
+            company: status.company.map(|Company { channels, n_min }| (channels, n_min)),
+            lead_ms: status.lead_ns.map(ms),
+            clock: status.clock.map(ClockReport::from),
+            forward: status.forward.into(),
+            backward: status.backward.into(),
+            dropping: status.dropping.iter().map(|Alert { cause, .. }| in_words(cause)).collect(),
+        }
+    }
+}
+
+impl From<&HopStatus> for PacedHopReport {
+    fn from(status: &HopStatus) -> PacedHopReport {
+        let clock = |NeighbourClock { side, clock }: &NeighbourClock| {
+            let who = if *side == wire::ids::Side::Up { "previous" } else { "next" };
+            (who.to_owned(), ClockReport::from(*clock))
+        };
+        let channels = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.channels);
+        // Only Mix 1 sees prefixes.
+        let prefixes = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.prefixes).filter(|prefixes| *prefixes > 0);
+        PacedHopReport {
+            channels: channels(status.batch),
+            prefixes: prefixes(status.batch),
+            fewest_channels: channels(status.smallest),
+            fewest_prefixes: prefixes(status.smallest),
+            clocks: status.clocks.iter().map(clock).collect(),
+            forward: status.forward.into(),
+            backward: status.backward.into(),
+        }
+    }
+}
+
+fn in_words(cause: &Cause) -> String {
+    match cause {
+        Cause::Lost { direction: Direction::Forward, places, lost } => format!("{lost} of {places} cells to mix1 lost"),
+        Cause::Lost { direction: Direction::Backward, places, lost } => {
+            format!("{lost} of {places} cells from mix1 lost")
+        }
+        Cause::NoReports => "no reports from mix1".to_owned(),
+        Cause::Setup { why, .. } => format!("no channel: {why}"),
+    }
+}

@@ -1,0 +1,127 @@
+//! Lines of `eddy status` about a paced class.
+
+use eddy_node::report::paced::{ClockReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
+
+/// What the class means to its users, and how it goes: at most four lines.
+pub fn render(paced: Option<&PacedReport>) -> String {
+    let Some(PacedReport { figures, entry, hop }) = paced else { return String::new() };
+    let mut text = String::new();
+    if let Some(entry) = entry {
+        text = format!("{figures}\n{}", of_entry(entry));
+    }
+    text + &hop.as_ref().map_or_else(String::new, of_hop)
+}
+
+fn of_entry(entry: &PacedEntryReport) -> String {
+    let PacedEntryReport { joined, failed, skipped, forward, backward, .. } = entry;
+    let channel = match (entry.has_channel, entry.round) {
+        (_, None) => "waits for the clock of mix1".to_owned(),
+        (true, _) => "has a channel".to_owned(),
+        (false, _) => format!("joins a batch in {:.0} s", entry.next_batch_s),
+    };
+    let meeting = entry.meeting.as_ref().map_or_else(String::new, |state| format!("   meeting {state}"));
+    let company = match entry.company {
+        Some((channels, n_min)) if channels < n_min => format!("   waiting for company: {channels} of {n_min}"),
+        Some((channels, _)) => format!("   company {channels}"),
+        None => String::new(),
+    };
+    let mut text = format!(
+        "{channel}{meeting}{company}\n\
+         batches {joined}, failed {failed}   rounds skipped {skipped}   lost {} out, {} back\n",
+        share(*forward),
+        share(*backward)
+    );
+    if !entry.dropping.is_empty() {
+        text += &format!("DROPPING: {}\n", entry.dropping.join("; "));
+    }
+    text
+}
+
+fn of_hop(hop: &PacedHopReport) -> String {
+    let count = |now: Option<usize>, least: Option<usize>| match (now, least) {
+        (Some(now), Some(least)) => format!("{now} (hour: {least})"),
+        _ => "-".to_owned(),
+    };
+    let prefixes = match hop.prefixes {
+        Some(_) => format!("   networks {}", count(hop.prefixes, hop.fewest_prefixes)),
+        None => String::new(),
+    };
+    let clocks: Vec<String> = hop.clocks.iter().map(|(who, clock)| format!("{who} {}", offset(clock))).collect();
+    let clocks = if clocks.is_empty() { String::new() } else { format!("clocks: {}\n", clocks.join(", ")) };
+    format!(
+        "channels of the batch {}{prefixes}   filled {} next, {} previous\n{clocks}",
+        count(hop.channels, hop.fewest_channels),
+        share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
+        share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
+    )
+}
+
+fn offset(clock: &ClockReport) -> String {
+    format!("{:+.1} ms", clock.offset_ms)
+}
+
+/// The lost places as a share of all.
+fn share(places: PlacesReport) -> String {
+    match places.places {
+        0 => "-".to_owned(),
+        all => format!("{:.2} %", 100.0 * places.lost as f64 / all as f64),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An entry that has something for every line.
+    pub fn troubled_entry() -> PacedReport {
+        let figures = "2116 kbit/s out, 2116 back, 2104 inside; 2214 MB/h; adds 144, 116, 141 ms".to_owned();
+        let places = PlacesReport { places: 100_000, filled: 3000, lost: 2500 };
+        let clock = ClockReport { offset_ms: -12.34, round_trip_ms: 20.0 };
+        let entry = PacedEntryReport {
+            round: Some(1),
+            skipped: 12_345,
+            meeting: Some("waiting".to_owned()),
+            has_channel: false,
+            next_batch_s: 23.4,
+            joined: 1234,
+            failed: 56,
+            company: Some((5, 8)),
+            lead_ms: Some(1.0),
+            clock: Some(clock),
+            forward: places,
+            backward: places,
+            dropping: vec!["12 of 1000 cells to mix1 lost".to_owned(), "no reports from mix1".to_owned()],
+        };
+        PacedReport { figures, entry: Some(entry), hop: None }
+    }
+
+    #[test]
+    fn lines_of_a_paced_class_fit_80_columns() {
+        let clock = ClockReport { offset_ms: -12.34, round_trip_ms: 20.0 };
+        let hop = PacedHopReport {
+            channels: Some(12_345),
+            prefixes: Some(1234),
+            fewest_channels: Some(12_000),
+            fewest_prefixes: Some(1000),
+            clocks: vec![("previous".to_owned(), clock), ("next".to_owned(), clock)],
+            ..PacedHopReport::default()
+        };
+        let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop) };
+        for report in [troubled_entry(), hop] {
+            let text = render(Some(&report));
+            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 4, "{text}");
+        }
+    }
+
+    #[test]
+    fn entry_says_when_it_joins_and_for_whom_it_waits() {
+        let text = render(Some(&troubled_entry()));
+        for part in [
+            "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
+            "lost 2.50 % out, 2.50 % back",
+            "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
