@@ -47,9 +47,9 @@ fn of_hop(hop: &PacedHopReport) -> String {
         None => String::new(),
     };
     let clocks: Vec<String> = hop.clocks.iter().map(|(who, clock)| format!("{who} {}", offset(clock))).collect();
-    let clocks = if clocks.is_empty() { String::new() } else { format!("clocks: {}\n", clocks.join(", ")) };
+    let clocks = if clocks.is_empty() { String::new() } else { format!("   clocks: {}", clocks.join(", ")) };
     format!(
-        "channels of the batch {}{prefixes}   filled {} next, {} previous\n{clocks}",
+        "channels of the batch {}{prefixes}\nfilled: next {}, previous {}{clocks}\n",
         count(hop.channels, hop.fewest_channels),
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
