@@ -165,7 +165,7 @@ impl Alarm {
     pub fn failed(&mut self, batch: u64, why: Failure) {
         // The chain may have just started, or this entry: there was no bundle before that either.
         let needed = self.config.interval_of(batch);
-        let is_start = why == Failure::NoBundle && !self.bundles.iter().any(|(interval, _)| *interval <= needed);
+        let is_start = why == Failure::NoBundle && !self.bundles.iter().any(|(interval, _)| *interval < needed);
         if self.link_down != batch && !is_start {
             self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
         }
@@ -521,10 +521,8 @@ mod tests {
     fn missing_bundle_raises_it_once_there_was_one() {
         for had_one in [true, false] {
             let mut entry = Entry::new();
-            if !had_one {
-                // Of a later interval.
-                entry.alarm.bundles[0].0 += 1;
-            }
+            // Otherwise the first one came too late.
+            entry.alarm.bundles[0].0 -= u64::from(had_one);
             entry.alarm.failed(BATCH, Failure::NoBundle);
             entry.bundle(2);
             entry.quiet(3000);
