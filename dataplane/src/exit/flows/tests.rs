@@ -288,7 +288,7 @@ fn idle_sockets_of_large_channels_go_to_smaller_ones() {
     // It takes from the one with 38 until that has one more.
     let mut of = |channel| flows.quota.of(ChannelIndex(channel)).sockets;
     assert_eq!((gets, [900, 0, 1, 2].map(&mut of)), (18, [19, 20, 19, 9]));
-    assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(900)).reserved_sockets), (before, 1));
+    assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(900)).first_sockets), (before, 1));
     assert_eq!(newcomers(&mut flows, &mut apps, 2000..2012, YIELDS_AFTER), 12, "what is kept is there");
 }
 
@@ -301,7 +301,7 @@ fn newcomers(flows: &mut Flows, apps: &mut impl Apps, channels: std::ops::Range<
 
 /// Channels take what they get until only what is kept for channels without any is left. Returns the next channel.
 fn crowd(flows: &mut Flows, apps: &mut MemApps) -> u32 {
-    let kept = kept(0, flows.caps.sockets);
+    let kept = (flows.caps.sockets / 4).div_ceil(2);
     let is_crowded = |flows: &Flows| flows.caps.sockets - flows.sockets() <= kept;
     let last = (0..).find(|channel| {
         fill(flows, apps, *channel, 0);
@@ -333,9 +333,28 @@ fn channels_that_come_and_go_leave_sockets_to_newcomers() {
     assert_empty(&mut flows, &mut apps);
 }
 
+/// A channel with few gets sockets that are kept for such, moves their flows to one with many, ends, and so on.
+#[test]
+fn channels_that_come_and_go_leave_sockets_to_those_with_few() {
+    let (mut flows, mut apps, _) = exit_with(4096, 4096);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, 0), 1);
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    for (round, channel) in (1000..1100).enumerate() {
+        let (got, _) = fill(&mut flows, &mut apps, channel, 0);
+        for number in 0..got {
+            let at = 2000 + round as u16 * 8 + number;
+            assert_eq!(flows.relocate(ChannelIndex(0), at, &token(channel, number), 0), Ok(()));
+        }
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+    }
+    assert_eq!(fill(&mut flows, &mut apps, 900, 1), (FEW as u16 - 1, DropReason::SocketsFull));
+    (0..901).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
 /// What a channel has, among it a socket that it got because it had none.
 fn share(flows: usize, sockets: usize) -> Share {
-    Share { flows, sockets, reserved_sockets: 1, ..Share::default() }
+    Share { flows, sockets, first_sockets: 1, ..Share::default() }
 }
 
 #[test]
@@ -356,7 +375,7 @@ fn replaced_channel_keeps_its_sockets_while_there_is_room() {
     }
     (100..102).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
     assert_eq!(flows.take_evicted(), []);
-    assert!(flows.quota.of(ChannelIndex(102)) == Share { reserved_sockets: 0, ..share(12, 12) });
+    assert!(flows.quota.of(ChannelIndex(102)) == Share { first_sockets: 0, ..share(12, 12) });
     flows.close_channel(&mut apps, ChannelIndex(102));
     assert_empty(&mut flows, &mut apps);
 }
@@ -419,6 +438,59 @@ fn flows_that_move_leave_flows_to_newcomers() {
         assert_eq!(flows.relocate(ChannelIndex(4998), channel as u16, &token(channel, 0), 0), Ok(()));
     }
     (4998..5500).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// A channel with few gets flows that are kept for such, moves them to one with many, and so on.
+#[test]
+fn flows_that_move_leave_flows_to_channels_with_few() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    let add = |flows: &mut Flows, channel: u32, number: u16| {
+        flows.add(ChannelIndex(channel), number, 0, token(channel, number), Target::Unconnected, 0)
+    };
+    assert!(add(&mut flows, 900, 0).is_ok());
+    for number in 0..1000 {
+        (0..60).for_each(|channel| _ = add(&mut flows, channel, number));
+    }
+    assert!((FLOWS_MAX / 5..FLOWS_MAX / 3).contains(&(FLOWS_MAX - flows.len())));
+    for number in 0..10_000 {
+        let _ = add(&mut flows, 5000, number);
+        let _ = flows.relocate(ChannelIndex(u32::from(number) % 60), 2000 + number, &token(5000, number), 0);
+    }
+    assert_eq!((1..100).find(|number| add(&mut flows, 900, *number).is_err()), Some(FEW as u16));
+    (0..5001).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// Channels open and close sockets in one turn, until the system may not hold any more.
+#[test]
+fn sockets_closed_within_a_turn_evict_nobody() {
+    let (mut flows, _) = exit();
+    let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
+    assert_eq!(newcomers(&mut flows, &mut apps, 0..1, 0), 1);
+    for gets in [1, 1, 1, 0, 0] {
+        assert_eq!(newcomers(&mut flows, &mut apps, 9..10, YIELDS_AFTER), gets);
+        flows.close_number(&mut apps, ChannelIndex(9), 0);
+    }
+    assert_eq!((flows.take_evicted(), flows.sockets(), apps.held()), (vec![], 1, 4));
+    apps.send(&mut SendBatch::default(), &mut Tally::default());
+    assert_eq!(newcomers(&mut flows, &mut apps, 9..10, YIELDS_AFTER), 1);
+}
+
+/// A client's flows move from channel to channel, and new ones join them where it is. What the end of one costs grows
+/// with their number.
+#[test]
+fn client_has_no_more_flows_than_a_channel() {
+    let (mut flows, mut apps, _) = exit_with(100, 4096);
+    let mut opened = 0;
+    for channel in 0..10 {
+        let to = |number| (ChannelIndex(channel), number);
+        let open = |number| flows.open(&mut apps, to(number), 0, token(channel, number), peer(number), 0);
+        opened += (0..200).map(open).take_while(Result::is_ok).count();
+        assert_eq!(flows.relocate(ChannelIndex(channel + 1), 1000, &token(0, 0), 0), Ok(()));
+    }
+    assert_eq!((opened, flows.sockets()), (100, 1));
+    (0..11).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
     assert_empty(&mut flows, &mut apps);
 }
 
