@@ -289,6 +289,11 @@ fn idle_sockets_of_large_channels_go_to_smaller_ones() {
     let mut of = |channel| flows.quota.of(ChannelIndex(channel)).sockets;
     assert_eq!((gets, [900, 0, 1, 2].map(&mut of)), (18, [19, 20, 19, 9]));
     assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(900)).first_sockets), (before, 1));
+    let parts = [Part::First, Part::Few, Part::Common].map(|part| {
+        let is_of = |(_, held): &(MappingId, Held)| held.counts_for == ChannelIndex(900) && held.part == part;
+        flows.mappings.held_by_clients().filter(is_of).count()
+    });
+    assert_eq!(parts, [1, FEW - 1, 11]);
     assert_eq!(newcomers(&mut flows, &mut apps, 2000..2012, YIELDS_AFTER), 12, "what is kept is there");
 }
 
