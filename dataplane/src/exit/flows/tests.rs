@@ -294,7 +294,81 @@ fn idle_sockets_of_large_channels_go_to_smaller_ones() {
         flows.mappings.held_by_clients().filter(is_of).count()
     });
     assert_eq!(parts, [1, FEW - 1, 11]);
-    assert_eq!(newcomers(&mut flows, &mut apps, 2000..2012, YIELDS_AFTER), 12, "what is kept is there");
+    // Those that were too few for that one are there for others in the same second.
+    assert_eq!(newcomers(&mut flows, &mut apps, 901..902, YIELDS_AFTER), 1);
+    let gets = open_more(&mut flows, &mut apps, 901, 1, YIELDS_AFTER);
+    assert!(gets >= 12, "{gets}");
+    assert_eq!(newcomers(&mut flows, &mut apps, 2000..2011, YIELDS_AFTER), 11, "what is kept is there");
+}
+
+/// Opens flows of a channel, a client each, until one gets no socket. Returns how many got one.
+fn open_more(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16, now: Nanos) -> usize {
+    let open = |number: &u16| {
+        let to = (ChannelIndex(channel), *number);
+        flows.open(apps, to, *number, token(channel, *number), peer(1), now).is_ok()
+    };
+    (from..from + 1000).take_while(open).count()
+}
+
+/// All clients but those of a channel send something.
+fn all_send_but(flows: &mut Flows, channel: u32, now: Nanos) {
+    let others = flows.flows.iter_mut().flatten().filter(|flow| flow.channel != ChannelIndex(channel));
+    others.for_each(|flow| flow.seen = now);
+}
+
+#[test]
+fn idle_sockets_of_the_kept_parts_are_not_collected() {
+    let now = YIELDS_AFTER + SECOND;
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    // A channel gets its first socket in a crowd, and others after that has gone.
+    let next = crowd(&mut flows, &mut apps);
+    assert_eq!(newcomers(&mut flows, &mut apps, 500..501, 0), 1);
+    (0..next).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for number in 1..15 {
+        let to = (ChannelIndex(500), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(500, number), peer(1), SECOND), Ok(()));
+    }
+    crowd(&mut flows, &mut apps);
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, now), 1);
+    assert_eq!(open_more(&mut flows, &mut apps, 900, 1, now), 7);
+    assert!(flows.at(ChannelIndex(500), 0).is_some(), "the one that has been idle for longest");
+
+    // The same of those that it gets because it has few, and a channel that has more.
+    let (mut flows, mut apps, _) = exit_with(4096, 4096);
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    assert_eq!(fill(&mut flows, &mut apps, 500, 0).0, FEW as u16);
+    (0..13).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for (channel, number) in (8..20).map(|number| (500, number)).chain((0..10).map(|number| (900, number))) {
+        let to = (ChannelIndex(channel), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(channel, number), peer(1), SECOND), Ok(()));
+    }
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(open_more(&mut flows, &mut apps, 900, 10, now), 1);
+    assert!((1..8).all(|number| flows.at(ChannelIndex(500), number).is_some()));
+}
+
+/// Clients are listed once a second, and the channel of one has fewer since.
+#[test]
+fn channel_that_has_few_by_now_keeps_idle_sockets() {
+    let now = YIELDS_AFTER + SECOND;
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    assert_eq!(open_more(&mut flows, &mut apps, 500, 0, SECOND), 38);
+    crowd(&mut flows, &mut apps);
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, now), 1);
+    let one_more = |flows: &mut Flows, apps: &mut MemApps, number: u16| {
+        flows.open(apps, (ChannelIndex(900), number), number, token(900, number), peer(1), now)
+    };
+    assert_eq!(one_more(&mut flows, &mut apps, 1), Ok(()));
+    let [(of, gone)] = flows.take_evicted()[..] else { panic!("one client") };
+    assert_eq!(of, ChannelIndex(500));
+    let left = (0..38).filter(|number| *number != gone).skip(3).collect::<Vec<_>>();
+    left.into_iter().for_each(|number| _ = flows.close_number(&mut apps, ChannelIndex(500), number));
+    (2000..2100).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    assert_eq!(one_more(&mut flows, &mut apps, 2), Err(DropReason::SocketsFull));
+    assert_eq!(flows.quota.of(ChannelIndex(500)).sockets, 3);
 }
 
 /// Opens a flow of each channel, a client each. Returns how many got a socket.
@@ -451,7 +525,7 @@ fn flows_that_move_leave_flows_to_newcomers() {
 fn flows_that_move_leave_flows_to_channels_with_few() {
     let (mut flows, mut apps, _) = exit_with(1024, 4096);
     let add = |flows: &mut Flows, channel: u32, number: u16| {
-        flows.add(ChannelIndex(channel), number, 0, token(channel, number), Target::Unconnected, 0)
+        flows.add(ChannelIndex(channel), number, number, token(channel, number), Target::Unconnected, 0)
     };
     assert!(add(&mut flows, 900, 0).is_ok());
     for number in 0..1000 {
@@ -657,6 +731,21 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     flows.close_channel(&mut apps, ChannelIndex(2));
     flows.close_channel(&mut apps, ChannelIndex(3));
     (0..1000).for_each(|query| assert!(flows.answered(QueryId(query)).is_none()));
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn question_of_an_ended_channel_counts_for_nobody() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    let ask = |flows: &mut Flows, number| flows.open_name((ChannelIndex(1), 0), 0, token(1, number), 53, 0).unwrap();
+    let before = ask(&mut flows, 0);
+    flows.close_channel(&mut apps, ChannelIndex(1));
+    // The index is another channel's now, which asks, too.
+    let after = ask(&mut flows, 1);
+    assert!(flows.answered(before).is_none());
+    assert_eq!(flows.quota.of(ChannelIndex(1)).questions, 1);
+    assert!(flows.answered(after).is_some());
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_empty(&mut flows, &mut apps);
 }
 
