@@ -12,6 +12,8 @@ use crate::rate::{Bucket, Rate};
 
 /// Handshakes and setups of a prefix at Mix 1.
 pub(crate) const PREFIX: Rate = Rate { per_second: 10, burst: 40 };
+/// What a /64 of IPv6 may use of that, so that it leaves half of it to others of its /48.
+const SUBNET: Rate = Rate { per_second: PREFIX.per_second / 2, burst: PREFIX.burst / 2 };
 /// Buckets of a table. Prefixes with equal hashes share a bucket.
 const BUCKETS: usize = 4096;
 
@@ -36,13 +38,17 @@ impl Prefix {
     }
 }
 
+/// The /64 of an address of IPv6.
+fn subnet(address: IpAddr) -> Option<[u8; 8]> {
+    match address.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => v6.octets().first_chunk().copied(),
+    }
+}
+
 /// True if two addresses are in one /64 of IPv6.
 pub(crate) fn is_same_subnet(one: IpAddr, other: IpAddr) -> bool {
-    let subnet = |address: IpAddr| match address.to_canonical() {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(v6) => v6.octets()[..8].try_into().ok(),
-    };
-    subnet(one).is_some_and(|subnet_of_one: [u8; 8]| subnet(other) == Some(subnet_of_one))
+    subnet(one).is_some_and(|subnet_of_one| subnet(other) == Some(subnet_of_one))
 }
 
 /// True if a prefix that has `own` of `used` places gets no other of `most`: after the first it gets one more only
@@ -56,35 +62,51 @@ pub(crate) fn has_its_share(own: usize, used: usize, most: usize) -> bool {
 pub(crate) struct Buckets {
     /// Drawn at the first use, so that nobody can choose prefixes that share a bucket.
     key: Option<[u8; 32]>,
-    buckets: Vec<Bucket>,
+    prefixes: Vec<Bucket>,
+    /// One for each /64 of IPv6, unless only prefixes have a rate.
+    subnets: Vec<Bucket>,
 }
 
 impl Buckets {
+    /// Of prefixes alone.
     pub(crate) fn new(rate: Rate, now: Duration) -> Buckets {
-        Buckets { key: None, buckets: (0..BUCKETS).map(|_| Bucket::new(rate, now)).collect() }
+        Buckets { key: None, prefixes: table(rate, now), subnets: Vec::new() }
     }
 
-    fn bucket(&mut self, rng: &mut impl Rng, prefix: Prefix) -> &mut Bucket {
+    /// At Mix 1: [`PREFIX`] for each prefix, half of it for each /64 of IPv6.
+    pub(crate) fn with_subnets(now: Duration) -> Buckets {
+        Buckets { subnets: table(SUBNET, now), ..Buckets::new(PREFIX, now) }
+    }
+
+    /// Those of an address, that of its /64 first.
+    fn of(&mut self, rng: &mut impl Rng, address: IpAddr) -> impl Iterator<Item = &mut Bucket> {
         let key = self.key.get_or_insert_with(|| {
             let mut key = [0; 32];
             rng.fill_bytes(&mut key);
             key
         });
-        let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(key), &[], &[]).expect("a key of 32 bytes");
-        mac.update(&prefix.0);
-        let hash = u64::from_be_bytes(mac.finalize_fixed().into()) as usize;
-        &mut self.buckets[hash % BUCKETS]
+        let place = |network: &[u8]| {
+            let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(key), &[], &[]).expect("a key of 32 bytes");
+            mac.update(network);
+            u64::from_be_bytes(mac.finalize_fixed().into()) as usize % BUCKETS
+        };
+        let of_subnet = subnet(address).and_then(|subnet| self.subnets.get_mut(place(&subnet)));
+        of_subnet.into_iter().chain([&mut self.prefixes[place(&Prefix::of(address).0)]])
     }
 
-    /// Takes a token of this prefix. False if there is none.
-    pub(crate) fn take(&mut self, rng: &mut impl Rng, now: Duration, prefix: Prefix) -> bool {
-        self.bucket(rng, prefix).take(now)
+    /// Takes a token of this address's networks. False if one of them has none.
+    pub(crate) fn take(&mut self, rng: &mut impl Rng, now: Duration, address: IpAddr) -> bool {
+        self.of(rng, address).all(|bucket| bucket.take(now))
     }
 
-    /// True if the prefix has fewer than half of its tokens.
-    pub(crate) fn is_low(&mut self, rng: &mut impl Rng, now: Duration, prefix: Prefix) -> bool {
-        self.bucket(rng, prefix).is_low(now)
+    /// True if one of this address's networks has fewer than half of its tokens.
+    pub(crate) fn is_low(&mut self, rng: &mut impl Rng, now: Duration, address: IpAddr) -> bool {
+        self.of(rng, address).any(|bucket| bucket.is_low(now))
     }
+}
+
+fn table(rate: Rate, now: Duration) -> Vec<Bucket> {
+    (0..BUCKETS).map(|_| Bucket::new(rate, now)).collect()
 }
 
 #[cfg(test)]
@@ -128,14 +150,34 @@ mod tests {
         assert!(!has_its_share(0, 1024, 1024), "the cap of the node is checked elsewhere");
     }
 
+    /// How many tokens each of these addresses gets, one after the other.
+    fn taken<const N: usize>(buckets: &mut Buckets, now: Duration, addresses: [&str; N]) -> [usize; N] {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        addresses.map(|text| (0..100).filter(|_| buckets.take(&mut rng, now, text.parse().unwrap())).count())
+    }
+
     #[test]
     fn prefix_has_its_burst_and_leaves_others_theirs() {
-        let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut buckets = Buckets::new(PREFIX, Duration::ZERO);
-        let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|text| Prefix::of(text.parse().unwrap()));
-        let taken = (0..100).filter(|_| buckets.take(&mut rng, Duration::ZERO, one)).count();
-        assert_eq!(taken, 40);
-        assert!(buckets.is_low(&mut rng, Duration::ZERO, one) && !buckets.is_low(&mut rng, Duration::ZERO, other));
-        assert!(buckets.take(&mut rng, Duration::from_millis(100), one));
+        assert_eq!(taken(&mut buckets, Duration::ZERO, ["192.0.2.1"]), [40]);
+        let mut is_low =
+            |text: &str| buckets.is_low(&mut ChaCha20Rng::seed_from_u64(1), Duration::ZERO, text.parse().unwrap());
+        assert!(is_low("192.0.2.1") && !is_low("2001:db8::1"));
+        assert_eq!(taken(&mut buckets, Duration::from_millis(100), ["192.0.2.1", "2001:db8::1"]), [1, 40]);
+    }
+
+    #[test]
+    fn subnet_leaves_half_of_its_prefix_to_others() {
+        let mut buckets = Buckets::with_subnets(Duration::ZERO);
+        let [one, other, v4] = ["2001:db8:1:2::1", "2001:db8:1:3::1", "192.0.2.1"];
+        assert_eq!(taken(&mut buckets, Duration::ZERO, [one, other, v4]), [20, 20, 40]);
+        // One takes what it gets for ten seconds, and the other the rest.
+        let second = |second| taken(&mut buckets, Duration::from_secs(second), [one, other]);
+        assert!((1..10).map(second).all(|got| got == [5, 5]));
+        let mut buckets = Buckets::with_subnets(Duration::ZERO);
+        assert_eq!(taken(&mut buckets, Duration::ZERO, [one]), [20]);
+        let mut is_low =
+            |text: &str| buckets.is_low(&mut ChaCha20Rng::seed_from_u64(1), Duration::ZERO, text.parse().unwrap());
+        assert!(is_low(one) && !is_low(other), "who has none is asked for a cookie");
     }
 }

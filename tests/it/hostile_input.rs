@@ -20,6 +20,7 @@ use wire::handshake::COOKIE_LEN;
 use crate::common::attack::{Material, Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
+use crate::common::tap::BOTH;
 use crate::common::traffic::{Load, Traffic};
 
 /// Datagrams of one attack, from a stranger's address or through the tap. `EDDY_HOSTILE_DATAGRAMS` sets another number.
@@ -216,7 +217,8 @@ fn original_of_a_mutated_forward_cell_is_accepted() {
     for link in 1..=MIXES + 1 {
         let port = Port::up(&nodes, link);
         let cell_len = port.cell_len;
-        let before = Reading::of(&nodes, port);
+        let handshakes = || BOTH.map(|direction| nodes.taps[link - 1].counts(direction).handshakes);
+        let before = (Reading::of(&nodes, port), handshakes());
         let mutants = Arc::new(AtomicU64::new(0));
         let (sent, mut caught, mut last) = (mutants.clone(), 0, Vec::new());
         nodes.taps[link - 1].script(Some(Box::new(move |direction, bytes| {
@@ -242,15 +244,19 @@ fn original_of_a_mutated_forward_cell_is_accepted() {
         let wanted = CAUGHT * cell_len.div_ceil(16) - CAUGHT;
         until("enough mutants are sent", || mutants.load(Ordering::Relaxed) >= wanted as u64);
         nodes.taps[link - 1].script(None);
-        until("every mutant is counted", || {
+        let grown = |count: &dyn Fn(&Reading) -> u64| {
             let after = Reading::of(&nodes, port);
-            after.dropped_in_all() - before.dropped_in_all() >= mutants.load(Ordering::Relaxed)
-        });
-        let after = Reading::of(&nodes, port);
-        println!("link {link}: {} mutants, dropped {}", mutants.load(Ordering::Relaxed), after.tally["dropped"]);
-        let refused = |reading: &Reading| reading.dropped("header") + reading.dropped("forged");
-        assert_eq!(refused(&after) - refused(&before), mutants.load(Ordering::Relaxed), "{after:?}");
-        assert_eq!(after.dropped_in_all(), refused(&after), "and nothing else, no original above all: {after:?}");
+            (count(&after) - count(&before.0), after)
+        };
+        let mutants = mutants.load(Ordering::Relaxed);
+        until("every mutant is counted", || grown(&Reading::dropped_in_all).0 >= mutants);
+        let (refused, after) = grown(&|reading| reading.dropped("header") + reading.dropped("forged"));
+        println!("link {link}: {mutants} mutants, {refused} refused, dropped {}", after.tally["dropped"]);
+        assert_eq!(grown(&Reading::dropped_in_all).0, refused, "for no other reason, no original above all: {after:?}");
+        // On a busy host a node may hear nothing for a second and shake hands again. If it does so twice, the cells
+        // in between have keys that the other end has no more, keepalives among them.
+        let is_exact = handshakes() == before.1;
+        assert!(refused == mutants || !is_exact && refused > mutants, "{refused} of {mutants}: {after:?}");
     }
     let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");

@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::io::{Change, Event};
 use crate::link::Links;
-use crate::prefix::{Buckets, PREFIX};
+use crate::prefix::Buckets;
 use crate::rate::Bucket;
 
 /// An id is not drawn again on its link for this long after its use.
@@ -92,7 +92,7 @@ impl Channels {
             open_count: 0,
             ack_copies: AckCopies::default(),
             bucket: Bucket::new(config.setups(), now),
-            prefixes: config.faces_entries().then(|| Buckets::new(PREFIX, now)),
+            prefixes: config.faces_entries().then(|| Buckets::with_subnets(now)),
         }
     }
 

@@ -185,7 +185,7 @@ impl Channels {
         {
             return Err(Refusal::PrefixChannelsFull);
         }
-        let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, prefix));
+        let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, home));
         passes.then_some(()).ok_or(Refusal::PrefixSetupsRateLimited)
     }
 

@@ -11,7 +11,7 @@ use crate::cookie::{Answer, Cookies, TEXT_LEN};
 use crate::counters::Refusal;
 use crate::datagram::{MAC_LEN, Parsed};
 use crate::io::{Event, Output};
-use crate::prefix::{Buckets, PREFIX, Prefix};
+use crate::prefix::Buckets;
 use crate::rate::{Bucket, Rate};
 
 /// How long cookies stay required after the last trigger.
@@ -67,7 +67,7 @@ impl Admission {
     pub(super) fn new(config: &Config, now: Duration) -> Admission {
         Admission {
             bucket: Bucket::new(config.caps.handshakes, now),
-            prefixes: config.faces_entries().then(|| [Buckets::new(PREFIX, now), Buckets::new(PREFIX, now)]),
+            prefixes: config.faces_entries().then(|| [(); 2].map(|()| Buckets::with_subnets(now))),
             elsewhere: (Buckets::new(ELSEWHERE, now), Bucket::new(ELSEWHERE_IN_ALL, now)),
             elsewhere_reported: None,
             peer: None,
@@ -95,7 +95,7 @@ impl Admission {
         }
         now < self.loaded_until
             || self.is_elsewhere(cx, from)
-            || self.prefix(cx, from).is_some_and(|(prefix, [without, _])| without.is_low(&mut cx.rng, now, prefix))
+            || self.buckets(cx, from).is_some_and(|[without, _]| without.is_low(&mut cx.rng, now, from.ip()))
     }
 
     pub(super) fn require_cookies(&mut self, now: Duration) {
@@ -109,9 +109,9 @@ impl Admission {
         self.prefixes.is_none() && self.peer != Some(ip) && !cx.is_previous(ip)
     }
 
-    /// The prefix of an address with the buckets of all prefixes, unless it is exempt.
-    fn prefix(&mut self, cx: &Context, from: SocketAddr) -> Option<(Prefix, &mut [Buckets; 2])> {
-        Some((cx.config.prefix(from.ip())?, self.prefixes.as_mut()?))
+    /// The buckets of prefixes, unless that of this address is exempt.
+    fn buckets(&mut self, cx: &Context, from: SocketAddr) -> Option<&mut [Buckets; 2]> {
+        cx.config.prefix(from.ip()).and(self.prefixes.as_mut())
     }
 
     /// Answers part 0 of a half by a cookie.
@@ -143,12 +143,12 @@ impl Admission {
                 cx.event(Event::HandshakeFromElsewhere { from });
             }
             let (of_prefix, in_all) = &mut self.elsewhere;
-            if !of_prefix.take(&mut cx.rng, now, Prefix::of(from.ip())) || !in_all.take(now) {
+            if !of_prefix.take(&mut cx.rng, now, from.ip()) || !in_all.take(now) {
                 return Err(Refusal::ElsewhereRateLimited);
             }
         }
-        if let Some((prefix, buckets)) = self.prefix(cx, from)
-            && !buckets[usize::from(has_cookie)].take(&mut cx.rng, now, prefix)
+        if let Some(buckets) = self.buckets(cx, from)
+            && !buckets[usize::from(has_cookie)].take(&mut cx.rng, now, from.ip())
         {
             return Err(Refusal::PrefixRateLimited);
         }

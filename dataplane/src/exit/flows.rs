@@ -19,7 +19,7 @@ use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, MappingId, Mappings};
 use super::names::{Names, QUESTIONS_MAX, QueryId, Waiting};
-use super::quota::{Caps, Quota, Share, is_within_share, kept, may_have_another};
+use super::quota::{Caps, FEW, Part, Quota, Share, may_have_another};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
@@ -70,8 +70,8 @@ pub(super) struct Flow {
     pub(super) peer_due: Nanos,
     /// An older flow of the client had its peer when it came.
     shadows: bool,
-    /// Its channel got it only because it had none.
-    is_reserved: bool,
+    /// From which its channel has it.
+    part: Part,
 }
 
 impl Flow {
@@ -313,26 +313,24 @@ impl Flows {
         }
         let (own, all, free) = (self.quota.of(channel), self.flows_max(), self.flows_max() - self.len());
         let flow = self.flows[id.index()].as_mut().expect("the index lists live flows");
-        let was_reserved = flow.is_reserved;
-        // It would be free again if it ended.
-        let is_reserved = was_reserved && !is_within_share(own.flows, free + 1, kept(own.flows, all));
-        if old.0 != channel {
-            if own.flows >= self.caps.flows_per_channel {
-                return Err(DropReason::ChannelFlowsFull);
-            }
-            if is_reserved && own.reserved_flows > 0 {
-                return Err(DropReason::FlowsFull);
-            }
-        }
-        self.quota.take(channel, Share::flow(is_reserved));
-        (flow.channel, flow.number, flow.is_reserved) = (channel, number, is_reserved);
+        let was = flow.part;
+        let part = if old.0 == channel {
+            was
+        } else if own.flows >= self.caps.flows_per_channel {
+            return Err(DropReason::ChannelFlowsFull);
+        } else {
+            // It would be free again if it ended.
+            was.passed_on(own.flows, own.first_flows, free + 1, all).ok_or(DropReason::FlowsFull)?
+        };
+        self.quota.take(channel, Share::flow(part));
+        (flow.channel, flow.number, flow.part) = (channel, number, part);
         let mapping = flow.mapping;
         let before = flow.was.replace(old);
         self.forget_alias(before, id);
         self.by_number.remove(&old);
         self.take_place((channel, number), id);
         self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
-        self.quota.give_back(old.0, Share::flow(was_reserved));
+        self.quota.give_back(old.0, Share::flow(was));
         self.mappings.move_to(mapping, channel);
         Ok(())
     }
@@ -370,15 +368,13 @@ impl Flows {
         now: Nanos,
     ) -> Result<FlowId, DropReason> {
         let mine = self.quota.of(channel).flows;
-        if mine >= self.caps.flows_per_channel {
+        // The client's may have come from several channels. To end one costs as much as there are.
+        if mine.max(self.mappings.count((channel, map))) >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
         }
         let (all, free) = (self.flows_max(), self.flows_max() - self.len());
-        if !may_have_another(mine, free, kept(mine, all)) {
-            return Err(DropReason::FlowsFull);
-        }
-        let is_reserved = !is_within_share(mine, free, kept(mine, all));
-        self.quota.take(channel, Share::flow(is_reserved));
+        let part = Part::of(mine, free, all).ok_or(DropReason::FlowsFull)?;
+        self.quota.take(channel, Share::flow(part));
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
             FlowId(self.flows.len() as u32 - 1)
@@ -398,7 +394,7 @@ impl Flows {
             reported: 0,
             peer_due: Nanos::MAX,
             shadows: false,
-            is_reserved,
+            part,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -469,14 +465,15 @@ impl Flows {
             Some(socket) => socket,
             None => {
                 let (own, all) = (self.quota.of(channel).sockets, self.caps.sockets);
-                // Those that have been closed in this turn stay until its datagrams have left.
-                let free = all.saturating_sub(self.sockets() + apps.closing());
-                if !may_have_another(own, free, kept(own, all)) && !self.evict_idler(apps, own, now) {
-                    return Err(DropReason::SocketsFull);
-                }
+                let free = all.saturating_sub(self.sockets());
+                let part = match Part::of(own, free, all) {
+                    // Those that have been closed in this turn stay until its datagrams have left.
+                    Some(part) if free > apps.closing() => part,
+                    Some(_) => return Err(DropReason::SocketsFull),
+                    None => self.evict_idler(apps, own, now).ok_or(DropReason::SocketsFull)?,
+                };
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
-                let is_reserved = own == 0 && !is_within_share(own, free, kept(own, all));
-                let held = Held { socket, counts_for: channel, is_reserved };
+                let held = Held { socket, counts_for: channel, part };
                 self.quota.take(channel, held.share());
                 self.mappings.hold(mapping, to.is_ipv6(), held);
                 socket
@@ -491,12 +488,18 @@ impl Flows {
         Ok(())
     }
 
-    /// Ends the flows of an idle client, so that a socket is free for a channel that has `own`. False if none is.
-    fn evict_idler(&mut self, apps: &mut impl Apps, own: usize, now: Nanos) -> bool {
+    /// Ends the flows of an idle client, so that a socket is free for a channel that has `own`. Returns the part from
+    /// which it has that; None if nobody goes.
+    fn evict_idler(&mut self, apps: &mut impl Apps, own: usize, now: Nanos) -> Option<Part> {
         let Flows { idlers, mappings, quota, flows, .. } = self;
-        let idler = idlers.take(mappings, quota, |client| last_seen(mappings, flows, client), own, now);
+        let idler = idlers.take(mappings, quota, |client| last_seen(mappings, flows, client), own, now)?;
         // None of its datagrams waits to be sent.
-        idler.map(|client| self.evict(client, |socket| apps.close_now(socket))).is_some()
+        self.evict(idler, |socket| apps.close_now(socket));
+        Some(match own {
+            0 => Part::First,
+            1..FEW => Part::Few,
+            _ => Part::Common,
+        })
     }
 
     /// Ends all flows of a client, because its sockets are for others. Returns datagrams that waited.
@@ -546,7 +549,7 @@ impl Flows {
         self.by_number.remove(&(flow.channel, flow.number));
         self.by_token.remove(&flow.token);
         self.forget_alias(flow.was, id);
-        self.quota.give_back(flow.channel, Share::flow(flow.is_reserved));
+        self.quota.give_back(flow.channel, Share::flow(flow.part));
         let waited = match flow.target {
             Target::Peer { .. } | Target::Unconnected => 0,
             Target::Resolving { query, waiting, .. } => {
@@ -591,8 +594,8 @@ impl Flows {
     }
 
     /// Sockets of a channel that has ended count for those to which their flows have moved. Otherwise channels that
-    /// come and go would collect for one of them what is kept for channels without any: it may have one reserved
-    /// socket, and as many others as its share is. Returns the clients that lose their sockets, one at most.
+    /// come and go would collect for one of them what is kept for channels with few or none. Returns the clients that
+    /// lose their sockets: no more than a channel gets of what is kept.
     fn bequeath(&mut self, channel: ChannelIndex) -> Vec<MappingId> {
         // With the one that is passed on, which would be free again if its flows ended.
         let (all, free) = (self.caps.sockets, self.caps.sockets - self.sockets() + 1);
@@ -600,13 +603,12 @@ impl Flows {
         mappings.bequeath(channel, |newest, held| {
             let heir = flows[newest.index()].as_ref().expect("a mapping lists live flows").channel;
             let own = quota.of(heir);
-            let is_reserved = held.is_reserved && !is_within_share(own.sockets, free, kept(own.sockets, all));
-            let may = !is_reserved || own.reserved_sockets == 0;
-            if may {
-                (held.counts_for, held.is_reserved) = (heir, is_reserved);
+            let part = held.part.passed_on(own.sockets, own.first_sockets, free, all);
+            if let Some(part) = part {
+                (held.counts_for, held.part) = (heir, part);
                 quota.take(heir, held.share());
             }
-            may
+            part.is_some()
         })
     }
 

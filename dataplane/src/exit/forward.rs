@@ -13,7 +13,7 @@ use wire::reassembly::Outcome;
 use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
 use super::gateway::{Answers, Context, Gateway};
-use super::quota::{kept, may_have_another};
+use super::quota::Part;
 use super::{QueryId, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::ledger::DropReason;
@@ -47,7 +47,7 @@ impl Gateway {
                 cx.tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
                 let free = REASSEMBLING_MAX - self.reassembling as usize;
-                let may_start = pushed.evicted > 0 || may_have_another(held, free, kept(held, REASSEMBLING_MAX));
+                let may_start = pushed.evicted > 0 || Part::of(held, free, REASSEMBLING_MAX).is_some();
                 self.reassembling += u64::from(pushed.started);
                 if pushed.started && !may_start {
                     reassembler.give_up(flow, id);

@@ -140,8 +140,14 @@ impl Gateway {
         self.owners.insert(owner.index(), fresh);
     }
 
-    /// Removes an owner with its flows; its index may be given out again.
-    pub(crate) fn end_owner(&mut self, owner: ChannelIndex, apps: &mut impl Apps, tally: &mut Tally) {
+    /// Removes an owner with its flows; its index may be given out again. Others may lose flows by it.
+    pub(crate) fn end_owner(
+        &mut self,
+        owner: ChannelIndex,
+        apps: &mut impl Apps,
+        tally: &mut Tally,
+        answers: &mut impl Answers,
+    ) {
         let Some(ended) = self.owners.take(owner.index()) else { return };
         let waited = self.flows.close_channel(apps, owner);
         self.limiter.forget(owner);
@@ -149,6 +155,7 @@ impl Gateway {
         let fragments = ended.reassembler.held();
         self.reassembling -= fragments as u64;
         tally.drop_many(DropReason::Ended, (waited + fragments) as u64);
+        self.report_evicted(answers);
     }
 
     pub(super) fn reassembler(&mut self, owner: ChannelIndex) -> Option<&mut Reassembler> {

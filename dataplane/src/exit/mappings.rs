@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
-use super::quota::Share;
+use super::quota::{Part, Share};
 use crate::Nanos;
 use crate::socket::app_batch::{FlowId, SocketId};
 
@@ -32,14 +32,14 @@ impl MappingId {
 pub(super) struct Held {
     pub(super) socket: SocketId,
     pub(super) counts_for: ChannelIndex,
-    /// That channel got it only because it had none.
-    pub(super) is_reserved: bool,
+    /// From which that channel has it.
+    pub(super) part: Part,
 }
 
 impl Held {
     /// What the channel has by it.
     pub(super) fn share(&self) -> Share {
-        Share::socket(self.is_reserved)
+        Share::socket(self.part)
     }
 }
 
@@ -132,6 +132,11 @@ impl Mappings {
     /// When a client sent last on flows that have ended; 0 if none has. `None` if it has ended itself.
     pub(super) fn seen(&self, id: MappingId) -> Option<Nanos> {
         self.list[id.index()].as_ref().map(|mapping| mapping.seen)
+    }
+
+    /// How many flows a client has.
+    pub(super) fn count(&self, key: Key) -> usize {
+        self.by_key.get(&key).map_or(0, |id| self.flows(*id).len())
     }
 
     /// All flows of a mapping, the newest last.

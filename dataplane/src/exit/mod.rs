@@ -254,8 +254,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         let Endpoint { punts, apps, datagrams, packer, free, .. } = &mut self.endpoint;
         punts.ended(channel, reason);
-        self.gateway.end_owner(channel, apps, &mut datagrams.forward);
-        self.gateway.report_evicted(&mut Packing { packer, free });
+        self.gateway.end_owner(channel, apps, &mut datagrams.forward, &mut Packing { packer, free });
     }
 
     fn receive_link(&mut self, now: Nanos) {
@@ -414,8 +413,9 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
     }
 
     fn finish(&mut self, now: Nanos) {
-        self.endpoint.leave(now, |_| {});
         self.endpoint.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
+        // What a channel is told of the end of another one finds it ended.
+        self.endpoint.leave(now, |_| {});
         self.endpoint.abandon();
         self.publish();
     }

@@ -9,17 +9,11 @@ use crate::{Nanos, SECOND};
 /// New flows that a channel may open at once, and per second.
 const OPENS: Rate = Rate::new(64, 64);
 
-/// A channel that has fewer than this gets more than its share of what is left.
+/// A part is kept for channels that have fewer than this.
 pub(super) const FEW: usize = 8;
 
-/// What is kept of `all` from a channel that has `own`: a quarter, half of it if the channel has few. The other half is
-/// for channels without any.
-pub(super) fn kept(own: usize, all: usize) -> usize {
-    if own < FEW { (all / 4).div_ceil(2) } else { all / 4 }
-}
-
-/// True if more than the `own` of a channel are free in addition to those that are `kept` for channels without any.
-pub(super) fn is_within_share(own: usize, free: usize, kept: usize) -> bool {
+/// True if more than the `own` of a channel are free in addition to those that are `kept` for others.
+fn is_within_share(own: usize, free: usize, kept: usize) -> bool {
     free > own + kept
 }
 
@@ -27,6 +21,43 @@ pub(super) fn is_within_share(own: usize, free: usize, kept: usize) -> bool {
 /// within its share.
 pub(super) fn may_have_another(own: usize, free: usize, kept: usize) -> bool {
     is_within_share(own, free, kept) || own == 0 && free > 0
+}
+
+/// The part of what all channels share from which a channel got one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// What is not kept.
+    Common,
+    /// An eighth of all, for channels that have fewer than [`FEW`].
+    Few,
+    /// The last eighth, for channels that have none.
+    First,
+}
+
+impl Part {
+    /// From which a channel that has `own` gets one more of `all` while `free` are left. None if it gets none.
+    pub(super) fn of(own: usize, free: usize, all: usize) -> Option<Part> {
+        let kept = all / 4;
+        if is_within_share(own, free, kept) {
+            Some(Part::Common)
+        } else if own < FEW && is_within_share(own, free, kept.div_ceil(2)) {
+            Some(Part::Few)
+        } else {
+            (own == 0 && free > 0).then_some(Part::First)
+        }
+    }
+
+    /// To which one of this part belongs when it comes to another channel, which has `own`, among them `firsts` of
+    /// [`Part::First`]. None if that may not have it: otherwise it could collect what others get from the kept parts.
+    pub(super) fn passed_on(self, own: usize, firsts: usize, free: usize, all: usize) -> Option<Part> {
+        let part = Part::of(own, free, all).map_or(self, |part| part.min(self));
+        let may = match part {
+            Part::Common => true,
+            Part::Few => own < FEW,
+            Part::First => firsts == 0,
+        };
+        may.then_some(part)
+    }
 }
 
 /// Bounds of the tables.
@@ -38,27 +69,26 @@ pub struct Caps {
     pub sockets: usize,
 }
 
-/// One channel's part of the shared resources. What it got beyond its share, because it had none, is *reserved*: one
-/// flow and one socket at most, also when others pass on to it what they have.
+/// What one channel has of the shared resources, and how many of these are of [`Part::First`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) flows: usize,
-    pub(super) reserved_flows: usize,
+    pub(super) first_flows: usize,
     pub(super) sockets: usize,
-    pub(super) reserved_sockets: usize,
+    pub(super) first_sockets: usize,
     pub(super) questions: usize,
 }
 
 impl Share {
-    const NONE: Share = Share { flows: 0, reserved_flows: 0, sockets: 0, reserved_sockets: 0, questions: 0 };
+    const NONE: Share = Share { flows: 0, first_flows: 0, sockets: 0, first_sockets: 0, questions: 0 };
     pub(super) const QUESTION: Share = Share { questions: 1, ..Share::NONE };
 
-    pub(super) const fn flow(is_reserved: bool) -> Share {
-        Share { flows: 1, reserved_flows: is_reserved as usize, ..Share::NONE }
+    pub(super) const fn flow(part: Part) -> Share {
+        Share { flows: 1, first_flows: matches!(part, Part::First) as usize, ..Share::NONE }
     }
 
-    pub(super) const fn socket(is_reserved: bool) -> Share {
-        Share { sockets: 1, reserved_sockets: is_reserved as usize, ..Share::NONE }
+    pub(super) const fn socket(part: Part) -> Share {
+        Share { sockets: 1, first_sockets: matches!(part, Part::First) as usize, ..Share::NONE }
     }
 }
 
@@ -76,18 +106,18 @@ impl Quota {
     pub(super) fn take(&mut self, channel: ChannelIndex, more: Share) {
         let share = self.shares.entry(channel).or_default();
         share.flows += more.flows;
-        share.reserved_flows += more.reserved_flows;
+        share.first_flows += more.first_flows;
         share.sockets += more.sockets;
-        share.reserved_sockets += more.reserved_sockets;
+        share.first_sockets += more.first_sockets;
         share.questions += more.questions;
     }
 
     pub(super) fn give_back(&mut self, channel: ChannelIndex, less: Share) {
         if let Some(share) = self.shares.get_mut(&channel) {
             share.flows -= less.flows;
-            share.reserved_flows -= less.reserved_flows;
+            share.first_flows -= less.first_flows;
             share.sockets -= less.sockets;
-            share.reserved_sockets -= less.reserved_sockets;
+            share.first_sockets -= less.first_sockets;
             share.questions -= less.questions;
             if *share == Share::default() {
                 self.shares.remove(&channel);

@@ -69,14 +69,15 @@ impl Batch {
         messages.len() == MESSAGES
     }
 
-    /// Takes the next datagram.
-    fn take(&mut self) -> Option<(SocketAddr, &mut [u8])> {
+    /// Takes the next datagram, or all of a burst whose datagrams are shorter than a half. Returns how many they are.
+    fn take(&mut self, half_len: usize) -> Option<(SocketAddr, &mut [u8], usize)> {
         let (at, start) = self.next;
         let Received { len, segment, from } = *self.messages.get(at)?;
         let len = len.min(GRO_BYTES_MAX);
-        let end = len.min(start + segment.unwrap_or(len).max(1));
+        let each = segment.unwrap_or(len).max(1);
+        let end = if each < half_len { len } else { len.min(start + each) };
         self.next = if end < len { (at, end) } else { (at + 1, 0) };
-        Some((from, &mut self.buffers[at][start..end]))
+        Some((from, &mut self.buffers[at][start..end], (end - start).div_ceil(each).max(1)))
     }
 }
 
@@ -155,18 +156,23 @@ impl Door {
         let mut is_busy = false;
         for (i, (batch, DropCounter { socket, .. })) in batches.iter_mut().zip(&counts.halves).enumerate() {
             let is_crowded = i == 0 && sys::is_half_full(socket).unwrap_or(false);
-            let (mut taken, mut odd, mut whole) = (0, 0, 0);
+            let (mut seen, mut taken, mut odd, mut whole) = (0, 0, 0, 0);
             let mut may_have_more = true;
-            while taken + odd < DOOR_HALVES_PER_TURN && whole < DOOR_WHOLE_PER_TURN {
-                match batch.take() {
-                    Some((from, half)) if half.len() == *half_len => {
+            while seen < DOOR_HALVES_PER_TURN && whole < DOOR_WHOLE_PER_TURN {
+                match batch.take(*half_len) {
+                    Some((from, half, 1)) if half.len() == *half_len => {
                         taken += 1;
                         whole += usize::from(each(from, half, is_crowded));
                     }
-                    Some(_) => odd += 1,
-                    None if may_have_more => may_have_more = batch.fill(socket),
+                    // A burst of many short datagrams counts once, because it has the length of a half.
+                    Some((.., count)) => odd += count,
+                    None if may_have_more => {
+                        may_have_more = batch.fill(socket);
+                        continue;
+                    }
                     None => break,
                 }
+                seen += 1;
             }
             // The poller does not see what a batch still holds.
             is_busy |= may_have_more || !batch.is_empty();
@@ -409,6 +415,23 @@ mod tests {
             assert_eq!(turn(), (numbers.collect(), is_busy));
         }
         assert_eq!(tally(&door).consumed, 60);
+    }
+
+    /// The kernel joins them to bursts that are as long as a half and begin like one.
+    #[test]
+    fn bursts_of_short_datagrams_use_up_no_turn() {
+        const SHORT: usize = 12;
+        let (_link, mut door, send) = joining(CELL);
+        let short: Vec<_> = half(0, 0).chunks(SHORT).map(<[u8]>::to_vec).collect();
+        (0..20).for_each(|_| send(&short));
+        send(&[half(0, 0)]);
+        let mut taken = 0;
+        door.read(|_, _, _| {
+            taken += 1;
+            false
+        });
+        let tally = tally(&door);
+        assert_eq!((taken, tally.consumed, tally.drops(DropReason::Length)), (1, 1, 20 * (HALF / SHORT) as u64));
     }
 
     /// The kernel joins a datagram that is shorter than a cell to the cells before it if it has their sender's address,

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
 use crate::exit::mappings::{MappingId, Mappings};
-use crate::exit::quota::Quota;
+use crate::exit::quota::{FEW, Part, Quota};
 use crate::{Nanos, SECOND};
 
 /// A client that has sent nothing for this long loses its socket to a channel that has fewer and gets no other.
@@ -16,8 +16,8 @@ pub(super) const YIELDS_AFTER: Nanos = 30 * SECOND;
 
 /// A client that may have to give up its socket.
 struct Idler {
-    /// Sockets that its channel has when its turn comes. 1 for a reserved socket: only channels without any get these,
-    /// so that nobody collects them.
+    /// Sockets that its channel has when its turn comes. Of a kept part so few that only channels for which that is
+    /// kept get this one: nobody collects them.
     sockets: usize,
     /// When it had sent last.
     seen: Nanos,
@@ -67,15 +67,20 @@ impl Idlers {
     fn look(&mut self, mappings: &Mappings, quota: &Quota, last_seen: impl Fn(MappingId) -> Option<Nanos>, now: Nanos) {
         let idlers = mappings.held_by_clients().filter_map(|(client, held)| {
             let seen = last_seen(client).filter(|seen| seen + YIELDS_AFTER <= now)?;
-            Some(Idler { sockets: usize::from(held.is_reserved), seen, client, channel: held.counts_for })
+            let sockets = match held.part {
+                Part::Common => usize::MAX,
+                Part::Few => FEW + 1,
+                Part::First => 1,
+            };
+            Some(Idler { sockets, seen, client, channel: held.counts_for })
         });
         self.list.clear();
         self.list.extend(idlers);
         self.list.sort_unstable_by_key(|idler| idler.seen);
         let mut left: HashMap<ChannelIndex, usize, foldhash::fast::RandomState> = HashMap::default();
-        for idler in self.list.iter_mut().filter(|idler| idler.sockets == 0) {
+        for idler in self.list.iter_mut().filter(|idler| idler.sockets > 1) {
             let left = left.entry(idler.channel).or_insert_with(|| quota.of(idler.channel).sockets);
-            (idler.sockets, *left) = (*left, *left - 1);
+            (idler.sockets, *left) = (idler.sockets.min(*left), *left - 1);
         }
         self.list.sort_unstable_by_key(|idler| (idler.sockets, Reverse(idler.seen)));
     }

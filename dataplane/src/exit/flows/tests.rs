@@ -288,8 +288,87 @@ fn idle_sockets_of_large_channels_go_to_smaller_ones() {
     // It takes from the one with 38 until that has one more.
     let mut of = |channel| flows.quota.of(ChannelIndex(channel)).sockets;
     assert_eq!((gets, [900, 0, 1, 2].map(&mut of)), (18, [19, 20, 19, 9]));
-    assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(900)).reserved_sockets), (before, 1));
-    assert_eq!(newcomers(&mut flows, &mut apps, 2000..2012, YIELDS_AFTER), 12, "what is kept is there");
+    assert_eq!((flows.sockets(), flows.quota.of(ChannelIndex(900)).first_sockets), (before, 1));
+    let parts = [Part::First, Part::Few, Part::Common].map(|part| {
+        let is_of = |(_, held): &(MappingId, Held)| held.counts_for == ChannelIndex(900) && held.part == part;
+        flows.mappings.held_by_clients().filter(is_of).count()
+    });
+    assert_eq!(parts, [1, FEW - 1, 11]);
+    // Those that were too few for that one are there for others in the same second.
+    assert_eq!(newcomers(&mut flows, &mut apps, 901..902, YIELDS_AFTER), 1);
+    let gets = open_more(&mut flows, &mut apps, 901, 1, YIELDS_AFTER);
+    assert!(gets >= 12, "{gets}");
+    assert_eq!(newcomers(&mut flows, &mut apps, 2000..2011, YIELDS_AFTER), 11, "what is kept is there");
+}
+
+/// Opens flows of a channel, a client each, until one gets no socket. Returns how many got one.
+fn open_more(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16, now: Nanos) -> usize {
+    let open = |number: &u16| {
+        let to = (ChannelIndex(channel), *number);
+        flows.open(apps, to, *number, token(channel, *number), peer(1), now).is_ok()
+    };
+    (from..from + 1000).take_while(open).count()
+}
+
+/// All clients but those of a channel send something.
+fn all_send_but(flows: &mut Flows, channel: u32, now: Nanos) {
+    let others = flows.flows.iter_mut().flatten().filter(|flow| flow.channel != ChannelIndex(channel));
+    others.for_each(|flow| flow.seen = now);
+}
+
+#[test]
+fn idle_sockets_of_the_kept_parts_are_not_collected() {
+    let now = YIELDS_AFTER + SECOND;
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    // A channel gets its first socket in a crowd, and others after that has gone.
+    let next = crowd(&mut flows, &mut apps);
+    assert_eq!(newcomers(&mut flows, &mut apps, 500..501, 0), 1);
+    (0..next).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for number in 1..15 {
+        let to = (ChannelIndex(500), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(500, number), peer(1), SECOND), Ok(()));
+    }
+    crowd(&mut flows, &mut apps);
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, now), 1);
+    assert_eq!(open_more(&mut flows, &mut apps, 900, 1, now), 7);
+    assert!(flows.at(ChannelIndex(500), 0).is_some(), "the one that has been idle for longest");
+
+    // The same of those that it gets because it has few, and a channel that has more.
+    let (mut flows, mut apps, _) = exit_with(4096, 4096);
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    assert_eq!(fill(&mut flows, &mut apps, 500, 0).0, FEW as u16);
+    (0..13).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    for (channel, number) in (8..20).map(|number| (500, number)).chain((0..10).map(|number| (900, number))) {
+        let to = (ChannelIndex(channel), number);
+        assert_eq!(flows.open(&mut apps, to, number, token(channel, number), peer(1), SECOND), Ok(()));
+    }
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(open_more(&mut flows, &mut apps, 900, 10, now), 1);
+    assert!((1..8).all(|number| flows.at(ChannelIndex(500), number).is_some()));
+}
+
+/// Clients are listed once a second, and the channel of one has fewer since.
+#[test]
+fn channel_that_has_few_by_now_keeps_idle_sockets() {
+    let now = YIELDS_AFTER + SECOND;
+    let (mut flows, mut apps, _) = exit_with(1024, 100);
+    assert_eq!(open_more(&mut flows, &mut apps, 500, 0, SECOND), 38);
+    crowd(&mut flows, &mut apps);
+    all_send_but(&mut flows, 500, now);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, now), 1);
+    let one_more = |flows: &mut Flows, apps: &mut MemApps, number: u16| {
+        flows.open(apps, (ChannelIndex(900), number), number, token(900, number), peer(1), now)
+    };
+    assert_eq!(one_more(&mut flows, &mut apps, 1), Ok(()));
+    let [(of, gone)] = flows.take_evicted()[..] else { panic!("one client") };
+    assert_eq!(of, ChannelIndex(500));
+    let left = (0..38).filter(|number| *number != gone).skip(3).collect::<Vec<_>>();
+    left.into_iter().for_each(|number| _ = flows.close_number(&mut apps, ChannelIndex(500), number));
+    (2000..2100).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    assert_eq!(one_more(&mut flows, &mut apps, 2), Err(DropReason::SocketsFull));
+    assert_eq!(flows.quota.of(ChannelIndex(500)).sockets, 3);
 }
 
 /// Opens a flow of each channel, a client each. Returns how many got a socket.
@@ -301,7 +380,7 @@ fn newcomers(flows: &mut Flows, apps: &mut impl Apps, channels: std::ops::Range<
 
 /// Channels take what they get until only what is kept for channels without any is left. Returns the next channel.
 fn crowd(flows: &mut Flows, apps: &mut MemApps) -> u32 {
-    let kept = kept(0, flows.caps.sockets);
+    let kept = (flows.caps.sockets / 4).div_ceil(2);
     let is_crowded = |flows: &Flows| flows.caps.sockets - flows.sockets() <= kept;
     let last = (0..).find(|channel| {
         fill(flows, apps, *channel, 0);
@@ -333,9 +412,28 @@ fn channels_that_come_and_go_leave_sockets_to_newcomers() {
     assert_empty(&mut flows, &mut apps);
 }
 
+/// A channel with few gets sockets that are kept for such, moves their flows to one with many, ends, and so on.
+#[test]
+fn channels_that_come_and_go_leave_sockets_to_those_with_few() {
+    let (mut flows, mut apps, _) = exit_with(4096, 4096);
+    assert_eq!(newcomers(&mut flows, &mut apps, 900..901, 0), 1);
+    (0..13).for_each(|channel| _ = fill(&mut flows, &mut apps, channel, 0));
+    for (round, channel) in (1000..1100).enumerate() {
+        let (got, _) = fill(&mut flows, &mut apps, channel, 0);
+        for number in 0..got {
+            let at = 2000 + round as u16 * 8 + number;
+            assert_eq!(flows.relocate(ChannelIndex(0), at, &token(channel, number), 0), Ok(()));
+        }
+        flows.close_channel(&mut apps, ChannelIndex(channel));
+    }
+    assert_eq!(fill(&mut flows, &mut apps, 900, 1), (FEW as u16 - 1, DropReason::SocketsFull));
+    (0..901).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
 /// What a channel has, among it a socket that it got because it had none.
 fn share(flows: usize, sockets: usize) -> Share {
-    Share { flows, sockets, reserved_sockets: 1, ..Share::default() }
+    Share { flows, sockets, first_sockets: 1, ..Share::default() }
 }
 
 #[test]
@@ -356,7 +454,7 @@ fn replaced_channel_keeps_its_sockets_while_there_is_room() {
     }
     (100..102).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
     assert_eq!(flows.take_evicted(), []);
-    assert!(flows.quota.of(ChannelIndex(102)) == Share { reserved_sockets: 0, ..share(12, 12) });
+    assert!(flows.quota.of(ChannelIndex(102)) == Share { first_sockets: 0, ..share(12, 12) });
     flows.close_channel(&mut apps, ChannelIndex(102));
     assert_empty(&mut flows, &mut apps);
 }
@@ -419,6 +517,59 @@ fn flows_that_move_leave_flows_to_newcomers() {
         assert_eq!(flows.relocate(ChannelIndex(4998), channel as u16, &token(channel, 0), 0), Ok(()));
     }
     (4998..5500).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// A channel with few gets flows that are kept for such, moves them to one with many, and so on.
+#[test]
+fn flows_that_move_leave_flows_to_channels_with_few() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    let add = |flows: &mut Flows, channel: u32, number: u16| {
+        flows.add(ChannelIndex(channel), number, number, token(channel, number), Target::Unconnected, 0)
+    };
+    assert!(add(&mut flows, 900, 0).is_ok());
+    for number in 0..1000 {
+        (0..60).for_each(|channel| _ = add(&mut flows, channel, number));
+    }
+    assert!((FLOWS_MAX / 5..FLOWS_MAX / 3).contains(&(FLOWS_MAX - flows.len())));
+    for number in 0..10_000 {
+        let _ = add(&mut flows, 5000, number);
+        let _ = flows.relocate(ChannelIndex(u32::from(number) % 60), 2000 + number, &token(5000, number), 0);
+    }
+    assert_eq!((1..100).find(|number| add(&mut flows, 900, *number).is_err()), Some(FEW as u16));
+    (0..5001).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
+    assert_empty(&mut flows, &mut apps);
+}
+
+/// Channels open and close sockets in one turn, until the system may not hold any more.
+#[test]
+fn sockets_closed_within_a_turn_evict_nobody() {
+    let (mut flows, _) = exit();
+    let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
+    assert_eq!(newcomers(&mut flows, &mut apps, 0..1, 0), 1);
+    for gets in [1, 1, 1, 0, 0] {
+        assert_eq!(newcomers(&mut flows, &mut apps, 9..10, YIELDS_AFTER), gets);
+        flows.close_number(&mut apps, ChannelIndex(9), 0);
+    }
+    assert_eq!((flows.take_evicted(), flows.sockets(), apps.held()), (vec![], 1, 4));
+    apps.send(&mut SendBatch::default(), &mut Tally::default());
+    assert_eq!(newcomers(&mut flows, &mut apps, 9..10, YIELDS_AFTER), 1);
+}
+
+/// A client's flows move from channel to channel, and new ones join them where it is. What the end of one costs grows
+/// with their number.
+#[test]
+fn client_has_no_more_flows_than_a_channel() {
+    let (mut flows, mut apps, _) = exit_with(100, 4096);
+    let mut opened = 0;
+    for channel in 0..10 {
+        let to = |number| (ChannelIndex(channel), number);
+        let open = |number| flows.open(&mut apps, to(number), 0, token(channel, number), peer(number), 0);
+        opened += (0..200).map(open).take_while(Result::is_ok).count();
+        assert_eq!(flows.relocate(ChannelIndex(channel + 1), 1000, &token(0, 0), 0), Ok(()));
+    }
+    assert_eq!((opened, flows.sockets()), (100, 1));
+    (0..11).for_each(|channel| _ = flows.close_channel(&mut apps, ChannelIndex(channel)));
     assert_empty(&mut flows, &mut apps);
 }
 
@@ -580,6 +731,21 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     flows.close_channel(&mut apps, ChannelIndex(2));
     flows.close_channel(&mut apps, ChannelIndex(3));
     (0..1000).for_each(|query| assert!(flows.answered(QueryId(query)).is_none()));
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn question_of_an_ended_channel_counts_for_nobody() {
+    let (mut flows, mut apps, _) = exit_with(1024, 4096);
+    let ask = |flows: &mut Flows, number| flows.open_name((ChannelIndex(1), 0), 0, token(1, number), 53, 0).unwrap();
+    let before = ask(&mut flows, 0);
+    flows.close_channel(&mut apps, ChannelIndex(1));
+    // The index is another channel's now, which asks, too.
+    let after = ask(&mut flows, 1);
+    assert!(flows.answered(before).is_none());
+    assert_eq!(flows.quota.of(ChannelIndex(1)).questions, 1);
+    assert!(flows.answered(after).is_some());
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_empty(&mut flows, &mut apps);
 }
 

@@ -205,6 +205,23 @@ fn entry_learns_which_flows_end_with_a_socket_not_passed_on() {
 }
 
 #[test]
+fn exit_that_stops_in_a_crowd_gives_all_buffers_back() {
+    let mut bench = Bench::with(Class::L, 7, |settings| settings.caps.sockets = 12);
+    for channel in (0..7).rev() {
+        (0..3).for_each(|flow| bench.send(channel, flow, address(9)));
+    }
+    bench.turn();
+    let token = [0; 16];
+    bench.frame(1, &Frame::Move { flow: 7, token });
+    bench.turn();
+    // The flow that has moved ends with the channel before its own.
+    bench.exit.finish(bench.now);
+    let ledger = *bench.exit.endpoint.published.lock().unwrap();
+    assert_eq!((ledger.gauges.flows, ledger.gauges.sockets, ledger.gauges.channels), (0, 0, 0));
+    assert_eq!((ledger.cells.backward.drops(DropReason::Ended), ledger.buffers.free), (1, ledger.buffers.total));
+}
+
+#[test]
 fn answering_and_trusted_destinations_have_no_budget() {
     let limits = Limits { unanswered: Some(100), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 1, |settings| {

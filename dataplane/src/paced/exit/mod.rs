@@ -576,7 +576,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
     }
 
     /// What waits is not sent early: a release out of its time would show.
-    fn finish(&mut self, _now: Nanos) {
+    fn finish(&mut self, now: Nanos) {
         self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
         let (_, dropped) = self.rounds.skip_to(self.rounds.released() + AHEAD_MAX + 1, &mut self.free);
         let Self { last: (_, cells), sealed, out, tally, free, .. } = self;
@@ -586,7 +586,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         tally.backward.drop_many(DropReason::Shutdown, (sealed.len() + out.len()) as u64);
         last.into_iter().chain(sealed).for_each(|cell| free.give(cell.into_buffer()));
         out.lose(out.len(), free);
-        self.outside.finish();
+        self.outside.finish(now);
         self.publish();
     }
 }

@@ -218,7 +218,7 @@ impl<A: Apps> Outside<A> {
             return;
         }
         self.next_tick = next_second(now);
-        self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session, DropReason::Ended));
+        self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session, DropReason::Ended, now));
         let (gateway, mut cx) = self.gateway(punts, now);
         gateway.tick(&mut cx);
     }
@@ -231,18 +231,18 @@ impl<A: Apps> Outside<A> {
         self.tally.forward.drop_many(why, datagrams);
     }
 
-    fn end_session(&mut self, session: ChannelIndex, why: DropReason) {
-        let Self { apps, gateway, sessions, tally, .. } = self;
-        gateway.end_owner(session, apps, &mut tally.forward);
-        sessions.end(session, why, &mut tally.backward);
+    fn end_session(&mut self, session: ChannelIndex, why: DropReason, now: Nanos) {
+        let Self { apps, gateway, sessions, tally: PerDirection { forward, backward }, .. } = self;
+        gateway.end_owner(session, apps, forward, &mut Queues { sessions, now, tally: backward });
+        sessions.end(session, why, backward);
     }
 
     /// The node stops.
-    pub(super) fn finish(&mut self) {
+    pub(super) fn finish(&mut self, now: Nanos) {
         while !self.waiting.is_empty() {
             self.drop_waiting(DropReason::Shutdown);
         }
-        self.sessions.all().into_iter().for_each(|session| self.end_session(session, DropReason::Shutdown));
+        self.sessions.all().into_iter().for_each(|session| self.end_session(session, DropReason::Shutdown, now));
         self.tally.forward.drop_many(DropReason::Shutdown, self.send_batch.len() as u64);
         self.send_batch.clear();
         self.apps.send(&mut self.send_batch, &mut self.tally.forward);
