@@ -118,7 +118,7 @@ impl Plan {
 
     fn settings(&self) -> Settings {
         let Plan { terms, position, .. } = self;
-        Settings { terms: terms.clone(), suite: Suite::Hybrid, hops: HOPS, position: *position, hugepages: false }
+        Settings { terms: terms.clone(), suite: Suite::Hybrid, hops: HOPS, position: *position, hugepages: true }
     }
 
     fn first_round(&self) -> u64 {
