@@ -121,6 +121,13 @@ pub(super) struct Release {
     pub(super) last: Nanos,
 }
 
+impl Release {
+    /// True if no cell of it came.
+    pub(super) fn is_empty(&self) -> bool {
+        self.data + self.control == 0
+    }
+}
+
 /// What was sent and what came.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
@@ -434,6 +441,17 @@ impl<'a> Generator<'a> {
                 None => seen.others += 1,
             }
         }
+        // A message without data is the end of a release.
+        let offset = times.offset(direction, plan.position);
+        let round = round.unwrap_or_else(|| times.round_at(time.saturating_sub(offset)));
+        let index = round.checked_sub(plan.first_round()).map(|index| index as usize);
+        let Some(release) = index.and_then(|index| seen.releases[direction].get_mut(index)) else { return };
+        if release.is_empty() {
+            release.first = time;
+        }
+        (release.data, release.control) = (release.data + data, release.control + control);
+        (release.first, release.last) = (release.first.min(time), release.last.max(time));
+
         *messages += 1;
         if let Some((i, header)) = one
             && (ends.len() == 1 || messages.is_multiple_of(CHECKED_OF_ENTRIES))
@@ -442,17 +460,6 @@ impl<'a> Generator<'a> {
             seen.checked += 1;
             seen.wrong += u64::from(!link.is_genuine(&header, body));
             seen.noise += u64::from(!bodies.is_layered(direction, &header, header.channel, body));
-        }
-        // A message without data is the end of a release.
-        let round =
-            round.unwrap_or_else(|| times.round_at(time.saturating_sub(times.offset(direction, plan.position))));
-        let index = round.checked_sub(plan.first_round()).map(|index| index as usize);
-        if let Some(release) = index.and_then(|index| seen.releases[direction].get_mut(index)) {
-            if release.data + release.control == 0 {
-                release.first = time;
-            }
-            (release.data, release.control) = (release.data + data, release.control + control);
-            (release.first, release.last) = (release.first.min(time), release.last.max(time));
         }
     }
 }

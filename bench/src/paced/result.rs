@@ -84,10 +84,11 @@ pub(super) struct PacedRow {
     channels_per_core_with_setups: f64,
     /// Data cells that the mix carried in a second.
     cells_per_s: f64,
-    /// Releases that were due, those with exactly the cells of their slots, and data and control cells of the others.
+    /// Releases that were due, those with exactly the cells of their slots, and those of which no cell came: the mix
+    /// woke too late and skipped them.
     releases: u64,
     exact: u64,
-    others: Vec<[u64; 4]>,
+    missing: u64,
     /// Of the first and the last cell of a release, against the time at which it is due.
     first: GridError,
     last: GridError,
@@ -144,16 +145,15 @@ impl PacedRow {
                 .filter(|(_, at, _)| *at >= plan.measured_from())
                 .collect();
         let times = plan.times();
-        let expected = |direction, at| plan.expected(direction, at);
-        let is_exact =
-            |(direction, at, one): &&(Direction, u64, Release)| (one.data, one.control) == expected(*direction, *at);
+        let is_exact = |(direction, at, one): &&(Direction, u64, Release)| {
+            let of_round = |round| seen.releases[*direction].get((round - plan.first_round()) as usize);
+            let is_skipped = |round| of_round(round).is_some_and(Release::is_empty);
+            (one.data, one.control) == plan.expected(*direction, *at, is_skipped)
+        };
         let exact = releases.iter().filter(is_exact).count() as u64;
-        let others = releases.iter().filter(|one| !is_exact(one)).take(8).map(|(direction, at, one)| {
-            let (data, control) = expected(*direction, *at);
-            [one.data, data, one.control, control]
-        });
+        let missing = releases.iter().filter(|(_, _, one)| one.is_empty()).count() as u64;
         let late = |time: fn(&Release) -> u64| {
-            let came = releases.iter().filter(|(_, _, one)| one.data + one.control > 0);
+            let came = releases.iter().filter(|(_, _, one)| !one.is_empty());
             let late = came.map(|(direction, at, one)| {
                 let due = times.begin(*at) + times.offset(*direction, plan.position);
                 time(one) as f64 - due as f64
@@ -193,7 +193,7 @@ impl PacedRow {
             cells_per_s,
             releases: releases.len() as u64,
             exact,
-            others: others.collect(),
+            missing,
             first,
             last,
             sent,

@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use dataplane::ledger::Ledger;
 use dataplane::paced::mix::Mix;
 use dataplane::paced::{Command, Settings};
@@ -129,6 +129,20 @@ impl Handle {
     /// It does not take commands any more.
     pub(super) fn command(&mut self, command: Command) -> anyhow::Result<()> {
         self.commands.push(command).map_err(|_| anyhow!("the mix takes no more commands"))
+    }
+
+    /// Waits until the mix has taken all commands.
+    ///
+    /// # Errors
+    /// It has not after `limit`.
+    pub(super) fn await_taken(&self, limit: Duration) -> anyhow::Result<()> {
+        let start = Instant::now();
+        self.wake();
+        while self.commands.slots() < self.commands.buffer().capacity() {
+            ensure!(start.elapsed() < limit, "the mix does not take its channels: is the machine very busy?");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Lets it take its commands.
