@@ -317,3 +317,15 @@ impl PacedResult {
 fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grid_error_has_percentiles_and_deviation() {
+        let error = GridError::of((0..=100).map(|us| f64::from(us) * 1e3).collect());
+        assert_eq!((error.p50_us, error.p99_us, error.max_us, error.deviation_us), (50.0, 99.0, 100.0, 29.2));
+        assert_eq!(GridError::of(Vec::new()).max_us, 0.0);
+    }
+}
