@@ -32,10 +32,8 @@ use crate::hop::cores::own_time;
 use crate::hop::sealed::burst_max;
 use crate::udp::{MESSAGE_MAX, MESSAGES, receive_buffers};
 
-/// What a neighbour sends has arrived this long before it is released.
-pub(super) const MARGIN: Nanos = 2_000_000;
 /// A round that was sent later than this before its release was late by the generator's fault.
-const LATEST: Nanos = MARGIN / 4;
+const LATEST: Nanos = 500_000;
 /// Releases are counted for this long after the last one is due.
 const AFTER: Nanos = 50_000_000;
 /// Of so many messages of a single entry one is checked; of those of a hop each.
@@ -192,7 +190,7 @@ impl<'a> Generator<'a> {
                 Direction::Backward => (down, ends[1].len()),
             };
             let copies = if direction == Direction::Forward { plan.copies() } else { vec![0] };
-            let until_release = plan.spread + MARGIN + copies.iter().max().unwrap_or(&0) * times.begin(1);
+            let until_release = plan.lead() + copies.iter().max().unwrap_or(&0) * times.begin(1);
             let order = if senders > 1 { 0..senders as u32 } else { 1..plan.channels + 1 };
             Way {
                 to,

@@ -51,6 +51,8 @@ const BATCH: u64 = 80_000_000;
 /// Rounds before the measurement.
 const WARM_UP: u64 = 50;
 const MS: Nanos = 1_000_000;
+/// The last cell of a round comes so long before the release that takes it.
+const MARGIN: Nanos = 2 * MS;
 /// From the start of the class's clock to the first round.
 const LEAD: Nanos = 300 * MS;
 /// The mix is set up so long before that, by a clock that is then replaced.
@@ -123,6 +125,11 @@ impl Plan {
     fn settings(&self) -> Settings {
         let Plan { terms, position, .. } = self;
         Settings { terms: terms.clone(), suite: Suite::Hybrid, hops: HOPS, position: *position, hugepages: true }
+    }
+
+    /// From the first cell of a round to the release. Another mix sends a step before.
+    fn lead(&self) -> Nanos {
+        if self.spread == 0 { Nanos::from(self.terms.steps_ms[0]) * MS } else { self.spread + MARGIN }
     }
 
     fn first_round(&self) -> u64 {
