@@ -13,6 +13,7 @@ pub mod hop;
 pub mod load;
 pub mod machine;
 mod nodes;
+pub mod paced;
 pub mod path;
 pub mod peers;
 pub mod performance;

@@ -7,6 +7,7 @@ use eddy_bench::attack::{self, AttackArgs};
 use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::hop::{self, HopArgs};
 use eddy_bench::load::command::{self as load, LoadArgs};
+use eddy_bench::paced::{self, PacedArgs};
 use eddy_bench::path::{self, PathArgs};
 use eddy_bench::peers::{self, PeersArgs};
 use eddy_bench::performance::{self, PerformanceArgs};
@@ -69,6 +70,17 @@ enum Command {
     ///   eddy-bench hop --rows quick --set 'hugepages = false'
     #[command(verbatim_doc_comment)]
     Hop(HopArgs),
+    /// Measure how many channels of a paced class a core carries
+    ///
+    /// A mix on one core and its neighbours on another exchange a cell of every
+    /// channel in every round, both ways, over loopback.
+    ///
+    /// Examples:
+    ///   eddy-bench paced
+    ///   eddy-bench paced --class L --channels 500,1000 --spread-ms 0
+    ///   eddy-bench paced --position 1 --channels 500
+    #[command(verbatim_doc_comment)]
+    Paced(PacedArgs),
     /// Measure the load that a whole chain carries on this machine
     Path(PathArgs),
     /// Measure channel setups in both suites
@@ -135,6 +147,7 @@ fn main() -> ExitCode {
         Command::Capacity(args) => capacity::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Hop(args) => hop::run(&args),
+        Command::Paced(args) => paced::run(&args),
         Command::Path(args) => path::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Performance(args) => performance::run(&args),

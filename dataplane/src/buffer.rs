@@ -11,6 +11,9 @@ use wire::cell::{Block, HEADER_LEN};
 use crate::sys;
 pub use crate::sys::Buffer;
 
+/// Cells that are prefetched before the one that a stage works on.
+pub(crate) const PREFETCHED: usize = 4;
+
 /// The free buffers of a node.
 ///
 /// At rest, free + pooled + queued = total, which is part of the ledger's test.
@@ -107,6 +110,11 @@ impl<S> Cell<S> {
     /// `len` bytes of body, writable.
     pub fn body_mut(&mut self, len: usize) -> &mut [u8] {
         &mut self.buffer.bytes_mut()[HEADER_LEN..HEADER_LEN + len]
+    }
+
+    /// Has its first `len` bytes on their way to the cache.
+    pub(crate) fn prefetch(&self, len: usize) {
+        sys::prefetch_lines(self.buffer.bytes().as_ptr(), len);
     }
 
     /// Gives up the contents.

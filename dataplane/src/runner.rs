@@ -35,7 +35,8 @@ pub trait Worker {
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
     /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without
-    /// polling sockets: with level triggering, the unread one would end every wait at once.
+    /// polling sockets: with level triggering, the unread one would end every wait at once. Also true if the worker
+    /// waits for more to come before it reads again.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);

@@ -84,6 +84,14 @@ impl Thread {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
+        self.time()
+    }
+
+    /// Its processor time when it last went to sleep, or at the kernel's last tick.
+    ///
+    /// # Errors
+    /// The thread has ended, or the kernel has no such statistics.
+    pub(crate) fn time(&self) -> anyhow::Result<Duration> {
         let text = fs::read_to_string(self.0.join("schedstat"))
             .context("cannot read schedstat: the kernel needs CONFIG_SCHED_INFO")?;
         let nanos =
@@ -91,9 +99,23 @@ impl Thread {
         Ok(Duration::from_nanos(nanos))
     }
 
+    /// Its time in user space and in the kernel, in ticks: at a tick all the time since the last one counts as either.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub(crate) fn ticks(&self) -> anyhow::Result<(u64, u64)> {
+        let text = self.stat()?;
+        let mut fields = text.split(' ').skip(11).map_while(|field| field.parse().ok());
+        fields.next().zip(fields.next()).context("unexpected format of stat")
+    }
+
     fn state(&self) -> anyhow::Result<String> {
+        Ok(self.stat()?.chars().take(1).collect())
+    }
+
+    /// The fields behind the thread's name, of which the first is its state (proc(5)).
+    fn stat(&self) -> anyhow::Result<String> {
         let text = fs::read_to_string(self.0.join("stat")).context("the mix has ended")?;
-        let after = text.rsplit_once(") ").map_or("", |(_, after)| after);
-        Ok(after.chars().take(1).collect())
+        Ok(text.rsplit_once(") ").map_or(String::new(), |(_, after)| after.to_owned()))
     }
 }

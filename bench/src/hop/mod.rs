@@ -20,7 +20,7 @@ pub(crate) mod mix_process;
 mod neighbour;
 mod relay;
 pub(crate) mod result;
-mod sealed;
+pub(crate) mod sealed;
 pub(crate) mod testbed;
 
 use std::path::PathBuf;

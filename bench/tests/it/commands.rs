@@ -37,6 +37,22 @@ fn hop_accounts_for_every_cell() {
 }
 
 #[test]
+fn paced_accounts_for_every_release_and_cell() {
+    for position in ["1", "2"] {
+        let report = measure(&["paced", "--json", "--channels", "20", "--seconds", "1", "--position", position]);
+        let [row] = &report["rows"].as_array().expect("rows")[..] else { panic!("{report}") };
+        let count = |key: &str| row[key].as_u64().unwrap_or_else(|| panic!("{key} in {row}"));
+        // A busy machine may make the mix skip rounds, or the generator late: then noise takes the places.
+        assert_eq!(count("releases"), 2 * 100);
+        assert_eq!(count("exact") + count("missing"), count("releases"), "{row}");
+        assert!(count("exact") > 0 && count("sent") > count("places"), "{row}");
+        assert!(count("checked") > 0 && count("wrong") == 0 && count("noise") <= count("filled"), "{row}");
+        assert_eq!(count("places"), 2 * 20 * (100 + 50), "with the rounds before the measurement");
+        assert!(count("filled") <= count("places") && row["closed"] == true, "{row}");
+    }
+}
+
+#[test]
 fn path_is_measured_both_ways_and_ledgers_close() {
     let report = measure(&["path", "--json", "--payload-len", "200", "--try-ms", "50", "--flows", "16"]);
     let rows = report["rows"].as_array().expect("rows");

@@ -12,7 +12,7 @@ use wire::paced::{PacedClass, PacedHeader};
 use super::links::PacedLinks;
 use crate::Nanos;
 use crate::batch::{Arrivals, RECEIVE_MAX};
-use crate::buffer::{Cell, FreeList, Sealed};
+use crate::buffer::{Cell, FreeList, PREFETCHED, Sealed};
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{Bytes, Punt, PuntSender};
 use crate::stage::rounds::{Place, Rounds, Untimely};
@@ -104,8 +104,12 @@ impl Gate {
             self.decipher(links, run.peer, from..from + run.count, running);
             from += run.count;
         }
-        let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
-        for (i, (mut cell, from)) in arrivals.cells.drain(..).zip(peers).enumerate() {
+        let mut peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count)).enumerate();
+        let mut cells = arrivals.cells.drain(..);
+        while let Some((mut cell, (i, from))) = cells.next().zip(peers.next()) {
+            if let Some(ahead) = cells.as_slice().get(PREFETCHED) {
+                ahead.prefetch(self.class.cell_len());
+            }
             let verdict = match self.found[i].take() {
                 None if links.links.at(self.side, from).is_empty() => Err(DropReason::Stranger),
                 None => Err(DropReason::Header),

@@ -81,6 +81,8 @@ pub struct Mix<U, D> {
     profile: latency::Shared,
     /// The clock of the runner, to stop reading by.
     runner_clock: Option<Clock>,
+    /// Something has come in this turn, and the sockets were read empty.
+    rests: bool,
 }
 
 /// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
@@ -149,6 +151,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             published: Arc::default(),
             profile: latency::Shared::default(),
             runner_clock: None,
+            rests: false,
             settings,
         };
         mix.draw_noise();
@@ -228,13 +231,17 @@ impl<U: Port, D: Port> Mix<U, D> {
     }
 
     /// Takes in what has come, until a release is due: how much comes does not delay it by more than one call's worth.
-    fn receive(&mut self, direction: Direction, now: Nanos) {
-        for _ in 0..RECEIVES {
-            let has_come = self.receive_once(direction, now) > 0;
-            if !has_come || self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
-                return;
+    /// Returns whether something came, and whether the socket was read empty.
+    fn receive(&mut self, direction: Direction, now: Nanos) -> (bool, bool) {
+        for call in 0..RECEIVES {
+            if self.receive_once(direction, now) == 0 {
+                return (call > 0, true);
+            }
+            if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
+                break;
             }
         }
+        (true, false)
     }
 
     /// When the next release is due, by the runner's clock.
@@ -432,6 +439,11 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.up.send(out, &mut self.free, tally);
     }
 
+    /// True if a socket did not take everything.
+    fn is_behind(&self) -> bool {
+        self.pipes.iter().any(|pipe| !pipe.out.is_empty())
+    }
+
     fn publish(&self) {
         let mut ledger = Ledger {
             cells: PerDirection { forward: self.pipes.forward.tally, backward: self.pipes.backward.tally },
@@ -463,13 +475,14 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         }
         // Entries that are new have places in the next round.
         self.draw_noise();
-        DIRECTIONS.into_iter().for_each(|direction| self.receive(direction, now));
+        let [forward, backward] = DIRECTIONS.map(|direction| self.receive(direction, now));
+        self.rests = (forward.0 || backward.0) && forward.1 && backward.1;
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));
         self.send();
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish();
-        let blocked = if self.is_blocked() { now + BLOCKED_WAIT } else { Nanos::MAX };
+        let blocked = if self.is_behind() { now + BLOCKED_WAIT } else { Nanos::MAX };
         self.next_due().min(blocked)
     }
 
@@ -490,8 +503,10 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         }
     }
 
+    /// A cell is due at its release only, so a mix also waits for more cells to come before it reads them: a turn for
+    /// each would cost more than the cells.
     fn is_blocked(&self) -> bool {
-        self.pipes.iter().any(|pipe| !pipe.out.is_empty())
+        self.rests || self.is_behind()
     }
 
     /// What waits is not sent early: a release out of its time would show.

@@ -16,7 +16,7 @@ use super::control_cells::{Control, ControlCells};
 use super::links::PacedLinks;
 use crate::Nanos;
 use crate::batch::Departures;
-use crate::buffer::{Cell, FreeList, Opened, Sealed};
+use crate::buffer::{Cell, FreeList, Opened, PREFETCHED, Sealed};
 use crate::ledger::{DropReason, Tally};
 
 /// A clock cell is due in rounds with this divisor (SPEC 9.6.6).
@@ -53,6 +53,7 @@ pub(super) struct Sender {
     /// Cells to send again, by round.
     again: VecDeque<Kept>,
     rng: ChaCha20Rng,
+    leaving: Vec<Leaving>,
     cells: Vec<(Cell<Opened>, Block)>,
     blocks: Vec<Block>,
     sealed: Vec<Cell<Sealed>>,
@@ -70,6 +71,7 @@ impl Sender {
             clocks: HashMap::default(),
             again: VecDeque::new(),
             rng,
+            leaving: Vec::new(),
             cells: Vec::new(),
             blocks: Vec::new(),
             sealed: Vec::new(),
@@ -143,11 +145,18 @@ impl Sender {
             }
             return;
         };
-        for Leaving { mut cell, number, sub } in data {
+        // They have waited for their release: the cache may have lost them.
+        self.leaving.extend(data);
+        let mut leaving = self.leaving.drain(..);
+        while let Some(Leaving { mut cell, number, sub }) = leaving.next() {
+            if let Some(ahead) = leaving.as_slice().get(PREFETCHED) {
+                ahead.cell.prefetch(class.cell_len());
+            }
             let tag = outgoing.tag(cell.body_mut(body_len));
             let header = PacedHeader { channel: number, seq: round.number, sub, kind: CellKind::Data, class, tag };
             self.cells.push((cell, header.to_block()));
         }
+        drop(leaving);
 
         let control = self.control.entry(key).or_default();
         if round.number.is_multiple_of(CLOCK_EVERY) {

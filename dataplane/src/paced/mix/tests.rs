@@ -126,6 +126,23 @@ impl Bench {
 }
 
 #[test]
+fn mix_that_has_read_everything_waits_for_more() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    let wake = bench.mix.turn(bench.now);
+    assert!(!bench.mix.is_blocked(), "nothing has come");
+    let body = bench.body();
+    let datagram = bench.entries[0].data(10, first, 0, &body);
+    bench.net.send(datagram);
+    assert_eq!(bench.mix.turn(bench.now), wake, "the next release");
+    assert!(bench.mix.is_blocked());
+    bench.mix.turn(bench.now);
+    assert!(!bench.mix.is_blocked());
+}
+
+#[test]
 fn release_has_a_cell_for_every_place_whatever_came() {
     let mut bench = Bench::new(3);
     (0..3).for_each(|entry| bench.open(BATCH, entry));

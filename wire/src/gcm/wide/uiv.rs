@@ -137,8 +137,10 @@ impl<V: Vector> Pass<V> {
         // SAFETY: the caller guarantees the CPU and the text.
         unsafe {
             self.head = match hash.tweak {
-                None => V::load_part(at, pad, V::LEN),
-                Some(tweak) => V::load_part(at, pad + BLOCK, V::LEN).xor(V::fill(tweak).keep(pad, pad + BLOCK)),
+                None => V::load_end(hash.text, pad),
+                Some(tweak) => {
+                    V::load_end(hash.text.wrapping_add(BLOCK), pad + BLOCK).xor(V::fill(tweak).keep(pad, pad + BLOCK))
+                }
             };
         }
         self.powers = hash.key.powers.as_ptr().cast();
@@ -226,7 +228,7 @@ impl<V: Vector> Pass<V> {
                 if from == 0 {
                     blocks[0].xor(V::load(at)).store(at);
                 } else if from < V::LEN {
-                    blocks[0].xor(V::load_part(at, from, V::LEN)).store_part(at, from, V::LEN);
+                    blocks[0].xor(V::load_end(at.wrapping_add(from), from)).store_part(at, from, V::LEN);
                 }
                 self.text = self.text.wrapping_add(E * V::LEN);
                 self.text_from = 0;

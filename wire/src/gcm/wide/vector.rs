@@ -66,6 +66,18 @@ pub(super) unsafe trait Vector: Copy {
     /// The CPU has this type's instructions; `from <= to <= LEN`, and those bytes may be read.
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self;
 
+    /// `pad` zeros, then the bytes at `at`. The zeros are not memory: where a masked load begins in a line that nothing
+    /// else uses, it waits for that line.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; `pad` is that of whole blocks, at most LEN, and LEN - `pad` bytes at `at`
+    /// may be read.
+    #[inline(always)]
+    unsafe fn load_end(at: *const u8, pad: usize) -> Self {
+        // SAFETY: the caller guarantees both.
+        unsafe { Self::load_part(at.wrapping_sub(pad), pad, Self::LEN) }
+    }
+
     /// Writes all bytes.
     ///
     /// # Safety
@@ -375,6 +387,13 @@ unsafe impl Vector for Zmm {
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         // SAFETY: the caller guarantees the CPU and for the bytes from..to; a masked load accesses no others.
         Zmm(unsafe { _mm512_maskz_loadu_epi8(mask(from, to), at.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_end(at: *const u8, pad: usize) -> Self {
+        let (first, last) = (0xffu32 >> (pad / 8), 0xffu32 << (pad / 8));
+        // SAFETY: the caller guarantees the CPU and for 64 - pad bytes; a masked load accesses no others.
+        Zmm(unsafe { _mm512_maskz_expand_epi64(last as u8, _mm512_maskz_loadu_epi64(first as u8, at.cast())) })
     }
 
     #[inline(always)]
