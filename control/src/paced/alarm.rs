@@ -299,11 +299,12 @@ mod tests {
     /// A test after 65,536 rounds and more in which each count has lost a place in so many.
     fn with_share(one_in: u64) -> (LossTest, u64) {
         let mut test = LossTest::default();
+        let lost_by = |nth: u64| (nth * 100).checked_div(one_in).unwrap_or(0);
         let counts = (0..700).map(|nth| Places {
             first: nth * 100,
             rounds: 100,
             places: 100,
-            lost: if one_in == 0 { 0 } else { (nth + 1) * 100 / one_in - nth * 100 / one_in },
+            lost: lost_by(nth + 1) - lost_by(nth),
         });
         counts.for_each(|count| _ = test.add(count));
         (test, 70_000)
