@@ -147,6 +147,8 @@ drops! {
     SocksFragment => "socks-fragment",
     /// Entry: at the relay of a SOCKS association, from somebody else than its client.
     Foreign => "not-the-client",
+    /// Entry of a paced class: of a flow that is new while the alarm `dropping` is up.
+    Alarm => "alarm",
     /// Waited longer than the maximum age, in a socket or in a queue.
     Aged => "aged",
     /// Its flow or channel ended while it waited.

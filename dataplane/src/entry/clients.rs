@@ -144,6 +144,8 @@ pub(crate) struct Clients {
     channels: Map<ChannelIndex, Channel>,
     wheel: Wheel,
     due: Vec<u32>,
+    /// No flow is added.
+    refuses_new: bool,
 }
 
 impl Clients {
@@ -158,7 +160,13 @@ impl Clients {
             channels: Map::default(),
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
+            refuses_new: false,
         }
+    }
+
+    /// Refuses flows that are not there yet, or takes them again.
+    pub(crate) fn refuse_new(&mut self, refuses: bool) {
+        self.refuses_new = refuses;
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -325,7 +333,7 @@ impl Clients {
     /// The flow of a client to a destination, new or known.
     ///
     /// # Errors
-    /// The table is full. A client that is left without a flow is forgotten.
+    /// The table is full, or new flows are refused. A client that is left without a flow is forgotten.
     pub(crate) fn flow(
         &mut self,
         client: ClientId,
@@ -337,9 +345,14 @@ impl Clients {
         let id = match self.by_destination.get(&key) {
             Some(id) => *id,
             None => {
-                if self.flows() >= FLOWS_MAX {
+                let refused = match self.flows() {
+                    _ if self.refuses_new => Some(DropReason::Alarm),
+                    FLOWS_MAX.. => Some(DropReason::FlowsFull),
+                    _ => None,
+                };
+                if let Some(reason) = refused {
                     self.forget_if_idle(client);
-                    return Err(DropReason::FlowsFull);
+                    return Err(reason);
                 }
                 let id = self.vacant_flows.pop().unwrap_or_else(|| {
                     self.flows.push(None);

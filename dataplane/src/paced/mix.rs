@@ -218,7 +218,8 @@ impl<U: Port, D: Port> Mix<U, D> {
             | Command::Drawn { .. }
             | Command::Lead { .. }
             | Command::Listen { .. }
-            | Command::Unlisten { .. } => debug_assert!(false, "a command for an entry"),
+            | Command::Unlisten { .. }
+            | Command::RefuseNewFlows(_) => debug_assert!(false, "a command for an entry"),
         }
     }
 

@@ -166,6 +166,8 @@ pub enum Command {
         /// False before the first sample; the lead is 0 then.
         is_known: bool,
     },
+    /// Entry: refuse new flows, or take them again.
+    RefuseNewFlows(bool),
     /// Entry: listen at one more socket.
     Listen {
         id: ListenerId,

@@ -111,6 +111,8 @@ pub struct EntryPart {
     pub socks: Vec<SocketAddr>,
     /// The file with the users of these ports from other hosts.
     pub socks_users: Option<PathBuf>,
+    /// No new flows in a paced class while its alarm is up.
+    pub refuses_on_alarm: bool,
     /// The Unix socket for `eddy forward`.
     pub commands: Option<PathBuf>,
 }
@@ -257,6 +259,7 @@ impl NodeConfig {
                 pymix: table.texts("pymix", listen)?,
                 socks: table.texts("socks", listen)?,
                 socks_users: table.maybe_text("socks_users").map(beside),
+                refuses_on_alarm: table.maybe_text("on_alarm").is_some_and(|text| text.value == "no-new-flows"),
                 commands: table.maybe_text("commands").map(beside),
             }),
             NodeRole::Mix => Part::Mix {

@@ -124,6 +124,15 @@ pub static NODE: &[Key] = &[
         example: "250",
     },
     Key {
+        name: "on_alarm",
+        roles: &[Entry],
+        kind: Kind::Word(&["warn", "no-new-flows"]),
+        default: DefaultValue::Value("\"warn\""),
+        doc: "What follows from the alarm `dropping` in a paced class: a line in the log, or also no new flow until it \
+              ends. Flows and meetings go on either way: a pause would show whose they are.",
+        example: "\"no-new-flows\"",
+    },
+    Key {
         name: "unsynchronised_clock",
         roles: &[Mix, Exit],
         kind: Kind::Switch,

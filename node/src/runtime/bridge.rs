@@ -283,6 +283,13 @@ impl Bridge {
         }
     }
 
+    /// Makes the worker of an entry's paced class refuse new flows, or take them again.
+    pub fn refuse_new_flows(&mut self, class: usize, refuses: bool) {
+        if let Commands::Paced { backlog, .. } = &mut self.classes[class].commands {
+            backlog.push_back(paced::Command::RefuseNewFlows(refuses));
+        }
+    }
+
     /// Answers a [`Note::Resolve`] of a class. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in
     /// the backlog.
     pub fn resolved(&mut self, class: usize, query: QueryId, addresses: Vec<IpAddr>) {

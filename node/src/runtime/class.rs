@@ -67,6 +67,8 @@ pub(super) struct ClassState {
     pub(super) door: Option<Door>,
     pub(super) log: Log,
     pub(super) flood: Flood,
+    /// New flows are refused while the alarm `dropping` is up.
+    pub(super) refuses_on_alarm: bool,
     /// Only at an entry with a meeting in this class.
     pub(super) meeting: Option<MeetingKeeper>,
     /// Names the class in the lines of the log, if there are others.
@@ -164,6 +166,7 @@ impl Start<'_> {
             door,
             log: Log::new(self.chain, self.position, next),
             flood: Flood::default(),
+            refuses_on_alarm: matches!(&config.part, Part::Entry(part) if part.refuses_on_alarm),
             meeting: meeting.map(|meeting| MeetingKeeper::new(meeting.file)),
             span: if self.has_many { span(&name) } else { Span::none() },
         };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use control::Event;
+use control::paced::PacedEvent;
 use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
@@ -177,6 +178,7 @@ impl ControlThread {
         let mut send = |place: usize, side, to, datagram: &[u8]| sockets[place].send(side, to, datagram);
 
         let mut own_descriptor = false;
+        let mut alarms = Vec::new();
         // Apart, because `note` borrows the rest.
         let mut saves = std::mem::take(&mut trust.saves);
         let mut note = |place: usize, note| {
@@ -185,6 +187,9 @@ impl ControlThread {
                 Note::Event(event) => {
                     own_descriptor |= trust.concerns_own_descriptor(&event);
                     reporter.classes[place].readiness.note(&event);
+                    if let Some(is_up) = alarm(&event).filter(|_| class.refuses_on_alarm) {
+                        alarms.push((place, is_up));
+                    }
                     // What concerns trust concerns all classes.
                     let _named = (!matches!(event, Event::Trust(_))).then(|| class.span.enter());
                     class.log.event(now, &event);
@@ -210,6 +215,9 @@ impl ControlThread {
 
         let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note, &mut |state| saves.save(now, state));
         trust.saves = saves;
+        for (place, is_up) in alarms {
+            bridge.refuse_new_flows(place, is_up);
+        }
         if own_descriptor {
             trust.settle_keys(bridge.control_mut(), now);
         }
@@ -231,6 +239,15 @@ impl ControlThread {
             state.flood_per_s = class.flood.per_s();
         }
         wake
+    }
+}
+
+/// Whether the alarm of a paced class is up from now on.
+fn alarm(event: &Event) -> Option<bool> {
+    match event {
+        Event::Paced(PacedEvent::Dropping(_)) => Some(true),
+        Event::Paced(PacedEvent::DroppingEnded) => Some(false),
+        _ => None,
     }
 }
 

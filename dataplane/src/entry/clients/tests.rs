@@ -178,6 +178,21 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
 }
 
 #[test]
+fn refusal_of_new_flows_leaves_others_as_they_are() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let old = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    assert!(clients.flow(old, &destination(1), 0, &mut rng).is_ok());
+    clients.refuse_new(true);
+    assert!(clients.flow(old, &destination(1), 0, &mut rng).is_ok());
+    assert_eq!(clients.flow(old, &destination(2), 0, &mut rng).err(), Some(DropReason::Alarm));
+    let new = clients.client(0, address(2), IDLE).unwrap().unwrap();
+    assert_eq!(clients.flow(new, &destination(1), 0, &mut rng).err(), Some(DropReason::Alarm));
+    assert_eq!((clients.len(), clients.flows()), (1, 1), "who got no flow is forgotten");
+    clients.refuse_new(false);
+    assert!(clients.flow(old, &destination(2), 0, &mut rng).is_ok());
+}
+
+#[test]
 fn flow_numbers_are_bounded_and_a_flow_without_one_reopens() {
     let (mut clients, mut rng) = clients(&[1]);
     let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));

@@ -349,6 +349,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);
                 self.find_shortest_age();
             }
+            Command::RefuseNewFlows(refuses) => self.users.clients.refuse_new(refuses),
             Command::Unlisten { id } => self.unlisten(id),
             Command::InstallChannel { .. }
             | Command::Clock(_)

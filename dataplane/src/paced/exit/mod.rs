@@ -224,7 +224,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             | Command::Drawn { .. }
             | Command::Lead { .. }
             | Command::Listen { .. }
-            | Command::Unlisten { .. } => debug_assert!(false, "a command for an entry"),
+            | Command::Unlisten { .. }
+            | Command::RefuseNewFlows(_) => debug_assert!(false, "a command for an entry"),
         }
     }
 
