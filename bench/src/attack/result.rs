@@ -1,5 +1,7 @@
 //! What `report` reads of the output of `attack --json`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::costs::Costs;
@@ -53,6 +55,15 @@ pub(crate) struct RunInfo {
 }
 
 impl AttackResult {
+    /// Who sends what, for the label: `: voice, 100 users`.
+    pub(crate) fn users(&self) -> String {
+        let profiles = self.results.iter().filter_map(|found| found.profile.clone());
+        let users = self.results.iter().map(|found| format!("{} users", found.users));
+        let parts: BTreeSet<String> = profiles.collect();
+        let parts: Vec<String> = parts.into_iter().chain(users.collect::<BTreeSet<String>>()).collect();
+        if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) }
+    }
+
     /// Length of the longest record, in seconds.
     pub(crate) fn length(&self) -> Option<f64> {
         self.results.iter().map(|found| found.seconds).reduce(f64::max)
