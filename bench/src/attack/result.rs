@@ -57,10 +57,10 @@ pub(crate) struct RunInfo {
 impl AttackResult {
     /// Who sends what, for the label: `: voice, 100 users`.
     pub(crate) fn users(&self) -> String {
-        let profiles = self.results.iter().filter_map(|found| found.profile.clone());
-        let users = self.results.iter().map(|found| format!("{} users", found.users));
-        let parts: BTreeSet<String> = profiles.collect();
-        let parts: Vec<String> = parts.into_iter().chain(users.collect::<BTreeSet<String>>()).collect();
+        let distinct = |of: fn(&Found) -> Option<String>| self.results.iter().filter_map(of).collect::<BTreeSet<_>>();
+        let profiles = distinct(|found| found.profile.clone());
+        let users = distinct(|found| Some(format!("{} users", found.users)));
+        let parts: Vec<String> = profiles.into_iter().chain(users).collect();
         if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) }
     }
 
