@@ -10,6 +10,7 @@ pub mod active;
 mod assignment;
 mod attacker;
 pub mod attackers;
+mod clock;
 mod delay;
 mod directions;
 pub mod disclosure;

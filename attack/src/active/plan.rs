@@ -46,6 +46,16 @@ impl Plan {
         }
     }
 
+    /// Seconds of a record after which the target's flow stood out on real chains (docs/ANONYMITY.md, Results). In a
+    /// shorter one the detector may well find nothing.
+    pub fn seconds_needed(&self) -> f64 {
+        match self {
+            Self::DelayWatermark(_) => 20.0,
+            Self::DropWatermark(_) => 45.0,
+            Self::Isolation(_) => 3.0,
+        }
+    }
+
     /// Short name for tables and JSON.
     pub fn name(&self) -> &'static str {
         match self {

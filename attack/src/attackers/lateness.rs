@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     Attacker, Record, Scores,
+    clock::{Clock, period},
     math::{dot, median},
 };
 
@@ -16,9 +17,6 @@ const LONGEST_DELAY: u64 = 1_500_000_000;
 
 /// Delays that are tried at most, one period of the link apart.
 const DELAYS: usize = 128;
-
-/// The shortest period of a paced link, in nanoseconds.
-const SHORTEST_PERIOD: f64 = 1e6;
 
 /// Slots that the delay is fitted to.
 const FITTED: usize = 2_000;
@@ -89,43 +87,10 @@ fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: b
     (0..late.len()).map(|user| (0..active.len()).map(|flow| strongest(user, flow)).collect()).collect()
 }
 
-/// The period of a link: the median of its gaps without those within a slot. `None` if that is shorter than a slot of
-/// any paced link: then the link sends in bursts.
-fn period(times: &[u64]) -> Option<f64> {
-    let mut gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
-    if gaps.len() < 16 {
-        return None;
-    }
-    gaps.sort_unstable_by(f64::total_cmp);
-    let long = gaps[gaps.len() * 9 / 10] / 2.0;
-    gaps.retain(|&gap| gap > long);
-    gaps.get(gaps.len() / 2).copied().filter(|&period| period >= SHORTEST_PERIOD)
-}
-
 /// How late the cells of each slot are on the link's own clock, in nanoseconds: zero for slots without a cell.
 fn lateness(times: &[u64], common: f64, slots: usize) -> Vec<f32> {
     let mut late = vec![0.0; slots];
-    let Some(mut period) = period(times) else { return late };
-    // The slot of each cell, counted from cell to cell so that a period which is slightly off does not add up.
-    let mut number = 0.0;
-    let mut points: Vec<(f64, f64)> = Vec::with_capacity(times.len());
-    for (i, &at) in times.iter().enumerate() {
-        if i > 0 {
-            number += ((at - times[i - 1]) as f64 / period).round();
-        }
-        points.push((number, at as f64 - times[0] as f64));
-    }
-    // A line through the half of the cells that is nearest to it, again and again.
-    let mut phase = 0.0;
-    let mut kept = points.clone();
-    for _ in 0..4 {
-        (phase, period) = line(&kept).unwrap_or((phase, period));
-        let off = |point: &(f64, f64)| (point.1 - phase - period * point.0).abs();
-        let half = median(&mut points.iter().map(off).collect::<Vec<f64>>());
-        kept = points.iter().filter(|point| off(point) <= half).copied().collect();
-    }
-
-    let mut residuals: Vec<f64> = points.iter().map(|&(n, at)| at - phase - period * n).collect();
+    let Some(Clock { late: mut residuals, .. }) = Clock::of(times) else { return late };
     flatten(&mut residuals, (WANDER as f64 / common) as usize);
     let spread = median(&mut residuals.iter().map(|residual| residual.abs()).collect::<Vec<f64>>());
     let mut counts = vec![0.0_f32; slots];
@@ -174,28 +139,10 @@ fn standard(mut values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-/// The line of least squares through points: its value at zero and its slope.
-fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
-    let count = points.len() as f64;
-    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / count, y + point.1 / count));
-    let square: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
-    let both: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
-    (square > 0.0).then(|| (y - both / square * x, both / square))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Place, Seen};
-
-    #[test]
-    fn links_without_a_period_have_none() {
-        assert_eq!(period(&[5_000_000; 100]), None, "one burst");
-        let bursts: Vec<u64> = (0..1000).map(|i| (i / 20) * 50_000_000 + (i % 20) * 10_000).collect();
-        assert_eq!(period(&bursts), None, "bursts of 20 cells");
-        let paced: Vec<u64> = (0..100).map(|i| i * 10_000_000).collect();
-        assert_eq!(period(&paced), Some(1e7));
-    }
 
     #[test]
     fn bursts_over_an_hour_are_scored_as_equal() {

@@ -9,6 +9,7 @@ mod likelihood;
 mod missing_slots;
 mod order;
 mod outage;
+mod phases;
 mod releases;
 mod start_stop;
 mod volume;
@@ -22,6 +23,7 @@ pub(crate) use likelihood::Likelihood;
 pub(crate) use missing_slots::MissingSlots;
 pub(crate) use order::Order;
 pub(crate) use outage::{Exit, Outage};
+pub(crate) use phases::Phases;
 pub(crate) use start_stop::StartStop;
 pub(crate) use volume::{PacketCount, Volume};
 
@@ -48,6 +50,7 @@ fn untrained() -> Vec<Box<dyn Attacker>> {
         Box::new(Outage::new(Exit::Corrupt)),
         Box::new(Order),
         Box::new(Lateness),
+        Box::new(Phases),
         Box::new(Learned::new(1)),
         Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
         Box::new(Volume { way: Way::Both }),

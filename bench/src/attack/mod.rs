@@ -35,6 +35,7 @@ mod session;
 mod text;
 mod users;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -263,11 +264,16 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         None => args.cases.iter().flat_map(|case| (1..=args.seeds).map(|seed| (case.to_string(), seed))).collect(),
     };
 
+    if args.from.is_none() {
+        args.warn_if_short("records", args.seconds);
+    }
+
     let (mut findings, mut summaries, mut runs, mut detections) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for of_case in all.chunk_by(|one, other| one.0 == other.0) {
         let mut records = Vec::new();
         for (case, seed) in of_case {
             if args.from.is_none() {
+                say_without_bar(&format!("record {} of {}: {case}, seed {seed}", runs.len() + 1, all.len()));
                 let made = args.start_run(case, *seed, dir);
                 ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
                 made?;
@@ -275,6 +281,9 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
             let (attacked, facts) = folder::read(dir, case, *seed)?;
             if let Some(facts) = &facts {
                 args.say(&format!("{case} {seed}: {}", facts.text()));
+                if args.from.is_some() {
+                    args.warn_if_short(&format!("the record {case}-{seed}"), attacked.record.length as f64 / 1e9);
+                }
                 let plan = args.plan(*seed, attacked.record.access.len());
                 detections.extend(plan.map(|plan| Detected::new(&attacked, &plan)));
             }
@@ -282,7 +291,9 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
             runs.push(RunInfo { case: case.clone(), seed: *seed, command, costs, wait_ms: attacked.wait_ms, facts });
             records.push(attacked);
         }
-        let bar = bar(&of_case[0].0, of_case.len() as u64 * attackers)?.with_message("attacking");
+        let case = &of_case[0].0;
+        say_without_bar(&format!("attacking {case} (records: {}, attackers: {attackers})", of_case.len()));
+        let bar = bar(case, of_case.len() as u64 * attackers)?.with_message("attacking");
         let (found, summary) = judge.attack(&records, || bar.inc(1))?;
         bar.finish_and_clear();
         findings.extend(found);
@@ -305,9 +316,8 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     if args.output.verbose {
         println!("\n{}", text::findings(&findings));
     }
-    let users = findings.first().map_or(users, |one| one.users);
     match &args.from {
-        Some(from) => println!("\n{users} users, records of {}", from.display()),
+        Some(from) => println!("\n{}, records of {}", text::users(&findings), from.display()),
         None => println!("\n{users} users, {}; class {}, {}", args.profile, args.class.name(), args.mixing),
     }
     println!("Machine: {machine}");
@@ -364,6 +374,13 @@ fn bar(name: &str, length: u64) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(length).with_style(style).with_prefix(name.to_owned()))
 }
 
+/// Reports progress where stderr is not a terminal, which shows no bars.
+fn say_without_bar(line: &str) {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("{line}");
+    }
+}
+
 impl AttackArgs {
     /// Makes one record in another process, whose arguments are those of this one.
     fn start_run(&self, case: &str, seed: u64, dir: &Path) -> anyhow::Result<()> {
@@ -414,7 +431,7 @@ impl AttackArgs {
     fn tunnels<'a>(&self, traffic: &'a Traffic, seed: u64) -> anyhow::Result<rivals::Tunnels<'a>> {
         let shape = wire::cell::Shape::new(self.class, usize::from(self.mixes) + 1)?;
         let length = Duration::from_secs_f64(self.seconds);
-        Ok(rivals::Tunnels { users: self.users.into(), length, seed, traffic, packet_len: shape.longest_cell() as u32 })
+        Ok(rivals::Tunnels { users: self.users.into(), length, seed, traffic, shape })
     }
 
     fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {
@@ -448,6 +465,18 @@ impl AttackArgs {
             ActivePlan::Drop => Plan::DropWatermark(DropWatermark::new(target, seed)),
             ActivePlan::Isolation => Plan::Isolation(Isolation::new(target, seed)),
         })
+    }
+
+    fn warn_if_short(&self, records: &str, seconds: f64) {
+        let Some(plan) = self.plan(1, 2) else { return };
+        let needed = plan.seconds_needed();
+        if seconds < needed {
+            eprintln!(
+                "warning: {records} of {seconds} s may be too short for the {}, which needs about {needed} s: record \
+                 with --seconds {needed} or more",
+                plan.name()
+            );
+        }
     }
 
     fn say(&self, line: &str) {

@@ -17,14 +17,16 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use attack::Truth;
 use dataplane::per_direction::PerDirection;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction::{Backward, Forward};
 
 use crate::load::even::{Arrivals, Even, EvenSource, Lengths};
 use crate::load::profile::Application;
-use crate::load::source::{MILLI, Nanos, SECOND, Source, Sources, exponential};
+use crate::load::source::{MILLI, Nanos, SECOND, Source, Sources, exponential, seeded};
 use crate::replay::trace::Trace;
 
 const FRAME: Nanos = 20 * MILLI;
@@ -252,8 +254,18 @@ fn from(start: Nanos, mut source: Box<dyn Source>) -> Box<dyn Source> {
     Box::new(Computed(move || source.next().map(|(at, len)| (at + start, len))))
 }
 
+/// The flow of each user, and what users and their destinations send. The last sources are those of the adversary's
+/// own user. One seed has the same in all cases.
+pub(super) fn draw(traffic: &Traffic, users: usize, seed: u64) -> (Truth, Vec<Sources>) {
+    let mut rng = seeded(seed);
+    let mut flow_of: Vec<usize> = (0..users).collect();
+    flow_of.shuffle(&mut rng);
+    let sources = (0..=users).map(|user| flow((user < users).then_some(traffic), &mut rng)).collect();
+    (Truth(flow_of), sources)
+}
+
 /// What a user and its destination send from the start of a run: the traffic, or that of the adversary's own user.
-pub(super) fn flow(traffic: Option<&Traffic>, rng: &mut ChaCha20Rng) -> Sources {
+fn flow(traffic: Option<&Traffic>, rng: &mut ChaCha20Rng) -> Sources {
     let mut own = ChaCha20Rng::from_rng(rng);
     let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
     let Sources { forward, backward } = match traffic {
@@ -273,7 +285,7 @@ fn opened(start: Nanos, len: usize, source: Option<Box<dyn Source>>) -> Box<dyn 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::source::{collect, seeded};
+    use crate::load::source::collect;
 
     fn sources(profile: &str, seed: u64) -> [Vec<(Nanos, usize)>; 2] {
         let traffic = Traffic::read(&profile.parse().unwrap()).unwrap();
@@ -290,6 +302,22 @@ mod tests {
             assert_eq!(name.parse::<Profile>().unwrap().to_string(), name);
         }
         assert!("fax".parse::<Profile>().unwrap_err().contains("voice"));
+    }
+
+    #[test]
+    fn draw_gives_each_user_a_flow_of_its_own_and_repeats() {
+        let traffic = Traffic::read(&"voice".parse().unwrap()).unwrap();
+        let drawn = |seed| {
+            let (truth, sources) = draw(&traffic, 20, seed);
+            let first = sources.into_iter().map(|one| one.forward.unwrap().next().unwrap().0).collect::<Vec<_>>();
+            (truth, first)
+        };
+        let (truth, starts) = drawn(3);
+        assert_eq!((&truth, &starts), (&drawn(3).0, &drawn(3).1));
+        assert!(truth != drawn(4).0 && starts != drawn(4).1);
+        let mut flows = truth.0;
+        flows.sort_unstable();
+        assert!(flows.into_iter().eq(0..20) && starts.len() == 21, "the adversary's own user is the last");
     }
 
     #[test]

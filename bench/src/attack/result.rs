@@ -1,5 +1,7 @@
 //! What `report` reads of the output of `attack --json`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::costs::Costs;
@@ -53,6 +55,15 @@ pub(crate) struct RunInfo {
 }
 
 impl AttackResult {
+    /// Who sends what, for the label: `: voice, 100 users`.
+    pub(crate) fn users(&self) -> String {
+        let distinct = |of: fn(&Found) -> Option<String>| self.results.iter().filter_map(of).collect::<BTreeSet<_>>();
+        let profiles = distinct(|found| found.profile.clone());
+        let users = distinct(|found| Some(format!("{} users", found.users)));
+        let parts: Vec<String> = profiles.into_iter().chain(users).collect();
+        if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) }
+    }
+
     /// Length of the longest record, in seconds.
     pub(crate) fn length(&self) -> Option<f64> {
         self.results.iter().map(|found| found.seconds).reduce(f64::max)

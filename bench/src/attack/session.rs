@@ -9,8 +9,6 @@ use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
 use eddy_node::report::{MeterReport, NodeReport};
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use wire::cell::Class;
@@ -24,7 +22,7 @@ use super::record::Recording;
 use super::relay::{Begin, Relay};
 use super::users::{self, Users, wall};
 use crate::load::plan::Queue;
-use crate::load::source::{Nanos, Source, seeded};
+use crate::load::source::{Nanos, Source, Sources};
 
 /// Between two readings of the meters.
 const METER_EVERY: Duration = Duration::from_secs(1);
@@ -119,10 +117,8 @@ impl Session<'_> {
     /// Something does not start, the user interrupts, or the capture lost too much.
     pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
         let started = Instant::now();
-        let mut rng = seeded(self.seed);
-        let mut flows: Vec<usize> = (0..self.users).collect();
-        flows.shuffle(&mut rng);
-        let truth = Truth(flows.clone());
+        let (truth, sources) = profile::draw(self.traffic, self.users, self.seed);
+        let mut flows = truth.0.clone();
         // The adversary's own user.
         flows.push(self.users);
 
@@ -135,7 +131,7 @@ impl Session<'_> {
         let capture = Capture::start()?;
 
         let (before, cpu_before) = (network.reports()?, cpu());
-        let queues = self.queues(&mut rng);
+        let queues = self.queues(sources);
         let (origin, stop) = (Instant::now(), AtomicBool::new(false));
         let (traffic, begin_wall, meter) = std::thread::scope(|scope| {
             let apps = std::thread::Builder::new().name("apps".into());
@@ -201,12 +197,11 @@ impl Session<'_> {
         Ok(Run { record: recording.record(), truth, facts })
     }
 
-    /// What all users and destinations send. The last user is the adversary's own.
-    fn queues(&self, rng: &mut ChaCha20Rng) -> PerDirection<Queue> {
+    /// What all users and destinations send.
+    fn queues(&self, sources: Vec<Sources>) -> PerDirection<Queue> {
         let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
         let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
-        for user in 0..=self.users {
-            let flow = profile::flow((user < self.users).then_some(self.traffic), rng);
+        for flow in sources {
             all.forward.push(flow.forward);
             all.backward.push(flow.backward);
         }

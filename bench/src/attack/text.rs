@@ -9,6 +9,12 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
+/// The numbers of users of all records: `30 or 100 users`.
+pub(super) fn users(all: &[Finding]) -> String {
+    let users: std::collections::BTreeSet<usize> = all.iter().map(|one| one.users).collect();
+    format!("{} users", users.iter().map(usize::to_string).collect::<Vec<_>>().join(" or "))
+}
+
 /// The best attacker of each case.
 pub(super) fn summaries(all: &[Summary]) -> String {
     let mut rows = table(&["case", "best attacker", "50 % after", "length", "found", "seeds", "chance", "p"]);

@@ -1,6 +1,7 @@
 //! The files that a page is made of: runs, and what `attack`, `capacity`, `hop` and `path` printed.
 //!
 //! A file holds any number of JSON objects one after the other, so output that was appended to a file can be read, too.
+//! Lines of text between them are skipped: a log may have progress and warnings as well.
 
 use std::collections::HashMap;
 use std::fs;
@@ -62,13 +63,11 @@ impl Sources {
         for path in files.iter().map(AsRef::as_ref) {
             let name = path.display();
             let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
-            let mut empty = true;
-            for object in serde_json::Deserializer::from_str(&text).into_iter::<Value>() {
-                let object = object.with_context(|| format!("{name} is not valid JSON: {EXPECTED}"))?;
+            let objects = objects(&text).with_context(|| format!("{name} is not valid JSON: {EXPECTED}"))?;
+            ensure!(!objects.is_empty(), "{name} has no results: {EXPECTED}");
+            for object in objects {
                 sources.add(object, &name.to_string())?;
-                empty = false;
             }
-            ensure!(!empty, "{name} is empty: {EXPECTED}");
         }
         sources.make_labels_unique();
         Ok(sources)
@@ -81,7 +80,9 @@ impl Sources {
         if object.get("format").is_some() {
             self.runs.push(Run::of(Results::of(object, name)?, name)?);
         } else if object.get("summaries").is_some() {
-            self.attacks.push(Labelled::of(object, name)?);
+            let mut attack = Labelled::<AttackResult>::of(object, name)?;
+            attack.label.push_str(&attack.value.users());
+            self.attacks.push(attack);
         } else if let Some(Value::Array(runs)) = object.get_mut("runs").map(Value::take) {
             ensure!(!runs.is_empty(), "{name} has no runs");
             for run in runs {
@@ -136,6 +137,24 @@ impl<T: serde::de::DeserializeOwned> Labelled<T> {
         let value = serde_json::from_value(object);
         let value = value.with_context(|| format!("{name} is damaged, or another version of eddy-bench wrote it"))?;
         Ok(Labelled { label: name.to_owned(), value })
+    }
+}
+
+/// The JSON objects in a text. Lines outside of them are skipped.
+fn objects(mut text: &str) -> serde_json::Result<Vec<Value>> {
+    let mut objects = Vec::new();
+    loop {
+        text = text.trim_start();
+        if text.is_empty() {
+            return Ok(objects);
+        }
+        if text.starts_with('{') {
+            let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+            objects.extend(stream.next().transpose()?);
+            text = &text[stream.byte_offset()..];
+        } else {
+            text = text.split_once('\n').map_or("", |(_, next)| next);
+        }
     }
 }
 

@@ -237,6 +237,23 @@ fn user_error_gives_a_message_and_exit_code_2() {
     }
 }
 
+#[test]
+fn attack_without_a_terminal_prints_a_line_for_each_step() {
+    let few = ["attack", "--users", "4", "--seconds", "2", "--seeds", "2", "--cases", "ideal"];
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eddy-bench"));
+        let output = command.args(few).args(["--attackers", "volume"]).args(more).output().expect("it starts");
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let steps =
+        "record 1 of 2: ideal, seed 1\nrecord 2 of 2: ideal, seed 2\nattacking ideal (records: 2, attackers: 1)\n";
+    assert_eq!(run(&[]), steps);
+    let warning = "warning: records of 2 s may be too short for the drop-watermark, which needs about 45 s: record with \
+                   --seconds 45 or more\n";
+    assert_eq!(run(&["--active", "drop"]), format!("{warning}{steps}"));
+}
+
 #[cfg(not(feature = "peers"))]
 #[test]
 fn peers_without_its_feature_prints_how_to_build_it() {

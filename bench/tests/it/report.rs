@@ -281,6 +281,22 @@ fn runs_of_one_name_are_labelled_with_their_files() {
 }
 
 #[test]
+fn log_with_text_and_several_attacks_is_one_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let voice = attack_result(&times(9, 9.0, 9.0)).to_string();
+    let video = voice.replace("\"voice\"", "\"video\"").replace("\"off\"", "\"rival-front\"");
+    let log = folder.path().join("night.log");
+    let text =
+        format!("record 1 of 6: off, seed 1\nwarning: [1] {{\n{voice}\n  case  found\n{video}\nMachine: x\n{voice}");
+    fs::write(&log, text).unwrap();
+    let page = page(folder.path(), std::slice::from_ref(&log));
+    let headings = |label: &str| page.matches(&format!("<h3>{}: {label}</h3>", log.display())).count();
+    let all = ["voice, 100 users", "voice, 100 users #2", "video, 100 users"].map(headings);
+    assert!(all[0] >= 4 && all == [all[0]; 3], "{all:?}");
+    assert!(page.contains("rival-front: the best attacker finds"));
+}
+
+#[test]
 fn run_without_arrivals_is_shown() {
     let folder = tempfile::tempdir().unwrap();
     let mut dead = run("dead", vec![stream("even", "forward", 900.0, 9)], true);
@@ -329,11 +345,11 @@ fn invalid_file_is_named_in_a_one_line_error() {
     }
     let cases = [
         ("absent.json", "cannot read"),
-        ("text.json", "is not valid JSON"),
+        ("text.json", "has no results"),
         ("half.json", "is not valid JSON"),
         ("foreign.json", "is not a result"),
-        ("list.json", "is not a result"),
-        ("empty.json", "is empty"),
+        ("list.json", "has no results"),
+        ("empty.json", "has no results"),
         ("later.json", "found 99"),
         ("short.json", "is damaged"),
         ("row.json", "is damaged"),

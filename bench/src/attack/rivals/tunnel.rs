@@ -31,8 +31,27 @@ pub(super) struct Datagram {
 pub(super) struct Packet {
     pub(super) sent: Nanos,
     pub(super) arrived: Nanos,
-    /// `None` in padding.
-    pub(super) datagram: Option<Datagram>,
+    pub(super) load: Load,
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Load {
+    Padding,
+    /// A part of a datagram that is not its last.
+    Part,
+    /// A datagram, or its last part.
+    Datagram(Datagram),
+}
+
+impl Packet {
+    /// The datagram that is complete with this packet.
+    pub(super) fn datagram(&self) -> Option<Datagram> {
+        match self.load {
+            Load::Datagram(datagram) => Some(datagram),
+            Load::Padding | Load::Part => None,
+        }
+    }
 }
 
 /// The user or the relay.
@@ -48,9 +67,9 @@ pub(super) struct End {
     /// Padding may pass the blocking.
     passable: bool,
     /// What the blocking holds, the oldest first.
-    held: VecDeque<Option<Datagram>>,
-    /// Datagrams to come, the next first.
-    datagrams: VecDeque<Datagram>,
+    held: VecDeque<Load>,
+    /// Datagrams and their parts to come, the next first, and when.
+    loads: VecDeque<(Nanos, Load)>,
     /// Draws the jitter of the link.
     jitter: ChaCha20Rng,
     sent: Vec<Packet>,
@@ -62,7 +81,7 @@ pub(super) struct End {
 enum What {
     Unblock,
     Arrival { padding: bool },
-    Datagram(Datagram),
+    Load(Load),
     Timer(usize),
     Action(usize),
 }
@@ -80,8 +99,13 @@ pub(super) fn run(mut ends: [End; 2], until: Nanos) -> [Vec<Packet>; 2] {
 }
 
 impl End {
-    /// `datagrams` are in order of time.
-    pub(super) fn new(machines: Vec<Machine>, datagrams: &[Datagram], random: MachineRng, jitter: ChaCha20Rng) -> End {
+    /// `loads` are what the application sends, in order of time.
+    pub(super) fn new(
+        machines: Vec<Machine>,
+        loads: impl IntoIterator<Item = (Nanos, Load)>,
+        random: MachineRng,
+        jitter: ChaCha20Rng,
+    ) -> End {
         let (count, origin) = (machines.len(), Instant::now());
         End {
             framework: Framework::new(machines, 0.0, 0.0, origin, random).expect("valid machines, no limits"),
@@ -91,7 +115,7 @@ impl End {
             blocked_until: None,
             passable: false,
             held: VecDeque::new(),
-            datagrams: datagrams.iter().copied().collect(),
+            loads: loads.into_iter().collect(),
             jitter,
             sent: Vec::new(),
             received: 0,
@@ -101,13 +125,13 @@ impl End {
     /// The first thing to happen here, given what the other end sent. At one time, packets come before machines.
     fn next(&self, inbound: &[Packet]) -> Option<(Nanos, What)> {
         let unblock = self.blocked_until.map(|at| (at, What::Unblock));
-        let arrival = |packet: &Packet| (packet.arrived, What::Arrival { padding: packet.datagram.is_none() });
+        let arrival = |packet: &Packet| (packet.arrived, What::Arrival { padding: packet.load == Load::Padding });
         let arrival = inbound.get(self.received).map(arrival);
-        let datagram = self.datagrams.front().map(|datagram| (datagram.at, What::Datagram(*datagram)));
+        let load = self.loads.front().map(|(at, load)| (*at, What::Load(*load)));
         let timers = (self.timers.iter().enumerate()).filter_map(|(machine, at)| Some(((*at)?, What::Timer(machine))));
         let actions = self.actions.iter().enumerate();
         let actions = actions.filter_map(|(machine, action)| Some((action.as_ref()?.0, What::Action(machine))));
-        let packets = unblock.into_iter().chain(arrival).chain(datagram);
+        let packets = unblock.into_iter().chain(arrival).chain(load);
         packets.chain(timers).chain(actions).min_by_key(|(at, _)| *at)
     }
 
@@ -116,8 +140,8 @@ impl End {
             What::Unblock => {
                 self.blocked_until = None;
                 self.trigger(TriggerEvent::BlockingEnd, now);
-                for packet in std::mem::take(&mut self.held) {
-                    self.send(packet, now);
+                for load in std::mem::take(&mut self.held) {
+                    self.send(load, now);
                 }
             }
             What::Arrival { padding } => {
@@ -125,10 +149,10 @@ impl End {
                 self.trigger(TriggerEvent::TunnelRecv, now);
                 self.trigger(if padding { TriggerEvent::PaddingRecv } else { TriggerEvent::NormalRecv }, now);
             }
-            What::Datagram(datagram) => {
-                self.datagrams.pop_front();
+            What::Load(load) => {
+                self.loads.pop_front();
                 self.trigger(TriggerEvent::NormalSent, now);
-                self.offer(Some(datagram), false, now);
+                self.offer(load, false, now);
             }
             What::Timer(machine) => {
                 self.timers[machine] = None;
@@ -181,12 +205,12 @@ impl End {
             TriggerAction::SendPadding { bypass, replace, machine, .. } => {
                 self.trigger(TriggerEvent::PaddingSent { machine }, now);
                 if !replace || self.held.is_empty() {
-                    self.offer(None, bypass, now);
+                    self.offer(Load::Padding, bypass, now);
                 } else if bypass
                     && self.passable
-                    && let Some(packet) = self.held.pop_front()
+                    && let Some(load) = self.held.pop_front()
                 {
-                    self.send(packet, now);
+                    self.send(load, now);
                 }
                 // Otherwise a packet that is held, and stays held, takes the place of the padding.
             }
@@ -205,18 +229,18 @@ impl End {
     }
 
     /// Sends a packet, or holds it while sending is blocked.
-    fn offer(&mut self, datagram: Option<Datagram>, bypass: bool, now: Nanos) {
+    fn offer(&mut self, load: Load, bypass: bool, now: Nanos) {
         if self.blocked_until.is_some() && !(bypass && self.passable) {
-            self.held.push_back(datagram);
+            self.held.push_back(load);
         } else {
-            self.send(datagram, now);
+            self.send(load, now);
         }
     }
 
-    fn send(&mut self, datagram: Option<Datagram>, now: Nanos) {
+    fn send(&mut self, load: Load, now: Nanos) {
         let arrived = now + LINK + exponential(&mut self.jitter, JITTER) as Nanos;
         let arrived = arrived.max(self.sent.last().map_or(0, |last| last.arrived));
-        self.sent.push(Packet { sent: now, arrived, datagram });
+        self.sent.push(Packet { sent: now, arrived, load });
         self.trigger(TriggerEvent::TunnelSent, now);
     }
 }
@@ -230,9 +254,9 @@ mod tests {
 
     /// What a user with these machines sends to a relay without any.
     fn sent(machines: Vec<Machine>, at_ms: &[u64], until: Nanos) -> Vec<Packet> {
-        let datagrams: Vec<Datagram> = at_ms.iter().map(|ms| Datagram { at: ms * MILLI, bytes: 172 }).collect();
-        let user = End::new(machines, &datagrams, MachineRng::seed_from_u64(1), seeded(2));
-        let relay = End::new(Vec::new(), &[], MachineRng::seed_from_u64(3), seeded(4));
+        let loads = at_ms.iter().map(|ms| (ms * MILLI, Load::Datagram(Datagram { at: ms * MILLI, bytes: 172 })));
+        let user = End::new(machines, loads, MachineRng::seed_from_u64(1), seeded(2));
+        let relay = End::new(Vec::new(), [], MachineRng::seed_from_u64(3), seeded(4));
         let [forward, backward] = run([user, relay], until);
         assert!(backward.is_empty() && forward.is_sorted_by_key(|packet| (packet.sent, packet.arrived)));
         forward
@@ -253,7 +277,7 @@ mod tests {
     fn tamaraw_holds_datagrams_for_its_slots_in_order() {
         let packets = sent(tamaraw(0.01, 30e6), &[5, 8, 9, 31, 47], 66 * MILLI);
         let all: Vec<_> =
-            packets.iter().map(|one| (one.sent / MILLI, one.datagram.map(|one| one.at / MILLI))).collect();
+            packets.iter().map(|one| (one.sent / MILLI, one.datagram().map(|one| one.at / MILLI))).collect();
         let slots = [5, 15, 25, 35, 45, 55, 65];
         assert!(slots.into_iter().zip([Some(5), Some(8), Some(9), Some(31), None, Some(47), None]).eq(all));
     }
