@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use dataplane::Nanos;
 use dataplane::histogram::Histogram;
 use dataplane::latency::{Latency, Profile};
-use dataplane::ledger::{DropReason, Ledger, Tally};
+use dataplane::ledger::{DropReason, Ledger, RoundCounts, Tally};
 use dataplane::meter::{Meter, Sums};
 use dataplane::paced::entry::View;
 use dataplane::per_direction::PerDirection;
@@ -42,6 +42,9 @@ pub struct NodeReport {
     /// Of the entry of a paced class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paced: Option<PacedReport>,
+    /// Of a hop of a paced class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<RoundsReport>,
     pub latency_us: LatencyReport,
     /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
@@ -96,6 +99,23 @@ pub struct PacedReport {
 impl From<View> for PacedReport {
     fn from(View { running, meeting, skipped, places, lost }: View) -> PacedReport {
         PacedReport { round: running, skipped, places, lost, meeting: meeting.map(|state| state.name().to_owned()) }
+    }
+}
+
+/// Rounds of a paced class that a hop sent to other hops, in both directions, as it counts them itself
+/// (docs/SPEC.md 9.10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundsReport {
+    pub released: u64,
+    /// Those of them with more or fewer cells than the channels of the batch and the slots of the round make.
+    pub uneven: u64,
+    /// Rounds that did not leave, because the hop woke too late. The next hop fills them.
+    pub skipped: u64,
+}
+
+impl From<RoundCounts> for RoundsReport {
+    fn from(RoundCounts { released, uneven, skipped }: RoundCounts) -> RoundsReport {
+        RoundsReport { released, uneven, skipped }
     }
 }
 
@@ -465,6 +485,7 @@ impl NodeReport {
             release_sizes: profile.releases.buckets().collect(),
             meter: None,
             paced: None,
+            rounds: (ledger.rounds != RoundCounts::default()).then(|| ledger.rounds.into()),
             latency_us: LatencyReport {
                 forward: StayReport::new(role, &profile.latency.forward),
                 backward: StayReport::new(role, &profile.latency.backward),

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 
 pub use ceremony::{AssembleArgs, InspectArgs, KeygenArgs, RenewArgs};
-pub use chain::{ChainArgs, InitArgs, ShapeArgs};
+pub use chain::{ChainArgs, ChainClass, InitArgs, ShapeArgs};
 pub use inspect::{ConfigAction, ConfigArgs, DoctorArgs, ForwardAction, ForwardArgs, StatusArgs};
 pub use node::{EntryArgs, ExitArgs, MeetAction, MeetArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
 
