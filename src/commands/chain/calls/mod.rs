@@ -22,7 +22,6 @@ use anyhow::{Context, bail};
 use control::draw::draw_secret;
 use dataplane::entry::Destination;
 use eddy_node::Entry;
-use eddy_node::ceremony::assemble::interval_s;
 use eddy_node::ceremony::profile::{Figures, for_hops};
 use eddy_node::config::{ClassName, ConfigError, Target};
 use eddy_node::init::{self, Files, Plan, PlannedClass};
@@ -165,7 +164,8 @@ fn plan(args: &ChainArgs, terms: &PacedTerms, sockets: &[OfHop]) -> anyhow::Resu
     let mut plan = Plan {
         class: terms.class.size(),
         mixing: args.shape.mixing,
-        interval_s: interval_s(std::slice::from_ref(terms), sockets.len()),
+        // As short as possible: nobody has a channel before the second one.
+        interval_s: terms.interval_ms_min(sockets.len()).div_ceil(1000) as u32,
         renew_after_s: args.renew_after_s,
         offload: args.offload,
         io: args.io,
@@ -196,12 +196,13 @@ fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
     let hops = args.shape.mixes + 1;
     let figures = Figures::of(terms, Suite::default(), hops);
     format!(
-        "{} calls between {users} users, {} mix{} and an exit on this host. Each round has a\n\
-         place for every user, so the least company (n_min) is {}.\n\n{}\n",
+        "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
+         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n",
         users / 2,
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
         terms.n_min,
+        terms.seats,
         figures.text(terms)
     )
 }

@@ -237,7 +237,8 @@ impl Summary<'_> {
             }
             if *largest_loss > LOSS_MAX {
                 bail!(
-                    "a call in class {class} did not work: {:.0} % of one user's voice was lost",
+                    "a call in class {class} did not work: {:.0} % of one user's voice was lost; on a busy host try \
+                     --users 4 or --class voice:steps_ms=6",
                     100.0 * largest_loss
                 );
             }
