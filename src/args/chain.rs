@@ -118,15 +118,15 @@ Examples:
 
   Calls between 20 users in a paced class, compared with a free one:
     eddy chain --class voice
-    eddy chain --class voice:steps_ms=3,repeat=0 --users 8 --seconds 30
+    eddy chain --class voice:steps_ms=6 --users 8 --seconds 30
 
   Keep the chain running, with a forward or for SOCKS5 clients:
     eddy chain --stay --forward 5000=127.0.0.1:6000
     eddy chain --stay --socks 1080
 
 Exit codes:
-  0  every message was delivered and answered, and every ledger closes; with a
-     paced class: all calls worked, and its links were constant
+  0  every message was delivered and answered, or every call worked on constant
+     links, and every ledger closes
   1  messages or calls were lost, or a node failed
   2  mistake on the command line";
 
@@ -149,20 +149,16 @@ Exit codes:
 pub struct ChainArgs {
     #[command(flatten)]
     pub shape: ShapeArgs,
-    /// Class: S, M, L, or paced for calls: voice, voice-lite, game or video
+    /// S, M, L, or a paced class: voice, voice-lite, ... [default: L]
     ///
-    /// S suits small datagrams (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video
-    /// (1323 bytes). Longer datagrams take up to 8 cells.
-    ///
-    /// With a paced class the users of the chain call each other, first in this class, then in the free class of the
-    /// same size, and a table compares the two. PROFILE:KEY=VALUE,... changes the class, as for `eddy assemble`. Here
-    /// batches are short, so that nobody waits for long: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless changed.
-    #[arg(long, default_value = "L", value_name = "CLASS")]
+    /// S holds datagrams of 203 bytes in a cell, M 1147 (MTU 1280), L 1323; longer ones take up to 8 cells. With a paced
+    /// class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size, and a table
+    /// compares the two. Its batches are short: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless
+    /// PROFILE:KEY=VALUE,... changes them, as for `eddy assemble`.
+    #[arg(long, default_value = "L", value_name = "CLASS", hide_default_value = true)]
     pub class: ChainClass,
-    /// Users who call each other in pairs, 2 to 32 [default: 20]
-    ///
-    /// Only with a paced class.
-    #[arg(long, value_name = "N", value_parser = users, hide_short_help = true)]
+    /// Users of a paced class, 2 to 32: two call each other [default: 20]
+    #[arg(long, value_name = "N", value_parser = users)]
     pub users: Option<usize>,
     /// Channels that the entry keeps open
     #[arg(long, default_value_t = CHANNELS, value_parser = channels, value_name = "N",
@@ -176,15 +172,13 @@ pub struct ChainArgs {
     /// Each has a forward and a client of its own.
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
     pub receivers: usize,
-    /// Number of messages
-    ///
-    /// Each goes to a random receiver.
+    /// Number of messages, each to a random receiver
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub messages: u64,
     /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Send for this long instead of --messages; calls last 10 s
+    /// Send for this long instead of --messages [calls: 10]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Length of each message instead of "Hello"
