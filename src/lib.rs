@@ -6,5 +6,6 @@
 pub mod args;
 pub mod commands;
 pub mod log;
+pub mod mos;
 pub mod tables;
 pub mod version;

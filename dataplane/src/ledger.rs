@@ -285,6 +285,24 @@ impl Releases {
     }
 }
 
+/// Rounds of a paced class that left on the links between hops, of both directions (SPEC 9.10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundCounts {
+    pub released: u64,
+    /// Those of them with another number of cells than the batch's channels and the slots of the round make.
+    pub uneven: u64,
+    /// Rounds that did not leave, because the hop woke too late.
+    pub skipped: u64,
+}
+
+impl RoundCounts {
+    /// Counts a round with `found` cells.
+    pub fn add(&mut self, found: usize, expected: usize) {
+        self.released += 1;
+        self.uneven += u64::from(found != expected);
+    }
+}
+
 /// All that a worker counts, as published at a turn boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
@@ -293,6 +311,8 @@ pub struct Ledger {
     /// Datagrams of applications; zeros on a mix.
     pub datagrams: PerDirection<Tally>,
     pub releases: Releases,
+    /// Of a paced class; zeros at an entry.
+    pub rounds: RoundCounts,
     pub buffers: Buffers,
     pub traffic: Traffic,
     pub gauges: Gauges,
@@ -359,6 +379,7 @@ impl Ledger {
     pub fn and(self, other: &Ledger) -> Ledger {
         let (mine, theirs) = (self.releases, other.releases);
         let (here, there) = (self.gauges, other.gauges);
+        let (ours, others) = (self.rounds, other.rounds);
         Ledger {
             cells: self.cells.and(&other.cells),
             datagrams: self.datagrams.and(&other.datagrams),
@@ -366,6 +387,11 @@ impl Ledger {
                 count: mine.count + theirs.count,
                 cells: mine.cells + theirs.cells,
                 largest: mine.largest.max(theirs.largest),
+            },
+            rounds: RoundCounts {
+                released: ours.released + others.released,
+                uneven: ours.uneven + others.uneven,
+                skipped: ours.skipped + others.skipped,
             },
             buffers: self.buffers.and(other.buffers),
             traffic: self.traffic.and(other.traffic),

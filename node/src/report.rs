@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use dataplane::Nanos;
 use dataplane::histogram::Histogram;
 use dataplane::latency::{Latency, Profile};
-use dataplane::ledger::{DropReason, Ledger, Tally};
+use dataplane::ledger::{DropReason, Ledger, RoundCounts, Tally};
 use dataplane::meter::{Meter, Sums};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::backend::Io;
@@ -45,6 +45,9 @@ pub struct NodeReport {
     /// Of a paced class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paced: Option<PacedReport>,
+    /// Of a hop of a paced class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<RoundsReport>,
     pub latency_us: LatencyReport,
     /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
@@ -78,6 +81,23 @@ pub struct NodeReport {
     /// above are those of the first class.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<String, NodeReport>,
+}
+
+/// Rounds of a paced class that a hop sent to other hops, in both directions, as it counts them itself
+/// (docs/SPEC.md 9.10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundsReport {
+    pub released: u64,
+    /// Those of them with more or fewer cells than the channels of the batch and the slots of the round make.
+    pub uneven: u64,
+    /// Rounds that did not leave, because the hop woke too late. The next hop fills them.
+    pub skipped: u64,
+}
+
+impl From<RoundCounts> for RoundsReport {
+    fn from(RoundCounts { released, uneven, skipped }: RoundCounts) -> RoundsReport {
+        RoundsReport { released, uneven, skipped }
+    }
 }
 
 /// The anonymity meter: how much company cells had in the releases of the last minute.
@@ -446,6 +466,7 @@ impl NodeReport {
             release_sizes: profile.releases.buckets().collect(),
             meter: None,
             paced: None,
+            rounds: (ledger.rounds != RoundCounts::default()).then(|| ledger.rounds.into()),
             latency_us: LatencyReport {
                 forward: StayReport::new(role, &profile.latency.forward),
                 backward: StayReport::new(role, &profile.latency.backward),

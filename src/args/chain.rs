@@ -3,14 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, ValueHint};
 use dataplane::exit::policy::Rule;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
+use eddy_node::ceremony::profile::ClassChoice;
 use eddy_node::config::{CHANNELS, Forward, LIFETIME_S, RENEW_AFTER_S, parse_listen};
 use wire::cell::Class;
+use wire::paced::PacedTerms;
 
 use crate::log::LogArgs;
 
@@ -20,12 +23,6 @@ pub struct ShapeArgs {
     /// Mixes between entry and exit, 1 to 7
     #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
     pub mixes: usize,
-    /// Cell size: S (voice), M (MTU 1280) or L
-    ///
-    /// S suits voice and games (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video
-    /// (1323 bytes). Longer datagrams take up to 8 cells.
-    #[arg(long, default_value_t = Class::L, ignore_case = true)]
-    pub class: Class,
     /// Mixing strategy, e.g. timed:t=5ms
     #[arg(long, default_value_t = Mixing::default(), value_name = "SPEC", hide_default_value = true,
           long_help = mixing_help())]
@@ -44,7 +41,10 @@ Examples:
     eddy init demo
 
   Small cells and little delay:
-    eddy init voice --class S --mixing timed:t=2ms
+    eddy init small --class S --mixing timed:t=2ms
+
+  Calls between users of which nobody sees who talks to whom, and the rest in L:
+    eddy init calls --class L --class voice:n_min=4,steps_ms=2
 
   Two mixes and an exit on hosts of their own:
     eddy init real --mixes 2 --node 192.0.2.1 --node 198.51.100.7 \\
@@ -61,12 +61,22 @@ pub struct InitArgs {
     pub dir: PathBuf,
     #[command(flatten)]
     pub shape: ShapeArgs,
+    /// Class: S, M or L, and paced ones: voice, voice-lite, game or video (repeatable) [default: L]
+    ///
+    /// S suits small datagrams (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video
+    /// (1323 bytes). Longer datagrams take up to 8 cells. A chain has one of them, L unless another is named, and each
+    /// size once paced. Calls between users that an observer of both ends must not match need a paced class.
+    /// PROFILE:KEY=VALUE,... changes one, as for `eddy assemble`. A node has a port for each paced class, in the order
+    /// of their sizes, after the ports of its lanes.
+    #[arg(long = "class", value_name = "CLASS")]
+    pub classes: Vec<ClassChoice>,
     /// Address of all mixes and the exit [default: 127.0.0.1, or ::1 with --ipv6]
     #[arg(long, value_name = "IP")]
     pub host: Option<IpAddr>,
     /// Address of one node, IP or IP:PORT: once per mix, then for the exit
     ///
-    /// Without a port, nodes get 4701, 4702 and so on in this order (--base-port), with --lanes N every Nth port.
+    /// Without a port, nodes get 4701, 4702 and so on in this order (--base-port): every Nth if a mix has N ports,
+    /// because of --lanes and paced classes.
     #[arg(long = "node", value_name = "ADDR", conflicts_with = "host")]
     pub nodes: Vec<String>,
     /// Nodes get ports from the one after this on
@@ -106,13 +116,18 @@ Examples:
     eddy chain --mixes 7 --class S --mixing timed:t=2ms
     eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
 
+  Calls between 20 users in a paced class, compared with a free one:
+    eddy chain --class voice
+    eddy chain --class voice:steps_ms=6 --users 8 --seconds 30
+
   Keep the chain running, with a forward or for SOCKS5 clients:
     eddy chain --stay --forward 5000=127.0.0.1:6000
     eddy chain --stay --socks 1080
 
 Exit codes:
-  0  every message was delivered and answered, and every ledger closes
-  1  messages were lost, or a node failed
+  0  every message was delivered and answered, or every call worked on constant
+     links, and every ledger closes
+  1  messages or calls were lost, or a node failed
   2  mistake on the command line";
 
 /// `eddy chain`.
@@ -134,6 +149,17 @@ Exit codes:
 pub struct ChainArgs {
     #[command(flatten)]
     pub shape: ShapeArgs,
+    /// S, M, L, or a paced class: voice, voice-lite, ... [default: L]
+    ///
+    /// S holds datagrams of 203 bytes in a cell, M 1147 (MTU 1280), L 1323; longer ones take up to 8 cells. With a paced
+    /// class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size, and a table
+    /// compares the two. Its batches are short: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless
+    /// PROFILE:KEY=VALUE,... changes them, as for `eddy assemble`.
+    #[arg(long, default_value = "L", value_name = "CLASS", hide_default_value = true)]
+    pub class: ChainClass,
+    /// Users of a paced class, 2 to 32: two call each other [default: 20]
+    #[arg(long, value_name = "N", value_parser = users)]
+    pub users: Option<usize>,
     /// Channels that the entry keeps open
     #[arg(long, default_value_t = CHANNELS, value_parser = channels, value_name = "N",
           hide_short_help = true)]
@@ -146,15 +172,13 @@ pub struct ChainArgs {
     /// Each has a forward and a client of its own.
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
     pub receivers: usize,
-    /// Number of messages
-    ///
-    /// Each goes to a random receiver.
+    /// Number of messages, each to a random receiver
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub messages: u64,
     /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Send for this long instead of --messages
+    /// Send for this long instead of --messages [calls: 10]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Length of each message instead of "Hello"
@@ -205,6 +229,36 @@ pub struct ChainArgs {
     pub lifeline: bool,
 }
 
+/// The class of `eddy chain`.
+#[derive(Clone, Debug)]
+pub enum ChainClass {
+    Free(Class),
+    /// In batches as short as a demonstration likes them.
+    Paced(PacedTerms),
+}
+
+/// What a demonstration changes of a profile. Users of one host share a prefix, so they get half of the seats.
+const DEMO: &str = "rounds=512,n_min=2,seats=64,loops=0,steps_ms=2";
+
+impl FromStr for ChainClass {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ChainClass, String> {
+        match text.parse::<ClassChoice>()? {
+            ClassChoice::Free(class) => Ok(ChainClass::Free(class)),
+            ClassChoice::Paced(_) => {
+                let (profile, changes) = text.split_once(':').map_or((text, String::new()), |(profile, changes)| {
+                    (profile, format!(",{changes}")) //
+                });
+                match format!("{profile}:{DEMO}{changes}").parse::<ClassChoice>()? {
+                    ClassChoice::Paced(terms) => Ok(ChainClass::Paced(terms)),
+                    ClassChoice::Free(class) => Ok(ChainClass::Free(class)),
+                }
+            }
+        }
+    }
+}
+
 /// The strategies and the default.
 fn mixing_help() -> String {
     format!(
@@ -232,6 +286,11 @@ fn receivers(text: &str) -> Result<usize, String> {
 
 fn channels(text: &str) -> Result<usize, String> {
     count(text, 1..=256)
+}
+
+fn users(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n: &usize| (2..=32).contains(n) && n.is_multiple_of(2));
+    number.ok_or_else(|| "expected an even number, 2 to 32".to_owned())
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 
 pub use ceremony::{AssembleArgs, InspectArgs, KeygenArgs, RenewArgs};
-pub use chain::{ChainArgs, InitArgs, ShapeArgs};
+pub use chain::{ChainArgs, ChainClass, InitArgs, ShapeArgs};
 pub use inspect::{ConfigAction, ConfigArgs, DoctorArgs, ForwardAction, ForwardArgs, StatusArgs};
 pub use node::{EntryArgs, ExitArgs, MeetAction, MeetArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
 
@@ -78,7 +78,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole chain on this host and check it
-    Chain(ChainArgs),
+    Chain(Box<ChainArgs>),
     /// Create the files of a chain
     Init(InitArgs),
     /// Draw the keys of one node, for a chain of several operators

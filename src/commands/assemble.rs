@@ -42,10 +42,7 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
         text += &format!("  {name:<5} {}  until {}\n", fingerprint(&descriptor.identity), utc(descriptor.not_after));
     }
     for class in &chain.terms.paced {
-        text += &format!("\nclass {} ({}):\n\n", class.name, class.class);
-        for (does, how_much) in Figures::of(class, chain.terms.suite, chain.descriptors.len()).lines() {
-            text += &format!("  {does:<7}  {how_much}\n");
-        }
+        text += &format!("\n{}", Figures::of(class, chain.terms.suite, chain.descriptors.len()).text(class));
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {
         text += &format!("\ninterval     {} s, the shortest for these classes\n", chain.terms.interval_s);

@@ -5,11 +5,14 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
+use eddy_node::ceremony::assemble::interval_s;
+use eddy_node::ceremony::profile::{ClassChoice, Figures, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
-use eddy_node::init::{Files, Plan, lanes, write};
+use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
 use wire::frames;
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use crate::args::InitArgs;
@@ -19,9 +22,18 @@ fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
     if args.nodes.is_empty() { on_one_host(args) } else { one_by_one(args) }
 }
 
+/// Ports of a mix, or of the exit, which has one lane: one for each lane, then one for each paced class.
+fn ports(args: &InitArgs, is_exit: bool) -> usize {
+    ports_of_paced(args) + if is_exit { 1 } else { usize::from(args.shape.lanes) }
+}
+
+fn ports_of_paced(args: &InitArgs) -> usize {
+    args.classes.iter().filter(|class| matches!(class, ClassChoice::Paced(_))).count()
+}
+
 /// The port of a node, `offset` after the base port.
 fn port(args: &InitArgs, offset: usize) -> Result<u16, ConfigError> {
-    let (base, needed) = (args.base_port, args.shape.mixes * usize::from(args.shape.lanes) + 1);
+    let (base, needed) = (args.base_port, args.shape.mixes * ports(args, false) + ports(args, true));
     u16::try_from(usize::from(base) + offset).map_err(|_| {
         ConfigError::Arguments(format!("--base-port {base} is too high: this chain needs {needed} ports after it"))
     })
@@ -39,7 +51,7 @@ fn on_one_host(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
         (None, true) => Ipv6Addr::LOCALHOST.into(),
         (None, false) => Ipv4Addr::LOCALHOST.into(),
     };
-    let stride = usize::from(args.shape.lanes);
+    let stride = ports(args, false);
     (0..=args.shape.mixes).map(|i| Ok(SocketAddr::new(host, port(args, i * stride + 1)?))).collect()
 }
 
@@ -53,7 +65,7 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
             args.shape.mixes
         )));
     }
-    let stride = usize::from(args.shape.lanes);
+    let stride = ports(args, false);
     let parse = |(i, text): (usize, &String)| match text.parse::<IpAddr>() {
         Ok(ip) => Ok(SocketAddr::new(ip, port(args, i * stride + 1)?)),
         Err(_) => text.parse::<SocketAddr>().map_err(|_| {
@@ -77,16 +89,44 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
             name(i)
         )));
     }
-    let count = usize::from(args.shape.lanes);
-    for (i, mix) in all[..args.shape.mixes].iter().enumerate() {
-        let taken = lanes(*mix, count)?;
+    for (i, node) in all.iter().enumerate() {
+        let is_exit = i == args.shape.mixes;
+        let count = ports(args, is_exit);
+        let taken = lanes(*node, count)?;
         if let Some(other) = all.iter().enumerate().find_map(|(j, at)| (j != i && taken.contains(at)).then_some(at)) {
+            let whom = if is_exit { "the exit" } else { "each mix" };
             return Err(ConfigError::Arguments(format!(
-                "--node {other} is one of the {count} ports of {mix}: leave {count} ports for each mix"
+                "--node {other} is one of the {count} ports of {node}: leave {count} ports for {whom}"
             )));
         }
     }
     Ok(all)
+}
+
+/// The free class of the chain, and its paced ones at the ports after those of lanes.
+fn classes(args: &InitArgs, addresses: &[SocketAddr]) -> Result<(Class, Vec<PlannedClass>), ConfigError> {
+    let (mut free, mut paced) = (Vec::new(), Vec::new());
+    for choice in in_order(&args.classes)? {
+        match choice {
+            ClassChoice::Free(class) => free.push(*class),
+            ClassChoice::Paced(terms) => {
+                let nth = paced.len();
+                let at = |(i, address): (usize, &SocketAddr)| {
+                    let lanes_of = ports(args, i == args.shape.mixes) - ports_of_paced(args);
+                    Ok(lanes(*address, lanes_of + nth + 1)?[lanes_of + nth])
+                };
+                let addresses = addresses.iter().enumerate().map(at).collect::<Result<_, ConfigError>>()?;
+                paced.push(PlannedClass { terms: for_hops(terms.clone(), args.shape.mixes + 1), addresses });
+            }
+        }
+    }
+    match free[..] {
+        [] => Ok((Class::L, paced)),
+        [class] => Ok((class, paced)),
+        _ => Err(ConfigError::Arguments(
+            "init makes chains of one free class: name one of S, M, L, or use `eddy assemble`".to_owned(),
+        )),
+    }
 }
 
 /// Creates the chain.
@@ -103,8 +143,12 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         .into());
     }
     let addresses = addresses(args)?;
+    let (class, paced) = classes(args, &addresses)?;
+    let paced_terms: Vec<PacedTerms> = paced.iter().map(|class| class.terms.clone()).collect();
     let plan = Plan {
-        class: args.shape.class,
+        class,
+        interval_s: interval_s(&paced_terms, addresses.len()),
+        paced,
         suite: Suite::from_wire(args.suite).unwrap_or_default(),
         mixing: args.shape.mixing,
         lifetime_s: args.lifetime,
@@ -116,12 +160,13 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     let files = write(&args.dir, &plan)?;
     let shape = Shape::new(plan.class, plan.hops.len()).context("cannot compute the lengths of the chain")?;
     std::io::stdout()
-        .write_all(next_commands(args, shape, &addresses, &files).as_bytes())
+        .write_all(next_commands(args, shape, &plan, &files).as_bytes())
         .context("cannot write to standard output")
 }
 
 /// The files that were written, and the next commands.
-fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files: &Files) -> String {
+fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> String {
+    let addresses: Vec<SocketAddr> = plan.hops.iter().map(|hop| hop.address).collect();
     let class = shape.class();
     let suits = match class {
         Class::S => "suits voice and games",
@@ -146,7 +191,7 @@ fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files:
     );
 
     let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
-    for (i, (config, address)) in files.hops.iter().zip(addresses).enumerate() {
+    for (i, (config, address)) in files.hops.iter().zip(&addresses).enumerate() {
         let role = if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix };
         let _ = writeln!(text, "  {:<width$}  # {address}", format!("eddy {role} --config {}", config.display()));
     }
@@ -160,6 +205,19 @@ fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files:
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",
         format!("eddy entry --config {entry}")
     );
+
+    for PlannedClass { terms, .. } in &plan.paced {
+        let _ = write!(text, "\n{}", Figures::of(terms, plan.suite, plan.hops.len()).text(terms));
+    }
+    if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
+        let _ = write!(
+            text,
+            "\nTwo users call each other: both have the secret that one of them makes:\n\n  \
+             eddy meet new > call.secret\n  \
+             eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class={}\n",
+            terms.name
+        );
+    }
 
     if addresses.iter().all(|address| address.ip().is_loopback()) {
         let network = if addresses[0].is_ipv6() { "::1/128" } else { "127.0.0.0/8" };

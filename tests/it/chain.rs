@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::command::{complaint, eddy, io, run};
 use crate::common::limit::Permit;
 use crate::common::nodes::{PATIENCE, until};
-use crate::common::process::{Demo, counted_by_time};
+use crate::common::process::{Demo, counted_by_time, tallies};
 use crate::common::skipped;
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
@@ -70,6 +70,31 @@ fn report_has_mixing_and_node_latency_apart() {
         if node["role"] == "mix" {
             // Thirty cells at any time of the grid: half do not all wait for nothing.
             assert!(forward["pool"]["p50"].as_f64() > Some(0.0), "{forward:#}");
+        }
+    }
+}
+
+#[test]
+fn calls_in_a_paced_class_are_compared_with_a_free_one() {
+    let (code, said, json) = demo("--class voice:rounds=256 --mixes 1 --users 4 --seconds 2");
+    // On a busy machine much may be lost, but everything is accounted for.
+    assert!(code == Some(0) || said.contains("did not work"), "{code:?} {said}");
+    let [paced, free] = &json["results"].as_array().unwrap()[..] else { panic!("{json:#}") };
+    assert_eq!((&paced["class"], &free["class"]), (&"voice".into(), &"S".into()));
+    assert_eq!((&paced["constant"], &free["constant"]), (&true.into(), &false.into()));
+    for class in [paced, free] {
+        assert_eq!(class["sent"], 4 * 100, "{class:#}");
+        assert!(class["received"].as_u64() <= Some(400) && class["mos"]["mean"].is_f64(), "{class:#}");
+        assert!(class["cells"]["fewest"].as_u64() <= class["cells"]["most"].as_u64());
+    }
+    let rounds = &paced["rounds"];
+    assert!(rounds["released"].as_u64() > Some(0) && rounds["uneven"] == 0, "{rounds:#}");
+    let nodes = json["nodes"].as_array().unwrap();
+    let roles: Vec<&str> = nodes.iter().map(|node| node["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["entry", "entry", "entry", "entry", "mix", "exit"]);
+    for node in nodes {
+        for class in ["voice", "S"] {
+            tallies(&node["classes"][class]).for_each(|tally| assert_eq!(tally["closed"], true, "{node:#}"));
         }
     }
 }

@@ -25,6 +25,16 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("init new --base-port 65534", &["--base-port 65534 is too high", "needs 4 ports"]),
         ("chain --ipv6 --mixes 7", &["1472 bytes, but over IPv6 only 1452 fit"]),
         ("chain --rate 1000000 --seconds 86400", &["too many for one run"]),
+        ("init new --class S --class L", &["chains of one free class", "`eddy assemble`"]),
+        ("init new --class voice --class game", &["both of class paced-S", "choose one of them"]),
+        ("init new --class voice:rounds=256", &["rounds is too small"]),
+        (
+            "init new --mixes 1 --class voice --node 192.0.2.1:4701 --node 192.0.2.1:4702",
+            &["--node 192.0.2.1:4702 is one of the 2 ports of 192.0.2.1:4701", "leave 2 ports for each mix"],
+        ),
+        ("chain --users 4", &["--users needs a paced class", "--class voice"]),
+        ("chain --class voice --stay", &["--stay is for chains of a free class", "instead of voice"]),
+        ("chain --class voice:seats=8", &["invalid seats 8 for 20 users", "39 or more"]),
     ];
     for (line, wanted) in mistakes {
         let dir = tempfile::tempdir().unwrap();
@@ -56,6 +66,8 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("exit --config x --allow everyone", "expected IP/BITS"),
         ("chain --payload-len 70000", "expected 0 to 65507"),
         ("chain --receivers 0", "expected 1 to 256"),
+        ("chain --users 3", "expected an even number, 2 to 32"),
+        ("chain --class voise", "did you mean voice?"),
         ("chain --rate 0", "messages per second"),
         ("completions klingon", "bash"),
     ];
@@ -124,6 +136,24 @@ fn help_of_help_is_help() {
             output.status.success() && String::from_utf8_lossy(&output.stdout).contains(usage),
             "{line}: {output:?}"
         );
+    }
+}
+
+#[test]
+fn paced_class_has_the_port_after_those_of_lanes() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = run(dir.path(), "init x --mixes 1 --lanes 2 --class S --class voice:n_min=2 --class video");
+    let said = String::from_utf8(made.stdout).unwrap();
+    for wanted in ["# 127.0.0.1:4701", "# 127.0.0.1:4705", "class voice (paced-S):", "meet:@call.secret,class=voice"] {
+        assert!(said.contains(wanted), "wanted {wanted:?} in {said}");
+    }
+    let shown = run(dir.path(), "inspect x/chain.toml");
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for wanted in ["127.0.0.1:4703", "127.0.0.1:4704", "127.0.0.1:4706", "127.0.0.1:4707"] {
+        assert!(shown.contains(wanted), "wanted {wanted:?} in {shown}");
+    }
+    for node in ["mix1", "exit", "entry"] {
+        assert!(run(dir.path(), &format!("config check x/{node}.toml")).status.success(), "{node}");
     }
 }
 

@@ -14,7 +14,6 @@ pub mod command;
 pub(crate) mod even;
 pub(crate) mod generator;
 mod header;
-mod mos;
 pub(crate) mod plan;
 pub(crate) mod profile;
 pub(crate) mod record;

@@ -27,7 +27,7 @@ use super::{Command, Settings};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
 use crate::latency;
-use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, RoundCounts, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
@@ -77,6 +77,7 @@ pub struct Mix<U, D> {
     arrived: Vec<Arrived<Place>>,
     released: Vec<Released>,
     by_link: Vec<(LinkId, Vec<Leaving>)>,
+    counts: RoundCounts,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
     /// The clock of the runner, to stop reading by.
@@ -148,6 +149,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             arrived: Vec::with_capacity(RECEIVE_MAX),
             released: Vec::new(),
             by_link: Vec::new(),
+            counts: RoundCounts::default(),
             published: Arc::default(),
             profile: latency::Shared::default(),
             runner_clock: None,
@@ -298,7 +300,8 @@ impl<U: Port, D: Port> Mix<U, D> {
         // What the socket has not taken in a whole period comes too late.
         tally.drop_many(DropReason::Aged, out.len() as u64);
         out.lose(out.len(), &mut self.free);
-        let (_, dropped) = rounds.skip_to(*due.start(), &mut self.free);
+        let (skipped, dropped) = rounds.skip_to(*due.start(), &mut self.free);
+        self.counts.skipped += skipped;
         tally.drop_many(DropReason::Skipped, dropped as u64);
         for round in due {
             self.release_round(direction, round, now);
@@ -333,7 +336,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     }
 
     fn leave_to_neighbour(&mut self, direction: Direction, round: Round, released: &mut Vec<Released>) {
-        let Self { batches, pipes, links, free, .. } = self;
+        let Self { batches, pipes, links, free, counts, settings, .. } = self;
         let Pipe { sender, out, tally, .. } = &mut pipes[direction];
         let side = if direction == Direction::Forward { Side::Down } else { Side::Up };
         let channels = batches.of_round(round.number);
@@ -346,7 +349,12 @@ impl<U: Port, D: Port> Mix<U, D> {
             Leaving { cell, number, sub: place.sub }
         });
         match links.neighbour(side) {
-            Some(link) => sender.leave((link, None), round, leaving, links, out, free, tally),
+            Some(link) => {
+                let expected = channels.len() * usize::from(settings.terms.cells) + round.slots.total();
+                let before = out.len();
+                sender.leave((link, None), round, leaving, links, out, free, tally);
+                counts.add(out.len() - before, expected);
+            }
             None => {
                 for Leaving { cell, .. } in leaving {
                     tally.drop(DropReason::LinkDown);
@@ -449,6 +457,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut ledger = Ledger {
             cells: PerDirection { forward: self.pipes.forward.tally, backward: self.pipes.backward.tally },
             traffic: self.up.traffic().and(self.down.traffic()),
+            rounds: self.counts,
             ..Ledger::default()
         };
         let mut kept = 0;
@@ -459,7 +468,11 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
         let rx = self.up.rx_buffers() + self.down.rx_buffers();
         ledger.buffers = Buffers { free: (self.free.free() + rx + kept) as u64, total: self.free.total() as u64 };
-        ledger.gauges = Gauges { links: self.links.links.len() as u64, ..Gauges::default() };
+        ledger.gauges = Gauges {
+            links: self.links.links.len() as u64,
+            channels: self.batches.of_round(self.pipes.forward.rounds.released()).len() as u64,
+            ..Gauges::default()
+        };
         debug_assert!(ledger.closed(), "{ledger:?}");
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
     }

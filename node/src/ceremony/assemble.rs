@@ -13,7 +13,7 @@ use wire::paced::terms::{BadPacedTerms, PERIOD_MS};
 use wire::setup::Suite;
 
 use super::files::{DescriptorFile, refuse_existing};
-use super::profile::ClassChoice;
+use super::profile::{ClassChoice, for_hops, in_order};
 use super::words::{fingerprint, span, utc};
 use crate::config::{ChainFile, ConfigError, LIFETIME_S, check_fits};
 use crate::init::create;
@@ -74,19 +74,7 @@ pub fn default_mixing_delay_ms() -> u32 {
 pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
     let paths = plan.mixes.iter().chain([&plan.exit]);
     let hops = paths.map(|path| DescriptorFile::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut choices: Vec<&ClassChoice> = plan.classes.iter().collect();
-    choices.sort_by_key(|choice| choice.id());
-    if let Some(pair) = choices.windows(2).find(|pair| pair[0].id() == pair[1].id()) {
-        return Err(ConfigError::Arguments(match pair[0].to_string() == pair[1].to_string() {
-            true => format!("duplicate --class {}", pair[0]),
-            false => format!(
-                "--class {} and --class {} are both of class {}, which a chain has once: choose one of them",
-                pair[0],
-                pair[1],
-                pair[0].id()
-            ),
-        }));
-    }
+    let choices = in_order(&plan.classes)?;
     let classes: Vec<ClassId> = choices.iter().map(|choice| choice.id()).collect();
     for (i, hop) in hops.iter().enumerate() {
         check_role(hop, i + 1, hops.len())?;
@@ -114,6 +102,14 @@ pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
     Ok(chain)
 }
 
+/// Seconds between two bundles, unless chosen otherwise, in a chain of `hops` hops with these paced classes.
+pub fn interval_s(paced: &[PacedTerms], hops: usize) -> u32 {
+    // A period out of range is refused as such.
+    let sound = paced.iter().filter(|terms| PERIOD_MS.contains(&terms.period_ms));
+    let needed_s = sound.map(|terms| terms.interval_ms_min(hops).div_ceil(1000) as u32);
+    needed_s.fold(INTERVAL_S, u32::max)
+}
+
 /// The terms of a chain of these hops.
 fn terms(plan: &Plan, choices: &[&ClassChoice], hops: &[DescriptorFile]) -> Result<ChainTerms, ConfigError> {
     let (mut classes, mut paced) = (Vec::new(), Vec::new());
@@ -124,19 +120,10 @@ fn terms(plan: &Plan, choices: &[&ClassChoice], hops: &[DescriptorFile]) -> Resu
                 mixing_delay_ms: plan.mixing_delay_ms,
                 lifetime_s: plan.lifetime_s,
             }),
-            ClassChoice::Paced(terms) => {
-                let mut terms = terms.clone();
-                if let [step] = terms.steps_ms[..] {
-                    terms.steps_ms = vec![step; hops.len() - 1];
-                }
-                paced.push(terms);
-            }
+            ClassChoice::Paced(terms) => paced.push(for_hops(terms.clone(), hops.len())),
         }
     }
-    // A period out of range is refused as such.
-    let sound = paced.iter().filter(|terms: &&PacedTerms| PERIOD_MS.contains(&terms.period_ms));
-    let needed_s = sound.map(|terms| terms.interval_ms_min(hops.len()).div_ceil(1000) as u32);
-    let interval_s = plan.interval_s.unwrap_or_else(|| needed_s.fold(INTERVAL_S, u32::max));
+    let interval_s = plan.interval_s.unwrap_or_else(|| interval_s(&paced, hops.len()));
     let identities = hops.iter().map(|hop| hop.descriptor.identity).collect();
     let terms = ChainTerms { suite: plan.suite, interval_s, epoch_s: plan.epoch_s, classes, paced, identities };
     let checked = terms.check();

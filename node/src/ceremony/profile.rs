@@ -13,7 +13,7 @@ use wire::paced::terms::STEP_DEFAULT_MS;
 use wire::paced::{ControlSlots, PacedClass, PacedTerms, SALT_LEN};
 use wire::setup::Suite;
 
-use crate::config::nearest;
+use crate::config::{ConfigError, nearest};
 
 /// Bytes of the IPv4 and UDP headers of a cell.
 const IP_UDP: u64 = 28;
@@ -50,6 +50,34 @@ impl ClassChoice {
             ClassChoice::Paced(terms) => terms.class.into(),
         }
     }
+}
+
+/// The terms of a paced class in a chain of `hops` hops: a single step is that of each link after the first.
+#[must_use]
+pub fn for_hops(mut terms: PacedTerms, hops: usize) -> PacedTerms {
+    if let [step] = terms.steps_ms[..] {
+        terms.steps_ms = vec![step; hops - 1];
+    }
+    terms
+}
+
+/// The classes of a chain in its order.
+///
+/// # Errors
+/// Two of them have one number.
+pub fn in_order(choices: &[ClassChoice]) -> Result<Vec<&ClassChoice>, ConfigError> {
+    let mut choices: Vec<&ClassChoice> = choices.iter().collect();
+    choices.sort_by_key(|choice| choice.id());
+    let Some(pair) = choices.windows(2).find(|pair| pair[0].id() == pair[1].id()) else { return Ok(choices) };
+    Err(ConfigError::Arguments(match pair[0].to_string() == pair[1].to_string() {
+        true => format!("duplicate --class {}", pair[0]),
+        false => format!(
+            "--class {} and --class {} are both of class {}, which a chain has once: choose one of them",
+            pair[0],
+            pair[1],
+            pair[0].id()
+        ),
+    }))
 }
 
 /// As `--class` names it, without changes.
@@ -239,6 +267,15 @@ impl Figures {
         let starts = format!("{} to {} s after a user's entry", seconds(*batch_ms), seconds(2 * batch_ms));
         [("carries", carries), ("costs", costs), ("adds", adds), ("starts", starts)]
     }
+
+    /// These lines below the name of the class.
+    pub fn text(&self, terms: &PacedTerms) -> String {
+        let mut text = format!("class {} ({}):\n\n", terms.name, terms.class);
+        for (does, how_much) in self.lines() {
+            text += &format!("  {does:<7}  {how_much}\n");
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -246,10 +283,8 @@ mod tests {
     use super::*;
 
     fn paced(text: &str, hops: usize) -> PacedTerms {
-        let ClassChoice::Paced(mut terms) = text.parse().unwrap() else { panic!("{text} is a paced class") };
-        if let [step] = terms.steps_ms[..] {
-            terms.steps_ms = vec![step; hops - 1];
-        }
+        let ClassChoice::Paced(terms) = text.parse().unwrap() else { panic!("{text} is a paced class") };
+        let terms = for_hops(terms, hops);
         assert_eq!(terms.check(Suite::Hybrid, hops, 60, 3600), Ok(()), "{text}");
         terms
     }

@@ -4,8 +4,10 @@
 //! that inherit them, sends messages, and accounts for every packet. Succeeds only if everything sent was
 //! delivered and answered and every ledger closes.
 //!
-//! `children` keeps the processes, `traffic` sends and answers, `summary` prints the result.
+//! `children` keeps the processes, `traffic` sends and answers, `summary` prints the result. With a paced class `calls`
+//! runs another demonstration.
 
+mod calls;
 mod children;
 mod summary;
 mod traffic;
@@ -13,7 +15,7 @@ mod traffic;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,14 +25,14 @@ use dataplane::lanes;
 use dataplane::socket::backend::Calls;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::filter::LevelFilter;
-use wire::cell::Shape;
+use wire::cell::{Class, Shape};
 use wire::frames;
 
 use self::children::{Children, Start};
 use self::summary::Summary;
 use self::traffic::{Load, Outcome, Payload};
 use super::run::wireguard_hint;
-use crate::args::ChainArgs;
+use crate::args::{ChainArgs, ChainClass};
 use crate::log;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
@@ -69,8 +71,19 @@ struct Bound {
 /// A mistake on the command line, a node that dies or does not come up, anything lost, or a ledger
 /// that does not close.
 pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
-    let shape =
-        Shape::new(args.shape.class, args.shape.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    match &args.class {
+        ChainClass::Paced(terms) => calls::run(args, terms),
+        ChainClass::Free(_) if args.users.is_some() => {
+            Err(ConfigError::Arguments("--users needs a paced class: add --class voice, or leave it out".to_owned())
+                .into())
+        }
+        ChainClass::Free(class) => messages(args, *class),
+    }
+}
+
+/// Messages through a free class.
+fn messages(args: &ChainArgs, class: Class) -> anyhow::Result<()> {
+    let shape = Shape::new(class, args.shape.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
     eddy_node::runtime::running::engine()?;
@@ -88,7 +101,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     {
         log::say(format_args!("io_uring is not available: {why}; using recvmmsg and sendmmsg"));
     }
-    let plan = plan(args, &bound)?;
+    let plan = plan(args, class, &bound)?;
     let files = init::write(dir.path(), &plan)?;
     let started = Instant::now();
     let receivers = bound.receivers.iter().map(UdpSocket::try_clone).collect::<Result<Vec<_>, _>>()?;
@@ -201,14 +214,21 @@ fn interruptible(lifeline: bool) -> anyhow::Result<Arc<AtomicBool>> {
     Ok(raised)
 }
 
+fn loopback(args: &ChainArgs) -> IpAddr {
+    if args.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+/// A socket at any port of loopback.
+fn any(args: &ChainArgs) -> anyhow::Result<UdpSocket> {
+    let loopback = loopback(args);
+    UdpSocket::bind((loopback, 0)).with_context(|| {
+        let family = if args.ipv6 { "IPv6: leave out --ipv6" } else { "IPv4: try --ipv6" };
+        format!("cannot bind a UDP socket to {loopback}: this host may have no {family}")
+    })
+}
+
 fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
-    let loopback: IpAddr = if args.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let any = || {
-        UdpSocket::bind((loopback, 0)).with_context(|| {
-            let family = if args.ipv6 { "IPv6: leave out --ipv6" } else { "IPv4: try --ipv6" };
-            format!("cannot bind a UDP socket to {loopback}: this host may have no {family}")
-        })
-    };
+    let any = || any(args);
     let given = |address: SocketAddr, option: &str| {
         UdpSocket::bind(address).map_err(|why| sockets::cannot_bind(&format!("{option} {address}"), address, &why))
     };
@@ -246,7 +266,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
         if lanes == 1 {
             return Ok((vec![any()?], any()?));
         }
-        anyhow::Ok((row(&any, lanes)?, sockets::bind_shared((loopback, 0).into())?))
+        anyhow::Ok((row(&any, lanes)?, sockets::bind_shared((loopback(args), 0).into())?))
     };
     let mixes = (0..args.shape.mixes).map(mix).collect::<anyhow::Result<_>>()?;
     let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
@@ -276,11 +296,11 @@ fn row(any: &impl Fn() -> anyhow::Result<UdpSocket>, count: usize) -> anyhow::Re
 }
 
 /// The chain over the bound sockets.
-fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
+fn plan(args: &ChainArgs, class: Class, bound: &Bound) -> anyhow::Result<Plan> {
     let ups = bound.mixes.iter().map(|(ups, _)| &ups[0]).chain([&bound.exit]);
     let ups = ups.map(UdpSocket::local_addr).collect::<Result<Vec<_>, _>>()?;
     let mut plan = Plan {
-        class: args.shape.class,
+        class,
         mixing: args.shape.mixing,
         renew_after_s: args.renew_after_s,
         offload: args.offload,
@@ -329,17 +349,14 @@ fn starts(files: &Files, bound: Bound) -> Vec<Start> {
     let of_mixes = bound.mixes.into_iter().map(|(ups, down)| udp(ups.into_iter().chain([down]).collect()));
     let sockets = std::iter::once(of_entry).chain(of_mixes).chain([udp(vec![bound.exit])]);
     let configs = std::iter::once(&files.entry).chain(&files.hops);
-    let start = |(index, (config, sockets)): (usize, (&PathBuf, Vec<OwnedFd>))| {
-        let role = NodeRole::at(index, hops).unwrap_or(NodeRole::Exit);
-        Start {
-            role,
-            index,
-            config: config.clone(),
-            status: config.with_file_name(format!("{}.sock", node_name(role, index))),
-            sockets,
-        }
-    };
-    configs.zip(sockets).enumerate().map(start).collect()
+    configs.zip(sockets).enumerate().map(|(index, (config, sockets))| start_of(config, index, hops, sockets)).collect()
+}
+
+/// The node at this position of a chain.
+fn start_of(config: &Path, index: usize, hops: usize, sockets: Vec<OwnedFd>) -> Start {
+    let role = NodeRole::at(index, hops).unwrap_or(NodeRole::Exit);
+    let status = config.with_file_name(format!("{}.sock", node_name(role, index)));
+    Start { role, index, config: config.to_owned(), status, sockets }
 }
 
 /// Prints where a chain that stays can be used and inspected.

@@ -66,6 +66,13 @@ pub struct SlotCount {
     pub link: usize,
 }
 
+impl SlotCount {
+    /// Cells of all kinds.
+    pub fn total(self) -> usize {
+        self.placed + self.link
+    }
+}
+
 impl ControlSlots {
     /// Those of link `link`, from 1, in a chain of `hops` hops.
     ///

@@ -5,11 +5,11 @@ mod sent;
 
 use std::collections::BTreeMap;
 
+use eddy::mos;
 use hdrhistogram::Histogram;
 
 use self::flow::Flow;
 pub(crate) use self::sent::Sent;
-use super::mos;
 use super::source::SECOND;
 use crate::results::{Mos, Second, Spread, Stream, histogram};
 

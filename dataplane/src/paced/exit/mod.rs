@@ -42,7 +42,7 @@ use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::exit::GatewaySettings;
 use crate::latency;
-use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, RoundCounts, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
@@ -105,6 +105,7 @@ pub struct Exit<U, A> {
     sender: Sender,
     out: Departures,
     tally: PerDirection<Tally>,
+    counts: RoundCounts,
     /// Places of forward cells since the last report.
     places: Places,
     clock: SteadyClock,
@@ -163,6 +164,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             sender: Sender::new(terms, false, draw()),
             out: Departures::new(terms.class.cell_len(), total),
             tally: PerDirection::default(),
+            counts: RoundCounts::default(),
             places: Places::new(released),
             clock,
             free: FreeList::on(total, class.hugepages),
@@ -468,11 +470,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if due.is_empty() {
             return;
         }
-        let Self { sealed, sender, slots, times, schedules, links, out, free, batches, .. } = self;
+        let Self { sealed, sender, slots, times, schedules, links, out, free, batches, counts, class, .. } = self;
         let tally = &mut self.tally.backward;
         // What the socket has not taken in a whole period comes too late.
         tally.drop_many(DropReason::Aged, out.len() as u64);
         out.lose(out.len(), free);
+        // Those that are sealed and due are taken off below.
+        counts.skipped += due.end() - self.released;
         self.released = *due.end();
         while let Some((number, cells)) = sealed.pop_front_if(|(number, _)| *number <= *due.end()) {
             if !due.contains(&number) {
@@ -480,11 +484,16 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
                 continue;
             }
+            counts.skipped -= 1;
             match links.neighbour(Side::Up) {
                 Some(link) => {
                     let round =
                         Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
+                    let channels = batches.of_round(number).len();
+                    let expected = channels * usize::from(class.terms.cells) + round.slots.total();
+                    let before = out.len();
                     sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
+                    counts.add(out.len() - before, expected);
                 }
                 None => {
                     tally.drop_many(DropReason::LinkDown, cells.len() as u64);
@@ -501,6 +510,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             cells: self.tally,
             datagrams: self.outside.tallies(),
             traffic: self.up.traffic(),
+            rounds: self.counts,
             ..Ledger::default()
         };
         let waiting = self.last.1.iter().flatten().count();

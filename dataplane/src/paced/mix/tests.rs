@@ -120,6 +120,10 @@ impl Bench {
         std::iter::from_fn(|| self.net.receive(peer.at)).map(|datagram| peer.read(&datagram.bytes, running)).collect()
     }
 
+    fn rounds(&self) -> RoundCounts {
+        self.mix.published.lock().unwrap().rounds
+    }
+
     fn tally(&self, direction: Direction) -> Tally {
         self.mix.published.lock().unwrap().cells[direction]
     }
@@ -295,11 +299,30 @@ fn late_mix_releases_eight_rounds_and_skips_older_ones() {
     (1..9).for_each(|ahead| bench.net.send(bench.entries[0].data(10, first + ahead, 0, &body)));
     // It takes them in, and then is stopped for 12 rounds.
     bench.run_until(bench.mix.clock.at(bench.now) + MILLI);
+    let before = bench.rounds();
     bench.now += 120 * MILLI;
     bench.mix.turn(bench.now);
+    let RoundCounts { released, uneven, skipped } = bench.rounds();
+    // Only the forward ones leave for another hop.
+    assert_eq!((released - before.released, uneven, skipped - before.skipped), (8, 0, 2 * 4));
     let rounds: std::collections::BTreeSet<u64> = data(&bench.take(None)).map(|cell| cell.header.seq).collect();
     assert_eq!(rounds, (first + 5..=first + 12).collect());
     assert_eq!(bench.tally(Direction::Forward).drops(DropReason::Skipped), 4);
+}
+
+#[test]
+fn round_that_lacks_a_cell_is_uneven() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    let before = bench.rounds();
+    let taken: Vec<_> = std::iter::from_fn(|| bench.mix.free.take()).collect();
+    bench.release(Direction::Forward, first + 1);
+    taken.into_iter().for_each(|buffer| bench.mix.free.give(buffer));
+    bench.release(Direction::Forward, first + 3);
+    let RoundCounts { released, uneven, .. } = bench.rounds();
+    assert_eq!((before.uneven, released - before.released, uneven), (0, 3, 1), "no buffers for control cells");
 }
 
 #[test]

@@ -1,0 +1,316 @@
+//! `eddy chain --class voice`: calls between the users of a chain in a paced class, and the same calls in a free one.
+//!
+//! Mixes and exit are processes as in the other demonstration. The entries of all users are in this process: each
+//! serves a meeting in the paced class, and a forward to the other user's socket in the free class, which has no
+//! meetings. Succeeds only if every call worked, every ledger closes, and the links between hops were constant.
+//!
+//! `voice` sends and receives, `table` compares the two classes.
+
+mod table;
+mod voice;
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use control::draw::draw_secret;
+use dataplane::entry::Destination;
+use eddy_node::Entry;
+use eddy_node::ceremony::profile::{Figures, for_hops};
+use eddy_node::config::{ClassName, ConfigError, Target};
+use eddy_node::init::{self, Files, Plan, PlannedClass};
+use eddy_node::report::{NodeReport, RoundsReport};
+use eddy_node::runtime::random::rng;
+use eddy_node::runtime::running::engine;
+use indicatif::{ProgressBar, ProgressStyle};
+use wire::paced::{MeetingSecret, PacedTerms};
+use wire::setup::Suite;
+
+use self::table::{OfClass, Summary};
+use self::voice::Stream;
+use super::children::{Children, SILENCE_MAX};
+use super::{LOOPBACK, NODE_LEVEL, any, interruptible, print, start_of};
+use crate::args::ChainArgs;
+use crate::log;
+
+/// Users by default: ten calls.
+const USERS: usize = 20;
+/// Seconds of each half by default.
+const SECONDS: f64 = 10.0;
+/// Time between looks at entries that wait.
+const LOOK: Duration = Duration::from_millis(500);
+/// Time for a chain to come up, in addition to intervals and batches.
+const SETUP_MAX: Duration = Duration::from_secs(60);
+
+/// The sockets of a hop: `up` and `down` of the free class, then those of the paced one. The exit needs no `down`.
+type OfHop = [[UdpSocket; 2]; 2];
+
+/// A user: an entry in this process, and an application.
+struct User {
+    entry: Entry,
+    app: UdpSocket,
+    /// Where the other user's voice comes out of the free class.
+    outside: UdpSocket,
+    /// The entry's addresses for the paced and for the free class.
+    listens: [SocketAddr; 2],
+}
+
+/// Runs the demonstration in a class of these terms.
+///
+/// # Errors
+/// A mistake on the command line, a node that dies or does not come up, calls that did not work, a ledger that does not
+/// close, or links that were not constant.
+pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
+    let terms = for_hops(terms.clone(), args.shape.mixes + 1);
+    let users = args.users.unwrap_or(USERS);
+    check(args, &terms, users)?;
+    engine()?;
+    let log = args.log.for_children(NODE_LEVEL)?;
+    let interrupted = interruptible(args.lifeline)?;
+    let dir = tempfile::Builder::new()
+        .prefix("eddy-chain-")
+        .tempdir()
+        .context("cannot create a temporary folder; set TMPDIR to a writable one")?;
+
+    let of_hop = |_| Ok([[any(args)?, any(args)?], [any(args)?, any(args)?]]);
+    let sockets = (0..=args.shape.mixes).map(of_hop).collect::<anyhow::Result<Vec<OfHop>>>()?;
+    let plan = plan(args, &terms, &sockets)?;
+    let files = init::write(dir.path(), &plan)?;
+    if !args.json {
+        print(&announcement(args, &terms, users))?;
+    }
+
+    let started = Instant::now();
+    let mut children = Children::spawn(starts(&files, sockets), &log, args.log.is_set())?;
+    let name: ClassName = terms.name.parse().context("the name was checked")?;
+    let free: ClassName = terms.class.size().into();
+    let users = start_users(args, &files, [&name, &free], users)?;
+    wait(&users, (&name, &terms), plan.interval_s, &mut children, &interrupted)?;
+    let setup = started.elapsed();
+
+    let seconds = args.seconds.unwrap_or(SECONDS);
+    let mut results = Vec::new();
+    for (at, class) in [&name, &free].into_iter().enumerate() {
+        let before = rounds(&children.reports(), class);
+        let streams = users.iter().enumerate().map(|(i, user)| {
+            let peer = &users[i ^ 1];
+            let receiver = if at == 0 { &peer.app } else { &peer.outside };
+            let (from, receiver) = (user.app.try_clone()?, receiver.try_clone()?);
+            anyhow::Ok(Stream { from, to: user.listens[at], receiver })
+        });
+        let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+        let heard = voice::run(streams, seconds, class, || {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            children.check()
+        })?;
+        let reports = children.reports();
+        let rounds = difference(rounds(&reports, class), before);
+        results.push(OfClass::new(class, &heard, (at == 0).then_some(rounds), &reports)?);
+    }
+
+    let skipped = users.iter().filter_map(|user| user.entry.report().classes.get(name.as_str())?.paced.clone());
+    let skipped = skipped.map(|paced| paced.entry.map_or(0, |entry| entry.skipped)).sum();
+    let mut nodes = Vec::new();
+    for user in users {
+        nodes.push(user.entry.shutdown()?);
+    }
+    nodes.extend(children.finish()?);
+    let summary = Summary { setup, seconds, results: &results, skipped, nodes: &nodes };
+    print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
+    summary.verdict()
+}
+
+/// Refuses options of the other demonstration, and terms that do not have room for all users.
+fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), ConfigError> {
+    let foreign = [
+        ("--stay", args.stay),
+        ("--forward", !args.forwards.is_empty()),
+        ("--socks", !args.socks.is_empty()),
+        ("--pymix", !args.pymix.is_empty()),
+        ("--rate", args.rate.is_some()),
+        ("--payload-len", args.payload_len.is_some()),
+        ("--lanes", args.shape.lanes > 1),
+    ];
+    if let Some((option, _)) = foreign.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(ConfigError::Arguments(format!(
+            "{option} is for chains of a free class: leave it out, or choose S, M or L instead of {}",
+            terms.name
+        )));
+    }
+    let least = 2 * users - 1;
+    if usize::from(terms.seats) < least {
+        return Err(ConfigError::Arguments(format!(
+            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them",
+            terms.seats
+        )));
+    }
+    Ok(())
+}
+
+/// The chain over the bound sockets.
+fn plan(args: &ChainArgs, terms: &PacedTerms, sockets: &[OfHop]) -> anyhow::Result<Plan> {
+    let ups = |class: usize| {
+        sockets.iter().map(|of_hop| of_hop[class][0].local_addr()).collect::<Result<Vec<_>, _>>() //
+    };
+    let allow: Vec<_> = LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
+    let mut plan = Plan {
+        class: terms.class.size(),
+        mixing: args.shape.mixing,
+        // As short as possible: nobody has a channel before the second one.
+        interval_s: terms.interval_ms_min(sockets.len()).div_ceil(1000) as u32,
+        renew_after_s: args.renew_after_s,
+        offload: args.offload,
+        io: args.io,
+        paced: vec![PlannedClass { terms: terms.clone(), addresses: ups(1)? }],
+        trust: allow.clone(),
+        allow,
+        ..Plan::new(&ups(0)?)
+    };
+    for (hop, of_hop) in plan.hops.iter_mut().zip(sockets) {
+        hop.down = of_hop[0][1].local_addr()?;
+    }
+    Ok(plan)
+}
+
+/// The mixes and the exit, which needs no `down`.
+fn starts(files: &Files, sockets: Vec<OfHop>) -> Vec<super::Start> {
+    let hops = files.hops.len();
+    let start = |((config, of_hop), index): ((&PathBuf, OfHop), usize)| {
+        let of_class = |[up, down]: [UdpSocket; 2]| [Some(up), (index < hops).then_some(down)];
+        let sockets = of_hop.into_iter().flat_map(of_class).flatten().map(OwnedFd::from).collect();
+        start_of(config, index, hops, sockets)
+    };
+    files.hops.iter().zip(sockets).zip(1..).map(start).collect()
+}
+
+/// What is about to happen, and what the class means to its users.
+fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
+    let hops = args.shape.mixes + 1;
+    let figures = Figures::of(terms, Suite::default(), hops);
+    format!(
+        "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
+         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n",
+        users / 2,
+        args.shape.mixes,
+        if args.shape.mixes == 1 { "" } else { "es" },
+        terms.n_min,
+        terms.seats,
+        figures.text(terms)
+    )
+}
+
+/// Starts the entries. Two users in a row call each other.
+fn start_users(
+    args: &ChainArgs,
+    files: &Files,
+    [name, free]: [&ClassName; 2],
+    count: usize,
+) -> anyhow::Result<Vec<User>> {
+    let folder = files.chain.parent().unwrap_or(Path::new(""));
+    let apps = (0..count).map(|_| Ok([any(args)?, any(args)?])).collect::<anyhow::Result<Vec<_>>>()?;
+    let listen = SocketAddr::new(apps[0][0].local_addr()?.ip(), 0);
+    let addresses = apps.iter().map(|[_, outside]| outside.local_addr()).collect::<Result<Vec<_>, _>>()?;
+    let mut users = Vec::with_capacity(count);
+    for (i, [app, outside]) in apps.into_iter().enumerate() {
+        let file = folder.join(format!("call{}.secret", i / 2 + 1));
+        if i.is_multiple_of(2) {
+            write_secret(&file)?;
+        }
+        let entry = Entry::builder()
+            .chain_file(&files.chain)
+            .channels(1)
+            .forward(listen, Destination::Ip(addresses[i ^ 1]))
+            .forward_in(name, listen, &Target::Meeting(file))
+            .options(&format!("io = \"{}\"\noffload = \"{}\"", args.io, args.offload))
+            .start()?;
+        let listens = [name, free].map(|class| entry.listens(class).first().copied());
+        let [Some(paced), Some(free)] = listens else { bail!("an entry does not listen") };
+        users.push(User { entry, app, outside, listens: [paced, free] });
+    }
+    Ok(users)
+}
+
+/// A new secret, for its owner alone.
+fn write_secret(path: &Path) -> anyhow::Result<()> {
+    let secret = MeetingSecret::new(*draw_secret(&mut rng()?).expose());
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(secret.to_text().as_bytes()));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Waits until every user hears that the other one is there, and has a channel of the free class.
+fn wait(
+    users: &[User],
+    (name, terms): (&ClassName, &PacedTerms),
+    interval_s: u32,
+    children: &mut Children,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<()> {
+    let batch = Duration::from_millis(u64::from(terms.rounds) * u64::from(terms.period_ms));
+    let patience = SETUP_MAX + 2 * Duration::from_secs(interval_s.into()) + 4 * batch;
+    let bar = ProgressBar::new(users.len() as u64)
+        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} users in calls; {msg}")?);
+    let (started, mut said) = (Instant::now(), false);
+    loop {
+        children.check()?;
+        if interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        let joined = users.iter().filter(|user| is_joined(&user.entry.report(), name)).count();
+        if joined == users.len() {
+            break;
+        }
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = batch.saturating_sub(Duration::from_nanos((begun.as_nanos() % batch.as_nanos()) as u64));
+        bar.set_position(joined as u64);
+        bar.set_message(format!("the next batch begins in {} s", left.as_secs() + 1));
+        if bar.is_hidden() && !said && started.elapsed() > SILENCE_MAX {
+            said = true;
+            log::say(format_args!(
+                "{} users join with a batch: one begins every {:.0} s, and the keys for it come every {interval_s} s",
+                users.len(),
+                batch.as_secs_f64()
+            ));
+        }
+        if started.elapsed() > patience {
+            bail!("{joined} of {} users are in calls after {} s", users.len(), patience.as_secs());
+        }
+        std::thread::sleep(LOOK);
+    }
+    bar.finish_and_clear();
+    for user in users {
+        user.entry.wait_ready(patience.saturating_sub(started.elapsed()))?;
+    }
+    Ok(())
+}
+
+fn is_joined(report: &NodeReport, name: &ClassName) -> bool {
+    let paced = report.classes.get(name.as_str()).and_then(|class| class.paced.as_ref());
+    paced.is_some_and(|paced| paced.entry.as_ref().is_some_and(|entry| entry.meeting.as_deref() == Some("joined")))
+}
+
+/// The rounds of all hops so far.
+fn rounds(reports: &[Option<NodeReport>], class: &ClassName) -> RoundsReport {
+    let of_hops = reports.iter().flatten().filter_map(|hop| hop.classes.get(class.as_str())?.rounds);
+    of_hops.fold(RoundsReport::default(), |sum, one| RoundsReport {
+        released: sum.released + one.released,
+        uneven: sum.uneven + one.uneven,
+        skipped: sum.skipped + one.skipped,
+    })
+}
+
+fn difference(now: RoundsReport, before: RoundsReport) -> RoundsReport {
+    RoundsReport {
+        released: now.released.saturating_sub(before.released),
+        uneven: now.uneven.saturating_sub(before.uneven),
+        skipped: now.skipped.saturating_sub(before.skipped),
+    }
+}
