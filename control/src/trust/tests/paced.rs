@@ -41,7 +41,7 @@ fn bundle_that_a_paced_class_lacks_for_an_interval_is_reported() {
     let mut trust = UserTrust::new(world.view(), true, start);
     trust.link_up(DOWN, world.shape.control_content(Direction::Forward, 1), start);
     let interval = trust.session().times().interval_at(wall);
-    let mut asks = |trust: &mut UserTrust, ms: u64, interval| {
+    let asks = |trust: &mut UserTrust, ms: u64, interval| {
         assert!(trust.paced_bundle(interval, start + Duration::from_millis(ms), wall + ms).is_none());
         events(trust)
     };
