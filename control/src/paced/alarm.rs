@@ -109,6 +109,14 @@ struct FailedSetup {
     is_confirmed: bool,
 }
 
+/// The setup keys of a bundle.
+struct Bundle {
+    interval: u64,
+    /// The round in which it came.
+    came: u64,
+    hops: Vec<HopPublic>,
+}
+
 /// The alarm of an entry.
 pub struct Alarm {
     config: PacedConfig,
@@ -120,8 +128,8 @@ pub struct Alarm {
     /// The latest batch whose setup or ack had to travel while the link was down.
     link_down: u64,
     failed: VecDeque<FailedSetup>,
-    /// Setup keys by interval, as they came.
-    bundles: VecDeque<(u64, Vec<HopPublic>)>,
+    /// The latest ones, as they came.
+    bundles: VecDeque<Bundle>,
     alerts: Vec<Alert>,
     events: Vec<PacedEvent>,
 }
@@ -164,8 +172,9 @@ impl Alarm {
     /// The entry, which was ready, has no channel in a batch that begins now or soon.
     pub fn failed(&mut self, batch: u64, why: Failure) {
         // The chain may have just started, or this entry: there was no bundle before that either.
-        let needed = self.config.interval_of(batch);
-        let is_start = why == Failure::NoBundle && !self.bundles.iter().any(|(interval, _)| *interval < needed);
+        let (needed, phase) = (self.config.interval_of(batch), self.config.rounds_of(batch, Phase::Setup(1)));
+        let was_there = |bundle: &Bundle| bundle.interval <= needed && bundle.came < phase.start;
+        let is_start = why == Failure::NoBundle && !self.bundles.iter().any(was_there);
         if self.link_down != batch && !is_start {
             self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
         }
@@ -176,8 +185,9 @@ impl Alarm {
         let Alarm { config, bundles, failed, .. } = self;
         failed.retain_mut(|setup| {
             let earlier = config.interval_of(setup.batch).min(interval.saturating_sub(1));
-            let used = bundles.iter().rev().find(|(of, _)| *of <= earlier);
-            let differ = used.map_or(0, |(_, used)| used.iter().zip(hops).filter(|(a, b)| a.setup != b.setup).count());
+            let used = bundles.iter().rev().find(|bundle| bundle.interval <= earlier);
+            let count = |used: &Bundle| used.hops.iter().zip(hops).filter(|(a, b)| a.setup != b.setup).count();
+            let differ = used.map_or(0, count);
             // All hops have new keys in every epoch.
             let was_restarted = (1..hops.len()).contains(&differ);
             // Hops sign from a fifth of an interval before it.
@@ -185,7 +195,7 @@ impl Alarm {
             setup.is_confirmed |= signed_ms > config.times.begin(setup.at) / 1_000_000;
             !was_restarted
         });
-        self.bundles.push_back((interval, hops.to_vec()));
+        self.bundles.push_back(Bundle { interval, came: self.running, hops: hops.to_vec() });
         if self.bundles.len() > BUNDLES {
             self.bundles.pop_front();
         }
@@ -522,8 +532,10 @@ mod tests {
     fn missing_bundle_raises_it_once_there_was_one() {
         for had_one in [true, false] {
             let mut entry = Entry::new();
-            // Otherwise the first one came too late.
-            entry.alarm.bundles[0].0 -= u64::from(had_one);
+            if !had_one {
+                // It came when phase 1 had begun.
+                entry.alarm.bundles[0].came = entry.round;
+            }
             entry.alarm.failed(BATCH, Failure::NoBundle);
             entry.bundle(2);
             entry.quiet(3000);

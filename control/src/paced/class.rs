@@ -245,6 +245,8 @@ impl Paced {
                 let report = Report::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
                 match part {
                     Part::Hop { watch, .. } => hop.map_or(Ok(()), |side| watch.report(side, report)),
+                    // Without a lead it does not know which round it is.
+                    Part::Entry { lead, .. } if lead.lead_ns().is_none() => Ok(()),
                     Part::Entry { entry, watch, .. } => watch.report(report, entry.running()),
                 }
             }
