@@ -152,8 +152,8 @@ pub struct ChainArgs {
     /// S, M, L, or a paced class: voice, voice-lite, ... [default: L]
     ///
     /// S holds datagrams of 203 bytes in a cell, M 1147 (MTU 1280), L 1323; longer ones take up to 8 cells. With a
-    /// paced class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size, and a
-    /// table compares the two. Its batches are short: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless
+    /// paced class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size,
+    /// and a table compares the two. Its batches are short: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless
     /// PROFILE:KEY=VALUE,... changes them, as for `eddy assemble`.
     #[arg(long, default_value = "L", value_name = "CLASS", hide_default_value = true)]
     pub class: ChainClass,
