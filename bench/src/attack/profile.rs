@@ -257,7 +257,9 @@ fn from(start: Nanos, mut source: Box<dyn Source>) -> Box<dyn Source> {
 pub(super) enum Flow<'a> {
     User(&'a Traffic),
     /// The adversary's own, with datagrams of this length.
-    Own { len: usize },
+    Own {
+        len: usize,
+    },
 }
 
 /// What a user and its destination send from the start of a run.

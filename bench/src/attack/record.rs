@@ -254,7 +254,10 @@ mod tests {
         };
         let (record, wait_ms) = recording.record();
         assert_eq!(record.access[1].forward, trace(&[(ms(1), 240); 2]));
-        assert_eq!((&record.flows[1].forward, &record.flows[1].backward), (&trace(&[(ms(2), 240)]), &trace(&[(ms(3), 240)])));
+        assert_eq!(
+            (&record.flows[1].forward, &record.flows[1].backward),
+            (&trace(&[(ms(2), 240)]), &trace(&[(ms(3), 240)]))
+        );
         assert!(record.access[0] == Place::default() && record.flows[0] == Place::default());
         // The cell at 11 ms was built before the datagram came.
         assert_eq!((&record.probe[..], wait_ms), (&[Passage { entered: ms(21), left: ms(38) }][..], Some(11.0)));

@@ -133,7 +133,8 @@ impl Start<'_> {
     }
 
     fn entries(&self) -> anyhow::Result<Vec<Entry>> {
-        let dir = tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
+        let dir =
+            tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
         let mut builders: Vec<_> = (0..self.entries.count())
             .map(|entry| {
                 let (down, next) = (places::entry(entry), places::relay_to_user(entry).to_string());
