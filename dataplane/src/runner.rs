@@ -28,15 +28,15 @@ pub(crate) const APPS: u64 = 16;
 pub trait Worker {
     /// The clock of its turns.
     fn set_clock(&mut self, clock: Clock);
-    /// Does what can be done now, without waiting. Returns when to come back at the latest.
+    /// Does what can be done now, without waiting. Returns when to come back at the latest: in `BLOCKED_WAIT` if it
+    /// could not send everything.
     fn turn(&mut self, now: Nanos) -> Nanos;
     /// A turn, or [`Worker::finish`], has ended: what it sent has left by `now`.
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
-    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without
-    /// polling sockets: with level triggering, the unread one would end every wait at once. Also true if the worker
-    /// waits for more to come before it reads again.
+    /// True if some readable socket is not read, because a send queue is not empty or for another reason. The runner
+    /// then waits without polling sockets: with level triggering, the unread one would end every wait at once.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);
@@ -166,7 +166,7 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         let mut timeout = Duration::from_nanos(wake_at.saturating_sub(end));
         if worker.is_blocked() {
             Turns::count(&turns.sleeps);
-            waker.wait(timeout.min(Duration::from_nanos(BLOCKED_WAIT)));
+            waker.wait(timeout);
             timeout = Duration::ZERO;
         } else if now < awake_until {
             timeout = Duration::ZERO;

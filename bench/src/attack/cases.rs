@@ -19,6 +19,10 @@ pub(super) enum Case {
     Off,
     /// Mixes as `--mixing` says.
     Default,
+    /// A paced class. Users meet in pairs.
+    Paced,
+    /// A paced class. Each user sends to a destination behind the exit.
+    PacedOutside,
     /// A synthetic record whose flows are independent of its users.
     Ideal,
     /// A tunnel to one relay, with padding of others.
@@ -29,6 +33,8 @@ pub(super) enum Case {
 const ALL: &[(&str, Case)] = &[
     ("off", Case::Off),
     ("default", Case::Default),
+    ("paced", Case::Paced),
+    ("paced-outside", Case::PacedOutside),
     ("ideal", Case::Ideal),
     #[cfg(feature = "rivals")]
     ("rival-none", Case::Rival(Defence::None)),
@@ -38,18 +44,8 @@ const ALL: &[(&str, Case)] = &[
     ("rival-front", Case::Rival(Defence::Front)),
 ];
 
-impl Case {
-    /// The mixing of its chain; `None` if it is synthetic.
-    pub(super) fn mixing(self, default: Mixing) -> Option<Mixing> {
-        match self {
-            Case::Off => Some(Mixing::Threshold { n: 1, n_min: 1 }),
-            Case::Default => Some(default),
-            Case::Ideal => None,
-            #[cfg(feature = "rivals")]
-            Case::Rival(_) => None,
-        }
-    }
-}
+/// A class without mixing, for chains in which it is not measured.
+pub(super) const NO_MIXING: Mixing = Mixing::Threshold { n: 1, n_min: 1 };
 
 impl FromStr for Case {
     type Err = String;
@@ -86,7 +82,7 @@ pub(super) struct Attacked {
     pub(super) command: Option<String>,
     pub(super) record: Record,
     pub(super) truth: Truth,
-    /// Mean time that a datagram waited at the end of its tunnel before it was sent; `None` unless it is a rival's.
+    /// Mean time that a datagram waited at the end of its tunnel before it was sent; `None` if it is not known.
     pub(super) wait_ms: Option<f64>,
 }
 
@@ -116,7 +112,7 @@ mod tests {
             assert_eq!(case.to_string(), *name);
         }
         let error = "of".parse::<Case>().unwrap_err();
-        assert!(error.contains("expected one of off, default, ideal"), "{error}");
+        assert!(error.contains("expected one of off, default, paced"), "{error}");
     }
 
     #[cfg(not(feature = "rivals"))]

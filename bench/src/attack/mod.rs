@@ -46,17 +46,21 @@ use anyhow::{Context, ensure};
 use attack::active::{self, DelayWatermark, DropWatermark, Isolation, Plan};
 use clap::{Args, ValueEnum};
 use dataplane::stage::pool::Mixing;
+use eddy_node::ceremony::profile::ClassChoice;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use wire::cell::Class;
+use wire::paced::PacedTerms;
 
-use self::cases::{Attacked, Case};
+use self::cases::{Attacked, Case, NO_MIXING};
 use self::costs::Costs;
 use self::impairment::{Impairments, Loss, Outage};
 use self::judge::Judge;
 pub(crate) use self::judge::Summary;
+use self::network::Recorded;
 use self::places::Tap;
 use self::profile::{Profile, Traffic};
+use self::record::Entries;
 pub(crate) use self::result::{AttackResult, Found, RunInfo};
 use self::session::{Run, Session, Stage};
 use crate::args::{OutputArgs, in_range, seconds};
@@ -64,7 +68,7 @@ use crate::machine::Machine;
 use crate::signals;
 
 /// Options of new records, which `--from` does not make.
-const OF_NEW_RECORDS: [&str; 17] = [
+const OF_NEW_RECORDS: [&str; 18] = [
     "users",
     "profile",
     "seconds",
@@ -78,6 +82,7 @@ const OF_NEW_RECORDS: [&str; 17] = [
     "class",
     "mixes",
     "mixing",
+    "paced",
     "channels",
     "record",
     "wf4nym",
@@ -137,7 +142,9 @@ pub struct AttackArgs {
     attackers: Vec<String>,
     /// Cases to compare
     ///
-    /// off (mixes forward at once), default (--mixing), ideal (synthetic);
+    /// off (mixes forward at once), default (--mixing), paced (users call each
+    /// other in a paced class), paced-outside (they send to destinations in it),
+    /// ideal (synthetic);
     /// rival-none, rival-tamaraw, rival-front (padding defences of others, in
     /// builds with --features rivals)
     #[arg(
@@ -170,6 +177,18 @@ pub struct AttackArgs {
         help_heading = "Chain"
     )]
     mixing: Mixing,
+    /// Paced class of the cases `paced...`: PROFILE:KEY=VALUE,... as for `eddy assemble --class`
+    ///
+    /// Seats are raised and n_min is lowered to fit --users.
+    #[arg(
+        hide_short_help = true,
+        long,
+        default_value = "voice:steps_ms=2,loops=0",
+        value_parser = paced_class,
+        value_name = "CLASS",
+        help_heading = "Chain"
+    )]
+    paced: PacedTerms,
     /// Channels that each entry keeps open
     #[arg(
         hide_short_help = true,
@@ -223,6 +242,13 @@ fn rate(text: &str) -> Result<f64, String> {
     in_range(text, 10_000.0, 1e11, "bits per second")
 }
 
+fn paced_class(text: &str) -> Result<PacedTerms, String> {
+    match text.parse()? {
+        ClassChoice::Paced(terms) => Ok(terms),
+        ClassChoice::Free(class) => Err(format!("class {class} is not paced: write for example voice:rounds=512")),
+    }
+}
+
 /// An active attack on one user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ActivePlan {
@@ -247,6 +273,10 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         repeated.is_none(),
         "--cases names {} twice",
         repeated.map_or_else(String::new, |(_, case)| case.to_string())
+    );
+    ensure!(
+        !args.cases.contains(&Case::Paced) || users.is_multiple_of(2),
+        "the case paced has pairs of users: --users must be even (got {users})"
     );
     let traffic = Traffic::read(&args.profile)?;
     if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
@@ -400,7 +430,7 @@ impl AttackArgs {
         // The process that waits for the record may be killed.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let (name, profile, command) = (case.to_string(), Some(self.profile.to_string()), Some(command()));
-        let Some(mixing) = case.mixing(self.mixing) else {
+        let Some(class) = self.recorded(case) else {
             let ((record, truth), wait_ms) = match case {
                 #[cfg(feature = "rivals")]
                 Case::Rival(defence) => self.tunnels(traffic, seed)?.record(defence),
@@ -413,8 +443,10 @@ impl AttackArgs {
         namespace::enter()?;
         let interrupted = signals::interrupted()?;
         let bar = bar(&format!("{case} {seed}"), 1000)?;
-        let run = self.session(traffic, mixing, seed).run(&interrupted, |stage| match stage {
-            Stage::Starting(ready) => bar.set_message(format!("{ready} of {} entries are ready", self.users + 1)),
+        let session = self.session(traffic, case, class, seed);
+        let users = session.entries.rows + 1;
+        let run = session.run(&interrupted, |stage| match stage {
+            Stage::Starting(ready) => bar.set_message(format!("{ready} of {users} users are ready")),
             Stage::Recording(elapsed) => {
                 bar.set_position((1000.0 * elapsed.as_secs_f64() / self.seconds) as u64);
                 bar.set_message("recording");
@@ -422,8 +454,9 @@ impl AttackArgs {
             Stage::Ending => bar.set_message("stopping"),
         });
         bar.finish_and_clear();
-        let Run { record, truth, facts } = run?;
-        let attacked = Attacked { case: name, seed, profile, command, record, truth, wait_ms: None };
+        let Run { record, truth, wait_ms, facts } = run?;
+        let wait_ms = wait_ms.filter(|_| facts.paced.is_some());
+        let attacked = Attacked { case: name, seed, profile, command, record, truth, wait_ms };
         folder::write(dir, &attacked, Some(facts), self.wf4nym)
     }
 
@@ -434,7 +467,29 @@ impl AttackArgs {
         Ok(rivals::Tunnels { users: self.users.into(), length, seed, traffic, shape })
     }
 
-    fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {
+    /// The class whose links are recorded; `None` if the case has no chain.
+    fn recorded(&self, case: Case) -> Option<Recorded> {
+        let free = |mixing| Some(Recorded::Free { class: self.class, mixing, channels: self.channels });
+        match case {
+            Case::Off => free(NO_MIXING),
+            Case::Default => free(self.mixing),
+            Case::Paced | Case::PacedOutside => {
+                let mut terms = self.paced.clone();
+                if let [step] = terms.steps_ms[..] {
+                    terms.steps_ms = vec![step; self.mixes.into()];
+                }
+                // Half of the entries are enough company, and there are always free seats.
+                terms.seats = terms.seats.max(self.users + 16);
+                terms.n_min = terms.n_min.min(self.users / 2);
+                Some(Recorded::Paced(terms))
+            }
+            Case::Ideal => None,
+            #[cfg(feature = "rivals")]
+            Case::Rival(_) => None,
+        }
+    }
+
+    fn session<'a>(&self, traffic: &'a Traffic, case: Case, class: Recorded, seed: u64) -> Session<'a> {
         let impairments = Impairments {
             loss: self.loss,
             jitter: Duration::from_secs_f64(self.jitter_ms / 1e3),
@@ -442,22 +497,22 @@ impl AttackArgs {
             outages: self.outages.clone(),
         };
         let changed = impairments != Impairments::default() || self.active.is_some();
+        let (users, meetings) = (usize::from(self.users), case == Case::Paced);
+        let entries = Entries { rows: if meetings { users / 2 } else { users }, meetings };
         Session {
-            users: self.users.into(),
-            class: self.class,
+            entries,
+            class,
             mixes: self.mixes.into(),
-            mixing,
-            channels: self.channels,
             traffic,
             length: Duration::from_secs_f64(self.seconds),
             seed,
             impairments,
-            plan: self.plan(seed, self.users.into()),
+            plan: self.plan(seed, entries.rows),
             tap: self.tap.unwrap_or(if changed { Tap::Mix1 } else { Tap::User }),
         }
     }
 
-    /// Against another user of `users` with each seed.
+    /// Against another user of `users`, or another caller, with each seed.
     fn plan(&self, seed: u64, users: usize) -> Option<Plan> {
         let target = (seed % users as u64) as usize;
         Some(match self.active? {

@@ -5,7 +5,7 @@
 //! ```text
 //! user    entry --> relay (watched)           the user's side of its access link
 //!         relay (watched) --> Mix 1           Mix 1's side of it
-//! inner   mix K --> mix K+1, exit (watched)
+//! inner   mix K --> mix K+1, exit (watched)         of the class that is recorded
 //! flow    exit  --> destination (watched)
 //! ```
 //!
@@ -44,6 +44,12 @@ pub(super) fn hop_down(hop: usize) -> SocketAddr {
 /// The relay's socket towards Mix 1 for a user.
 pub(super) fn relay_to_mix(user: usize) -> SocketAddr {
     at(3, user)
+}
+
+/// The addresses of hop `hop` for the free class of a chain whose paced class is recorded: for cells from the hop
+/// before it, and towards the next one.
+pub(super) fn beside(hop: usize) -> [SocketAddr; 2] {
+    [at(6, 2 * hop), at(6, 2 * hop + 1)]
 }
 
 /// The address of a user's entry towards the relay.
@@ -93,18 +99,18 @@ mod tests {
 
     #[test]
     fn every_wire_has_one_watched_end() {
-        let watched = |address: SocketAddr| (WATCHED.0..WATCHED.1).contains(&address.port());
+        let watched = |address: &SocketAddr| (WATCHED.0..WATCHED.1).contains(&address.port());
         let wire = |address: SocketAddr| Wire::of(address.port(), true);
         for user in [0, 1, USERS_MAX] {
             assert_eq!(wire(relay_to_user(user)), Some((Wire::Access(Tap::User, user), true)));
             assert_eq!(wire(relay_to_mix(user)), Some((Wire::Access(Tap::Mix1, user), false)));
             assert_eq!(wire(destination(user)), Some((Wire::Flow(user), true)));
-            assert!(!watched(entry(user)));
+            assert!(!watched(&entry(user)));
         }
         for mix in 1..=7 {
             assert_eq!(wire(hop(mix + 1)), Some((Wire::Inner(mix), true)));
-            assert!(!watched(hop_down(mix)) && watched(hop(mix + 1)));
+            assert!(!watched(&hop_down(mix)) && watched(&hop(mix + 1)) && !beside(mix).iter().any(watched));
         }
-        assert!(!watched(hop(1)) && wire(hop(1)).is_none());
+        assert!(!watched(&hop(1)) && wire(hop(1)).is_none());
     }
 }

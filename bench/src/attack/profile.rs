@@ -30,7 +30,7 @@ use crate::load::source::{MILLI, Nanos, SECOND, Source, Sources, exponential, se
 use crate::replay::trace::Trace;
 
 const FRAME: Nanos = 20 * MILLI;
-const FRAME_LEN: usize = 172;
+pub(super) const FRAME_LEN: usize = 172;
 /// Before a record begins. All flows start in the first four fifths of it.
 pub(super) const WARM_UP: Duration = Duration::from_secs(3);
 /// Bytes of the datagram that opens a flow.
@@ -120,7 +120,7 @@ impl Traffic {
         match &self.profile {
             Profile::Application(application) => application.sources(rng),
             Profile::Constant => both(Box::new(Constant::new(rng)), Box::new(Constant::new(rng))),
-            Profile::Poisson => both(Box::new(poisson(rng)), Box::new(poisson(rng))),
+            Profile::Poisson => both(Box::new(poisson(FRAME_LEN, rng)), Box::new(poisson(FRAME_LEN, rng))),
             Profile::Web => web(rng),
             Profile::Trace(_) => {
                 let conversation = &self.conversations[rng.random_range(0..self.conversations.len())];
@@ -135,8 +135,8 @@ impl Traffic {
 }
 
 /// Datagrams at exponential intervals, 50/s: also what the adversary's own user sends.
-fn poisson(rng: &mut ChaCha20Rng) -> EvenSource {
-    let lengths = Lengths::fixed(FRAME_LEN as u32);
+fn poisson(len: usize, rng: &mut ChaCha20Rng) -> EvenSource {
+    let lengths = Lengths::fixed(len as u32);
     let rate = SECOND as f64 / FRAME as f64;
     EvenSource::new(ChaCha20Rng::from_rng(rng), &Even { flows: 1, rate, arrivals: Arrivals::Poisson, lengths }, 0)
 }
@@ -255,22 +255,33 @@ fn from(start: Nanos, mut source: Box<dyn Source>) -> Box<dyn Source> {
 }
 
 /// The flow of each user, and what users and their destinations send. The last sources are those of the adversary's
-/// own user. One seed has the same in all cases.
-pub(super) fn draw(traffic: &Traffic, users: usize, seed: u64) -> (Truth, Vec<Sources>) {
+/// own user, with datagrams of `own_len` bytes. One seed has the same in all cases.
+pub(super) fn draw(traffic: &Traffic, users: usize, own_len: usize, seed: u64) -> (Truth, Vec<Sources>) {
     let mut rng = seeded(seed);
     let mut flow_of: Vec<usize> = (0..users).collect();
     flow_of.shuffle(&mut rng);
-    let sources = (0..=users).map(|user| flow((user < users).then_some(traffic), &mut rng)).collect();
+    let of = |user| if user < users { Flow::User(traffic) } else { Flow::Own { len: own_len } };
+    let sources = (0..=users).map(|user| flow(of(user), &mut rng)).collect();
     (Truth(flow_of), sources)
 }
 
-/// What a user and its destination send from the start of a run: the traffic, or that of the adversary's own user.
-fn flow(traffic: Option<&Traffic>, rng: &mut ChaCha20Rng) -> Sources {
+/// Whose flow it is.
+#[derive(Clone, Copy)]
+enum Flow<'a> {
+    User(&'a Traffic),
+    /// The adversary's own, with datagrams of this length.
+    Own {
+        len: usize,
+    },
+}
+
+/// What a user and its destination send from the start of a run.
+fn flow(of: Flow<'_>, rng: &mut ChaCha20Rng) -> Sources {
     let mut own = ChaCha20Rng::from_rng(rng);
     let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
-    let Sources { forward, backward } = match traffic {
-        Some(traffic) => traffic.sources(&mut own),
-        None => Sources { forward: Some(Box::new(poisson(&mut own))), backward: None },
+    let Sources { forward, backward } = match of {
+        Flow::User(traffic) => traffic.sources(&mut own),
+        Flow::Own { len } => Sources { forward: Some(Box::new(poisson(len, &mut own))), backward: None },
     };
     Sources { forward: Some(opened(start, OPENING, forward)), backward: backward.map(|source| from(start, source)) }
 }

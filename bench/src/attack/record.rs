@@ -1,10 +1,14 @@
 //! From what was captured to a [`Record`].
 
 use attack::{Passage, Place, Record, Seen};
-use wire::cell::{Direction, Shape};
+use wire::cell::Direction;
 
 use super::capture::Captured;
+use super::network::Recorded;
 use super::places::{Tap, Wire};
+
+/// A paced entry builds a round this long before it leaves (SPEC 9.11.1), in nanoseconds.
+const PREPARE: u64 = 2_000_000;
 
 /// What a record is made of.
 pub(super) struct Recording<'a> {
@@ -12,101 +16,180 @@ pub(super) struct Recording<'a> {
     /// Wall clock at which the record begins, and its length, ns.
     pub(super) begin: u64,
     pub(super) length: u64,
-    pub(super) shape: Shape,
+    pub(super) class: &'a Recorded,
+    pub(super) mixes: usize,
     /// The side of the access links.
     pub(super) tap: Tap,
-    /// Users without the adversary's own, which comes after them.
-    pub(super) users: usize,
+    pub(super) entries: Entries,
     /// When the adversary's own user sent each of its datagrams.
     pub(super) probe: &'a [u64],
 }
 
+/// Whose entry has which number. Callers meet partners; other users do not. One more user, or pair, belongs to the
+/// adversary.
+///
+/// ```text
+/// users     0 to rows - 1, then the adversary's own
+/// meetings  callers 0 to rows - 1, their partners in the order of flows, then the adversary's caller and partner
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entries {
+    /// Users or callers: rows of the matrix that attackers fill. As many flows or partners are its columns.
+    pub(super) rows: usize,
+    pub(super) meetings: bool,
+}
+
+/// The role of an entry in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    User(usize),
+    /// Its access link is this flow.
+    Partner(usize),
+    Probe,
+    ProbePartner,
+}
+
+impl Entries {
+    pub(super) fn count(&self) -> usize {
+        if self.meetings { 2 * (self.rows + 1) } else { self.rows + 1 }
+    }
+
+    pub(super) fn part(&self, entry: usize) -> Part {
+        match entry {
+            user if user < self.rows => Part::User(user),
+            entry if !self.meetings || entry == 2 * self.rows => Part::Probe,
+            entry if entry < 2 * self.rows => Part::Partner(entry - self.rows),
+            _ => Part::ProbePartner,
+        }
+    }
+
+    /// The entry of the user with the number `user`; the adversary's own comes after the others.
+    pub(super) fn caller(&self, user: usize) -> usize {
+        if self.meetings && user == self.rows { 2 * self.rows } else { user }
+    }
+
+    /// The entry that flow `flow` leads to in a meeting.
+    pub(super) fn partner(&self, flow: usize) -> usize {
+        self.rows + flow + usize::from(flow == self.rows)
+    }
+}
+
 impl Recording<'_> {
-    pub(super) fn record(&self) -> Record {
-        let mixes = self.shape.hops() - 1;
+    /// The record, and the mean time from a datagram of the adversary's own user to the cell that carries it, in
+    /// milliseconds; `None` without a passage.
+    pub(super) fn record(&self) -> (Record, Option<f64>) {
+        let Entries { rows, .. } = self.entries;
         let mut record = Record {
             length: self.length,
-            cell_bytes: self.shape.cell_len(Direction::Backward, 1) as u32,
-            access: vec![Place::default(); self.users],
-            inner: vec![Place::default(); mixes],
-            flows: vec![Place::default(); self.users],
+            cell_bytes: self.cell_len(Direction::Backward, 1),
+            access: vec![Place::default(); rows],
+            inner: vec![Place::default(); self.mixes],
+            flows: vec![Place::default(); rows],
             ..Record::default()
         };
-        let mut probe = Probe { sent: self.probe, begin: self.begin, access: Vec::new(), flow: Vec::new() };
+        let mut probe = Probe::default();
         for captured in self.captured {
             let Some(at) = captured.at.checked_sub(self.begin).filter(|at| *at < self.length) else { continue };
             let Some((wire, forward)) = Wire::of(captured.port, captured.to_port) else { continue };
-            let (place, link) = match wire {
+            let (place, link, forward) = match wire {
                 Wire::Access(tap, _) if tap != self.tap => continue,
-                Wire::Access(_, user) if user < self.users => (&mut record.access[user], Some(1)),
-                Wire::Inner(mix) if mix <= mixes => (&mut record.inner[mix - 1], Some(mix + 1)),
-                Wire::Flow(flow) if flow < self.users => (&mut record.flows[flow], None),
-                Wire::Access(_, user) if user == self.users && forward => {
-                    probe.access.push(at);
-                    continue;
-                }
-                Wire::Flow(flow) if flow == self.users && forward => {
+                Wire::Access(_, entry) => match self.entries.part(entry) {
+                    Part::User(user) => (&mut record.access[user], Some(1), forward),
+                    // What reaches the partner comes from the caller.
+                    Part::Partner(flow) => (&mut record.flows[flow], Some(1), !forward),
+                    Part::Probe if forward => {
+                        probe.access.push(at);
+                        continue;
+                    }
+                    Part::ProbePartner if !forward => {
+                        probe.partner.push(at);
+                        continue;
+                    }
+                    Part::Probe | Part::ProbePartner => continue,
+                },
+                Wire::Inner(mix) if mix <= self.mixes => (&mut record.inner[mix - 1], Some(mix + 1), forward),
+                Wire::Flow(flow) if flow < rows => (&mut record.flows[flow], None, forward),
+                Wire::Flow(flow) if flow == rows && forward => {
                     probe.flow.push((captured.first, at));
                     continue;
                 }
-                Wire::Access(..) | Wire::Inner(_) | Wire::Flow(_) => continue,
+                Wire::Inner(_) | Wire::Flow(_) => continue,
             };
             let direction = if forward { Direction::Forward } else { Direction::Backward };
             let trace = if forward { &mut place.forward } else { &mut place.backward };
-            let cell = link.map_or(u32::MAX, |link| self.shape.cell_len(direction, link) as u32);
+            let cell = link.map_or(u32::MAX, |link| self.cell_len(direction, link));
             trace.extend(segments(captured.bytes.into(), cell).map(|bytes| Seen { at, bytes }));
         }
-        record.probe = probe.passages();
-        record
+        let (passages, waits): (Vec<Passage>, Vec<f64>) = self.passages(&probe).into_iter().unzip();
+        record.probe = passages;
+        let wait_ms = waits.iter().sum::<f64>() / waits.len() as f64;
+        (record, (!waits.is_empty()).then_some(wait_ms))
     }
-}
 
-/// The datagrams of a GSO burst, all but the last of length `segment`.
-fn segments(bytes: u32, segment: u32) -> impl Iterator<Item = u32> {
-    let whole = bytes / segment;
-    let rest = bytes % segment;
-    (0..whole).map(move |_| segment).chain((rest > 0 || bytes == 0).then_some(rest))
-}
+    fn cell_len(&self, direction: Direction, link: usize) -> u32 {
+        self.class.cell_len(self.mixes + 1, direction, link) as u32
+    }
 
-/// The adversary's own user.
-struct Probe<'a> {
-    /// Wall clock of each datagram.
-    sent: &'a [u64],
-    begin: u64,
-    /// Its cells on its access link.
-    access: Vec<u64>,
-    /// Number and time of its datagrams at the destination.
-    flow: Vec<(u32, u64)>,
-}
+    /// A datagram is in no cell that leaves sooner.
+    fn prepare(&self) -> u64 {
+        match self.class {
+            Recorded::Free { .. } => 0,
+            Recorded::Paced(_) => PREPARE,
+        }
+    }
 
-impl Probe<'_> {
-    /// A datagram entered with the first cell after it was sent.
-    fn passages(&self) -> Vec<Passage> {
-        let passage = |&(number, left): &(u32, u64)| {
-            let sent = self.sent.get(number as usize)?.checked_sub(self.begin)?;
-            let entered = *self.access.get(self.access.partition_point(|&at| at < sent))?;
-            (entered <= left).then_some(Passage { entered, left })
+    /// A datagram entered with the first cell after it was sent. It has left the exit when the destination saw it, or
+    /// in the last cell on the partner's access link before the partner's application saw it. With the milliseconds
+    /// that it waited.
+    fn passages(&self, probe: &Probe) -> Vec<(Passage, f64)> {
+        let passage = |&(number, seen): &(u32, u64)| {
+            let sent = self.probe.get(number as usize)?.checked_sub(self.begin)?;
+            let from = sent + self.prepare();
+            let entered = *probe.access.get(probe.access.partition_point(|&at| at < from))?;
+            let left = match self.entries.meetings {
+                true => *probe.partner[..probe.partner.partition_point(|&at| at <= seen)].last()?,
+                false => seen,
+            };
+            (entered <= left).then_some((Passage { entered, left }, (entered - sent) as f64 / 1e6))
         };
-        self.flow.iter().filter_map(passage).collect()
+        probe.flow.iter().filter_map(passage).collect()
     }
+}
+
+/// The cells of a GSO burst, all of length `segment`. Anything else is one datagram.
+fn segments(bytes: u32, segment: u32) -> impl Iterator<Item = u32> {
+    let cells = if bytes > 0 && bytes.is_multiple_of(segment) { bytes / segment } else { 0 };
+    (0..cells).map(move |_| segment).chain((cells == 0).then_some(bytes))
+}
+
+/// What was seen of the adversary's own user.
+#[derive(Default)]
+struct Probe {
+    /// Cells of its access link, and cells that came on its partner's.
+    access: Vec<u64>,
+    partner: Vec<u64>,
+    /// Number and time of its datagrams where they arrive.
+    flow: Vec<(u32, u64)>,
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cases::NO_MIXING;
     use super::super::places;
     use super::*;
     use wire::cell::Class;
+    use wire::paced::{PacedClass, PacedTerms};
+
+    fn seen(at: u64, address: std::net::SocketAddr, to_port: bool, bytes: u16, first: u32) -> Captured {
+        Captured { at, port: address.port(), to_port, bytes, first }
+    }
+
+    fn trace(all: &[(u64, u32)]) -> Vec<Seen> {
+        all.iter().map(|&(at, bytes)| Seen { at, bytes }).collect()
+    }
 
     #[test]
     fn bursts_are_cut_and_places_are_told_apart() {
-        let shape = Shape::new(Class::L, 4).unwrap();
-        let seen = |at, address: std::net::SocketAddr, to_port, bytes, first| Captured {
-            at,
-            port: address.port(),
-            to_port,
-            bytes,
-            first,
-        };
         let captured = [
             seen(90, places::relay_to_user(0), true, 1408, 0),
             seen(100, places::relay_to_user(0), true, 2 * 1408, 0),
@@ -117,21 +200,66 @@ mod tests {
             seen(140, places::destination(2), true, 172, 1),
             seen(141, places::destination(2), true, 172, 7),
             seen(150, places::relay_to_mix(0), false, 1408, 0),
+            seen(160, places::relay_to_user(0), true, 1409, 0),
             seen(200, places::hop(2), true, 1392, 0),
         ];
-        let tap = Tap::User;
-        let recording =
-            Recording { captured: &captured, begin: 100, length: 100, shape, tap, users: 2, probe: &[95, 108, 300] };
-        let record = recording.record();
-        let trace = |all: &[(u64, u32)]| -> Vec<Seen> { all.iter().map(|&(at, bytes)| Seen { at, bytes }).collect() };
-        assert_eq!(record.access[0].forward, trace(&[(0, 1408), (0, 1408)]));
+        let recording = Recording {
+            captured: &captured,
+            begin: 100,
+            length: 100,
+            class: &Recorded::Free { class: Class::L, mixing: NO_MIXING, channels: 1 },
+            mixes: 3,
+            tap: Tap::User,
+            entries: Entries { rows: 2, meetings: false },
+            probe: &[95, 108, 300],
+        };
+        let (record, wait_ms) = recording.record();
+        assert_eq!(record.access[0].forward, trace(&[(0, 1408), (0, 1408), (60, 1409)]));
         assert_eq!(record.access[1].backward, trace(&[(3, 64)]));
         assert_eq!(record.inner[0].forward, trace(&[(5, 1392); 3]));
         assert_eq!(record.flows[1].forward, trace(&[(20, 2000)]));
-        assert_eq!(record.probe, [Passage { entered: 10, left: 40 }]);
-        let at_mix = Recording { tap: Tap::Mix1, ..recording }.record();
+        assert_eq!((&record.probe[..], wait_ms), (&[Passage { entered: 10, left: 40 }][..], Some(2e-6)));
+        let (at_mix, _) = Recording { tap: Tap::Mix1, ..recording }.record();
         assert_eq!((&at_mix.access[0].forward, at_mix.access[1].backward.len()), (&trace(&[(50, 1408)]), 0));
         assert_eq!(record.cells(&record.access[1].backward).count(), 0);
         assert_eq!(record.cells(&record.inner[0].forward).count(), 3);
+    }
+
+    #[test]
+    fn links_of_partners_are_the_flows_of_a_meeting() {
+        let entries = Entries { rows: 2, meetings: true };
+        let (caller, partner) = (entries.caller(2), entries.partner(2));
+        assert_eq!((entries.count(), caller, partner, entries.partner(1)), (6, 4, 5, 3));
+        let ms = |at: u64| 1_000_000 * at;
+        let captured = [
+            seen(ms(1), places::relay_to_user(1), true, 480, 0),
+            seen(ms(2), places::relay_to_user(3), false, 240, 0),
+            seen(ms(3), places::relay_to_user(3), true, 240, 0),
+            seen(ms(11), places::relay_to_user(caller), true, 240, 0),
+            seen(ms(21), places::relay_to_user(caller), true, 240, 0),
+            seen(ms(30), places::relay_to_user(caller), false, 240, 0),
+            seen(ms(38), places::relay_to_user(partner), false, 240, 0),
+            seen(ms(41), places::destination(2), true, 40, 0),
+            seen(ms(48), places::relay_to_user(partner), false, 240, 0),
+        ];
+        let recording = Recording {
+            captured: &captured,
+            begin: 0,
+            length: ms(100),
+            class: &Recorded::Paced(PacedTerms::new(PacedClass::new(Class::S), "voice", 4)),
+            mixes: 3,
+            tap: Tap::User,
+            entries,
+            probe: &[ms(10)],
+        };
+        let (record, wait_ms) = recording.record();
+        assert_eq!(record.access[1].forward, trace(&[(ms(1), 240); 2]));
+        assert_eq!(
+            (&record.flows[1].forward, &record.flows[1].backward),
+            (&trace(&[(ms(2), 240)]), &trace(&[(ms(3), 240)]))
+        );
+        assert!(record.access[0] == Place::default() && record.flows[0] == Place::default());
+        // The cell at 11 ms was built before the datagram came.
+        assert_eq!((&record.probe[..], wait_ms), (&[Passage { entered: ms(21), left: ms(38) }][..], Some(11.0)));
     }
 }

@@ -1,5 +1,6 @@
 //! One recorded run: nodes, access links, users and a capture, from the start of all to a record.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -7,20 +8,18 @@ use anyhow::{anyhow, ensure};
 use attack::active::Plan;
 use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
-use dataplane::stage::pool::Mixing;
 use eddy_node::report::{MeterReport, NodeReport};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use wire::cell::Class;
 
 use super::capture::Capture;
 use super::impairment::Impairments;
-use super::network::{Network, resident};
+use super::network::{Network, Recorded, resident};
 use super::places::Tap;
-use super::profile::{self, Traffic, WARM_UP};
-use super::record::Recording;
+use super::profile::{self, FRAME_LEN, Traffic, WARM_UP};
+use super::record::{Entries, Recording};
 use super::relay::{Begin, Relay};
-use super::users::{self, Users, wall};
+use super::users::{self, wall};
 use crate::load::plan::Queue;
 use crate::load::source::{Nanos, Source, Sources};
 
@@ -31,11 +30,9 @@ const CAPTURE_LOSS_MAX: f64 = 1e-3;
 
 /// Settings of one run.
 pub(super) struct Session<'a> {
-    pub(super) users: usize,
-    pub(super) class: Class,
+    pub(super) entries: Entries,
+    pub(super) class: Recorded,
     pub(super) mixes: usize,
-    pub(super) mixing: Mixing,
-    pub(super) channels: u16,
     pub(super) traffic: &'a Traffic,
     pub(super) length: Duration,
     pub(super) seed: u64,
@@ -69,9 +66,51 @@ pub(crate) struct Facts {
     pub(super) late_ms: f64,
     /// From the first node's start to the start of the record.
     pub(super) start_s: f64,
+    /// Processor time over wall time of the workers and control threads of all entries.
+    #[serde(default)]
+    pub(super) cores_entries: f64,
+    /// Only if a paced class was recorded.
+    #[serde(default)]
+    pub(super) paced: Option<PacedFacts>,
     /// The anonymity meters of the mixes, about once a second.
     #[serde(default)]
     pub(crate) meter: Vec<MeterSample>,
+}
+
+/// What the nodes of a paced class counted, from their start on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PacedFacts {
+    pub(super) entries: usize,
+    /// Rounds that entries did not send, because they were late.
+    pub(super) skipped: u64,
+    /// Cells that were to come to entries, and those of them of which no copy came.
+    pub(super) places: u64,
+    pub(super) lost: u64,
+    /// Drops of all nodes by unit and reason: `copy` has the second copies of cells that came.
+    pub(super) drops: BTreeMap<String, u64>,
+}
+
+impl PacedFacts {
+    /// From reports of the class.
+    fn new<'a>(entries: &[&NodeReport], all: impl Iterator<Item = &'a NodeReport>) -> PacedFacts {
+        let mut facts = PacedFacts { entries: entries.len(), ..PacedFacts::default() };
+        for entry in entries.iter().filter_map(|report| report.paced.as_ref()?.entry.as_ref()) {
+            facts.skipped += entry.skipped;
+            facts.places += entry.backward.places;
+            facts.lost += entry.backward.lost;
+        }
+        for (unit, _, tally) in all.flat_map(|report| report.ledger.tallies().collect::<Vec<_>>()) {
+            for (reason, count) in &tally.dropped {
+                *facts.drops.entry(format!("{unit} {reason}")).or_default() += count;
+            }
+        }
+        facts
+    }
+
+    /// Drops that were not second copies.
+    fn dropped(&self) -> u64 {
+        self.drops.iter().filter(|(name, _)| *name != "cells copy").map(|(_, count)| count).sum()
+    }
 }
 
 /// Entropy of the channel of a cell in the releases of the last minute, for each mix, in bits.
@@ -99,12 +138,14 @@ impl MeterSample {
 pub(super) struct Run {
     pub(super) record: Record,
     pub(super) truth: Truth,
+    /// Mean time that a datagram of the adversary's own waited for its cell.
+    pub(super) wait_ms: Option<f64>,
     pub(super) facts: Facts,
 }
 
 /// Progress of a run.
 pub(super) enum Stage {
-    /// Entries that are ready.
+    /// Users whose entries are ready.
     Starting(usize),
     Recording(Duration),
     Ending,
@@ -117,20 +158,28 @@ impl Session<'_> {
     /// Something does not start, the user interrupts, or the capture lost too much.
     pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
         let started = Instant::now();
-        let (truth, sources) = profile::draw(self.traffic, self.users, self.seed);
+        // In a paced class, short enough that none of the adversary's own waits for a second cell.
+        let own_len = if let Recorded::Paced(_) = self.class { 40 } else { FRAME_LEN };
+        let (truth, sources) = profile::draw(self.traffic, self.entries.rows, own_len, self.seed);
         let mut flows = truth.0.clone();
         // The adversary's own user.
-        flows.push(self.users);
+        flows.push(self.entries.rows);
 
-        let network = Network::start(self.mixes, self.class, self.mixing)?;
+        let network = Network::start(self.mixes, &self.class)?;
         let begin = Begin::default();
-        let relay = Relay::start(flows.len(), &self.impairments, self.plan.clone(), begin.clone(), self.seed)?;
-        let users = Users::start(&network.chain, self.channels, &flows, interrupted, |ready| {
-            progress(Stage::Starting(ready));
-        })?;
+        let links = self.entries.count();
+        let relay = Relay::start(links, &self.impairments, self.plan.clone(), begin.clone(), self.seed)?;
+        let start = users::Start {
+            chain: &network.chain,
+            class: &self.class,
+            entries: self.entries,
+            flows: &flows,
+            interrupted,
+        };
+        let users = start.run(|ready| progress(Stage::Starting(ready)))?;
         let capture = Capture::start()?;
 
-        let (before, cpu_before) = (network.reports()?, cpu());
+        let (before, cpu_before) = (network.reports()?, (cpu(), entries_cpu()));
         let queues = self.queues(sources);
         let (origin, stop) = (Instant::now(), AtomicBool::new(false));
         let (traffic, begin_wall, meter) = std::thread::scope(|scope| {
@@ -157,16 +206,28 @@ impl Session<'_> {
         progress(Stage::Ending);
         let took = origin.elapsed().as_secs_f64();
         let (captured, capture_lost) = capture.finish()?;
-        let (after, cpu_after) = (network.reports()?, cpu());
+        let (after, cpu_after) = (network.reports()?, (cpu(), entries_cpu()));
+        let of_entries = users.reports();
+        let hops: Vec<&NodeReport> = after.iter().map(|report| self.class.of(report)).collect();
+        let entries: Vec<&NodeReport> = of_entries.iter().map(|report| self.class.of(report)).collect();
+        let paced = match self.class {
+            Recorded::Free { .. } => None,
+            Recorded::Paced(_) => Some(PacedFacts::new(&entries, hops.iter().chain(&entries).copied())),
+        };
         let nodes_cpu = |reports: &[NodeReport]| reports.iter().map(|report| report.cpu_s).sum::<f64>();
         let facts = Facts {
             sent: [traffic.sent.forward, traffic.sent.backward],
             arrived: [traffic.arrived.forward, traffic.arrived.backward],
-            dropped: after.iter().map(dropped).sum::<u64>() + users.dropped(),
-            ledgers_closed: after.iter().all(|report| report.ledger.closed()),
+            dropped: match &paced {
+                Some(paced) => paced.dropped(),
+                None => after.iter().chain(&of_entries).map(dropped).sum(),
+            },
+            ledgers_closed: hops.iter().all(|report| report.ledger.closed()),
             captured: captured.len() as u64,
             capture_lost,
-            cores_here: (cpu_after - cpu_before).as_secs_f64() / took,
+            cores_here: (cpu_after.0 - cpu_before.0).as_secs_f64() / took,
+            cores_entries: (cpu_after.1 - cpu_before.1).as_secs_f64() / took,
+            paced,
             cores_nodes: (nodes_cpu(&after) - nodes_cpu(&before)) / took,
             memory_here: resident("self"),
             memory_nodes: network.resident(),
@@ -189,12 +250,14 @@ impl Session<'_> {
             captured: &captured,
             begin: begin_wall,
             length: self.length.as_nanos() as u64,
-            shape: network.shape,
+            class: &self.class,
+            mixes: self.mixes,
             tap: self.tap,
-            users: self.users,
+            entries: self.entries,
             probe: &traffic.probe,
         };
-        Ok(Run { record: recording.record(), truth, facts })
+        let (record, wait_ms) = recording.record();
+        Ok(Run { record, truth, wait_ms, facts })
     }
 
     /// What all users and destinations send.
@@ -219,19 +282,37 @@ fn cpu() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
+/// Processor time of the threads of all entries in this process, by the scheduler's statistics; 0 if there are none.
+fn entries_cpu() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
+    let nanos = tasks.filter_map(|task| {
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name)).ok();
+        let name = read("comm")?;
+        let is_of_entry = name.starts_with("worker") || name.starts_with("control");
+        read("schedstat").filter(|_| is_of_entry)?.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
 impl Facts {
     /// One or two lines.
     pub(super) fn text(&self) -> String {
         let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
         let mib = |bytes: u64| bytes >> 20;
+        let paced = self.paced.as_ref().map_or_else(String::new, |paced| {
+            let PacedFacts { entries, skipped, places, lost, .. } = paced;
+            format!("\n  {entries} entries skipped {skipped} rounds, and lost {lost} of {places} cells")
+        });
         format!(
             "sent {} + {}, arrived {} + {}, dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
-             {:.2} cores here, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms late",
+             {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
+             late{paced}",
             sent[0],
             sent[1],
             arrived[0],
             arrived[1],
             self.cores_here,
+            self.cores_entries,
             self.cores_nodes,
             mib(self.memory_here),
             mib(self.memory_nodes),

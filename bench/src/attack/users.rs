@@ -1,22 +1,29 @@
-//! The users: for each an entry in this process, a tunnel through it, and a destination of its own.
+//! The users: for each an entry in this process and an application. Far ends are destinations behind the exit, or the
+//! applications of the users that they meet.
 //!
 //! One thread plays all applications and all destinations. It sends what is due and takes what arrives.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use dataplane::per_direction::PerDirection;
 use dataplane::runner::Poller;
 use dataplane::sys;
-use eddy_node::{Destination, Entry, UdpTunnel};
+use eddy_node::{ClassName, Destination, Entry, MeetingSecret, NodeReport, Target, UdpTunnel};
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::Direction::{Backward, Forward};
+use wire::paced::PacedTerms;
 
+use super::network::Recorded;
 use super::places;
+use super::record::Entries;
 use crate::load::plan::{Due, Queue};
 use crate::load::source::Nanos;
 
@@ -24,66 +31,228 @@ use crate::load::source::Nanos;
 const READY_MAX: Duration = Duration::from_secs(120);
 /// Receive buffer of a destination.
 const BUFFER: usize = 1 << 20;
+/// Between two attempts to pass a chain of a paced class, which carries nothing before the next batch.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Such an attempt. Datagrams of applications are longer.
+const ASK: [u8; 1] = [0];
 
 pub(super) struct Users {
     entries: Vec<Entry>,
-    tunnels: Vec<UdpTunnel>,
-    /// Of each user, in the order of users.
-    destinations: Vec<UdpSocket>,
+    /// The application of each user or caller, in their order.
+    near: Vec<End>,
+    /// What each of them sends to: its destination, or the application of its partner.
+    far: Vec<UdpSocket>,
+    /// Where that answers to, if it was known from the start.
+    peers: Vec<Option<SocketAddr>>,
+}
+
+/// An application's end of a flow.
+enum End {
+    Tunnel(UdpTunnel, Destination),
+    /// With the address at which its entry listens.
+    Meeting(UdpSocket, SocketAddr),
+}
+
+impl End {
+    /// True if the entry has it.
+    fn send(&self, bytes: &[u8]) -> bool {
+        match self {
+            End::Tunnel(tunnel, to) => tunnel.send_to(bytes, to).is_ok(),
+            End::Meeting(socket, entry) => socket.send_to(bytes, entry).is_ok(),
+        }
+    }
+
+    /// The length of the next datagram.
+    fn receive(&self, bytes: &mut [u8]) -> Option<usize> {
+        match self {
+            End::Tunnel(tunnel, _) => tunnel.recv_from(bytes).ok().map(|(len, _)| len),
+            End::Meeting(socket, _) => socket.recv(bytes).ok(),
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            End::Tunnel(tunnel, _) => tunnel.as_fd(),
+            End::Meeting(socket, _) => socket.as_fd(),
+        }
+    }
+}
+
+/// How the users of a run are started.
+pub(super) struct Start<'a> {
+    /// The chain's public file.
+    pub(super) chain: &'a Path,
+    pub(super) class: &'a Recorded,
+    pub(super) entries: Entries,
+    /// The number of each user's flow, with the adversary's own.
+    pub(super) flows: &'a [usize],
+    pub(super) interrupted: &'a AtomicBool,
+}
+
+impl Start<'_> {
+    /// Starts an entry for each user, and for each partner, and waits until data passes the chain. `progress` has the
+    /// number of users that are ready.
+    ///
+    /// # Errors
+    /// An entry does not start, its channels do not open, or nothing passes.
+    pub(super) fn run(&self, mut progress: impl FnMut(usize)) -> anyhow::Result<Users> {
+        let entries = self.entries()?;
+        let deadline = Instant::now() + READY_MAX;
+        for (number, entry) in entries.iter().enumerate() {
+            while let Err(why) = entry.wait_ready(Duration::from_millis(200)) {
+                self.check(deadline, || format!("entry {number} is not ready: {why}"))?;
+            }
+            if let Recorded::Free { .. } = self.class {
+                progress(number + 1);
+            }
+        }
+
+        let mut users = Users { near: Vec::new(), far: Vec::new(), peers: Vec::new(), entries };
+        for (user, &flow) in self.flows.iter().enumerate() {
+            let (near, far, peer) = self.ends(&users.entries, user, flow)?;
+            users.near.push(near);
+            users.far.push(far);
+            users.peers.push(peer);
+        }
+        if let Recorded::Paced(terms) = self.class {
+            self.pass(&users, terms, progress)?;
+        }
+        Ok(users)
+    }
+
+    /// # Errors
+    /// It is time to give up.
+    fn check(&self, deadline: Instant, why: impl FnOnce() -> String) -> anyhow::Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        ensure!(Instant::now() < deadline, why());
+        Ok(())
+    }
+
+    fn entries(&self) -> anyhow::Result<Vec<Entry>> {
+        let dir =
+            tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
+        let mut builders: Vec<_> = (0..self.entries.count())
+            .map(|entry| {
+                let (down, next) = (places::entry(entry), places::relay_to_user(entry).to_string());
+                let builder = Entry::builder().chain_file(self.chain);
+                match self.class {
+                    Recorded::Free { channels, .. } => builder.channels(*channels).bind(down).next(next),
+                    Recorded::Paced(terms) => {
+                        let table = format!("[class.{}]\ndown = \"{down}\"\nnext = \"{next}\"", terms.name);
+                        builder.channels(1).options(&table)
+                    }
+                }
+            })
+            .collect();
+        if let (Recorded::Paced(terms), true) = (self.class, self.entries.meetings) {
+            let class = class_name(terms)?;
+            for (user, &flow) in self.flows.iter().enumerate() {
+                let secret = dir.path().join(format!("call{user}.secret"));
+                write_secret(&secret)?;
+                for entry in [self.entries.caller(user), self.entries.partner(flow)] {
+                    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                    let builder = std::mem::replace(&mut builders[entry], Entry::builder());
+                    builders[entry] = builder.forward_in(&class, any, &Target::Meeting(secret.clone()));
+                }
+            }
+        }
+        // Each reads its secret when it starts, and not again.
+        builders.into_iter().map(|builder| builder.start()).collect::<Result<_, _>>().context("cannot start an entry")
+    }
+
+    /// The application of a user, what it sends to, and where that answers to.
+    fn ends(
+        &self,
+        entries: &[Entry],
+        user: usize,
+        flow: usize,
+    ) -> anyhow::Result<(End, UdpSocket, Option<SocketAddr>)> {
+        // The adversary sees which of its own datagrams arrives when.
+        let is_watched = !self.entries.meetings || user == self.entries.rows;
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let far = UdpSocket::bind(if is_watched { places::destination(flow) } else { any })?;
+        sys::size_receive_buffer(&far, BUFFER)?;
+        far.set_nonblocking(true)?;
+        let caller = &entries[self.entries.caller(user)];
+        let (near, peer) = match self.class {
+            Recorded::Paced(terms) if self.entries.meetings => {
+                let class = class_name(terms)?;
+                let at = |entry: &Entry| entry.listens(&class).first().copied().context("a meeting has a socket");
+                let socket = UdpSocket::bind(any)?;
+                socket.set_nonblocking(true)?;
+                (End::Meeting(socket, at(caller)?), Some(at(&entries[self.entries.partner(flow)])?))
+            }
+            Recorded::Paced(_) | Recorded::Free { .. } => {
+                let tunnel = match self.class {
+                    Recorded::Paced(terms) => UdpTunnel::open_in(caller, &class_name(terms)?)?,
+                    Recorded::Free { .. } => UdpTunnel::open(caller)?,
+                };
+                tunnel.set_nonblocking(true)?;
+                (End::Tunnel(tunnel, far.local_addr()?.into()), None)
+            }
+        };
+        Ok((near, far, peer))
+    }
+
+    /// Waits until each application has heard the other end.
+    fn pass(&self, users: &Users, terms: &PacedTerms, mut progress: impl FnMut(usize)) -> anyhow::Result<()> {
+        let batch = Duration::from_millis(u64::from(terms.rounds) * u64::from(terms.period_ms));
+        let deadline = Instant::now() + READY_MAX + 4 * batch;
+        let mut peers = users.peers.clone();
+        let mut has_heard = vec![[false; 2]; users.near.len()];
+        let mut bytes = [0; 64];
+        loop {
+            for (user, [near, far]) in has_heard.iter_mut().enumerate() {
+                *near |= users.near[user].receive(&mut bytes).is_some();
+                if let Ok((_, from)) = users.far[user].recv_from(&mut bytes) {
+                    (*far, peers[user]) = (true, Some(from));
+                }
+                if *near && *far {
+                    continue;
+                }
+                users.near[user].send(&ASK);
+                if let Some(peer) = peers[user] {
+                    // Lost if it cannot be sent, and sent again.
+                    let _ = users.far[user].send_to(&ASK, peer);
+                }
+            }
+            let ready = has_heard.iter().filter(|heard| **heard == [true; 2]).count();
+            progress(ready);
+            if ready == has_heard.len() {
+                return Ok(());
+            }
+            let missing = has_heard.iter().position(|heard| *heard != [true; 2]).unwrap_or(0);
+            self.check(deadline, || format!("nothing passes the chain between user {missing} and its other end"))?;
+            std::thread::sleep(ASK_EVERY);
+        }
+    }
+}
+
+fn class_name(terms: &PacedTerms) -> anyhow::Result<ClassName> {
+    Ok(terms.name.parse()?)
+}
+
+/// Writes a new secret, for the owner only.
+fn write_secret(path: &Path) -> anyhow::Result<()> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).context("cannot read random bytes from the system")?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(file.write_all(MeetingSecret::new(secret).to_text().as_bytes())?)
 }
 
 impl Users {
-    /// Starts an entry for each user and waits until all their channels are open. `flows` has the number of each user's
-    /// flow, which chooses its destination's port.
-    ///
-    /// # Errors
-    /// An entry does not start, or its channels do not open.
-    pub(super) fn start(
-        chain: &Path,
-        channels: u16,
-        flows: &[usize],
-        interrupted: &AtomicBool,
-        mut progress: impl FnMut(usize),
-    ) -> anyhow::Result<Users> {
-        let start = |user: usize| {
-            let entry = Entry::builder().chain_file(chain).channels(channels).bind(places::entry(user));
-            entry.next(places::relay_to_user(user).to_string()).start()
-        };
-        let entries =
-            (0..flows.len()).map(start).collect::<Result<Vec<Entry>, _>>().context("cannot start an entry")?;
-        let deadline = Instant::now() + READY_MAX;
-        for (user, entry) in entries.iter().enumerate() {
-            while let Err(why) = entry.wait_ready(Duration::from_millis(200)) {
-                if interrupted.load(Ordering::Relaxed) {
-                    bail!("interrupted");
-                }
-                if Instant::now() > deadline {
-                    bail!("entry {user} is not ready: {why}");
-                }
-            }
-            progress(user + 1);
-        }
-
-        let tunnels = entries.iter().map(UdpTunnel::open).collect::<Result<Vec<UdpTunnel>, _>>()?;
-        let destination = |&flow: &usize| {
-            let socket = UdpSocket::bind(places::destination(flow))?;
-            sys::size_receive_buffer(&socket, BUFFER)?;
-            socket.set_nonblocking(true)?;
-            std::io::Result::Ok(socket)
-        };
-        let destinations = flows.iter().map(destination).collect::<Result<_, _>>()?;
-        tunnels.iter().try_for_each(|tunnel| tunnel.set_nonblocking(true))?;
-        Ok(Users { entries, tunnels, destinations })
-    }
-
-    /// Cells and datagrams that the entries dropped.
-    pub(super) fn dropped(&self) -> u64 {
-        self.entries.iter().map(|entry| super::session::dropped(&entry.report())).sum()
+    /// The reports of all entries.
+    pub(super) fn reports(&self) -> Vec<NodeReport> {
+        self.entries.iter().map(Entry::report).collect()
     }
 
     /// Ends the entries, one after the other.
     pub(super) fn end(self) -> anyhow::Result<()> {
-        drop(self.tunnels);
+        drop(self.near);
         for entry in self.entries {
             entry.shutdown()?;
         }
@@ -114,17 +283,14 @@ pub(super) fn play(
     stop: &AtomicBool,
 ) -> anyhow::Result<Played> {
     let poller = Poller::new()?;
-    let count = users.tunnels.len();
-    let ends = users.destinations.iter().map(AsFd::as_fd).chain(users.tunnels.iter().map(AsFd::as_fd));
+    let count = users.near.len();
+    let ends = users.far.iter().map(AsFd::as_fd).chain(users.near.iter().map(AsFd::as_fd));
     for (number, end) in ends.enumerate() {
         poller.add(end, number as u64)?;
     }
-    let to = |socket: &UdpSocket| socket.local_addr().map(Destination::from);
-    let to = users.destinations.iter().map(to).collect::<Result<_, _>>()?;
     let mut apps = Apps {
         users,
-        to,
-        peers: vec![None; count],
+        peers: users.peers.clone(),
         sent: vec![0; count],
         bytes: vec![0; 1 << 16].into(),
         played: Played::default(),
@@ -154,8 +320,7 @@ pub(super) fn play(
 
 struct Apps<'a> {
     users: &'a Users,
-    to: Vec<Destination>,
-    /// Where the exit sends each user's datagrams from.
+    /// Where each far end answers to.
     peers: Vec<Option<SocketAddr>>,
     /// Datagrams that each user sent.
     sent: Vec<u32>,
@@ -167,32 +332,31 @@ impl Apps<'_> {
     fn send(&mut self, Due { flow: user, len, .. }: Due) {
         let number = self.sent[user];
         self.sent[user] += 1;
-        if user + 1 == self.to.len() {
+        if user + 1 == self.sent.len() {
             self.played.probe.push(wall());
         }
         // A trace may have shorter datagrams.
         let mut bytes = vec![0; len.max(4)];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
-        let sent = self.users.tunnels[user].send_to(&bytes, &self.to[user]);
-        self.played.sent.forward += u64::from(sent.is_ok());
+        self.played.sent.forward += u64::from(self.users.near[user].send(&bytes));
     }
 
     fn answer(&mut self, Due { flow: user, len, .. }: Due) {
         let Some(peer) = self.peers[user] else { return };
-        let sent = self.users.destinations[user].send_to(&vec![0; len], peer);
+        let sent = self.users.far[user].send_to(&vec![0; len.max(4)], peer);
         self.played.sent.backward += u64::from(sent.is_ok());
     }
 
     fn at_destination(&mut self, user: usize) {
-        while let Ok((_, from)) = self.users.destinations[user].recv_from(&mut self.bytes) {
+        while let Ok((len, from)) = self.users.far[user].recv_from(&mut self.bytes) {
             self.peers[user] = Some(from);
-            self.played.arrived.forward += 1;
+            self.played.arrived.forward += u64::from(len > ASK.len());
         }
     }
 
     fn at_user(&mut self, user: usize) {
-        while self.users.tunnels[user].recv_from(&mut self.bytes).is_ok() {
-            self.played.arrived.backward += 1;
+        while let Some(len) = self.users.near[user].receive(&mut self.bytes) {
+            self.played.arrived.backward += u64::from(len > ASK.len());
         }
     }
 }

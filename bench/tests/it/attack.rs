@@ -1,4 +1,5 @@
-//! `eddy-bench attack`: a small run of all cases. Only the order of the cases is judged.
+//! `eddy-bench attack`: small runs. Of free classes only the order of the cases is judged, of paced ones what their
+//! links carry.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,7 +7,7 @@ use std::io::BufReader;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use attack::{Place, Record};
+use attack::{Place, Record, Trace};
 use serde_json::Value;
 
 use crate::skipped::skipped;
@@ -34,10 +35,13 @@ fn bytes(places: &[Place]) -> [u64; 2] {
     places.iter().fold([0, 0], |all, place| [all[0] + sum(&place.forward), all[1] + sum(&place.backward)])
 }
 
+fn read(folder: &Path) -> Record {
+    attack::export::read_csv(BufReader::new(File::open(folder.join("record.csv")).unwrap())).unwrap()
+}
+
 /// More bytes come in than leave, every link has cells, and times are in order.
 fn assert_sane(folder: &Path) {
-    let record: Record =
-        attack::export::read_csv(BufReader::new(File::open(folder.join("record.csv")).unwrap())).unwrap();
+    let record = read(folder);
     assert_eq!((record.access.len(), record.inner.len(), record.flows.len()), (12, 3, 12));
     for (access, flows) in bytes(&record.access).into_iter().zip(bytes(&record.flows)) {
         assert!(access > flows && flows > 0, "{access} bytes in, {flows} out");
@@ -99,4 +103,60 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     let made = command.arg("report").arg(&file).arg("--out").arg(&page).output().expect("it starts");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert!(std::fs::read_to_string(&page).unwrap().contains("id=\"attack-entropy\""));
+}
+
+/// All links carry cells of one length and, if `is_even`, as many: the record may cut a burst at each end.
+fn assert_alike(traces: &[&Trace], is_even: bool) {
+    for trace in traces {
+        let others = trace.iter().filter(|seen| seen.bytes != PACED_CELL).count();
+        assert!(others * 20 < trace.len(), "{others} of {} are not cells of the class", trace.len());
+    }
+    let counts: Vec<usize> =
+        traces.iter().map(|trace| trace.iter().filter(|seen| seen.bytes == PACED_CELL).count()).collect();
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    assert!(!is_even || most - least <= 12, "{counts:?}");
+}
+
+/// Bytes of a cell of the paced class of size S.
+const PACED_CELL: u32 = 240;
+
+#[test]
+fn links_of_a_paced_class_are_alike_whatever_users_send() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let records = folder.path().join("records");
+    let class = ["--paced", "voice:rounds=512,steps_ms=2,loops=0", "--attackers", "likelihood-two-sided", "--json"];
+    let arguments = ["--users", "8", "--seconds", "6", "--seeds", "1", "--cases", "paced,paced-outside", "--record"];
+    let output = attack(&[&arguments[..], &[records.to_str().expect("a path")], &class[..]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("cannot make a network namespace") {
+        skipped(stderr.trim());
+        return;
+    }
+    let report = json(&output);
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 2);
+    for run in runs {
+        let case = run["case"].as_str().expect("a name");
+        let (facts, record) = (&run["facts"], read(&records.join(format!("{case}-1"))));
+        assert_eq!((&facts["capture_lost"], &facts["ledgers_closed"]), (&0.into(), &true.into()), "{run}");
+        let count = |key: &str, way: usize| facts[key][way].as_u64().expect("a number");
+        let is_quiet = facts["paced"]["skipped"] == 0 && facts["paced"]["lost"] == 0;
+        for way in 0..2 {
+            let (sent, arrived) = (count("sent", way), count("arrived", way));
+            assert!(arrived > 0 && (!is_quiet || arrived * 10 > sent * 8), "{case}: {arrived} of {sent}");
+        }
+
+        let rows = if case == "paced" { 4 } else { 8 };
+        assert_eq!((record.access.len(), record.inner.len(), record.flows.len()), (rows, 3, rows));
+        let links: Vec<&Place> = match case {
+            "paced" => record.access.iter().chain(&record.flows).collect(),
+            _ => record.access.iter().collect(),
+        };
+        // What comes to entries is sent by one mix, at once. Of a partner, that is forward in a record.
+        let (partners, callers) = (&links[rows..], &links[..rows]);
+        let from_mix = callers.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
+        assert_alike(&from_mix.collect::<Vec<_>>(), true);
+        let to_mix = callers.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
+        assert_alike(&to_mix.collect::<Vec<_>>(), is_quiet);
+    }
 }

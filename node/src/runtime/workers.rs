@@ -3,6 +3,7 @@
 //! Owns the options of link sockets. An entry and an exit have one worker; a mix has one for each of its lanes.
 
 use std::net::UdpSocket;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@ use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, set_current_timer_slack};
 use tracing::warn;
 use wire::cell::Shape;
 use wire::handshake::half_len;
@@ -376,8 +377,13 @@ impl Builder<'_> {
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());
 
+        let is_paced = self.plan.paced.is_some();
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if is_paced {
+                // By default the kernel may be 50 us late to save wakeups. It is not an error if this is refused.
+                let _ = set_current_timer_slack(NonZeroU64::new(1));
+            }
             // The cores were checked before; this fails only if the process has lost one since.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)

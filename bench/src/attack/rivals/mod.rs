@@ -100,7 +100,7 @@ impl Tunnels<'_> {
     /// The record, and how long a datagram waited at its end of the tunnel on average until all of it was sent, in
     /// milliseconds. Datagrams that are not sent before the end do not count.
     pub(super) fn record(&self, defence: Defence) -> ((Record, Truth), Option<f64>) {
-        let (truth, sources) = profile::draw(self.traffic, self.users, self.seed);
+        let (truth, sources) = profile::draw(self.traffic, self.users, profile::FRAME_LEN, self.seed);
         let intervals = self.intervals_us();
         let mut passed: Vec<Passed> = (sources.into_iter().enumerate())
             .map(|(user, sources)| self.tunnel(user, sources, defence, &intervals))

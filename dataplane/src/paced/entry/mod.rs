@@ -13,9 +13,9 @@
 //! ```
 //!
 //! A round is built and sealed 2 ms before it is due. At its time the worker sends it, before it does
-//! anything else, and until its next slot is due it tries again; what is left then is dropped. To be in time it wakes
-//! 150 us before and spins: with a period of 10 ms that is at most 1.5 % of a core, with 5 ms 3 %. A timer alone is
-//! late by 50 us and more, and by less or more depending on what else the host does.
+//! anything else, and until its next slot is due it tries again; what is left then is dropped. A timer alone is late,
+//! by less or more depending on what else the host does. So the worker wakes before the round by as much as its timer
+//! was late recently, 20 to 150 us, and spins for what is left of that.
 //!
 //! Listening sockets, clients and flows are those of the free entry. All flows belong to one session, which has no end.
 
@@ -25,6 +25,7 @@ mod pacer;
 mod packer;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,8 +65,8 @@ use channels::{BEHIND_MAX, Channel, Channels};
 use pacer::{PREPARE, Pacer, SETTLE};
 use packer::{FlowAt, Packer, SESSION, Waiting};
 
-/// The worker wakes this long before a round is due, and spins until then.
-const EARLY: Nanos = 150 * MICRO;
+/// The worker wakes at least, and at most, this long before a round is due, and spins until then.
+const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
 /// Receive calls on application sockets in one turn.
@@ -171,6 +172,8 @@ pub struct Entry<D, A> {
     ready: Option<Ready>,
     /// The cells of `ready`.
     prepared: Departures,
+    /// The worker wakes this long before it is due.
+    early: Nanos,
     /// It is about to be due, and nothing is read.
     is_quiet: bool,
     /// Cells that are due, until this time by the class's clock.
@@ -212,6 +215,15 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
     let first = usize::from(terms.cells) + slots.most();
     let copies = usize::from(terms.copies);
     first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
+}
+
+/// How long before the next round to wake, after a timer that was late. A timer that was later than the longest such
+/// time had to wait for another thread, against which spinning does not help.
+fn next_early(early: Nanos, timer_late: Nanos) -> Nanos {
+    if timer_late > *EARLY.end() {
+        return early;
+    }
+    timer_late.max(early - early / 64).max(*EARLY.start())
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -269,6 +281,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             meeting,
             session,
             ready: None,
+            early: *EARLY.end(),
             is_quiet: false,
             out_ends: 0,
             counted: 0,
@@ -522,14 +535,16 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Waits for a round that is due in a moment. Returns the time.
-    fn spin(&self, mut now: Nanos) -> Nanos {
+    fn spin(&mut self, mut now: Nanos) -> Nanos {
         if let (Some(Ready { at, .. }), Some(clock)) = (&self.ready, &self.runner_clock)
-            && *at <= now + EARLY
+            && *at <= now + self.early
         {
+            let timer_late = now + self.early - at;
             while now < *at {
                 std::hint::spin_loop();
                 now = clock.now();
             }
+            self.early = next_early(self.early, timer_late);
         }
         now
     }
@@ -607,12 +622,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// When the worker is to come back.
     fn wake_at(&self, now: Nanos) -> Nanos {
         let next = match &self.ready {
-            Some(Ready { at, .. }) if *at > now + EARLY => at - EARLY,
+            Some(Ready { at, .. }) if *at > now + self.early => at - self.early,
             Some(Ready { at, .. }) => *at,
             None => self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE)),
         };
         let aged = now.saturating_add(self.shortest_age / 2);
-        let blocked = if self.is_blocked() { now + BLOCKED_WAIT } else { Nanos::MAX };
+        let blocked = if self.out.is_empty() { Nanos::MAX } else { now + BLOCKED_WAIT };
         next.min(aged).min(blocked).min(self.next_tick)
     }
 }

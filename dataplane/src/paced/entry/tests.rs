@@ -454,13 +454,32 @@ fn rounds_leave_when_the_lead_says_and_are_sealed_before() {
 fn worker_that_wakes_early_spins_until_the_round_is_due() {
     let mut bench = Bench::to_destination(terms());
     let round = bench.times.first(BATCH) - 10;
-    bench.run_until(bench.entry.pacer.due_at(round) - EARLY);
+    bench.run_until(bench.entry.pacer.due_at(round) - EARLY.end());
     bench.take();
     bench.entry.set_clock(Clock::showing(bench.now));
     bench.turn();
     let cells = bench.take();
     assert!(cells.iter().any(|bytes| bench.mix.read(bytes, round).header.seq == round));
     assert!(bench.entry.began.0 >= bench.entry.clock.when(bench.entry.pacer.due_at(round)));
+}
+
+#[test]
+fn time_to_spin_follows_the_timers_of_the_host() {
+    let after = |early, late: &[Nanos]| late.iter().fold(early, |early, late| next_early(early, *late));
+    let [least, most] = [*EARLY.start(), *EARLY.end()];
+    assert_eq!(after(most, &[40 * MICRO; 200]), 40 * MICRO);
+    assert_eq!(after(most, &[MICRO; 1000]), least);
+    assert_eq!(after(least, &[90 * MICRO]), 90 * MICRO, "at once");
+    assert_eq!(after(least, &[most + 1, 4 * MILLI]), least, "another thread had the core");
+}
+
+#[test]
+fn worker_sleeps_through_the_time_in_which_nothing_is_read() {
+    let mut bench = Bench::to_destination(terms());
+    let due = bench.entry.pacer.due_at(bench.times.first(BATCH) - 10);
+    bench.run_until(due - QUIET);
+    let wake = bench.turn();
+    assert_eq!(wake, bench.entry.clock.when(due) - EARLY.end());
 }
 
 #[test]
