@@ -319,7 +319,7 @@ mod tests {
     fn draw_gives_each_user_a_flow_of_its_own_and_repeats() {
         let traffic = Traffic::read(&"voice".parse().unwrap()).unwrap();
         let drawn = |seed| {
-            let (truth, sources) = draw(&traffic, 20, seed);
+            let (truth, sources) = draw(&traffic, 20, FRAME_LEN, seed);
             let first = sources.into_iter().map(|one| one.forward.unwrap().next().unwrap().0).collect::<Vec<_>>();
             (truth, first)
         };
