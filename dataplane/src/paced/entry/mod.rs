@@ -336,6 +336,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Command::Unlisten { id } => self.unlisten(id),
             Command::InstallChannel { .. }
+            | Command::InstallLoop { .. }
             | Command::Clock(_)
             | Command::Resolved { .. }
             | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),
