@@ -9,7 +9,7 @@
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
 //! places         counts for reports
-//! mix            the worker of a mix
+//! mix            the worker of a mix, with its loops
 //! entry          the worker of an entry
 //! exit           the worker of an exit
 //! ```
