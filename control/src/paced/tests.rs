@@ -655,7 +655,7 @@ fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
             let token = |at: usize| loops[at].2.last().unwrap().token.unwrap();
             let pairs: Vec<_> = (0..4).flat_map(|to| (0..to).map(move |from| (from, to))).collect();
             let met: Vec<_> = pairs.into_iter().filter(|(from, to)| token(*from) == token(*to)).collect();
-            assert!(met == [] || met == [(0, 1)] || met == [(0, 1), (2, 3)], "{met:?}");
+            assert!([(0, 1), (2, 3)].starts_with(&met), "{met:?}");
             drawn[met.len()] += 1;
             for (from, to) in met {
                 let ((keys, call, path), (their_keys, their_call, their_path)) = (&loops[from], &loops[to]);
