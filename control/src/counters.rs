@@ -80,6 +80,8 @@ refusals! {
     FragmentMalformed = "fragment-malformed",
     /// A setup of which too few shards arrived in time, or that made room for another.
     SetupIncomplete = "setup-incomplete",
+    /// Mix: a loop of its own in a paced class for which no bundle came in time, or no complete ack.
+    LoopFailed = "loop-failed",
     /// A setup of a paced class for which no place is left in its batch.
     NoRoom = "no-room",
     /// A setup or ack cell of a paced class before its phase.

@@ -196,6 +196,14 @@ pub enum PacedChange {
     },
     /// Entry: the number that it drew for a batch in which it has no channel.
     Drawn { batch: u64, number: u32 },
+    /// Mix: a loop of a batch that has not begun.
+    InstallLoop {
+        batch: u64,
+        /// Its number on the next link.
+        number: u32,
+        /// None if its setup failed: it sends random bodies.
+        keys: Option<(Box<EntryKeys>, Box<Call>)>,
+    },
     /// Entry: by how much it sends before its own clock shows the time of a round.
     Lead {
         lead_ns: i64,
@@ -231,6 +239,7 @@ impl fmt::Debug for PacedChange {
                 write!(f, "InstallEntryChannel {number} in batch {batch}")
             }
             PacedChange::Drawn { batch, number } => write!(f, "Drawn {number} in batch {batch}"),
+            PacedChange::InstallLoop { batch, number, .. } => write!(f, "InstallLoop {number} in batch {batch}"),
             PacedChange::Lead { lead_ns, is_known } => write!(f, "Lead {lead_ns} ns, known {is_known}"),
             PacedChange::Place { link, direction, round, kind, channel, sub, .. } => {
                 write!(f, "Place {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")

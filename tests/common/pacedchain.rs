@@ -19,7 +19,7 @@ use dataplane::exit::policy::Policy;
 use dataplane::ledger::Ledger;
 use dataplane::paced::entry::{Entry, Service};
 use dataplane::paced::exit::Exit;
-use dataplane::paced::mix::Mix;
+use dataplane::paced::mix::{self, Mix};
 use dataplane::paced::{Command, Settings};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
@@ -68,6 +68,8 @@ struct Node {
     punts: rtrb::Consumer<Punt>,
     worker: Box<dyn Worker>,
     ledger: Arc<Mutex<Ledger>>,
+    /// Of a mix.
+    loops: Option<Arc<Mutex<mix::View>>>,
     /// Its addresses towards the entry and towards the exit.
     at: [SocketAddr; 2],
     worker_wake: Nanos,
@@ -91,6 +93,7 @@ impl Seen {
 pub struct Chain {
     _permit: Permit,
     nodes: Vec<Node>,
+    pub terms: PacedTerms,
     pub times: Timetable,
     pub now: Nanos,
     links: MemNet,
@@ -142,6 +145,7 @@ impl Chain {
         let mut made = Chain {
             _permit: Permit::wait(),
             nodes: Vec::new(),
+            terms: terms.clone(),
             times: terms.timetable(HOPS),
             now,
             links: MemNet::default(),
@@ -227,6 +231,7 @@ impl Chain {
         let settings = Settings { terms: terms.clone(), suite: chain.suite, hops: HOPS, position, hugepages: false };
         let [up, down] =
             [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
+        let mut loops = None;
         let (worker, ledger): (Box<dyn Worker>, _) = match position {
             0 => {
                 let at = listener(number - 101);
@@ -259,10 +264,11 @@ impl Chain {
             _ => {
                 let mix = Mix::new(settings, (up, down), worker_commands, sender, seed(), clock, self.now);
                 let ledger = mix.published();
+                loops = Some(mix.view());
                 (Box::new(mix), ledger)
             }
         };
-        Node { number, control, commands, punts, worker, ledger, at, worker_wake: 0 }
+        Node { number, control, commands, punts, worker, ledger, loops, at, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -352,6 +358,16 @@ impl Chain {
     /// What a node shows of the class.
     pub fn status(&self, node: usize) -> PacedStatus {
         self.at(node).control.class(0).paced_status(Duration::from_nanos(self.now)).expect("a paced class")
+    }
+
+    /// What a mix measures by its loops.
+    pub fn loops(&self, mix: usize) -> mix::View {
+        *self.at(mix).loops.as_ref().expect("a mix").lock().unwrap()
+    }
+
+    /// Loops of a mix that were not set up, one for each batch.
+    pub fn loops_failed(&self, mix: usize) -> u64 {
+        self.at(mix).control.class(0).counters().refused(control::Refusal::LoopFailed)
     }
 
     /// Fails if a node has lost count of a cell.

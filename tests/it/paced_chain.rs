@@ -1,4 +1,4 @@
-//! A chain of a paced class, in memory: a channel in every batch, datagrams there and back, constant links.
+//! A chain of a paced class, in memory: a channel in every batch, datagrams there and back, loops, constant links.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,7 +8,7 @@ use dataplane::Nanos;
 use dataplane::socket::memory::Datagram;
 use wire::cell::Direction;
 use wire::ids::Side;
-use wire::paced::ControlSlots;
+use wire::paced::{ControlSlots, PacedTerms};
 use wire::setup::Suite;
 
 use control::paced::{Cause, EntryStatus, HopStatus, PacedEvent, PacedStatus};
@@ -27,7 +27,11 @@ const LATE: Duration = Duration::from_millis(100);
 
 /// A chain whose entries have channels in the running batch, which has just begun.
 fn started() -> Chain {
-    let mut chain = Chain::new(&terms(), ENTRIES);
+    started_with(&terms())
+}
+
+fn started_with(terms: &PacedTerms) -> Chain {
+    let mut chain = Chain::new(terms, ENTRIES);
     for _ in 0..8 {
         chain.run_to_batch(1);
         if (0..ENTRIES).all(|entry| chain.setups(101 + entry) > 0) {
@@ -102,11 +106,13 @@ fn ends(chain: &Chain, link: usize, direction: Direction, entry: usize) -> (Vec<
     }
 }
 
-/// Fails unless a link carries in every round what SPEC 9.6 says for so many channels.
-fn assert_constant(chain: &Chain, (link, entry): (usize, usize), rounds: Range<u64>, channels: usize) {
-    let terms = terms();
+/// Fails unless a link carries in every round what SPEC 9.6 says for the channels of so many entries, and of the loops
+/// of the mixes before it.
+fn assert_constant(chain: &Chain, (link, entry): (usize, usize), rounds: Range<u64>, entries: usize) {
+    let terms = &chain.terms;
+    let channels = entries + 2 * usize::from(terms.loops) * (link - 1);
     for direction in [Direction::Forward, Direction::Backward] {
-        let slots = ControlSlots::new(&terms, Suite::Hybrid, HOPS, link, direction);
+        let slots = ControlSlots::new(terms, Suite::Hybrid, HOPS, link, direction);
         let control = |round| {
             let slots = slots.of(&chain.times, round);
             slots.placed + slots.link
@@ -155,6 +161,34 @@ fn every_batch_has_channels_that_lose_nothing() {
     // Backward cells of the last rounds are under way. With traffic and without.
     chain.run(LATE);
     assert_all_constant(&chain, chain.times.first(first)..chain.times.first(first + 7));
+    chain.assert_closed();
+}
+
+#[test]
+fn loops_of_mixes_meet_and_every_link_is_constant() {
+    let mut chain = started_with(&PacedTerms { loops: 2, ..terms() });
+    let (first, batch) = (chain.batch(), Duration::from_nanos(chain.times.begin(chain.times.first(1))));
+    // Before the first bundle no loop is set up.
+    let failed = |chain: &Chain| (1..HOPS).map(|mix| chain.loops_failed(mix)).collect::<Vec<_>>();
+    let at_start = failed(&chain);
+    let mut calls = Calls::default();
+    calls.run(&mut chain, 2 * batch);
+    calls.assert_nothing_lost(&chain);
+    while chain.batch() < first + 6 {
+        chain.run_to_batch(1);
+    }
+    chain.run(LATE);
+    assert_all_constant(&chain, chain.times.first(first)..chain.times.first(first + 6));
+    for mix in 1..HOPS {
+        let view = chain.loops(mix);
+        assert!(view.places >= 6 * 4 * u64::from(chain.terms.rounds) && view.met > 0, "mix {mix}: {view:?}");
+        assert_eq!((view.lost, view.garbled), (0, 0), "mix {mix}");
+        // A round leaves Mix `mix` forward, and its cells are back before it leaves backward.
+        let way = chain.times.offset(Direction::Backward, mix) - chain.times.offset(Direction::Forward, mix);
+        let delay = view.delay.unwrap();
+        assert!(delay.batch == first + 5 && delay.p50 > way / 2 && delay.p99 <= way, "mix {mix}: {delay:?} of {way}");
+    }
+    assert_eq!(failed(&chain), at_start);
     chain.assert_closed();
 }
 

@@ -128,6 +128,12 @@ impl Paced {
         let time = self.clock.at(now_ns);
         match &mut self.part {
             Part::Hop { hop, position, next, watch, .. } => {
+                if let (Trust::Hop(trust), Some(interval)) = (trust, hop.wanted_interval())
+                    && let Some(bundle) = trust.view().complete(interval)
+                {
+                    let keys = bundle.setup_keys(&hop.config().chain_id);
+                    hop.bundle(interval, keys);
+                }
                 for (direction, next) in [Direction::Forward, Direction::Backward].into_iter().zip(next) {
                     hand_over(cx, (hop, watch), (direction, *position), next, (now, time));
                 }
@@ -314,12 +320,28 @@ fn hand_over(
         if direction == Direction::Forward {
             watch.before(hop, *next, now);
         }
-        // Loops send nothing yet: what becomes of them is not needed.
-        hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+        let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+        tell_loops(cx, outcomes);
         for cell in hop.cells(direction, *next) {
             place(cx, direction, *next, cell);
         }
         *next += 1;
+    }
+}
+
+/// What has become of loops. Those that failed send as well: the number of cells does not show it.
+fn tell_loops(cx: &mut Context, outcomes: Vec<Outcome>) {
+    for outcome in outcomes {
+        let (batch, number, keys) = match outcome {
+            Outcome::Ready { batch, channel, keys, call } => {
+                (batch, channel, Some((keys, call.expect("a loop has a meeting"))))
+            }
+            Outcome::Failed { batch, channel, .. } => {
+                cx.refuse(Refusal::LoopFailed);
+                (batch, channel, None)
+            }
+        };
+        cx.change(Change::Paced(PacedChange::InstallLoop { batch, number, keys }));
     }
 }
 

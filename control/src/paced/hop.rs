@@ -8,9 +8,8 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Direction, Shape};
 use wire::ids::{ChannelKeys, LinkId};
 use wire::kdf::Secret;
-use wire::paced::{AHEAD_MAX, MeetingSecret, MeetingToken, Phase};
+use wire::paced::{AHEAD_MAX, Meeting, MeetingSecret, MeetingToken, Phase};
 use wire::setup::{HopPublic, HopSecrets, Info, Opened, TOKEN_LEN, ack_cells, begin_ack, cover_ack, onion_len};
-use zeroize::Zeroizing;
 
 use super::PacedConfig;
 use super::numbers::Numbers;
@@ -93,11 +92,10 @@ pub struct PacedHop {
     /// Channels of the running batch.
     live: HashSet<LinkChannel>,
     coming: Coming,
-    serves_loops: bool,
 }
 
 impl PacedHop {
-    /// A hop without channels, which has no loops. `released` is the last round that is due when it starts.
+    /// A hop without channels. `released` is the last round that is due when it starts.
     ///
     /// # Panics
     /// The chain has fewer than `position` hops.
@@ -106,23 +104,7 @@ impl PacedHop {
         let coming = Coming::new(config.coming(released), seats(&config, position, std::iter::empty()));
         let numbers = Numbers::new(config.terms.period_ms);
         let (bundles, live) = Default::default();
-        PacedHop {
-            config,
-            position,
-            forward: released,
-            backward: released,
-            numbers,
-            bundles,
-            live,
-            coming,
-            serves_loops: false,
-        }
-    }
-
-    /// Mix: sets up loops. For callers that send in their channels, which no node does yet (SPEC 1.4): channels that
-    /// carry only noise would look like loops and measure nothing.
-    pub fn with_loops(self) -> PacedHop {
-        PacedHop { serves_loops: true, ..self }
+        PacedHop { config, position, forward: released, backward: released, numbers, bundles, live, coming }
     }
 
     pub const fn config(&self) -> &PacedConfig {
@@ -149,8 +131,15 @@ impl PacedHop {
         self.coming.accepted.iter().map(|one| one.prefix).collect::<HashSet<_>>().len()
     }
 
-    /// Mix: takes in the setup keys of all hops, for its loops. It needs those of [`PacedConfig::interval_of`] the
-    /// batch before the next link's phase begins.
+    /// Mix: the interval whose bundle it lacks for its loops of the coming batch, until the next link's phase begins.
+    pub fn wanted_interval(&self) -> Option<u64> {
+        let has_loops = !self.is_exit() && self.config.terms.loops > 0;
+        let interval = self.config.interval_of(self.coming.batch);
+        let is_missing = self.coming.setups.is_none() && self.bundles.get(interval).is_none();
+        (has_loops && is_missing).then_some(interval)
+    }
+
+    /// Mix: takes in the setup keys of all hops, for its loops.
     pub fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
         self.bundles.insert(interval, hops);
     }
@@ -382,30 +371,41 @@ impl PacedHop {
 
 // Loops of a mix: channels of its own through the hops behind it.
 impl PacedHop {
-    /// Sends the setups of all loops. A number of pairs that is drawn at random meets.
+    /// Sends the setups of all loops. A number of pairs that is drawn at random meets. Each of the others has a meeting
+    /// of its own, to which nobody comes: its bodies look like random ones, and take as long to make as those of pairs.
     fn send_loops(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
-        let (batch, code) = (self.coming.batch, self.config.code(self.position + 1));
         let mut failed = Vec::new();
-        let loops = if self.serves_loops { self.config.terms.loops } else { 0 };
-        for secret in draw_meetings(rng, loops) {
-            let channel = self.draw_number(rng);
-            let (config, first) = (&self.config, self.config.times.first(batch));
-            let meeting =
-                secret.map(|secret| MeetingSecret::new(*secret).meeting(&config.chain_id, config.terms.class, first));
-            let hops = self.bundles.get(config.interval_of(batch)).map(|hops| &hops[self.position..]);
-            let why = match hops.map(|hops| Own::build(rng, config, (batch, channel), hops, meeting.as_ref(), code)) {
-                Some(Ok((own, contents))) => {
-                    counters.setups += 1;
-                    self.coming.loops.push(own);
-                    self.send(Item { link: None, channel, contents });
-                    continue;
-                }
-                Some(Err(_)) => Failure::BadBundle,
-                None => Failure::NoBundle,
-            };
-            failed.push(Outcome::Failed { batch, channel, why });
+        let pairs = rng.random_range(0..=self.config.terms.loops);
+        for pair in 0..self.config.terms.loops {
+            let first = self.draw_meeting(rng);
+            let second = (pair >= pairs).then(|| self.draw_meeting(rng));
+            failed.extend(self.send_loop(rng, counters, &first));
+            failed.extend(self.send_loop(rng, counters, second.as_ref().unwrap_or(&first)));
         }
         failed
+    }
+
+    fn draw_meeting(&self, rng: &mut ChaCha20Rng) -> Meeting {
+        let (config, first) = (&self.config, self.config.times.first(self.coming.batch));
+        MeetingSecret::new(*draw_secret(rng).expose()).meeting(&config.chain_id, config.terms.class, first)
+    }
+
+    /// Sends the setup of one loop, if it can be made.
+    fn send_loop(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters, meeting: &Meeting) -> Option<Outcome> {
+        let (batch, channel) = (self.coming.batch, self.draw_number(rng));
+        let (config, code) = (&self.config, self.config.code(self.position + 1));
+        let hops = self.bundles.get(config.interval_of(batch)).map(|hops| &hops[self.position..]);
+        let why = match hops.map(|hops| Own::build(rng, config, (batch, channel), hops, Some(meeting), code)) {
+            Some(Ok((own, contents))) => {
+                counters.setups += 1;
+                self.coming.loops.push(own);
+                self.send(Item { link: None, channel, contents });
+                return None;
+            }
+            Some(Err(_)) => Failure::BadBundle,
+            None => Failure::NoBundle,
+        };
+        Some(Outcome::Failed { batch, channel, why })
     }
 
     /// Reads the acks of all loops, when no more come.
@@ -416,16 +416,6 @@ impl PacedHop {
         };
         std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect()
     }
-}
-
-/// For each loop of a mix the secret of its meeting, if it has one.
-fn draw_meetings(rng: &mut ChaCha20Rng, loops: u8) -> Vec<Option<Zeroizing<[u8; 32]>>> {
-    let pairs = rng.random_range(0..=loops);
-    let of_pair = |pair| {
-        let secret = (pair < pairs).then(|| Zeroizing::new(*draw_secret(rng).expose()));
-        [secret.clone(), secret]
-    };
-    (0..loops).flat_map(of_pair).collect()
 }
 
 /// The seats of a batch. `running` are the links with a channel in the batch before, and their prefixes.

@@ -21,11 +21,10 @@ pub enum Outcome {
         /// Its number on the link towards the exit.
         channel: u32,
         keys: Box<EntryKeys>,
-        /// If it meets another channel.
+        /// If it meets another channel, or is a loop.
         call: Option<Box<Call>>,
     },
-    /// An entry sends random bodies in this batch. So does a mix for a loop, unless it had no bundle: then the next hop
-    /// does not have the channel.
+    /// The node sends random bodies under this number in the batch.
     Failed { batch: u64, channel: u32, why: Failure },
 }
 

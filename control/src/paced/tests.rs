@@ -8,7 +8,7 @@ use wire::cell::{CellKind, Class, Direction, Shape};
 use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::ids::{ChannelKeys, LinkId};
 use wire::kdf::Secret;
-use wire::paced::{EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, Place};
+use wire::paced::{Call, EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, Place};
 use wire::setup::{self, BadAck, HopPublic, Info, Opened, SetupKey, Suite};
 
 use super::*;
@@ -128,7 +128,7 @@ impl World {
         let round = config.times.first(BATCH) - 20;
         let rng = |node: usize| ChaCha20Rng::seed_from_u64(node as u64);
         let hop = |position: usize| Hop {
-            machine: PacedHop::new(config.clone(), position, round).with_loops(),
+            machine: PacedHop::new(config.clone(), position, round),
             rng: rng(position),
             counters: Counters::default(),
             keys: Keys::new(position as u8),
@@ -257,8 +257,13 @@ impl World {
 
     /// The channels of a user's setup at all hops, Mix 1 first. Empty from where it was not accepted.
     fn path(&self, user: usize, channel: u32) -> Vec<&Install> {
-        let (mut path, mut up) = (Vec::new(), Some((LinkId(user as u32), channel)));
-        for hop in &self.hops {
+        self.path_behind(0, (LinkId(user as u32), channel))
+    }
+
+    /// The channels of a setup at the hops behind one, by its link and number there.
+    fn path_behind(&self, position: usize, up: (LinkId, u32)) -> Vec<&Install> {
+        let (mut path, mut up) = (Vec::new(), Some(up));
+        for hop in &self.hops[position..] {
             let Some(install) = hop.installs.iter().find(|install| Some(install.up) == up) else { break };
             up = install.down.map(|down| (LinkId(1000), down));
             path.push(install);
@@ -597,45 +602,84 @@ fn hop_that_skips_rounds_begins_its_phases_late() {
     assert!(world.hops.iter().all(|hop| hop.machine.coming_batch() == BATCH + 4 && hop.machine.accepted() == 0));
 }
 
+/// Keys, call and path of each loop of a mix.
+fn loops(world: &World, mix: usize) -> Vec<(&EntryKeys, &Call, Vec<&Install>)> {
+    let outcomes = world.hops[mix - 1].outcomes.iter();
+    let of = outcomes.map(|outcome| {
+        let Outcome::Ready { channel, keys, call: Some(call), .. } = outcome else { panic!("a loop of mix {mix}") };
+        (&**keys, &**call, world.path_behind(mix, (LinkId(1000), *channel)))
+    });
+    of.collect()
+}
+
 #[test]
 fn loops_of_every_mix_come_through() {
     let mut world = World::new(PacedTerms { loops: 2, ..terms() }, 3);
     world.run_to_batch(BATCH + 1);
     let first = world.config.times.first(BATCH + 1);
     for mix in 1..HOPS {
-        let outcomes = &world.hops[mix - 1].outcomes;
-        assert_eq!(outcomes.len(), 4, "mix {mix}");
-        let mut calls = 0;
-        for outcome in outcomes {
-            let Outcome::Ready { channel, keys, call, .. } = outcome else { panic!("a loop of mix {mix}") };
-            let (mut path, mut up) = (Vec::new(), Some(*channel));
-            for hop in &world.hops[mix..] {
-                let install = hop.installs.iter().find(|install| Some(install.up.1) == up).unwrap();
-                up = install.down;
-                path.push(install);
-            }
-            assert!(keys_fit(keys, &path, first + 3));
-            calls += usize::from(call.is_some());
+        let loops = loops(&world, mix);
+        assert_eq!(loops.len(), 4, "mix {mix}");
+        for (keys, _, path) in loops {
+            assert!(path.len() == HOPS - mix && keys_fit(keys, &path, first + 3));
         }
-        assert!([0, 2, 4].contains(&calls), "pairs meet");
     }
     let installs: Vec<usize> = world.hops.iter().map(|hop| hop.installs.len()).collect();
     assert_eq!(installs, [3, 7, 11, 15]);
-    let tokens: HashSet<_> = world.hops[HOPS - 1].installs.iter().map(|install| install.token.unwrap().0).collect();
-    let met: usize = world
-        .hops
-        .iter()
-        .flat_map(|hop| &hop.outcomes)
-        .filter(|outcome| matches!(outcome, Outcome::Ready { call: Some(_), .. }))
-        .count();
-    assert_eq!(tokens.len(), 15 - met / 2);
     assert!(world.users.iter().all(|user| is_ready(&user.outcomes[0])));
+    assert!(world.hops.iter().all(|hop| refusals(&hop.counters).is_empty()));
+}
+
+#[test]
+fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
+    let (mut world, mut drawn) = (World::new(PacedTerms { loops: 2, ..terms() }, 0), [0; 3]);
+    let place = Place { round: world.config.times.first(BATCH + 1), sub: 0 };
+    let pass = |path: &[&Install], direction, body: &mut [u8]| {
+        let layer = |install: &&Install| match &install.keys {
+            ChannelKeys::Hop { forward, backward } => {
+                encipher_batch(&mut [HopKeys::new(forward.clone(), backward.clone()).job(direction, place, body)]);
+            }
+            ChannelKeys::Entry(_) => panic!("the keys of a hop"),
+        };
+        match direction {
+            FORWARD => path.iter().for_each(layer),
+            BACKWARD => path.iter().rev().for_each(layer),
+        }
+    };
+    for batch in BATCH + 1..=BATCH + 12 {
+        world.publish(batch);
+        world.hops.iter_mut().for_each(|hop| (hop.outcomes.clear(), hop.installs.clear()).0);
+        world.run_to_batch(batch);
+        for mix in 1..HOPS {
+            let loops = loops(&world, mix);
+            let token = |at: usize| loops[at].2.last().unwrap().token.unwrap();
+            let pairs: Vec<_> = (0..4).flat_map(|to| (0..to).map(move |from| (from, to))).collect();
+            let met: Vec<_> = pairs.into_iter().filter(|(from, to)| token(*from) == token(*to)).collect();
+            assert!([(0, 1), (2, 3)].starts_with(&met), "{met:?}");
+            drawn[met.len()] += 1;
+            for (from, to) in met {
+                let ((keys, call, path), (their_keys, their_call, their_path)) = (&loops[from], &loops[to]);
+                let mut body = vec![0; 224];
+                keys.seal_meeting(call, place, &mut body);
+                pass(path, FORWARD, &mut body);
+                pass(their_path, BACKWARD, &mut body);
+                let heard = their_keys.open(Some(their_call), place, &mut body);
+                assert_eq!(heard, Some(Inner::Meeting(&[0; 200])));
+            }
+        }
+    }
+    // Of 36 batches, each number in a third of them.
+    assert!(drawn.iter().all(|count| (5..=20).contains(count)), "{drawn:?}");
 }
 
 #[test]
 fn loops_without_a_bundle_fail() {
     let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
-    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round).with_loops();
+    let interval = world.config.interval_of(BATCH + 1);
+    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round);
+    world.run_to(world.config.times.first(BATCH));
+    let wanted: Vec<_> = world.hops.iter().map(|hop| hop.machine.wanted_interval()).collect();
+    assert_eq!(wanted, [None, Some(interval), None, None]);
     world.run_to_batch(BATCH + 1);
     let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { why: Failure::NoBundle, .. });
     assert_eq!(world.hops.iter().map(|hop| hop.outcomes.len()).collect::<Vec<_>>(), [2, 2, 2, 0]);
@@ -644,12 +688,22 @@ fn loops_without_a_bundle_fail() {
 }
 
 #[test]
-fn hop_that_serves_no_loops_sets_none_up() {
-    let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
-    world.hops[0].machine = PacedHop::new(world.config.clone(), 1, world.round);
+fn loop_that_fails_has_the_number_of_its_setup() {
+    // Nothing is acknowledged to Mix 1, and no setup of it arrives at Mix 3.
+    let is_lost = |cell: &Sent| cell.link == 2 && cell.kind == CellKind::Ack || cell.link == 3 && cell.sub > 0;
+    let mut world = World::new(PacedTerms { loops: 2, ..terms() }, 0).losing(is_lost);
     world.run_to_batch(BATCH + 1);
-    assert_eq!((world.hops[0].outcomes.len(), world.hops[0].counters.setups), (0, 1), "the user's alone");
-    assert!(is_ready(&world.users[0].outcomes[0]));
+    for mix in [1, 2] {
+        let sent = world.sent.iter().filter(|cell| cell.link == mix + 1 && cell.kind == CellKind::Setup);
+        let sent: HashSet<u32> = sent.map(|cell| cell.channel).collect();
+        let failed = world.hops[mix - 1].outcomes.iter().map(|outcome| match outcome {
+            Outcome::Failed { batch, channel, why: Failure::NoAck } if *batch == BATCH + 1 => *channel,
+            _ => panic!("it cannot be ready"),
+        });
+        let failed: HashSet<u32> = failed.collect();
+        assert!(failed.len() == 4 && failed.is_subset(&sent), "mix {mix}");
+    }
+    assert!(world.hops[2].outcomes.iter().all(is_ready));
 }
 
 #[test]

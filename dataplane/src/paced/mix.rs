@@ -2,7 +2,9 @@
 //!
 //! Both directions are alike: what arrives gets a layer and takes its place in a round, and the release of the round
 //! sends a cell for every place of every channel. At Mix 1 backward the round is divided by entry link, and a link
-//! whose entry has no channel gets as many random cells.
+//! whose entry has no channel gets as many random cells. The mix's own loops send and receive on the next link.
+
+mod loops;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +39,8 @@ use crate::stage::rounds::noise::Noise;
 use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Released, Rounds};
 use crate::{Nanos, SECOND};
+use loops::Loops;
+pub use loops::{Delay, View};
 
 /// Receive calls on each socket in one turn.
 const RECEIVES: usize = 4;
@@ -66,6 +70,7 @@ pub struct Mix<U, D> {
     down: D,
     links: PacedLinks,
     batches: Batches<HopKeys>,
+    loops: Loops,
     pipes: PerDirection<Pipe>,
     clock: SteadyClock,
     free: FreeList,
@@ -79,6 +84,7 @@ pub struct Mix<U, D> {
     by_link: Vec<(LinkId, Vec<Leaving>)>,
     counts: RoundCounts,
     published: Arc<Mutex<Ledger>>,
+    shown: Arc<Mutex<View>>,
     profile: latency::Shared,
     /// The clock of the runner, to stop reading by.
     runner_clock: Option<Clock>,
@@ -87,7 +93,7 @@ pub struct Mix<U, D> {
 }
 
 /// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
-/// its control cells and copies, and what is being received.
+/// its control cells and copies, two rounds of its loops, and what is being received.
 fn buffers(settings: &Settings) -> usize {
     let terms = &settings.terms;
     let places = settings.channels_max() * usize::from(terms.cells);
@@ -95,7 +101,8 @@ fn buffers(settings: &Settings) -> usize {
     let links = if settings.position == 1 { 2 * usize::from(terms.seats) * (usize::from(terms.cells) + 2) } else { 0 };
     let copies = 1 + usize::from(terms.copies - 1) * usize::from(terms.gap) + 1;
     let control: usize = DIRECTIONS.into_iter().map(|direction| settings.slots(direction).most()).sum();
-    2 * places * (AHEAD_MAX as usize + 3) + links * (copies + 2) + 4 * control + 3 * RECEIVE_MAX
+    let loops = 2 * settings.loops() * usize::from(terms.cells);
+    2 * places * (AHEAD_MAX as usize + 3) + loops + links * (copies + 2) + 4 * control + 3 * RECEIVE_MAX
 }
 
 impl<U: Port, D: Port> Mix<U, D> {
@@ -116,9 +123,11 @@ impl<U: Port, D: Port> Mix<U, D> {
             let schedule = settings.schedule(direction);
             let released = schedule.last_due(clock.at(now));
             let is_first_link = direction == Direction::Backward && settings.position == 1;
+            // Backward cells of loops have places behind the others.
+            let places = if direction == Direction::Backward { channels_max + settings.loops() } else { channels_max };
             Pipe {
                 gate: Gate::new(from, terms.class, terms.cells),
-                rounds: Rounds::new(channels_max, terms.cells, released, draw()),
+                rounds: Rounds::new(places, terms.cells, released),
                 noise: Noise::new(terms.class.body_len(), draw()),
                 schedule,
                 slots: settings.slots(direction),
@@ -135,6 +144,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut mix = Mix {
             times: settings.times(),
             batches: Batches::new(terms.rounds.into(), channels_max),
+            loops: Loops::new(&settings, draw()),
             up,
             down,
             links: PacedLinks::default(),
@@ -151,18 +161,24 @@ impl<U: Port, D: Port> Mix<U, D> {
             by_link: Vec::new(),
             counts: RoundCounts::default(),
             published: Arc::default(),
+            shown: Arc::default(),
             profile: latency::Shared::default(),
             runner_clock: None,
             rests: false,
             settings,
         };
-        mix.draw_noise();
+        mix.prepare();
         mix
     }
 
     /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
+    }
+
+    /// What it measures by its loops, published with the ledger.
+    pub fn view(&self) -> Arc<Mutex<View>> {
+        self.shown.clone()
     }
 
     /// Histograms, as of a mix of a free class; cells that leave with their round are not in them.
@@ -195,6 +211,9 @@ impl<U: Port, D: Port> Mix<U, D> {
                 }
                 ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
             },
+            Command::InstallLoop { batch, number, keys } => {
+                self.loops.install(batch, self.pipes.forward.rounds.released(), number, keys);
+            }
             Command::Place { link, direction, round, control } => {
                 // Its link may have gone: then nobody would take the cell.
                 if link.is_none_or(|link| self.links.links.side(link).is_some()) {
@@ -259,7 +278,8 @@ impl<U: Port, D: Port> Mix<U, D> {
     /// One call's worth of arrivals. Returns how many came.
     fn receive_once(&mut self, direction: Direction, now: Nanos) -> usize {
         let is_first = self.is_first();
-        let Self { pipes, up, down, links, batches, punts, free, arrivals, arrived, clock, settings, .. } = self;
+        let leaves = self.pipes.forward.schedule;
+        let Self { pipes, up, down, links, batches, loops, punts, free, arrivals, arrived, clock, settings, .. } = self;
         let Pipe { gate, rounds, tally, .. } = &mut pipes[direction];
         let port: &mut dyn Port = match direction {
             Direction::Forward => up,
@@ -271,11 +291,22 @@ impl<U: Port, D: Port> Mix<U, D> {
             return 0;
         }
         let channel = |link, header: &PacedHeader| {
-            batches.find(direction, header.seq, expects_copies.then_some(link), header.channel)
+            let found = batches.find(direction, header.seq, expects_copies.then_some(link), header.channel);
+            let is_own = || loops.find(header.seq, header.channel).filter(|_| direction == Direction::Backward);
+            found.or_else(is_own)
         };
         let at = ArrivalTime { turn: now, class: clock.at(now) };
         gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
         let body_len = settings.terms.class.body_len();
+        let own: Vec<_> = arrived.extract_if(.., |cell| loops.owns(cell.place)).collect();
+        for Arrived { mut cell, header, place, .. } in own {
+            let delay = at.class.saturating_sub(leaves.due_at(header.seq));
+            match loops.open(&header, place, cell.body_mut(body_len), delay) {
+                Ok(()) => tally.consumed += 1,
+                Err(reason) => tally.drop(reason),
+            }
+            free.give(cell.into_buffer());
+        }
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
@@ -303,11 +334,13 @@ impl<U: Port, D: Port> Mix<U, D> {
         let (skipped, dropped) = rounds.skip_to(*due.start(), &mut self.free);
         self.counts.skipped += skipped;
         tally.drop_many(DropReason::Skipped, dropped as u64);
+        // Rounds of loops may have been skipped.
+        self.prepare();
         for round in due {
             self.release_round(direction, round, now);
-            // What leaves gives its buffers back, for the noise of the next round.
+            // What leaves gives its buffers back, for the next round.
             self.send();
-            self.draw_noise();
+            self.prepare();
         }
     }
 
@@ -316,7 +349,15 @@ impl<U: Port, D: Port> Mix<U, D> {
         // No channel joins or leaves a batch that has begun, so all its rounds in both directions are alike.
         let has_floor = self.is_first() && channels < usize::from(self.settings.terms.n_min);
         let mut released = std::mem::take(&mut self.released);
-        let Pipe { rounds, noise, tally, schedule, slots, .. } = &mut self.pipes[direction];
+        let Pipe { rounds, noise, tally, schedule, slots, places, .. } = &mut self.pipes[direction];
+        match direction {
+            Direction::Forward => {
+                let own = self.loops.count(number);
+                tally.injected += own as u64;
+                tally.drop_many(DropReason::NoBuffer, (own - self.loops.sealed()) as u64);
+            }
+            Direction::Backward => self.loops.end_round(number, rounds, places),
+        }
         let filling = rounds.release(channels, has_floor, noise, &mut self.free, &mut released);
         tally.injected += (filling.filled + filling.missing) as u64;
         tally.drop_many(DropReason::NoBuffer, filling.missing as u64);
@@ -336,7 +377,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     }
 
     fn leave_to_neighbour(&mut self, direction: Direction, round: Round, released: &mut Vec<Released>) {
-        let Self { batches, pipes, links, free, counts, settings, .. } = self;
+        let Self { batches, loops, pipes, links, free, counts, settings, .. } = self;
         let Pipe { sender, out, tally, .. } = &mut pipes[direction];
         let side = if direction == Direction::Forward { Side::Down } else { Side::Up };
         let channels = batches.of_round(round.number);
@@ -348,9 +389,14 @@ impl<U: Port, D: Port> Mix<U, D> {
             };
             Leaving { cell, number, sub: place.sub }
         });
+        let is_forward = direction == Direction::Forward;
+        let own_cells = if is_forward { loops.count(round.number) } else { 0 };
+        let own = is_forward.then(|| loops.leave(round.number));
+        let leaving = leaving.chain(own.into_iter().flatten());
         match links.neighbour(side) {
             Some(link) => {
-                let expected = channels.len() * usize::from(settings.terms.cells) + round.slots.total();
+                let of_others = channels.len() * usize::from(settings.terms.cells);
+                let expected = of_others + own_cells + round.slots.total();
                 let before = out.len();
                 sender.leave((link, None), round, leaving, links, out, free, tally);
                 counts.add(out.len() - before, expected);
@@ -431,14 +477,15 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
     }
 
-    /// Noise for the places of the next round of each direction.
-    fn draw_noise(&mut self) {
+    /// Noise for the places of the next round of each direction, and the cells of loops.
+    fn prepare(&mut self) {
         let places = |settings: &Settings| settings.channels_max() * usize::from(settings.terms.cells);
         let links = if self.is_first() { self.links.links.len() * usize::from(self.settings.terms.cells) } else { 0 };
         for direction in DIRECTIONS {
             let more = if direction == Direction::Backward { links } else { 0 };
             self.pipes[direction].noise.draw(places(&self.settings) + more, &mut self.free);
         }
+        self.loops.seal(self.pipes.forward.rounds.released() + 1, &mut self.free);
     }
 
     fn send(&mut self) {
@@ -460,7 +507,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             rounds: self.counts,
             ..Ledger::default()
         };
-        let mut kept = 0;
+        let mut kept = self.loops.sealed();
         for direction in DIRECTIONS {
             let Pipe { rounds, noise, out, sender, .. } = &self.pipes[direction];
             ledger.cells[direction].hold(rounds.held() + out.len());
@@ -475,6 +522,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         };
         debug_assert!(ledger.closed(), "{ledger:?}");
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.loops.view;
     }
 }
 
@@ -488,7 +536,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
             self.apply(command, now);
         }
         // Entries that are new have places in the next round.
-        self.draw_noise();
+        self.prepare();
         let [forward, backward] = DIRECTIONS.map(|direction| self.receive(direction, now));
         self.rests = (forward.0 || backward.0) && forward.1 && backward.1;
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));

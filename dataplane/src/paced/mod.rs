@@ -9,7 +9,7 @@
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
 //! places         counts for reports
-//! mix            the worker of a mix
+//! mix            the worker of a mix, with its loops
 //! entry          the worker of an entry
 //! exit           the worker of an exit
 //! ```
@@ -79,9 +79,14 @@ impl Settings {
         ControlSlots::new(&self.terms, self.suite, self.hops, link, direction)
     }
 
-    /// Most channels of a batch on the link that comes in at this hop, and with its own loops on the next one.
+    /// Most channels of a batch on the link that comes in at this hop.
     fn channels_max(&self) -> usize {
-        seats_on(self.position + 1, self.terms.seats, self.terms.loops)
+        seats_on(self.position, self.terms.seats, self.terms.loops)
+    }
+
+    /// Loops of a mix: channels of its own on the link that leaves it.
+    fn loops(&self) -> usize {
+        2 * usize::from(self.terms.loops)
     }
 
     /// Lengths of what arrives at the socket towards `side`.
@@ -159,6 +164,14 @@ pub enum Command {
     Drawn {
         batch: u64,
         number: u32,
+    },
+    /// Mix: a loop of a batch that has not begun.
+    InstallLoop {
+        batch: u64,
+        /// Its number on the next link.
+        number: u32,
+        /// None if its setup failed: it sends random bodies.
+        keys: Option<(Box<EntryKeys>, Box<Call>)>,
     },
     /// Entry: how much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
     Lead {

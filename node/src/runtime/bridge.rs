@@ -376,6 +376,9 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             paced::Command::InstallEntryChannel { batch, number, keys, call }
         }
         Change::Paced(PacedChange::Drawn { batch, number }) => paced::Command::Drawn { batch, number },
+        Change::Paced(PacedChange::InstallLoop { batch, number, keys }) => {
+            paced::Command::InstallLoop { batch, number, keys }
+        }
         Change::Paced(PacedChange::Lead { lead_ns, is_known }) => paced::Command::Lead { lead_ns, is_known },
         Change::Paced(PacedChange::Place { link, direction, round, kind, channel, sub, content }) => {
             paced::Command::Place { link, direction, round, control: control(kind, channel, sub, content) }

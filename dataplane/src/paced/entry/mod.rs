@@ -365,6 +365,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Command::RefuseNewFlows(refuses) => self.users.clients.refuse_new(refuses),
             Command::Unlisten { id } => self.unlisten(id),
             Command::InstallChannel { .. }
+            | Command::InstallLoop { .. }
             | Command::Clock(_)
             | Command::Resolved { .. }
             | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),

@@ -154,7 +154,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             meetings: Meetings::default(),
             outside: Outside::new(settings, apps, draw(), now),
             gate: Gate::new(Side::Up, terms.class, terms.cells),
-            rounds: Rounds::new(channels_max, terms.cells, released, draw()),
+            rounds: Rounds::new(channels_max, terms.cells, released),
             last: (released, Vec::new()),
             schedules,
             sealed: VecDeque::new(),
@@ -222,6 +222,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 gateway.resolved(&mut cx, query, &addresses);
             }
             Command::OwnAddresses { addresses } => self.outside.gateway.set_own_addresses(addresses),
+            Command::InstallLoop { .. } => debug_assert!(false, "a command for a mix"),
             Command::InstallEntryChannel { .. }
             | Command::Drawn { .. }
             | Command::Lead { .. }

@@ -3,13 +3,15 @@ use std::net::SocketAddr;
 
 use rand::{Rng, SeedableRng};
 use wire::cell::CellKind;
+use wire::gcm::seal_batch;
 use wire::kdf::Secret;
-use wire::setup::Suite;
+use wire::paced::{EntryKeys, ExitKeys, MeetingSecret, PacedTerms, SALT_LEN};
+use wire::setup::{HopSecrets, Suite};
 
 use super::*;
 use crate::MILLI;
 use crate::paced::ChannelAt;
-use crate::paced::peer::{BODY, Cell, HOPS, Peer, data, terms};
+use crate::paced::peer::{BODY, CLASS, Cell, HOPS, Peer, data, terms};
 use crate::punt::Punt;
 use crate::socket::memory::{MemNet, MemPort};
 use crate::sys::Waker;
@@ -32,11 +34,15 @@ const BATCH: u64 = 350_000_000;
 impl Bench {
     /// Mix 1 of a chain with two mixes, and some entries; its clock shows the middle of the batch before [`BATCH`].
     fn new(entries: u8) -> Bench {
+        Bench::with(terms(), entries)
+    }
+
+    fn with(terms: PacedTerms, entries: u8) -> Bench {
         let (net, now) = (MemNet::default(), SECOND);
-        let times = terms().timetable(HOPS);
+        let times = terms.timetable(HOPS);
         let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
         let (worker_punts, _punts) = rtrb::RingBuffer::new(2048);
-        let settings = Settings { terms: terms(), suite: Suite::Hybrid, hops: HOPS, position: 1, hugepages: false };
+        let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position: 1, hugepages: false };
         let (up, down): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 1], 2).into());
         let ports = (net.port(up, settings.lengths(Side::Up)), net.port(down, settings.lengths(Side::Down)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
@@ -76,6 +82,14 @@ impl Bench {
             keys: Box::new(keys),
             token: None,
         });
+    }
+
+    /// Adds a loop to [`BATCH`], through Mix 2 and the exit. Its number is 200 more. Those with one secret meet.
+    fn open_loop(&mut self, loop_: u8, secret: u8) {
+        let first = self.times.first(BATCH);
+        let call = MeetingSecret::new([secret; 32]).meeting(&[1; 32], CLASS, first).call([loop_; SALT_LEN]);
+        let keys = Some((Box::new(EntryKeys::new(secrets(loop_).into())), Box::new(call)));
+        self.command(Command::InstallLoop { batch: BATCH, number: u32::from(loop_) + 200, keys });
     }
 
     fn keys(entry: u8) -> HopKeys {
@@ -126,6 +140,213 @@ impl Bench {
 
     fn tally(&self, direction: Direction) -> Tally {
         self.mix.published.lock().unwrap().cells[direction]
+    }
+}
+
+/// Secrets of Mix 2 and the exit in a loop.
+fn secrets(loop_: u8) -> [HopSecrets; 2] {
+    let of = |hop: u8, way: u8| Secret::new([0x80 | loop_ << 2 | hop << 1 | way; 32]);
+    [0, 1].map(|hop| HopSecrets {
+        confirm: [0; 16],
+        ack: zeroize::Zeroizing::new([0; 28]),
+        forward: of(hop, 0),
+        backward: of(hop, 1),
+    })
+}
+
+/// What comes back to a loop for a cell that it has sent: the exit's PAD, or what the other one of its pair gets.
+fn back(cell: &Cell, meets: Option<u8>) -> (u32, Vec<u8>) {
+    let (place, number) = (cell.header.place(), cell.header.channel);
+    let pass = |hop: &HopSecrets, direction, body: &mut [u8]| {
+        let keys = HopKeys::new(hop.forward.clone(), hop.backward.clone());
+        encipher_batch(&mut [keys.job(direction, place, body)]);
+    };
+    let (from, to) = ((number - 200) as u8, meets.unwrap_or((number - 200) as u8));
+    let mut body = cell.body.clone();
+    match meets {
+        Some(to) => {
+            secrets(from).iter().for_each(|hop| pass(hop, Direction::Forward, &mut body));
+            pass(&secrets(to)[1], Direction::Backward, &mut body);
+        }
+        None => {
+            let [_, HopSecrets { forward, backward, .. }] = secrets(from);
+            body.fill(0);
+            let exit = ExitKeys::new(forward, backward);
+            seal_batch(&mut [exit.data_job(Direction::Backward, place, &mut body)]);
+        }
+    }
+    pass(&secrets(to)[0], Direction::Backward, &mut body);
+    (u32::from(to) + 200, body)
+}
+
+/// A mix with an entry's channel, a pair of loops, one without company, and one whose setup has failed.
+fn with_loops() -> Bench {
+    let mut bench = Bench::with(PacedTerms { loops: 2, ..terms() }, 1);
+    bench.open(BATCH, 0);
+    [(0, 7), (1, 7), (2, 8)].into_iter().for_each(|(loop_, secret)| bench.open_loop(loop_, secret));
+    bench.command(Command::InstallLoop { batch: BATCH, number: 203, keys: None });
+    bench
+}
+
+#[test]
+fn loops_send_in_every_round_whatever_becomes_of_them() {
+    let mut bench = with_loops();
+    let (first, end) = (bench.times.first(BATCH), bench.times.first(BATCH + 1));
+    bench.release(Direction::Forward, first - 2);
+    bench.take(None);
+    let mut bodies = std::collections::HashSet::new();
+    for round in first - 1..=end {
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        let mut places: Vec<_> = data(&cells).map(|cell| (cell.header.channel, cell.header.sub)).collect();
+        places.sort_unstable();
+        let of_batch: Vec<_> = [100, 200, 201, 202, 203].into_iter().flat_map(|of| [(of, 0), (of, 1)]).collect();
+        assert_eq!(places, if (first..end).contains(&round) { of_batch } else { Vec::new() }, "round {round}");
+        assert!(data(&cells).all(|cell| cell.header.seq == round && bodies.insert(cell.body.clone())));
+    }
+    let tally = bench.tally(Direction::Forward);
+    assert!(tally.injected >= 512 * 10 && tally.injected == tally.sent);
+}
+
+#[test]
+fn cells_of_loops_end_at_the_mix_and_are_counted() {
+    let mut bench = with_loops();
+    let (first, end) = (bench.times.first(BATCH), bench.times.first(BATCH + 1));
+    bench.release(Direction::Forward, first - 1);
+    bench.take(None);
+    bench.mix.links.heard(LinkId(0), bench.now);
+    let (lost, damaged, again) = ((first + 3, 201, 0), (first + 5, 202, 1), (first + 7, 200, 1));
+    for round in first..first + 20 {
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        for cell in data(&cells).filter(|cell| cell.header.channel >= 200) {
+            let meets = [Some(1), Some(0), None, None][cell.header.channel as usize - 200];
+            let (number, mut body) = back(cell, meets);
+            let place = (round, number, cell.header.sub);
+            body[9] ^= u8::from(place == damaged);
+            let datagram = bench.next.data(number, round, cell.header.sub, &body);
+            if place != lost {
+                bench.net.send(datagram.clone());
+            }
+            if place == again {
+                bench.net.send(datagram);
+            }
+        }
+    }
+    bench.release(Direction::Backward, first + 19);
+    let cells = bench.take(Some(0));
+    let of_batch: Vec<_> = data(&cells).filter(|cell| cell.header.seq >= first).collect();
+    // The last round has no second copy yet.
+    assert_eq!(of_batch.len(), 20 * 2 * 2 - 2);
+    assert!(of_batch.iter().all(|cell| cell.header.channel == 10), "nothing goes on to link 1");
+    let view = *bench.mix.view().lock().unwrap();
+    // Three loops with keys, of which two meet.
+    let expected = View { places: 20 * 3 * 2, lost: 1, garbled: 1, met: 20 * 2 * 2 - 1, delay: None };
+    assert_eq!(view, expected);
+    let tally = bench.tally(Direction::Backward);
+    assert_eq!(tally.consumed, 20 * 4 * 2 - 2, "those of the failed one, too");
+    assert_eq!([DropReason::Garbled, DropReason::Replay].map(|reason| tally.drops(reason)), [1, 1]);
+    bench.release(Direction::Backward, end - 1);
+    let view = *bench.mix.view().lock().unwrap();
+    assert_eq!((view.places, view.lost, view.met), (512 * 6, 492 * 6 + 1, expected.met));
+    let delay = view.delay.unwrap();
+    assert!(delay.batch == BATCH && delay.p50 <= delay.p99 && delay.p99 < MILLI, "{delay:?}");
+    assert!(bench.mix.loops.count(first) == 0, "their keys are wiped");
+}
+
+#[test]
+fn report_on_the_next_link_counts_loops() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    let last = (first + 99..).find(|round| (round + 1).is_multiple_of(100)).unwrap();
+    bench.release(Direction::Forward, last);
+    bench.take(None);
+    bench.release(Direction::Forward, last + 20);
+    // The channel of the entry, and three loops.
+    let (places, rounds) = (100 * 4 * 2, 100);
+    let report = wire::paced::Report { first: last - 99, rounds, places, filled: places, lost: places }.to_bytes();
+    let expected = [&[LinkContent::Report as u8], &report[..]].concat();
+    assert!(bench.take(None).iter().any(|cell| cell.body.starts_with(&expected)));
+}
+
+#[test]
+fn floor_leaves_loops_alone() {
+    let mut bench = with_loops();
+    bench.mix.settings.terms.n_min = 2;
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    bench.take(None);
+    bench.release(Direction::Forward, first);
+    let cells = bench.take(None);
+    let cell = data(&cells).find(|cell| (cell.header.channel, cell.header.sub) == (200, 0)).unwrap();
+    let (number, body) = back(cell, Some(1));
+    bench.net.send(bench.next.data(number, first, 0, &body));
+    bench.release(Direction::Backward, first);
+    assert_eq!(bench.mix.loops.view.met, 1);
+    assert_eq!(bench.tally(Direction::Backward).drops(DropReason::Floor), 0);
+}
+
+#[test]
+fn late_mix_sends_each_round_of_its_loops_once() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    bench.take(None);
+    bench.now += 120 * MILLI;
+    bench.mix.turn(bench.now);
+    let mut places: Vec<_> = data(&bench.take(None))
+        .filter(|cell| cell.header.channel == 200)
+        .map(|cell| (cell.header.seq, cell.header.sub))
+        .collect();
+    places.sort_unstable();
+    assert_eq!(places, (first + 5..=first + 12).flat_map(|round| [(round, 0), (round, 1)]).collect::<Vec<_>>());
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::NoBuffer), 0);
+}
+
+#[test]
+fn cell_of_a_loop_without_a_buffer_is_counted() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first);
+    bench.take(None);
+    bench.mix.loops.leave(first + 1).for_each(|leaving| bench.mix.free.give(leaving.cell.into_buffer()));
+    bench.release(Direction::Forward, first + 1);
+    assert_eq!(data(&bench.take(None)).count(), 2);
+    assert_eq!(bench.tally(Direction::Forward).drops(DropReason::NoBuffer), 8);
+}
+
+#[test]
+fn order_of_a_release_is_uniform_over_all_its_cells() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    bench.take(None);
+    // Where the cells of the entry, of a loop and of control are among the twelve of a round.
+    let mut positions = [[0; 12]; 3];
+    for round in first..first + 512 {
+        if round % 2 == 0 {
+            bench.net.send(bench.entries[0].data(10, round, 1, &[round as u8; BODY]));
+        }
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        if cells.len() != 12 {
+            continue;
+        }
+        for (at, cell) in cells.iter().enumerate() {
+            match (cell.header.kind, cell.header.channel) {
+                (CellKind::Data, 100) => positions[0][at] += 1,
+                (CellKind::Data, 201) => positions[1][at] += 1,
+                (CellKind::Link, _) => positions[2][at] += 1,
+                _ => {}
+            }
+        }
+    }
+    for of in positions {
+        let expected = f64::from(of.iter().sum::<u32>()) / 12.0;
+        assert!(expected > 50.0, "{of:?}");
+        // Chi-squared with 11 degrees of freedom: 31.3 has p = 0.001.
+        let chi: f64 = of.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
+        assert!(chi < 31.3, "{of:?}");
     }
 }
 

@@ -12,8 +12,6 @@ pub mod schedule;
 
 use std::cmp::Ordering;
 
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha20Rng;
 use wire::paced::AHEAD_MAX;
 
 use crate::buffer::{Cell, FreeList, Opened};
@@ -79,13 +77,12 @@ pub struct Rounds {
     /// The last released round.
     released: u64,
     held: usize,
-    rng: ChaCha20Rng,
 }
 
 impl Rounds {
     /// Empty rounds for batches of at most `channels_max` channels with `cells` cells in a round. `released` is the
     /// last round that was due when the node started.
-    pub fn new(channels_max: usize, cells: u8, released: u64, rng: ChaCha20Rng) -> Rounds {
+    pub fn new(channels_max: usize, cells: u8, released: u64) -> Rounds {
         let places = channels_max * usize::from(cells) * AHEAD_MAX as usize;
         Rounds {
             channels_max,
@@ -94,7 +91,6 @@ impl Rounds {
             claimed: vec![false; places],
             released,
             held: 0,
-            rng,
         }
     }
 
@@ -128,6 +124,11 @@ impl Rounds {
         !std::mem::replace(&mut self.claimed[index], true)
     }
 
+    /// True if a cell has come for a place of a round that is not released.
+    pub(crate) fn is_claimed(&self, round: u64, place: Place) -> bool {
+        self.claimed[self.index(round, place)]
+    }
+
     /// Puts a cell, with the layer of this hop, into the place that was claimed for it.
     pub fn put(&mut self, round: u64, place: Place, cell: Cell<Opened>) {
         let index = self.index(round, place);
@@ -155,7 +156,7 @@ impl Rounds {
     }
 
     /// Releases the round after the last one: for each of the batch's `channels` and each of its places, what came or
-    /// noise, appended to `out` in uniformly random order. With `floor` all of it is noise.
+    /// noise, appended to `out` in the order of channels. With `floor` all of it is noise.
     pub fn release(
         &mut self,
         channels: usize,
@@ -185,8 +186,6 @@ impl Rounds {
             }
         });
         filling.filled = out.len() - before - filling.came;
-        out[before..].shuffle(&mut self.rng);
-        crate::rekey(&mut self.rng);
         filling
     }
 
@@ -232,6 +231,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
     use wire::cell::HEADER_LEN;
 
     const BODY: usize = 224;
@@ -247,10 +247,9 @@ mod tests {
         fn new(channels_max: usize, cells: u8, seed: u64) -> Hop {
             let places = channels_max * usize::from(cells);
             let mut free = FreeList::new(places * (AHEAD_MAX as usize + 2));
-            let [one, two] = [seed, !seed].map(ChaCha20Rng::seed_from_u64);
-            let mut noise = Noise::new(BODY, two);
+            let mut noise = Noise::new(BODY, ChaCha20Rng::seed_from_u64(seed));
             noise.draw(places, &mut free);
-            Hop { rounds: Rounds::new(channels_max, cells, 99, one), noise, free, out: Vec::new() }
+            Hop { rounds: Rounds::new(channels_max, cells, 99), noise, free, out: Vec::new() }
         }
 
         /// Puts a cell that carries a number.
@@ -336,28 +335,6 @@ mod tests {
         assert_eq!((hop.rounds.released(), hop.rounds.held()), (999_999, 0));
         hop.empty();
         assert_eq!(hop.free.free() + hop.noise.len(), hop.free.total());
-    }
-
-    #[test]
-    fn order_of_a_release_is_uniform_whatever_came() {
-        let mut orders = [std::collections::HashMap::<Vec<usize>, u32>::new(), Default::default()];
-        let mut hop = Hop::new(4, 1, 5);
-        let releases = 24_000;
-        for release in 0..2 * releases {
-            let sparse = release % 2;
-            for channel in (0..4).rev().filter(|channel| sparse == 0 || *channel == 2) {
-                hop.put(hop.rounds.released() + 1, channel, 0, 0);
-            }
-            hop.release(4, false);
-            *orders[sparse].entry(hop.out.iter().map(|released| released.place.channel).collect()).or_default() += 1;
-            hop.empty();
-        }
-        for orders in orders {
-            assert_eq!(orders.len(), 24);
-            // Chi-squared with 23 degrees of freedom: 49.7 has p = 0.001.
-            let chi: f64 = orders.values().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
-            assert!(chi < 49.7, "{orders:?}");
-        }
     }
 
     proptest! {

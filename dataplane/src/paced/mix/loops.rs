@@ -1,0 +1,181 @@
+//! Loops: channels of the mix's own through the hops behind it (SPEC 9.14).
+//!
+//! Forward their cells leave with the release of their round, backward they end here. The bodies of a round are sealed
+//! when the round before has left, and all in the same way: a release takes the same time whatever is in them.
+
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
+use wire::paced::{Call, EntryKeys, Inner, MEETING_OVERHEAD, PacedHeader, Timetable};
+
+use crate::Nanos;
+use crate::buffer::{Cell, FreeList};
+use crate::histogram::Histogram;
+use crate::ledger::DropReason;
+use crate::paced::batches::{Batches, Channel};
+use crate::paced::places::Places;
+use crate::paced::sender::Leaving;
+use crate::paced::{ChannelAt, Settings};
+use crate::stage::rounds::{Origin, Place, Rounds};
+
+/// What seals and opens the cells of a loop; none if its setup has failed.
+pub(super) type LoopKeys = Option<(Box<EntryKeys>, Box<Call>)>;
+
+/// What a mix measures by its loops, from its start on (SPEC 9.14.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Backward places of loops in rounds that were released.
+    pub places: u64,
+    /// Those of them for which no cell came in time (SPEC 9.15.3).
+    pub lost: u64,
+    /// Cells that came and did not open: what was sent for them was lost behind this mix, or altered.
+    pub garbled: u64,
+    /// Cells from the other loop of a pair that opened.
+    pub met: u64,
+    /// Of the latest batch in which a cell opened.
+    pub delay: Option<Delay>,
+}
+
+/// How long the cells of a batch that opened were on their way: from the time at which their round was due to leave
+/// forward, in nanoseconds. At most an eighth too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delay {
+    pub batch: u64,
+    pub p50: Nanos,
+    pub p99: Nanos,
+}
+
+/// The loops of a mix.
+pub(super) struct Loops {
+    times: Timetable,
+    body_len: usize,
+    cells: u8,
+    /// In a backward round the place of the first loop: behind those of all channels that come in at this hop.
+    first: usize,
+    batches: Batches<LoopKeys>,
+    /// The round that is sealed, and its cells.
+    round: u64,
+    sealed: Vec<Leaving>,
+    rng: ChaCha20Rng,
+    /// Of the cells that have opened, by the parity of their batch: those of the next one may come before the last of
+    /// the one before have left.
+    delays: [Histogram; 2],
+    pub(super) view: View,
+}
+
+impl Loops {
+    pub(super) fn new(settings: &Settings, rng: ChaCha20Rng) -> Loops {
+        let terms = &settings.terms;
+        Loops {
+            times: settings.times(),
+            body_len: terms.class.body_len(),
+            cells: terms.cells,
+            first: settings.channels_max(),
+            batches: Batches::new(terms.rounds.into(), settings.loops()),
+            round: 0,
+            sealed: Vec::with_capacity(settings.loops() * usize::from(terms.cells)),
+            rng,
+            delays: Default::default(),
+            view: View::default(),
+        }
+    }
+
+    /// Adds a loop to a batch of which nothing was released forward; `released` is the last round.
+    pub(super) fn install(&mut self, batch: u64, released: u64, number: u32, keys: LoopKeys) {
+        let up = ChannelAt { link: None, number };
+        self.batches.add(batch, released, Channel { up, down: Some(number), state: keys });
+    }
+
+    /// The cells that loops send in a round.
+    pub(super) fn count(&self, round: u64) -> usize {
+        self.batches.of_round(round).len() * usize::from(self.cells)
+    }
+
+    /// Seals the cells of a round, unless it was done. What was sealed for a round that is skipped never leaves.
+    pub(super) fn seal(&mut self, round: u64, free: &mut FreeList) {
+        if self.round == round {
+            return;
+        }
+        self.round = round;
+        self.sealed.drain(..).for_each(|leaving| free.give(leaving.cell.into_buffer()));
+        for Channel { up, state, .. } in self.batches.of_round(round) {
+            for sub in 0..self.cells {
+                let Some(buffer) = free.take() else { continue };
+                let mut cell = Cell::own(buffer);
+                let body = cell.body_mut(self.body_len);
+                match state {
+                    Some((keys, call)) => {
+                        // Zeros are PAD.
+                        body[MEETING_OVERHEAD..].fill(0);
+                        keys.seal_meeting(call, wire::paced::Place { round, sub }, body);
+                    }
+                    None => self.rng.fill_bytes(body),
+                }
+                self.sealed.push(Leaving { cell, number: up.number, sub });
+            }
+        }
+        crate::rekey(&mut self.rng);
+    }
+
+    /// Cells that are sealed and have not left.
+    pub(super) fn sealed(&self) -> usize {
+        self.sealed.len()
+    }
+
+    /// The cells of a round that was sealed: one for each place for which there was a buffer.
+    pub(super) fn leave(&mut self, round: u64) -> impl Iterator<Item = Leaving> {
+        debug_assert!(self.round == round, "it was sealed");
+        self.sealed.drain(..)
+    }
+
+    /// The place in a backward round of a loop with this number.
+    pub(super) fn find(&self, round: u64, number: u32) -> Option<usize> {
+        self.batches.find(Direction::Backward, round, None, number).map(|index| self.first + index)
+    }
+
+    /// True if a backward place is that of a loop.
+    pub(super) fn owns(&self, place: Place) -> bool {
+        place.channel >= self.first
+    }
+
+    /// Opens a cell of a loop that came back `delay` after its round was due to leave.
+    pub(super) fn open(
+        &mut self,
+        header: &PacedHeader,
+        place: Place,
+        body: &mut [u8],
+        delay: Nanos,
+    ) -> Result<(), DropReason> {
+        // The exit has the channel if only its ack was lost.
+        let channel = &self.batches.of_round(header.seq)[place.channel - self.first];
+        let Some((keys, call)) = &channel.state else { return Ok(()) };
+        let Some(inner) = keys.open(Some(call), header.place(), body) else {
+            self.view.garbled += 1;
+            return Err(DropReason::Garbled);
+        };
+        self.view.met += u64::from(matches!(inner, Inner::Meeting(_)));
+        self.delays[self.times.batch_of(header.seq) as usize % 2].add(delay, 1);
+        Ok(())
+    }
+
+    /// Counts the places of a backward round that is about to be released. After the last round of a batch its delays
+    /// are known, and its keys wiped.
+    pub(super) fn end_round(&mut self, round: u64, rounds: &Rounds, places: &mut Places) {
+        for (index, _) in self.batches.of_round(round).iter().enumerate().filter(|(_, of)| of.state.is_some()) {
+            for sub in 0..self.cells {
+                let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });
+                self.view.places += 1;
+                self.view.lost += u64::from(!has_come);
+                places.add(None, if has_come { Origin::Came } else { Origin::Filled });
+            }
+        }
+        let batch = self.times.batch_of(round);
+        let delays = &mut self.delays[batch as usize % 2];
+        let is_last = self.times.batch_of(round + 1) != batch;
+        if is_last && delays.count() > 0 {
+            let delays = std::mem::take(delays);
+            self.view.delay = Some(Delay { batch, p50: delays.quantile(0.5), p99: delays.quantile(0.99) });
+        }
+        self.batches.forget_before(round + 1);
+    }
+}
