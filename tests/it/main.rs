@@ -29,6 +29,7 @@ mod model;
 mod multicore;
 mod names;
 mod paced_chain;
+mod paced_failures;
 mod policy;
 mod renewal;
 mod robustness;
