@@ -279,18 +279,7 @@ impl Chain {
                 (Box::new(mix), ledger)
             }
         };
-        Node {
-            control,
-            commands,
-            punts,
-            worker,
-            ledger,
-            at,
-            worker_wake: 0,
-            shown,
-            wall_ahead: 0,
-            stopped_until: 0,
-        }
+        Node { control, commands, punts, worker, ledger, at, worker_wake: 0, shown, wall_ahead: 0, stopped_until: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.

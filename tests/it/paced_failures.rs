@@ -62,7 +62,9 @@ fn assert_others_constant(chain: &Chain, hop: usize, batches: Range<u64>) {
             assert_eq!(chain.channels_both((1, entry), rounds.clone()), 1);
         }
         for link in (2..=HOPS).filter(|link| *link != hop && *link != hop + 1) {
-            DIRECTIONS.map(|direction| chain.channels((link, 0), direction, rounds.clone()));
+            for direction in DIRECTIONS {
+                chain.channels((link, 0), direction, rounds.clone());
+            }
         }
     }
 }
@@ -112,7 +114,12 @@ fn restarted(hop: usize) -> Chain {
     // In the batch of the restart its links carry less.
     chain.run_batches(1);
     while !is_back(&mut chain) {
-        assert!(chain.now < until, "hop {hop}: not all channels after {} batches: {}", chain.batch() - first, view(&chain, first));
+        assert!(
+            chain.now < until,
+            "hop {hop}: not all channels after {} batches: {}",
+            chain.batch() - first,
+            view(&chain, first)
+        );
     }
     println!("hop {hop}: channels in batch {} after the restart", chain.batch() - 1 - first);
     assert_works(&mut chain);
@@ -254,19 +261,6 @@ fn clock_that_steps_by_an_hour_stops_no_round() {
     assert!(off <= expected, "off by {off:?}, at most {expected:?}");
 }
 
-/// Drops what an entry sends, or what is sent to it, in a phase of the running batch, from a little before its first
-/// round to a little after its last one.
-fn cut_in_phase(chain: &Chain, entry: usize, phase: Phase, direction: Direction) {
-    let rounds = chain.times.rounds_of(chain.batch(), phase);
-    let (rounds, times) = (rounds.start..rounds.end + 12, chain.times.clone());
-    let link = ends((1, entry), direction);
-    let wall = times.begin(chain.round_at(chain.now)) - chain.now / times.begin(1) * times.begin(1);
-    chain.attack(move |now, datagram| {
-        let is_cut = (datagram.from, datagram.to) == link && rounds.contains(&times.round_at(wall + now + 2_000_000));
-        if is_cut { Vec::new() } else { vec![(0, datagram)] }
-    });
-}
-
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry
 /// `channels`. Others notice nothing, and its flow goes on in the next batch. Returns how many cells the exit could not
 /// open from that batch on.
@@ -276,7 +270,7 @@ fn without_a_channel(phase: Phase, direction: Direction, channels: usize) -> u64
     chain.talk(&ENTRIES, SECOND);
     chain.run_to_batch(1);
     let first = chain.batch();
-    cut_in_phase(&chain, 103, phase, direction);
+    chain.cut_in_phase(103, phase, direction);
     let (from, time) = (chain.now, batch(&chain));
     chain.talk(&ENTRIES, time);
     let before = garbled(&chain);

@@ -87,6 +87,25 @@ impl Chain {
         sent.map(|sent| (sent.at, came.get(&sent.bytes).map(|(at, from)| (at - sent.at, *from)))).collect()
     }
 
+    /// How long after the begin of a round its cells leave on a link.
+    fn offset(&self, link: LinkOf, direction: Direction) -> Nanos {
+        match direction {
+            Direction::Forward if link.0 == 1 => 0,
+            Direction::Forward => self.times.offset(direction, link.0 - 1),
+            Direction::Backward => self.times.offset(direction, link.0),
+        }
+    }
+
+    /// The cells of a link in these rounds: round, time and bytes.
+    pub fn cells(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> Vec<(u64, Nanos, Vec<u8>)> {
+        let ((from, to), offset) = (ends(link, direction), self.offset(link, direction));
+        let (half, len) = (self.times.begin(1) / 2, self.terms().class.cell_len());
+        let seen = self.seen();
+        let of_link = seen.iter().filter(|seen| (seen.from, seen.to, seen.bytes.len()) == (from, to, len));
+        let with_round = of_link.map(|seen| (self.round_at(seen.at + half - offset), seen.at, seen.bytes.clone()));
+        with_round.filter(|(round, ..)| rounds.contains(round)).collect()
+    }
+
     /// How many channels a link carries in one direction, if it is one number in all of these rounds. Otherwise its
     /// data cells in the first one, and those of others that differ, by their place in `rounds`.
     pub fn carries(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> Result<usize, String> {
@@ -96,12 +115,7 @@ impl Chain {
             let slots = slots.of(&self.times, round);
             slots.placed + slots.link
         };
-        let offset = match direction {
-            Direction::Forward if link.0 == 1 => 0,
-            Direction::Forward => self.times.offset(direction, link.0 - 1),
-            Direction::Backward => self.times.offset(direction, link.0),
-        };
-        let found = self.per_round(ends(link, direction), offset, rounds.clone());
+        let found = self.per_round(ends(link, direction), self.offset(link, direction), rounds.clone());
         let gap = u64::from(terms.gap);
         let data = rounds.clone().zip(&found).map(|(round, found)| {
             let copies = if link.0 == 1 { control(round - gap) } else { 0 };

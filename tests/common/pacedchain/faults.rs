@@ -11,10 +11,12 @@ use dataplane::paced::entry;
 use dataplane::socket::memory::Datagram;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
 use wire::kdf::Secret;
-use wire::paced::PacedTerms;
+use wire::paced::{PacedTerms, Phase};
 
-use super::{Chain, HOPS, Seen};
+use super::checks::ends;
+use super::{Chain, EPOCH_S, HOPS, MILLI, Seen};
 
 /// What nodes are made of, also when they restart.
 pub(super) struct Kit {
@@ -53,6 +55,18 @@ impl Chain {
             let (at_once, held): (Vec<_>, Vec<_>) = tap(now, datagram).into_iter().partition(|(after, _)| *after == 0);
             later.borrow_mut().queue.extend(held.into_iter().map(|(after, datagram)| (now + after, datagram)));
             at_once.into_iter().map(|(_, datagram)| datagram).collect()
+        });
+    }
+
+    /// Loses what an entry sends, or what is sent to it, in a phase of the running batch and a little longer: until the
+    /// last copies have left.
+    pub fn cut_in_phase(&self, entry: usize, phase: Phase, direction: Direction) {
+        let rounds = self.times.rounds_of(self.batch(), phase);
+        let begins = |round| self.times.begin(round) - EPOCH_S * 1000 * MILLI;
+        let (link, time) = (ends((1, entry), direction), begins(rounds.start) - 5 * MILLI..begins(rounds.end + 12));
+        self.attack(move |now, datagram| {
+            let is_cut = (datagram.from, datagram.to) == link && time.contains(&now);
+            if is_cut { Vec::new() } else { vec![(0, datagram)] }
         });
     }
 
