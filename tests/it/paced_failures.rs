@@ -69,6 +69,13 @@ fn assert_others_constant(chain: &Chain, hop: usize, batches: Range<u64>) {
     }
 }
 
+/// Links 2 and on carry one number of cells in each round of a batch, the same both ways.
+fn assert_inner_links_constant(chain: &Chain, batches: Range<u64>) {
+    for (batch, link) in batches.flat_map(|batch| (2..=HOPS).map(move |link| (batch, link))) {
+        chain.channels_both((link, 0), chain.rounds(batch));
+    }
+}
+
 /// True if all links have the channels of all entries in a batch.
 fn is_complete(chain: &Chain, batch: u64) -> bool {
     let is_full = |link, direction| chain.carries(link, direction, chain.rounds(batch)) == Ok(ENTRIES.len());
@@ -145,6 +152,30 @@ fn restarted_exit_has_channels_again_others_are_constant() {
     restarted(HOPS);
 }
 
+#[test]
+fn restarted_entry_joins_again_and_others_notice_nothing() {
+    let mut chain = started();
+    let first = chain.batch();
+    chain.talk(&ENTRIES, SECOND);
+    chain.restart(103);
+    let (from, time) = (chain.now, 3 * batch(&chain));
+    chain.talk(&[101, 102], time);
+    // The parts of its bundle take up to an interval, 10 s (SPEC 9.16.2): two of these short batches.
+    while chain.batch() < first + 4 || !is_complete(&chain, chain.batch() - 1) {
+        assert!(chain.batch() < first + 6, "{}", view(&chain, first));
+        chain.run_batches(1);
+    }
+    assert_works(&mut chain);
+    for entry in [101, 102] {
+        assert_delivered(&chain, entry, from..from + time.as_nanos() as Nanos);
+        let rounds = chain.times.first(first)..chain.times.first(chain.batch());
+        assert_eq!(chain.channels_both((1, entry), rounds), 1);
+    }
+    // The channels of its first life last as long as their batches.
+    assert!(is_complete(&chain, first) && is_complete(&chain, first + 1), "{}", view(&chain, first));
+    assert_inner_links_constant(&chain, first..chain.batch());
+}
+
 /// A node does not run for 2 s in the middle of a batch.
 fn stopped(node: usize) -> Chain {
     let mut chain = started();
@@ -183,10 +214,8 @@ fn stopped_entry_leaves_all_other_links_as_they_were() {
         for entry in [101, 102] {
             assert_eq!(chain.channels_both((1, entry), rounds.clone()), 1);
         }
-        for link in 2..=HOPS {
-            chain.channels_both((link, 0), rounds.clone());
-        }
     }
+    assert_inner_links_constant(&chain, first..chain.batch());
     assert!(is_complete(&chain, first), "its running channel");
     let skipped = chain.shown(103).skipped;
     assert!((195..=201).contains(&skipped), "{skipped} rounds were not sent");

@@ -69,13 +69,10 @@ fn two_entries_with_one_secret_meet_and_a_third_waits() {
     chain.run(2 * LATE);
 
     // All batches, both ways.
-    let calls = [(101, 102), (102, 101)].map(|(from, to)| chain.delivered(from, client(to)));
-    let lost: Vec<_> = calls.iter().flatten().filter(|(_, came)| came.is_none()).collect();
-    assert!(lost.is_empty(), "{} lost: {lost:?}", lost.len());
-    let mut delays: Vec<_> = calls.iter().flatten().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect();
-    delays.sort_unstable();
-    let [p50, most] = [delays[delays.len() / 2], delays[delays.len() - 1]].map(|delay| delay as f64 / 1e6);
-    println!("{} datagrams: p50 {p50:.2} ms, at most {most:.2} ms", delays.len());
+    let delays = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to))).concat();
+    let count = delays.len();
+    let (p50, most) = half_and_most(delays);
+    println!("{count} datagrams: p50 {p50:.2} ms, at most {most:.2} ms");
     assert!(p50 <= 50.0 && most <= 65.0, "p50 {p50}, at most {most}");
     chain.assert_closed();
 }
@@ -99,17 +96,89 @@ fn chi_squared_of_two(one: &[u64; 256], other: &[u64; 256]) -> f64 {
 /// Quantiles of 1e-6 and 1 - 1e-6 with 255 degrees of freedom (Wilson and Hilferty).
 const PLAUSIBLE: Range<f64> = 161.5..377.3;
 
+/// Rounds of which all copies are lost between entries and Mix 1.
+fn is_lost(round: u64) -> bool {
+    round % 5 == 3
+}
+
+fn lose_rounds(chain: &Chain) {
+    let (begin, period) = (chain.round_at(0), chain.times.begin(1));
+    chain.attack(move |now, datagram| {
+        // An entry may be a little early. Copies follow one round later.
+        let sent_in = begin + (now + 5 * MILLI) / period;
+        let is_forward = datagram.to == link_address(1, Side::Up);
+        if is_forward && (is_lost(sent_in) || is_lost(sent_in - 1)) { Vec::new() } else { vec![(0, datagram)] }
+    });
+}
+
+/// The half and the longest of some delays, in ms.
+fn half_and_most(mut delays: Vec<Nanos>) -> (f64, f64) {
+    delays.sort_unstable();
+    (delays[delays.len() / 2] as f64 / 1e6, delays[delays.len() - 1] as f64 / 1e6)
+}
+
+/// How long the datagrams of an entry's application took. None may be lost.
+fn delays(chain: &Chain, entry: usize, to: SocketAddr) -> Vec<Nanos> {
+    let sent = chain.delivered(entry, to);
+    let lost: Vec<_> = sent.iter().filter(|(_, came)| came.is_none()).map(|(at, _)| at / MILLI).collect();
+    assert!(lost.is_empty(), "entry {entry}: of {} datagrams those of {lost:?} ms were lost", sent.len());
+    sent.iter().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect()
+}
+
+#[test]
+fn repeat_brings_what_all_copies_have_lost() {
+    let terms = PacedTerms { repeat: true, ..few_seats() };
+    let mut chain = Chain::with_meetings(&terms, 3, &[(101, SECRET), (102, SECRET)]).start();
+    lose_rounds(&chain);
+    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.run(2 * LATE);
+    let (outside, most_outside) = half_and_most(delays(&chain, 103, destination()));
+    let inside = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to)));
+    let (inside, most_inside) = half_and_most(inside.concat());
+    println!("outside {outside:.2} and {most_outside:.2} ms, inside {inside:.2} and {most_inside:.2} ms");
+    // What came while a full cell was repeated waits for one more round.
+    assert!(outside <= 45.0 && most_outside <= 60.0 && inside <= 60.0 && most_inside <= 75.0);
+    // One that was rescued leaves the exit with the others of its round, a round later than without repeat.
+    let (period, offset) = (chain.times.begin(1), chain.times.offset(Forward, HOPS));
+    for (at, _) in at_destination(&chain) {
+        assert_eq!((at * MILLI) % period, offset % period, "when datagrams leave the exit");
+    }
+    chain.assert_closed();
+}
+
+#[test]
+fn batch_below_the_floor_carries_nothing_and_looks_alike() {
+    let mut chain = Chain::new(&PacedTerms { n_min: 3, ..few_seats() }, 3).start();
+    let (first, from, time) = (chain.batch(), chain.now, batch(&chain));
+    chain.cut_in_phase(103, Phase::Setup(1), Forward);
+    chain.talk(&[101, 102, 103], 3 * time);
+    chain.run(2 * LATE);
+    let ns = time.as_nanos() as Nanos;
+    for entry in [101, 102] {
+        assert_eq!(chain.channels_both((1, entry), chain.times.first(first)..chain.times.first(first + 3)), 1);
+        let came = |of_batch: u64| -> Vec<bool> {
+            let sent = from + of_batch * ns + 60 * MILLI..from + (of_batch + 1) * ns - 100 * MILLI;
+            let of_time = chain.delivered(entry, destination()).into_iter().filter(|(at, _)| sent.contains(at));
+            of_time.map(|(_, came)| came.is_some()).collect()
+        };
+        for (of_batch, expected) in [true, false, true].into_iter().enumerate() {
+            let came = came(of_batch as u64);
+            assert!(came.len() > 200 && came.iter().all(|came| *came == expected), "batch {of_batch}: {came:?}");
+        }
+    }
+    for (batch, expected) in (first..).zip([3, 2, 3]) {
+        assert_eq!([2, HOPS].map(|link| chain.channels_both((link, 0), chain.rounds(batch))), [expected; 2]);
+    }
+    let floored = [chain.ledger(1).cells.forward, chain.ledger(1).cells.backward].map(|of| of.drops(DropReason::Floor));
+    assert_eq!(floored, [2 * u64::from(chain.terms().rounds); 2], "every place of both channels, both ways");
+    chain.assert_closed();
+}
+
 #[test]
 fn bodies_of_a_meeting_look_like_noise_on_every_link() {
     let chain = Chain::with_meetings(&few_seats(), 2, &[(101, SECRET), (102, SECRET)]);
     let mut chain = chain.start();
-    // Of one round in five both copies of all cells are lost before Mix 1.
-    let (is_lost, times, wall) = (|round: u64| round % 5 == 3, chain.times.clone(), chain.round_at(0));
-    chain.attack(move |now, datagram| {
-        let sent_in = wall + (now + 5 * MILLI) / times.begin(1);
-        let is_up = datagram.to == link_address(1, Side::Up);
-        if is_up && (is_lost(sent_in) || is_lost(sent_in - 1)) { Vec::new() } else { vec![(0, datagram)] }
-    });
+    lose_rounds(&chain);
     let first = chain.batch();
     chain.talk(&[101, 102], 3 * batch(&chain));
     chain.run(LATE);

@@ -70,11 +70,6 @@ impl Chain {
         });
     }
 
-    /// Puts a datagram on the wire that no node has sent.
-    pub fn inject(&self, datagram: Datagram) {
-        self.later.borrow_mut().queue.push((self.now, datagram));
-    }
-
     pub(super) fn deliver_later(&mut self) {
         let due: Vec<_> = self.later.borrow_mut().queue.extract_if(.., |(at, _)| *at <= self.now).collect();
         self.later.borrow_mut().is_delivering = true;
