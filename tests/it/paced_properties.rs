@@ -93,8 +93,9 @@ fn chi_squared_of_two(one: &[u64; 256], other: &[u64; 256]) -> f64 {
     one.iter().zip(other).map(part).sum()
 }
 
-/// Quantiles of 1e-6 and 1 - 1e-6 with 255 degrees of freedom (Wilson and Hilferty).
-const PLAUSIBLE: Range<f64> = 161.5..377.3;
+/// Quantiles of 1e-7 and 1 - 1e-7 with 255 degrees of freedom (Wilson and Hilferty). One run in 280,000 has one of its
+/// 18 statistics beyond them.
+const PLAUSIBLE: Range<f64> = 154.2..390.5;
 
 /// Rounds of which all copies are lost between entries and Mix 1.
 fn is_lost(round: u64) -> bool {
@@ -502,7 +503,11 @@ fn damaged_cell_costs_one_place_and_changes_nothing_else() {
     for (link, direction) in (1..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
         let mut tags = 0;
         // Header and tag are one block; the body from begin to end.
-        for byte in [0, 11, 14, 16, 100, 128, 239].repeat(3) {
+        for (nth, byte) in [0, 11, 14, 16, 100, 128, 239].repeat(9).into_iter().enumerate() {
+            // Three of at most eight cells of a round are data.
+            if nth >= 21 && tags > 0 {
+                break;
+            }
             let (bit, entry) = (wire.rng.random_range(0..8), 101 + wire.rng.random_range(0..3));
             let changed = wire.strike(((link, entry), direction), LATE, move |mut datagram| {
                 datagram.bytes[byte] ^= 1 << bit;
@@ -559,7 +564,8 @@ fn replayed_and_foreign_cells_are_dropped_and_counted() {
         ("from somewhere else", 1, (stranger, to_mix_1), 0, (1, "forward", "stranger")),
     ] {
         let mut found = 0;
-        for _ in 0..if after_ms > 1000 { 4 } else { 8 } {
+        // Three of at most eight cells of a round are data.
+        for _ in 0..30 {
             let after = Duration::from_millis(after_ms) + LATE;
             let changed = wire.strike(((link, 101), Forward), after, move |datagram| {
                 let again = Datagram { from, to, bytes: datagram.bytes.clone() };
@@ -570,6 +576,9 @@ fn replayed_and_foreign_cells_are_dropped_and_counted() {
             let is_control = changed == [((3, "control", "cell-replayed"), 1)];
             assert!(changed == [(expected, 1)] || is_control, "{what}: {changed:?}");
             found += usize::from(!is_control);
+            if found == 3 || (found == 1 && after_ms > 1000) {
+                break;
+            }
         }
         assert!(found > 0, "{what}: only control cells");
     }
