@@ -17,7 +17,7 @@ use dataplane::exit::Filtering;
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
 use dataplane::ledger::Ledger;
-use dataplane::paced::entry::{Entry, Service};
+use dataplane::paced::entry::{self, Entry, Service};
 use dataplane::paced::exit::Exit;
 use dataplane::paced::mix::{self, Mix};
 use dataplane::paced::{Command, Settings};
@@ -31,10 +31,15 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Shape};
 use wire::ids::Side;
 use wire::kdf::Secret;
-use wire::paced::{PacedClass, PacedTerms, Timetable};
+use wire::paced::{MeetingSecret, PacedClass, PacedTerms, Timetable};
 use wire::setup::Suite;
 
 use super::limit::Permit;
+
+pub mod checks;
+mod faults;
+
+use faults::{Kit, Later};
 
 /// Wall clock at the start of every chain: its descriptors are valid around it.
 const EPOCH_S: u64 = 1_800_000_000;
@@ -73,6 +78,12 @@ struct Node {
     /// Its addresses towards the entry and towards the exit.
     at: [SocketAddr; 2],
     worker_wake: Nanos,
+    /// What an entry shows.
+    shown: Option<Arc<Mutex<entry::View>>>,
+    /// By how much its host's clock is ahead.
+    wall_ahead: i64,
+    /// It does not run before this time.
+    stopped_until: Nanos,
 }
 
 /// A datagram as it was sent.
@@ -106,6 +117,8 @@ pub struct Chain {
     pub events: Vec<String>,
     /// By node: hops from 1, entries from 101.
     pub paced_events: Vec<(usize, PacedEvent)>,
+    kit: Rc<Kit>,
+    later: Rc<RefCell<Later>>,
 }
 
 /// The link socket of a hop, from 1, or of an entry, from 101.
@@ -130,6 +143,11 @@ fn wall_at(now: Nanos) -> SystemTime {
 impl Chain {
     /// Three mixes, an exit, and entries with a forward each.
     pub fn new(terms: &PacedTerms, entries: usize) -> Chain {
+        Chain::with_meetings(terms, entries, &[])
+    }
+
+    /// A chain some of whose entries, from 101, serve a meeting with this secret.
+    pub fn with_meetings(terms: &PacedTerms, entries: usize, meetings: &[(usize, [u8; 32])]) -> Chain {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let (descriptors, keys): (Vec<_>, Vec<_>) = (1..=HOPS).map(|hop| hop_of(hop, terms.class, &mut rng)).unzip();
         let chain = ChainTerms {
@@ -156,6 +174,14 @@ impl Chain {
             clock,
             events: Vec::new(),
             paced_events: Vec::new(),
+            kit: Rc::new(Kit {
+                chain,
+                descriptors,
+                keys,
+                terms: terms.clone(),
+                meetings: meetings.iter().copied().collect(),
+            }),
+            later: Rc::default(),
         };
         made.tap(|_| true);
         let (at_apps, clock) = (made.at_apps.clone(), made.clock.clone());
@@ -163,12 +189,8 @@ impl Chain {
             at_apps.borrow_mut().push(Seen::new(&datagram, *clock.borrow()));
             vec![datagram]
         });
-        for (position, keys) in (1..=HOPS).zip(&keys) {
-            let node = made.node(position, position, (&chain, &descriptors, Some(keys)), terms, &mut rng);
-            made.nodes.push(node);
-        }
-        for entry in 0..entries {
-            let node = made.node(0, 101 + entry, (&chain, &descriptors, None), terms, &mut rng);
+        for number in (1..=HOPS).chain((0..entries).map(|entry| 101 + entry)) {
+            let node = made.node(number, State::fresh(EPOCH_S), &mut rng);
             made.nodes.push(node);
         }
         made
@@ -176,21 +198,13 @@ impl Chain {
 
     /// Records every link datagram as sent, then lets `tap` decide whether it arrives.
     pub fn tap(&self, mut tap: impl FnMut(&Datagram) -> bool + 'static) {
-        let (seen, clock) = (self.seen.clone(), self.clock.clone());
-        self.links.tap(move |datagram| {
-            seen.borrow_mut().push(Seen::new(&datagram, *clock.borrow()));
-            if tap(&datagram) { vec![datagram] } else { Vec::new() }
-        });
+        self.attack(move |_, datagram| if tap(&datagram) { vec![(0, datagram)] } else { Vec::new() });
     }
 
-    fn node(
-        &self,
-        position: usize,
-        number: usize,
-        (chain, descriptors, keys): (&ChainTerms, &[SignedDescriptor], Option<&(Secret, Secret)>),
-        terms: &PacedTerms,
-        rng: &mut ChaCha20Rng,
-    ) -> Node {
+    /// A hop, from 1, or an entry, from 101, that starts with this state.
+    fn node(&self, number: usize, state: State, rng: &mut ChaCha20Rng) -> Node {
+        let Kit { chain, descriptors, keys, terms, meetings } = &*self.kit;
+        let (position, meeting) = (if number > 100 { 0 } else { number }, meetings.get(&number));
         let shape = Shape::new(terms.class.size(), HOPS).unwrap();
         let at = [Side::Up, Side::Down].map(|side| link_address(number, side));
         let mut seed = || ChaCha20Rng::seed_from_u64(rng.next_u64());
@@ -198,8 +212,9 @@ impl Chain {
         for (hop, descriptor) in (1..).zip(descriptors) {
             view.take_descriptor(hop, descriptor.clone(), EPOCH_S).unwrap();
         }
+        let keys = position.checked_sub(1).map(|hop| &keys[hop]);
         let keys = keys.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
-        let trust = TrustSetup { view, keys: keys.into_iter().collect(), state: State::fresh(EPOCH_S).hop };
+        let trust = TrustSetup { view, keys: keys.into_iter().collect(), state: state.hop };
         let config = Config {
             role: match position {
                 0 => Role::Entry { channels: 0 },
@@ -223,7 +238,11 @@ impl Chain {
             caps: Caps::default(),
         };
         let elapsed = Duration::from_nanos(self.now);
-        let control = Control::new(vec![config], trust, seed(), elapsed, wall_at(self.now)).unwrap();
+        let mut control = Control::new(vec![config], trust, seed(), elapsed, wall_at(self.now)).unwrap();
+        if let Some(secret) = meeting {
+            control.meet(0, MeetingSecret::new(*secret));
+        }
+        let mut shown = None;
         let clock = control.class(0).paced_clock().expect("a paced class").clone();
         let (commands, worker_commands) = rtrb::RingBuffer::new(1 << 14);
         let (worker_punts, punts) = rtrb::RingBuffer::new(4096);
@@ -239,10 +258,14 @@ impl Chain {
                 let max_age = dataplane::paced::entry::default_max_age(terms);
                 let listener = Listener { kind, idle: Duration::from_secs(300), max_age };
                 let apps = MemApps::new(self.apps.clone(), vec![at], at.ip());
-                let service = Service::Destinations(vec![listener]);
+                let service = match meeting {
+                    Some(_) => Service::Meeting { max_age },
+                    None => Service::Destinations(vec![listener]),
+                };
                 let entry =
                     Entry::new((settings, service), (down, apps), worker_commands, sender, seed(), clock, self.now);
                 let ledger = entry.published();
+                shown = Some(entry.view());
                 (Box::new(entry), ledger)
             }
             HOPS => {
@@ -268,18 +291,33 @@ impl Chain {
                 (Box::new(mix), ledger)
             }
         };
-        Node { number, control, commands, punts, worker, ledger, loops, at, worker_wake: 0 }
+        let (worker_wake, wall_ahead, stopped_until) = (0, 0, 0);
+        Node {
+            number,
+            control,
+            commands,
+            punts,
+            worker,
+            ledger,
+            loops,
+            at,
+            worker_wake,
+            shown,
+            wall_ahead,
+            stopped_until,
+        }
     }
 
     /// Runs every node until nothing moves at this instant.
     fn settle(&mut self) {
         *self.clock.borrow_mut() = self.now;
         let now = Duration::from_nanos(self.now);
+        self.deliver_later();
         for _ in 0..100 {
             let before = (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting());
-            for node in &mut self.nodes {
+            for node in self.nodes.iter_mut().filter(|node| node.stopped_until <= self.now) {
                 if node.control.next_wake() <= now {
-                    node.control.tick(now, wall_at(self.now));
+                    node.control.tick(now, wall_at(self.now.saturating_add_signed(node.wall_ahead)));
                 }
                 while let Ok(punt) = node.punts.pop() {
                     take(&mut node.control, punt, now);
@@ -317,9 +355,10 @@ impl Chain {
         loop {
             self.settle();
             let wakes = self.nodes.iter().map(|node| {
-                node.worker_wake.min(u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX))
+                let control = u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX);
+                node.worker_wake.min(control).max(node.stopped_until)
             });
-            let next = wakes.min().unwrap_or(end).max(self.now + MILLI / 20);
+            let next = wakes.chain(self.next_later()).min().unwrap_or(end).max(self.now + MILLI / 20);
             if next >= end {
                 self.now = end;
                 self.settle();
@@ -333,6 +372,11 @@ impl Chain {
     pub fn run_to_batch(&mut self, ahead: u64) {
         let begin = self.times.begin(self.times.first(self.batch() + ahead));
         self.run(Duration::from_nanos(begin - EPOCH_S * 1000 * MILLI - self.now));
+    }
+
+    /// The round that runs at a time.
+    pub fn round_at(&self, now: Nanos) -> u64 {
+        self.times.round_at(EPOCH_S * 1000 * MILLI + now)
     }
 
     /// The running batch.
@@ -383,8 +427,8 @@ impl Chain {
         let mut counts = vec![0; (rounds.end - rounds.start) as usize];
         let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == self.cell_len;
         for seen in self.seen.borrow().iter().filter(is_cell) {
-            // An entry may be a little early.
-            let round = self.times.round_at(EPOCH_S * 1000 * MILLI + seen.at + 2 * MILLI - offset);
+            // An entry may be a little early, and so may a hop whose clock is not right.
+            let round = self.round_at(seen.at + self.times.begin(1) / 2 - offset);
             if rounds.contains(&round) {
                 counts[(round - rounds.start) as usize] += 1;
             }

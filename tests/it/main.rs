@@ -29,6 +29,8 @@ mod model;
 mod multicore;
 mod names;
 mod paced_chain;
+mod paced_failures;
+mod paced_properties;
 mod policy;
 mod renewal;
 mod robustness;

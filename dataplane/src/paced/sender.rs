@@ -192,6 +192,8 @@ impl Sender {
         self.add_copies(link, round.number, free, tally);
         self.sealed.shuffle(&mut self.rng);
         out.push_run(self.sealed.drain(..), outgoing.peer);
+        // An initiator that gets no answer starts a handshake (SPEC 4.6.2).
+        links.links.sent(link);
     }
 
     /// Keeps this round's cells for their copies, and adds the copies of earlier rounds.

@@ -1,0 +1,586 @@
+//! Paced classes (SPEC 9) against an attacker on the wire, in memory: meetings, bodies, traces, damage, replays.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use control::Counters;
+use control::paced::{PacedConfig, PacedEntry, PacedHop, ShardCell};
+use dataplane::Nanos;
+use dataplane::ledger::DropReason;
+use dataplane::paced::entry::MeetingState;
+use dataplane::socket::memory::Datagram;
+use rand::seq::SliceRandom;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction::{self, Backward, Forward};
+use wire::ids::{LinkId, Side};
+use wire::kdf::Secret;
+use wire::paced::{PacedTerms, Phase};
+use wire::setup::{self, HopPublic, SetupKey, Suite, ack_cells};
+
+use crate::common::pacedchain::checks::{DIRECTIONS, LATE, client, ends};
+use crate::common::pacedchain::{Chain, HOPS, destination, link_address, terms};
+
+const MILLI: Nanos = 1_000_000;
+const SECRET: [u8; 32] = [7; 32];
+
+/// As few slots as a few entries need.
+fn few_seats() -> PacedTerms {
+    PacedTerms { seats: 6, ..terms() }
+}
+
+fn batch(chain: &Chain) -> Duration {
+    Duration::from_nanos(chain.times.begin(chain.times.first(1)))
+}
+
+#[test]
+fn two_entries_with_one_secret_meet_and_a_third_waits() {
+    let meetings = [(101, SECRET), (102, SECRET), (103, [8; 32]), (104, [8; 32]), (105, [8; 32])];
+    let mut chain = Chain::with_meetings(&few_seats(), 5, &meetings).start();
+    for of_batch in 0..3 {
+        let (from, time) = (chain.now, batch(&chain));
+        chain.talk(&[101, 102, 103, 104, 105], time / 2);
+        let (waiting, joined): (Vec<_>, Vec<_>) =
+            (101..=105).partition(|entry| chain.shown(*entry).meeting == Some(MeetingState::Waiting));
+        let are_joined = joined.iter().all(|entry| chain.shown(*entry).meeting == Some(MeetingState::Joined));
+        assert!(are_joined && joined[..2] == [101, 102] && waiting.len() == 1, "{joined:?} and {waiting:?}");
+        chain.talk(&[101, 102], time / 2);
+
+        let second = from + 100 * MILLI..from + 1000 * MILLI;
+        let reached = |entry: usize| {
+            let peers = (101..=105).filter(|peer| *peer != entry);
+            let came = |peer: &usize| {
+                let of_time = chain.delivered(entry, client(*peer)).into_iter().filter(|(at, _)| second.contains(at));
+                let came: Vec<bool> = of_time.map(|(_, came)| came.is_some()).collect();
+                assert!(came.iter().all(|one| *one == came[0]), "batch {of_batch}: entry {entry} to {peer}: {came:?}");
+                came[0]
+            };
+            peers.filter(came).collect::<Vec<_>>()
+        };
+        for pair in [[joined[0], joined[1]], [joined[2], joined[3]]] {
+            assert_eq!(pair.map(reached), [vec![pair[1]], vec![pair[0]]], "the ends of a meeting, batch {of_batch}");
+        }
+        assert_eq!(reached(waiting[0]), [0; 0], "one that waits, batch {of_batch}");
+    }
+    chain.run(2 * LATE);
+
+    // All batches, both ways.
+    let delays = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to))).concat();
+    let count = delays.len();
+    let (p50, most) = half_and_most(delays);
+    println!("{count} datagrams: p50 {p50:.2} ms, at most {most:.2} ms");
+    assert!(p50 <= 50.0 && most <= 65.0, "p50 {p50}, at most {most}");
+    chain.assert_closed();
+}
+
+/// Chi-squared of bytes against a uniform distribution, 255 degrees of freedom.
+fn chi_squared(counts: &[u64; 256]) -> f64 {
+    let expected = counts.iter().sum::<u64>() as f64 / 256.0;
+    counts.iter().map(|count| (*count as f64 - expected).powi(2) / expected).sum()
+}
+
+/// Chi-squared of two samples of bytes against one distribution, 255 degrees of freedom.
+fn chi_squared_of_two(one: &[u64; 256], other: &[u64; 256]) -> f64 {
+    let [n, m] = [one, other].map(|counts| counts.iter().sum::<u64>() as f64);
+    let part = |(one, other): (&u64, &u64)| {
+        let (one, other) = (*one as f64, *other as f64);
+        ((m / n).sqrt() * one - (n / m).sqrt() * other).powi(2) / (one + other)
+    };
+    one.iter().zip(other).map(part).sum()
+}
+
+/// Quantiles of 1e-7 and 1 - 1e-7 with 255 degrees of freedom (Wilson and Hilferty). One run in 280,000 has one of its
+/// 18 statistics beyond them.
+const PLAUSIBLE: Range<f64> = 154.2..390.5;
+
+/// Rounds of which all copies are lost between entries and Mix 1.
+fn is_lost(round: u64) -> bool {
+    round % 5 == 3
+}
+
+fn lose_rounds(chain: &Chain) {
+    let (begin, period) = (chain.round_at(0), chain.times.begin(1));
+    chain.attack(move |now, datagram| {
+        // An entry may be a little early. Copies follow one round later.
+        let sent_in = begin + (now + 5 * MILLI) / period;
+        let is_forward = datagram.to == link_address(1, Side::Up);
+        if is_forward && (is_lost(sent_in) || is_lost(sent_in - 1)) { Vec::new() } else { vec![(0, datagram)] }
+    });
+}
+
+/// The half and the longest of some delays, in ms.
+fn half_and_most(mut delays: Vec<Nanos>) -> (f64, f64) {
+    delays.sort_unstable();
+    (delays[delays.len() / 2] as f64 / 1e6, delays[delays.len() - 1] as f64 / 1e6)
+}
+
+/// How long the datagrams of an entry's application took. None may be lost.
+fn delays(chain: &Chain, entry: usize, to: SocketAddr) -> Vec<Nanos> {
+    let sent = chain.delivered(entry, to);
+    let lost: Vec<_> = sent.iter().filter(|(_, came)| came.is_none()).map(|(at, _)| at / MILLI).collect();
+    assert!(lost.is_empty(), "entry {entry}: of {} datagrams those of {lost:?} ms were lost", sent.len());
+    sent.iter().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect()
+}
+
+#[test]
+fn repeat_brings_what_all_copies_have_lost() {
+    let terms = PacedTerms { repeat: true, ..few_seats() };
+    let mut chain = Chain::with_meetings(&terms, 3, &[(101, SECRET), (102, SECRET)]).start();
+    lose_rounds(&chain);
+    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.run(2 * LATE);
+    let (outside, most_outside) = half_and_most(delays(&chain, 103, destination()));
+    let inside = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to)));
+    let (inside, most_inside) = half_and_most(inside.concat());
+    println!("outside {outside:.2} and {most_outside:.2} ms, inside {inside:.2} and {most_inside:.2} ms");
+    // What came while a full cell was repeated waits for one more round.
+    assert!(outside <= 45.0 && most_outside <= 60.0 && inside <= 60.0 && most_inside <= 75.0);
+    // One that was rescued leaves the exit with the others of its round, a round later than without repeat.
+    let (period, offset) = (chain.times.begin(1), chain.times.offset(Forward, HOPS));
+    for (at, _) in at_destination(&chain) {
+        assert_eq!((at * MILLI) % period, offset % period, "when datagrams leave the exit");
+    }
+    chain.assert_closed();
+}
+
+#[test]
+fn batch_below_the_floor_carries_nothing_and_looks_alike() {
+    let mut chain = Chain::new(&PacedTerms { n_min: 3, ..few_seats() }, 3).start();
+    let (first, from, time) = (chain.batch(), chain.now, batch(&chain));
+    chain.cut_in_phase(103, Phase::Setup(1), Forward);
+    chain.talk(&[101, 102, 103], 3 * time);
+    chain.run(2 * LATE);
+    let ns = time.as_nanos() as Nanos;
+    for entry in [101, 102] {
+        assert_eq!(chain.channels_both((1, entry), chain.times.first(first)..chain.times.first(first + 3)), 1);
+        let came = |of_batch: u64| -> Vec<bool> {
+            let sent = from + of_batch * ns + 60 * MILLI..from + (of_batch + 1) * ns - 100 * MILLI;
+            let of_time = chain.delivered(entry, destination()).into_iter().filter(|(at, _)| sent.contains(at));
+            of_time.map(|(_, came)| came.is_some()).collect()
+        };
+        for (of_batch, expected) in [true, false, true].into_iter().enumerate() {
+            let came = came(of_batch as u64);
+            assert!(came.len() > 200 && came.iter().all(|came| *came == expected), "batch {of_batch}: {came:?}");
+        }
+    }
+    for (batch, expected) in (first..).zip([3, 2, 3]) {
+        assert_eq!([2, HOPS].map(|link| chain.channels_both((link, 0), chain.rounds(batch))), [expected; 2]);
+    }
+    let floored = [chain.ledger(1).cells.forward, chain.ledger(1).cells.backward].map(|of| of.drops(DropReason::Floor));
+    assert_eq!(floored, [2 * u64::from(chain.terms().rounds); 2], "every place of both channels, both ways");
+    chain.assert_closed();
+}
+
+#[test]
+fn bodies_of_a_meeting_look_like_noise_on_every_link() {
+    let chain = Chain::with_meetings(&few_seats(), 2, &[(101, SECRET), (102, SECRET)]);
+    let mut chain = chain.start();
+    lose_rounds(&chain);
+    let first = chain.batch();
+    chain.talk(&[101, 102], 3 * batch(&chain));
+    chain.run(LATE);
+    for entry in [101, 102] {
+        assert_eq!(chain.shown(entry).meeting, Some(MeetingState::Joined));
+    }
+    let mut bodies = HashSet::new();
+    for (link, direction) in (2..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
+        let mut counts = [[0; 256]; 2];
+        for (round, _, cell) in
+            chain.cells((link, 0), direction, chain.times.first(first)..chain.times.first(first + 3))
+        {
+            cell[16..].iter().for_each(|byte| counts[usize::from(is_lost(round))][usize::from(*byte)] += 1);
+            assert!(bodies.insert(cell[16..].to_vec()), "link {link} {direction:?}: a body that was seen before");
+        }
+        let bytes = counts.map(|counts| counts.iter().sum::<u64>());
+        assert!(bytes.iter().all(|bytes| *bytes > 200_000), "{bytes:?}");
+        let of_each = counts.map(|counts| chi_squared(&counts));
+        let of_both = chi_squared_of_two(&counts[0], &counts[1]);
+        println!("link {link} {direction:?}: {bytes:?} bytes, chi-squared {of_each:.0?}, of both {of_both:.0}");
+        let are_plausible = of_each.iter().chain([&of_both]).all(|chi| PLAUSIBLE.contains(chi));
+        assert!(are_plausible, "link {link} {direction:?}: {of_each:?}, lost against others {of_both}");
+    }
+    // The rounds were lost: their datagrams did not come.
+    let sent = chain.delivered(101, client(102));
+    let lost = sent.iter().filter(|(_, came)| came.is_none()).count();
+    assert!(lost * 10 > sent.len() && lost * 3 < sent.len(), "{lost} of {} lost", sent.len());
+}
+
+/// What an observer of link 2 sees in some rounds: times in ms, lengths, directions.
+fn trace(chain: &Chain, rounds: Range<u64>) -> Vec<(Nanos, usize, bool)> {
+    let seen = chain.seen();
+    let of = |direction| {
+        let link = ends((2, 0), direction);
+        let of_link = seen.iter().filter(move |seen| (seen.from, seen.to) == link);
+        of_link.map(move |seen| (seen.at / MILLI, seen.bytes.len(), direction == Forward))
+    };
+    // At the begin of a batch cells of the one before are still under way.
+    let rounds = rounds.start + 8..rounds.end;
+    let of_time = |at: &Nanos| rounds.contains(&chain.round_at(*at * MILLI));
+    let mut trace: Vec<_> = of(Forward).chain(of(Backward)).filter(|(at, ..)| of_time(at)).collect();
+    trace.sort_unstable();
+    trace
+}
+
+/// What comes to the destination, and in which ms.
+fn at_destination(chain: &Chain) -> Vec<(Nanos, Vec<u8>)> {
+    let seen = chain.at_apps.borrow();
+    let came = seen.iter().filter(|seen| seen.to == destination());
+    let mut came: Vec<_> = came.map(|seen| (seen.at / MILLI, seen.bytes.clone())).collect();
+    came.sort_unstable();
+    came
+}
+
+/// Entries that talk for two batches, from the first batch on that has channels of all. Returns its number, too.
+fn talking(entries: usize, attack: impl FnOnce(&Chain)) -> (Chain, u64) {
+    let mut chain = Chain::new(&few_seats(), entries).start();
+    let first = chain.batch();
+    attack(&chain);
+    let entries: Vec<_> = (101..101 + entries).collect();
+    chain.talk(&entries, 2 * batch(&chain));
+    chain.run(LATE);
+    (chain, first)
+}
+
+/// Lets every datagram of access links meet with chance.
+fn at_random(chain: &Chain, mut chance: impl FnMut(u32, u64) -> Option<Nanos> + 'static) {
+    let mut rng = ChaCha20Rng::seed_from_u64(9);
+    chain.attack(move |_, datagram| {
+        let (percent, ms) = (rng.random_range(0..100), rng.random_range(0..60));
+        let first = link_address(1, Side::Up);
+        let is_access = datagram.from == first || datagram.to == first;
+        let after = if is_access { chance(percent, ms) } else { Some(0) };
+        after.map(|after| (after * MILLI, datagram)).into_iter().collect()
+    });
+}
+
+/// Fails, with the first difference, unless two traces are equal.
+fn assert_equal_traces<T: PartialEq + std::fmt::Debug>(one: &[T], other: &[T], what: &str) {
+    let differs = one.iter().zip(other).position(|(one, other)| one != other);
+    let at = differs.unwrap_or(one.len().min(other.len()));
+    assert!(
+        one == other,
+        "{what}: {} and {}, different from {at} on: {:?} {:?}",
+        one.len(),
+        other.len(),
+        one.get(at),
+        other.get(at)
+    );
+    assert!(!one.is_empty());
+}
+
+#[test]
+fn loss_and_delay_before_mix_1_leave_the_trace_of_link_2() {
+    let (calm, first) = talking(3, |_| {});
+    let rounds = calm.times.first(first)..calm.times.first(first + 2);
+    let (trace_of_calm, came) = (trace(&calm, rounds.clone()), at_destination(&calm));
+    drop(calm);
+
+    let (delayed, _) = talking(3, |chain| at_random(chain, |_, ms| Some(ms % 8)));
+    assert_equal_traces(&trace_of_calm, &trace(&delayed, rounds.clone()), "link 2, delays shorter than the slack");
+    assert_equal_traces(&came, &at_destination(&delayed), "destination, delays shorter than the slack");
+    drop(delayed);
+
+    let lose = |percent, ms| (percent >= 5).then_some(if percent < 15 { ms } else { 0 });
+    let (lossy, _) = talking(3, |chain| at_random(chain, lose));
+    assert!(
+        [1, 2].map(|more| lossy.channels_both((2, 0), lossy.rounds(first + more - 1))) == [3, 3],
+        "all setups came"
+    );
+    assert_equal_traces(&trace_of_calm, &trace(&lossy, rounds), "link 2, loss and long delays");
+    let mix_1 = lossy.ledger(1).cells.forward;
+    assert!(mix_1.drops(DropReason::Late) > 100 && at_destination(&lossy).len() < came.len(), "they did happen");
+}
+
+#[test]
+fn lost_setup_leaves_the_trace_of_a_run_without_its_entry() {
+    let (lost, first) = talking(3, |chain| chain.cut_in_phase(103, Phase::Setup(1), Forward));
+    let (without, same) = talking(2, |_| {});
+    assert_eq!(first, same);
+    let next = lost.rounds(first + 1);
+    assert_equal_traces(&trace(&lost, next.clone()), &trace(&without, next.clone()), "link 2");
+    assert_eq!([&lost, &without].map(|chain| chain.channels_both((HOPS, 0), next.clone())), [2, 2]);
+}
+
+/// Spearman's rank correlation of two orders of the same things.
+fn correlation(one: &[u32], other: &[u32]) -> f64 {
+    let n = one.len() as f64;
+    let rank = |of: &u32| other.iter().position(|other| other == of).expect("the same things") as f64;
+    let squares: f64 = one.iter().enumerate().map(|(at, of)| (at as f64 - rank(of)).powi(2)).sum();
+    1.0 - 6.0 * squares / (n * (n * n - 1.0))
+}
+
+#[test]
+fn places_of_setups_and_acks_do_not_follow_arrivals() {
+    const ENTRIES: usize = 6;
+    const RUNS: usize = 60;
+    const BATCH: u64 = 80_000_000;
+    let mut rng = ChaCha20Rng::seed_from_u64(11);
+    let mut counters = Counters::default();
+    let config = PacedConfig::new([0xcc; 32], few_seats(), (HOPS, Suite::Hybrid, 10));
+    let (times, shape) = (config.times.clone(), config.shape);
+    let keys: Vec<_> = (1..=HOPS as u8).map(|hop| SetupKey::generate(Suite::Hybrid, Secret::new([hop; 32]))).collect();
+    let hash = |hop: usize| [hop as u8; 32];
+    let publics: Vec<_> =
+        (1..).zip(&keys).map(|(hop, key)| HopPublic { setup: key.public(), descriptor_hash: hash(hop) }).collect();
+    let phase = |phase| times.rounds_of(BATCH, phase);
+
+    // The shards of each entry's setup, as they leave on link 1.
+    let setups: Vec<Vec<_>> = (0..ENTRIES)
+        .map(|_| {
+            let begin = phase(Phase::Setup(1)).start;
+            let mut entry = PacedEntry::new(config.clone(), &mut rng, begin - 20);
+            entry.bundle(config.interval_of(BATCH + 1), publics.clone());
+            entry.advance(&mut rng, &mut counters, begin, true);
+            let shards = phase(Phase::Setup(1)).filter_map(|round| entry.cell(round));
+            shards.map(|cell| (cell.channel, cell.sub, cell.content.to_vec())).collect()
+        })
+        .collect();
+    // Channels in the order in which the first cell of each leaves.
+    let order = |hop: &PacedHop, direction, of: Phase| {
+        let mut order = Vec::new();
+        for cell in phase(of).flat_map(|round| hop.cells(direction, round)) {
+            if !order.contains(&cell.channel) {
+                order.push(cell.channel);
+            }
+        }
+        assert_eq!(order.len(), ENTRIES);
+        order
+    };
+    let take =
+        |rng: &mut _, hop: &mut PacedHop, position: usize, link, (channel, sub, content): &(u32, u8, Vec<u8>)| {
+            let cell = ShardCell { link, home: None, channel: *channel, sub: *sub, content };
+            let (hash, key) = (hash(position), &keys[position - 1]);
+            let open = |shape, info, onion: &[u8]| Ok(setup::open(shape, position, &[hash], key, info, onion).unwrap());
+            hop.shard(rng, &mut Counters::default(), cell, open).unwrap()
+        };
+    let mut correlations = [0.0; 3];
+    for _ in 0..RUNS {
+        let mut hops = [1, 2].map(|position| PacedHop::new(config.clone(), position, phase(Phase::Setup(1)).start));
+        let mut arrivals: Vec<usize> = (0..ENTRIES).collect();
+        arrivals.shuffle(&mut rng);
+        let [first, second] = &mut hops;
+        let mut accepted = Vec::new();
+        for (of, shard) in arrivals.iter().flat_map(|of| setups[*of].iter().map(move |shard| (*of, shard))) {
+            let install = take(&mut rng, first, 1, LinkId(of as u32), shard);
+            accepted.extend(install.and_then(|install| install.down));
+        }
+        let begin = phase(Phase::Setup(2)).start;
+        first.advance(&mut rng, &mut counters, Forward, begin);
+        second.advance(&mut rng, &mut counters, Forward, begin);
+        correlations[0] += correlation(&accepted, &order(first, Forward, Phase::Setup(2)));
+
+        // Mix 2 gets them, passes them on, and gets their acks in any order.
+        let mut shards = Vec::new();
+        for cell in phase(Phase::Setup(2)).flat_map(|round| first.cells(Forward, round)) {
+            shards.push((cell.channel, cell.sub, cell.content.to_vec()));
+        }
+        let (mut ups, mut downs) = (Vec::new(), Vec::new());
+        for shard in &shards {
+            if let Some(install) = take(&mut rng, second, 2, LinkId(9), shard) {
+                ups.push(install.up.1);
+                downs.push(install.down.unwrap());
+            }
+        }
+        second.advance(&mut rng, &mut counters, Backward, phase(Phase::Ack(3)).start);
+        let mut answered: Vec<usize> = (0..ENTRIES).collect();
+        answered.shuffle(&mut rng);
+        for (of, sub) in answered.iter().flat_map(|of| (0..ack_cells(shape)).map(move |sub| (*of, sub))) {
+            let mut content = vec![0; shape.payload()];
+            rng.fill_bytes(&mut content);
+            second.ack(&mut counters, (downs[of], sub as u8), &content).unwrap();
+        }
+        second.advance(&mut rng, &mut counters, Backward, phase(Phase::Ack(2)).start);
+        let left = order(second, Backward, Phase::Ack(2));
+        correlations[1] += correlation(&ups, &left);
+        let answered: Vec<u32> = answered.into_iter().map(|of| ups[of]).collect();
+        correlations[2] += correlation(&answered, &left);
+    }
+    // Of 6 things the correlation of two random orders has the variance 1/5.
+    let mean = correlations.map(|sum| sum / RUNS as f64);
+    let bound = 5.0 * (0.2 / RUNS as f64).sqrt();
+    println!("setups, acks by setups, acks by acks: {mean:.3?}, at most {bound:.3}");
+    assert!(mean.iter().all(|mean| mean.abs() < bound), "{mean:?}, at most {bound}");
+}
+
+/// Node, what was counted, and why: drops of cells, and what control has refused.
+type Count = (usize, &'static str, &'static str);
+
+/// What the nodes have dropped. On link 1 second copies come all the time, and do not count.
+fn dropped(chain: &Chain) -> BTreeMap<Count, u64> {
+    let mut all = BTreeMap::new();
+    for node in (1..=HOPS).chain(101..=103) {
+        let cells = chain.ledger(node).cells;
+        for (direction, tally) in [("forward", cells.forward), ("backward", cells.backward)] {
+            for reason in DropReason::ALL.iter().filter(|reason| **reason != DropReason::Copy) {
+                all.insert((node, direction, reason.name()), tally.drops(*reason));
+            }
+        }
+        let is_copied = |why| why == "cell-copy" && (node == 1 || node > 100);
+        all.extend(
+            chain
+                .refused(node)
+                .into_iter()
+                .filter(|(why, _)| !is_copied(*why))
+                .map(|(why, count)| ((node, "control", why), count)),
+        );
+    }
+    all
+}
+
+type Make = Box<dyn Fn(Datagram) -> Vec<(Nanos, Datagram)>>;
+
+/// What an attacker does to one cell of a link, when it has let some pass.
+struct Blow {
+    link: (SocketAddr, SocketAddr),
+    passes: usize,
+    make: Make,
+}
+
+/// A chain with a meeting of entries 101 and 102 and a flow of 103, and somebody on the wire.
+struct Wire {
+    chain: Chain,
+    blow: Rc<RefCell<Option<Blow>>>,
+    rng: ChaCha20Rng,
+}
+
+impl Wire {
+    fn new() -> Wire {
+        let mut chain = Chain::with_meetings(&few_seats(), 3, &[(101, SECRET), (102, SECRET)]).start();
+        let (blow, len) = (Rc::<RefCell<Option<Blow>>>::default(), chain.terms().class.cell_len());
+        let next = blow.clone();
+        chain.attack(move |_, datagram| {
+            let mut blow = next.borrow_mut();
+            match &mut *blow {
+                Some(Blow { link, passes: 0, make })
+                    if *link == (datagram.from, datagram.to) && datagram.bytes.len() == len =>
+                {
+                    let made = make(datagram);
+                    *blow = None;
+                    made
+                }
+                Some(Blow { link, passes, .. }) if *link == (datagram.from, datagram.to) => {
+                    *passes -= 1;
+                    vec![(0, datagram)]
+                }
+                _ => vec![(0, datagram)],
+            }
+        });
+        // From now on every cell of every channel opens.
+        chain.talk(&[101, 102, 103], Duration::from_millis(300));
+        Wire { chain, blow, rng: ChaCha20Rng::seed_from_u64(13) }
+    }
+
+    /// Strikes one cell of a link. Returns what nodes have dropped until it is over, `after` later.
+    fn strike(
+        &mut self,
+        (link, direction): ((usize, usize), Direction),
+        after: Duration,
+        make: impl Fn(Datagram) -> Vec<(Nanos, Datagram)> + 'static,
+    ) -> BTreeMap<Count, u64> {
+        let before = dropped(&self.chain);
+        let passes = self.rng.random_range(0..5);
+        *self.blow.borrow_mut() = Some(Blow { link: ends(link, direction), passes, make: Box::new(make) });
+        self.chain.run(after);
+        assert!(self.blow.borrow().is_none(), "no cell on link {link:?} {direction:?}");
+        let changed = dropped(&self.chain).into_iter().filter_map(|(count, now)| {
+            let more = now - before.get(&count).copied().unwrap_or(0);
+            (more > 0).then_some((count, more))
+        });
+        changed.collect()
+    }
+}
+
+/// One altered bit of one cell, at each of some places on each link and direction. Whoever receives it drops it, and if
+/// it was a data cell, noise takes its place behind link 1, which its end cannot open.
+#[test]
+fn damaged_cell_costs_one_place_and_changes_nothing_else() {
+    let mut wire = Wire::new();
+    let mut ends_seen = [0, 0];
+    for (link, direction) in (1..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
+        let mut tags = 0;
+        // Header and tag are one block; the body from begin to end.
+        for (nth, byte) in [0, 11, 14, 16, 100, 128, 239].repeat(9).into_iter().enumerate() {
+            // Three of at most eight cells of a round are data.
+            if nth >= 21 && tags > 0 {
+                break;
+            }
+            let (bit, entry) = (wire.rng.random_range(0..8), 101 + wire.rng.random_range(0..3));
+            let changed = wire.strike(((link, entry), direction), LATE, move |mut datagram| {
+                datagram.bytes[byte] ^= 1 << bit;
+                vec![(0, datagram)]
+            });
+            let what = format!("link {link} {direction:?}, byte {byte}: {changed:?}");
+            let receiver = match direction {
+                Forward => link,
+                Backward if link == 1 => entry,
+                Backward => link - 1,
+            };
+            let way = if direction == Forward { "forward" } else { "backward" };
+            let count = |node, of, why| changed.get(&(node, of, why)).copied().unwrap_or(0);
+            let (tag, header) = (count(receiver, way, "bad-tag"), count(receiver, way, "header"));
+            let forged = count(receiver, "control", "cell-forged");
+            let at_exit = count(HOPS, "forward", "garbled");
+            let at_entries: u64 = (101..=103).map(|entry| count(entry, "backward", "garbled")).sum();
+            assert_eq!(changed.values().sum::<u64>(), 1 + at_exit + at_entries, "{what}");
+            assert_eq!(if byte < 16 { [header, 0] } else { [0, tag + forged] }, [header, tag + forged], "{what}");
+            assert_eq!(header + tag + forged, 1, "{what}");
+            let behind = at_exit + at_entries;
+            match (link, direction) {
+                (1, _) => assert_eq!(behind, 0, "the other copy takes its place: {what}"),
+                // A round without a cell: the exit opens nothing, and in a meeting it passes on noise.
+                (HOPS, Forward) => assert!(at_exit == 0 && behind <= tag + header, "{what}"),
+                (_, Forward) => assert!(behind == tag || (header == 1 && behind <= 1), "{what}"),
+                (_, Backward) => assert!(at_exit == 0 && (behind == tag || (header == 1 && behind <= 1)), "{what}"),
+            }
+            tags += tag;
+            ends_seen[0] += at_exit;
+            ends_seen[1] += at_entries;
+        }
+        assert!(tags > 0, "no data cell was hit on link {link} {direction:?}");
+    }
+    assert!(ends_seen.iter().all(|count| *count > 0), "at the exit and in the meeting: {ends_seen:?}");
+    wire.chain.assert_closed();
+}
+
+#[test]
+fn replayed_and_foreign_cells_are_dropped_and_counted() {
+    let mut wire = Wire::new();
+    let [to_mix_1, from_mix_2] = [link_address(1, Side::Up), link_address(2, Side::Down)];
+    let (from_mix_3, to_mix_3, to_exit) =
+        (link_address(3, Side::Down), link_address(3, Side::Up), link_address(4, Side::Up));
+    let stranger = SocketAddr::from(([10, 9, 9, 9], 9));
+    // A second datagram with the bytes of one on links 1 or 3, from where and to where, and how many ms later.
+    for (what, link, (from, to), after_ms, expected) in [
+        ("at once", 3, (from_mix_2, to_mix_3), 0, (3, "forward", "replay")),
+        ("after the release of its round", 3, (from_mix_2, to_mix_3), 15, (3, "forward", "late")),
+        ("1100 rounds later", 3, (from_mix_2, to_mix_3), 11_000, (3, "forward", "header")),
+        ("on another link", 3, (from_mix_3, to_exit), 0, (4, "forward", "header")),
+        ("back to its sender", 3, (to_mix_3, from_mix_2), 0, (2, "backward", "header")),
+        ("on the link of another entry", 1, (link_address(102, Side::Down), to_mix_1), 0, (1, "forward", "header")),
+        ("from somewhere else", 1, (stranger, to_mix_1), 0, (1, "forward", "stranger")),
+    ] {
+        let mut found = 0;
+        // Three of at most eight cells of a round are data.
+        for _ in 0..30 {
+            let after = Duration::from_millis(after_ms) + LATE;
+            let changed = wire.strike(((link, 101), Forward), after, move |datagram| {
+                let again = Datagram { from, to, bytes: datagram.bytes.clone() };
+                vec![(0, datagram), (after_ms * MILLI, again)]
+            });
+            let changed: Vec<_> = changed.into_iter().collect();
+            // Control refuses a control cell that has come before.
+            let is_control = changed == [((3, "control", "cell-replayed"), 1)];
+            assert!(changed == [(expected, 1)] || is_control, "{what}: {changed:?}");
+            found += usize::from(!is_control);
+            if found == 3 || (found == 1 && after_ms > 1000) {
+                break;
+            }
+        }
+        assert!(found > 0, "{what}: only control cells");
+    }
+    wire.chain.assert_closed();
+}
