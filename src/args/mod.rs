@@ -78,7 +78,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole chain on this host and check it
-    Chain(ChainArgs),
+    Chain(Box<ChainArgs>),
     /// Create the files of a chain
     Init(InitArgs),
     /// Draw the keys of one node, for a chain of several operators
