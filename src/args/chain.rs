@@ -166,7 +166,7 @@ pub struct ChainArgs {
     /// Use IPv6 for links and applications (class L: at most 5 mixes)
     #[arg(long, hide_short_help = true)]
     pub ipv6: bool,
-    /// Receivers with a client each, 1 to 256
+    /// Number of receivers, 1 to 256
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
     pub receivers: usize,
     /// Messages, each to a random receiver
@@ -175,7 +175,7 @@ pub struct ChainArgs {
     /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Send for this long instead of --messages [calls: 10]
+    /// Send for this long, not --messages [calls: 10]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Length of each message instead of "Hello"
