@@ -118,7 +118,6 @@ Examples:
 
   Calls between 20 users in a paced class, compared with a free one:
     eddy chain --class voice
-    eddy chain --class voice:steps_ms=6 --users 8 --seconds 30
 
   Keep the chain running, with a forward or for SOCKS5 clients:
     eddy chain --stay --forward 5000=127.0.0.1:6000
@@ -149,7 +148,7 @@ Exit codes:
 pub struct ChainArgs {
     #[command(flatten)]
     pub shape: ShapeArgs,
-    /// S, M, L, or a paced class: voice, voice-lite, ... [default: L]
+    /// S, M, L, or paced: voice and others [default: L]
     ///
     /// S holds datagrams of 203 bytes in a cell, M 1147 (MTU 1280), L 1323; longer ones take up to 8 cells. With a
     /// paced class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size,
@@ -157,7 +156,7 @@ pub struct ChainArgs {
     /// PROFILE:KEY=VALUE,... changes them, as for `eddy assemble`.
     #[arg(long, default_value = "L", value_name = "CLASS", hide_default_value = true)]
     pub class: ChainClass,
-    /// Users of a paced class, 2 to 32: two call each other [default: 20]
+    /// Users who call each other, 2 to 32 [default: 20]
     #[arg(long, value_name = "N", value_parser = users)]
     pub users: Option<usize>,
     /// Channels that the entry keeps open
@@ -168,17 +167,15 @@ pub struct ChainArgs {
     #[arg(long, hide_short_help = true)]
     pub ipv6: bool,
     /// Number of receivers, 1 to 256
-    ///
-    /// Each has a forward and a client of its own.
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
     pub receivers: usize,
-    /// Number of messages, each to a random receiver
+    /// Messages, each to a random receiver
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub messages: u64,
     /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Send for this long instead of --messages [calls: 10]
+    /// Send for this long, not --messages [calls: 10]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Length of each message instead of "Hello"
