@@ -64,7 +64,7 @@ impl Entries {
     }
 
     /// The entry of the user with the number `user`; the adversary's own comes after the others.
-    pub(super) fn caller(&self, user: usize) -> usize {
+    pub(super) fn user(&self, user: usize) -> usize {
         if self.meetings && user == self.rows { 2 * self.rows } else { user }
     }
 
@@ -228,16 +228,16 @@ mod tests {
     #[test]
     fn links_of_partners_are_the_flows_of_a_meeting() {
         let entries = Entries { rows: 2, meetings: true };
-        let (caller, partner) = (entries.caller(2), entries.partner(2));
-        assert_eq!((entries.count(), caller, partner, entries.partner(1)), (6, 4, 5, 3));
+        let (own, partner) = (entries.user(2), entries.partner(2));
+        assert_eq!((entries.count(), own, partner, entries.partner(1)), (6, 4, 5, 3));
         let ms = |at: u64| 1_000_000 * at;
         let captured = [
             seen(ms(1), places::relay_to_user(1), true, 480, 0),
             seen(ms(2), places::relay_to_user(3), false, 240, 0),
             seen(ms(3), places::relay_to_user(3), true, 240, 0),
-            seen(ms(11), places::relay_to_user(caller), true, 240, 0),
-            seen(ms(21), places::relay_to_user(caller), true, 240, 0),
-            seen(ms(30), places::relay_to_user(caller), false, 240, 0),
+            seen(ms(11), places::relay_to_user(own), true, 240, 0),
+            seen(ms(21), places::relay_to_user(own), true, 240, 0),
+            seen(ms(30), places::relay_to_user(own), false, 240, 0),
             seen(ms(38), places::relay_to_user(partner), false, 240, 0),
             seen(ms(41), places::destination(2), true, 40, 0),
             seen(ms(48), places::relay_to_user(partner), false, 240, 0),

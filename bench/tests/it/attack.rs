@@ -153,10 +153,10 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
             _ => record.access.iter().collect(),
         };
         // What comes to entries is sent by one mix, at once. Of a partner, that is forward in a record.
-        let (partners, callers) = (&links[rows..], &links[..rows]);
-        let from_mix = callers.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
+        let (partners, users) = (&links[rows..], &links[..rows]);
+        let from_mix = users.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
         assert_alike(&from_mix.collect::<Vec<_>>(), true);
-        let to_mix = callers.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
+        let to_mix = users.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
         assert_alike(&to_mix.collect::<Vec<_>>(), is_quiet);
     }
 }
