@@ -478,8 +478,8 @@ impl AttackArgs {
                 if let [step] = terms.steps_ms[..] {
                     terms.steps_ms = vec![step; self.mixes.into()];
                 }
-                // Half of the entries are enough company, and there are always free seats.
-                terms.seats = terms.seats.max(self.users + 16);
+                // Half of the entries are enough company. All of them have one prefix, which gets half of the seats.
+                terms.seats = terms.seats.max(2 * self.users + 16);
                 terms.n_min = terms.n_min.min(self.users / 2);
                 Some(Recorded::Paced(terms))
             }

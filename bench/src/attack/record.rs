@@ -30,11 +30,11 @@ pub(super) struct Recording<'a> {
 ///
 /// ```text
 /// users     0 to rows - 1, then the adversary's own
-/// meetings  first ends 0 to rows - 1, their partners in the order of flows, then the adversary's first end and partner
+/// meetings  callers 0 to rows - 1, their partners in the order of flows, then the adversary's caller and partner
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entries {
-    /// Users or first ends: rows of the matrix that attackers fill. As many flows or partners are its columns.
+    /// Users or callers: rows of the matrix that attackers fill. As many flows or partners are its columns.
     pub(super) rows: usize,
     pub(super) meetings: bool,
 }
@@ -64,7 +64,7 @@ impl Entries {
     }
 
     /// The entry of the user with the number `user`; the adversary's own comes after the others.
-    pub(super) fn first(&self, user: usize) -> usize {
+    pub(super) fn user(&self, user: usize) -> usize {
         if self.meetings && user == self.rows { 2 * self.rows } else { user }
     }
 
@@ -95,7 +95,7 @@ impl Recording<'_> {
                 Wire::Access(tap, _) if tap != self.tap => continue,
                 Wire::Access(_, entry) => match self.entries.part(entry) {
                     Part::User(user) => (&mut record.access[user], Some(1), forward),
-                    // What reaches the partner comes from the first end.
+                    // What reaches the partner comes from the caller.
                     Part::Partner(flow) => (&mut record.flows[flow], Some(1), !forward),
                     Part::Probe if forward => {
                         probe.access.push(at);
@@ -228,16 +228,16 @@ mod tests {
     #[test]
     fn links_of_partners_are_the_flows_of_a_meeting() {
         let entries = Entries { rows: 2, meetings: true };
-        let (first, partner) = (entries.first(2), entries.partner(2));
-        assert_eq!((entries.count(), first, partner, entries.partner(1)), (6, 4, 5, 3));
+        let (own, partner) = (entries.user(2), entries.partner(2));
+        assert_eq!((entries.count(), own, partner, entries.partner(1)), (6, 4, 5, 3));
         let ms = |at: u64| 1_000_000 * at;
         let captured = [
             seen(ms(1), places::relay_to_user(1), true, 480, 0),
             seen(ms(2), places::relay_to_user(3), false, 240, 0),
             seen(ms(3), places::relay_to_user(3), true, 240, 0),
-            seen(ms(11), places::relay_to_user(first), true, 240, 0),
-            seen(ms(21), places::relay_to_user(first), true, 240, 0),
-            seen(ms(30), places::relay_to_user(first), false, 240, 0),
+            seen(ms(11), places::relay_to_user(own), true, 240, 0),
+            seen(ms(21), places::relay_to_user(own), true, 240, 0),
+            seen(ms(30), places::relay_to_user(own), false, 240, 0),
             seen(ms(38), places::relay_to_user(partner), false, 240, 0),
             seen(ms(41), places::destination(2), true, 40, 0),
             seen(ms(48), places::relay_to_user(partner), false, 240, 0),

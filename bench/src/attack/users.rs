@@ -38,7 +38,7 @@ const ASK: [u8; 1] = [0];
 
 pub(super) struct Users {
     entries: Vec<Entry>,
-    /// The application of each user or first end, in their order.
+    /// The application of each user or caller, in their order.
     near: Vec<End>,
     /// What each of them sends to: its destination, or the application of its partner.
     far: Vec<UdpSocket>,
@@ -153,7 +153,7 @@ impl Start<'_> {
             for (user, &flow) in self.flows.iter().enumerate() {
                 let secret = dir.path().join(format!("call{user}.secret"));
                 write_secret(&secret)?;
-                for entry in [self.entries.first(user), self.entries.partner(flow)] {
+                for entry in [self.entries.user(user), self.entries.partner(flow)] {
                     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
                     let builder = std::mem::replace(&mut builders[entry], Entry::builder());
                     builders[entry] = builder.forward_in(&class, any, &Target::Meeting(secret.clone()));
@@ -177,19 +177,19 @@ impl Start<'_> {
         let far = UdpSocket::bind(if is_watched { places::destination(flow) } else { any })?;
         sys::size_receive_buffer(&far, BUFFER)?;
         far.set_nonblocking(true)?;
-        let first = &entries[self.entries.first(user)];
+        let entry = &entries[self.entries.user(user)];
         let (near, peer) = match self.class {
             Recorded::Paced(terms) if self.entries.meetings => {
                 let class = class_name(terms)?;
                 let at = |entry: &Entry| entry.listens(&class).first().copied().context("a meeting has a socket");
                 let socket = UdpSocket::bind(any)?;
                 socket.set_nonblocking(true)?;
-                (End::Meeting(socket, at(first)?), Some(at(&entries[self.entries.partner(flow)])?))
+                (End::Meeting(socket, at(entry)?), Some(at(&entries[self.entries.partner(flow)])?))
             }
             Recorded::Paced(_) | Recorded::Free { .. } => {
                 let tunnel = match self.class {
-                    Recorded::Paced(terms) => UdpTunnel::open_in(first, &class_name(terms)?)?,
-                    Recorded::Free { .. } => UdpTunnel::open(first)?,
+                    Recorded::Paced(terms) => UdpTunnel::open_in(entry, &class_name(terms)?)?,
+                    Recorded::Free { .. } => UdpTunnel::open(entry)?,
                 };
                 tunnel.set_nonblocking(true)?;
                 (End::Tunnel(tunnel, far.local_addr()?.into()), None)

@@ -105,16 +105,16 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     assert!(std::fs::read_to_string(&page).unwrap().contains("id=\"attack-entropy\""));
 }
 
-/// All links carry cells of one length and, if `is_even`, as many: the record may cut a burst at each end.
-fn assert_alike(traces: &[&Trace], is_even: bool) {
+/// All links carry cells of one length, and as many but for `slack`.
+fn assert_alike(traces: &[&Trace], slack: u64) {
+    let cells = |trace: &&Trace| trace.iter().filter(|seen| seen.bytes == PACED_CELL).count();
     for trace in traces {
-        let others = trace.iter().filter(|seen| seen.bytes != PACED_CELL).count();
+        let others = trace.len() - cells(trace);
         assert!(others * 20 < trace.len(), "{others} of {} are not cells of the class", trace.len());
     }
-    let counts: Vec<usize> =
-        traces.iter().map(|trace| trace.iter().filter(|seen| seen.bytes == PACED_CELL).count()).collect();
+    let counts: Vec<usize> = traces.iter().map(cells).collect();
     let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-    assert!(!is_even || most - least <= 12, "{counts:?}");
+    assert!((most - least) as u64 <= slack, "{counts:?} differ by more than {slack}");
 }
 
 /// Bytes of a cell of the paced class of size S.
@@ -140,10 +140,16 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
         let (facts, record) = (&run["facts"], read(&records.join(format!("{case}-1"))));
         assert_eq!((&facts["capture_lost"], &facts["ledgers_closed"]), (&0.into(), &true.into()), "{run}");
         let count = |key: &str, way: usize| facts[key][way].as_u64().expect("a number");
-        let is_quiet = facts["paced"]["skipped"] == 0 && facts["paced"]["lost"] == 0;
+        // On a busy machine rounds are late. What that costs a link at most is counted.
+        let paced = |key: &str| facts["paced"][key].as_u64().expect("a number");
+        let drops = |reason: &str| facts["paced"]["drops"][format!("cells {reason}")].as_u64().unwrap_or(0);
+        let skipped = paced("skipped");
+        let is_quiet = (skipped + paced("lost") + drops("late")) * 100 <= paced("places");
+        // The record may cut a round at each end.
+        let slack = 12 + 6 * skipped + drops("aged") + drops("skipped");
         for way in 0..2 {
             let (sent, arrived) = (count("sent", way), count("arrived", way));
-            assert!(arrived > 0 && (!is_quiet || arrived * 10 > sent * 8), "{case}: {arrived} of {sent}");
+            assert!(sent > 0 && (!is_quiet || arrived * 10 > sent * 8), "{case}: {arrived} of {sent}");
         }
 
         let rows = if case == "paced" { 4 } else { 8 };
@@ -153,10 +159,10 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
             _ => record.access.iter().collect(),
         };
         // What comes to entries is sent by one mix, at once. Of a partner, that is forward in a record.
-        let (partners, first_ends) = (&links[rows..], &links[..rows]);
-        let from_mix = first_ends.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
-        assert_alike(&from_mix.collect::<Vec<_>>(), true);
-        let to_mix = first_ends.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
-        assert_alike(&to_mix.collect::<Vec<_>>(), is_quiet);
+        let (partners, users) = (&links[rows..], &links[..rows]);
+        let from_mix = users.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
+        assert_alike(&from_mix.collect::<Vec<_>>(), slack);
+        let to_mix = users.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
+        assert_alike(&to_mix.collect::<Vec<_>>(), slack);
     }
 }
