@@ -96,6 +96,7 @@ pub enum Command {
     /// Run an exit: it exchanges datagrams with the destinations
     Exit(ExitArgs),
     /// Run the node that a configuration describes, whatever its role
+    #[command(hide = true)]
     Run(RunArgs),
     /// Make the secret of a meeting: two users who call each other
     Meet(MeetArgs),
@@ -127,7 +128,7 @@ impl Cli {
     /// of `-h` has no room.
     pub fn description() -> clap::Command {
         let shown = |command: clap::Command| command.hide(false);
-        Cli::command().mut_subcommand("completions", shown).mut_subcommand("man", shown)
+        ["run", "completions", "man"].into_iter().fold(Cli::command(), |all, name| all.mut_subcommand(name, shown))
     }
 }
 
