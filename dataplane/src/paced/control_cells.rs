@@ -80,6 +80,12 @@ impl ControlCells {
         self.placed.entry(round).or_default().push(control);
     }
 
+    /// The same for an entry, which has one such slot in a round: its control hands the cells of rounds over again when
+    /// its lead goes back.
+    pub(super) fn place_again(&mut self, round: u64, control: Control) {
+        self.placed.insert(round, vec![control]);
+    }
+
     /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). False if too many
     /// wait.
     pub(super) fn wait(&mut self, control: Control) -> bool {
@@ -131,6 +137,17 @@ impl ControlCells {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cell_that_is_placed_again_takes_one_slot() {
+        let mut cells = ControlCells::default();
+        for _ in 0..2 {
+            cells.place_again(7, Control { kind: CellKind::Setup, channel: 5, sub: 1, content: vec![1] });
+        }
+        let mut out = Vec::new();
+        cells.take(7, SlotCount { placed: 1, link: 0 }, &mut out);
+        assert_eq!(out.iter().map(|cell| (cell.channel, cell.sub)).collect::<Vec<_>>(), [(5, 1)]);
+    }
 
     #[test]
     fn round_has_as_many_control_cells_as_slots() {

@@ -355,7 +355,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.sender.forget_copies(&mut self.free);
                 }
             }
-            Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
+            Command::Place { round, control, .. } => self.sender.control(None).place_again(round, control),
             Command::Wait { control, .. } => self.sender.wait(None, control, &mut self.cells.forward),
             Command::ClockSeen { link, sent, received } => self.sender.clock_seen(link, sent, received),
             Command::Listen { id, socket, listener } => {
