@@ -27,7 +27,7 @@ use crate::hop::cores::{self, Thread};
 /// Name of its thread.
 const NAME: &str = "paced-mix";
 /// Messages to control that wait at most: as many as a node's.
-const PUNTS: usize = 4096;
+const PUNTS: usize = 2048;
 
 /// A mix that does not run yet.
 pub(super) struct Idle {

@@ -1,7 +1,7 @@
 //! The alarm `dropping`: more is lost than links explain, so somebody may drop cells on purpose (SPEC 9.15.3).
 //!
-//! Times are rounds here. [`LossTest`] is the test of one direction, for entries and for the loops of a mix; [`Alarm`]
-//! is that of an entry, with reports that are missing and setups that failed. It reports and stops nothing.
+//! Times are rounds here. [`LossTest`] is the test of one direction; [`Alarm`] is that of an entry,
+//! with reports that are missing and setups that failed. It reports and stops nothing.
 
 use std::collections::VecDeque;
 

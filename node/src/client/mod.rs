@@ -77,7 +77,7 @@ impl Entry {
         Ok(Entry { node: Some(node), listeners, readiness, channels, next })
     }
 
-    /// The addresses at which it listens, in one class: of forwards, or of its meeting. None if it does not serve the
+    /// The addresses at which it listens, in one class: of forwards, or of its meeting. Empty if it does not serve the
     /// class.
     pub fn listens(&self, class: &ClassName) -> Vec<SocketAddr> {
         self.running().listens(class)

@@ -206,7 +206,9 @@ impl<'a> ServedClass<'a> {
         let Some((Forward { listen, .. }, file)) = self.meeting() else { return Ok(None) };
         let Part::Entry(part) = &self.config.part else { unreachable!("it has a forward") };
         let refuse = |what: String, remedy: &str| {
-            let at = self.config.place("forward", 0).unwrap_or_else(|| Location::file(&self.config.path));
+            let nth = part.forwards.iter().position(|forward| matches!(forward.to, Target::Meeting(_)));
+            let at =
+                self.config.place("forward", nth.unwrap_or(0)).unwrap_or_else(|| Location::file(&self.config.path));
             Err(ConfigError::Value { at, what, remedy: remedy.to_owned() })
         };
         let name = self.terms.name();

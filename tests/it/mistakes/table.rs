@@ -302,11 +302,11 @@ table! { SOCKETS:
         &["mix1.toml:10: down", "also that of mix1.toml:9: up = \"0.0.0.0:4701\""];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:36: forward on 127.0.0.1:5000", "also that of entry.toml:33: forward on 127.0.0.1:5000"];
+        &["entry.toml:37: forward on 127.0.0.1:5000", "also that of entry.toml:34: forward on 127.0.0.1:5000"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:33: forward on 127.0.0.1:5000"];
+        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:34: forward on 127.0.0.1:5000"];
     "two forwards of `eddy chain` on one port", Nothing, "chain --stay --forward 5000=a:1 --forward 5000=b:1",
         &["--forward 127.0.0.1:5000=b:1", "also that of --forward 127.0.0.1:5000=a:1", "a different port"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,

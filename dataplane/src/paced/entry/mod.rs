@@ -475,6 +475,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
         let Self { links, slots, pacer, clock, free, rng, session, prepared, runner_clock, .. } = self;
+        let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
@@ -530,9 +531,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
         }
         sender.end_round(round, free);
-        // Preparing has taken time, more or less by what is in the round.
-        let now = runner_clock.map_or(now, |clock| clock.now());
-        self.ready = Some(Ready { round, at: clock.when(due).max(now + SETTLE) });
+        // From before it was prepared: that has taken time, more or less by what is in the round.
+        self.ready = Some(Ready { round, at: clock.when(due).max(began + SETTLE) });
     }
 
     /// Waits for a round that is due in a moment. Returns the time.

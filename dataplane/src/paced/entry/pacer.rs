@@ -58,11 +58,13 @@ impl Pacer {
     }
 
     /// Sets the lead. True if rounds with random bodies are sent again: the first sample may set them back. What was
-    /// sealed never is (SPEC 9.5.4).
+    /// sealed never is (SPEC 9.5.4). Later samples set nothing back, or whether an entry falls silent would show
+    /// whether it has flows.
     pub(super) fn set_lead(&mut self, lead_ns: i64, is_known: bool, time: Nanos) -> bool {
+        let is_first = is_known && !self.is_known;
         (self.lead_ns, self.is_known) = (lead_ns, is_known);
         let running = self.last_due(time);
-        let goes_back = self.last > self.sealed && self.last > running + AHEAD_MAX;
+        let goes_back = is_first && self.last > self.sealed && self.last > running + AHEAD_MAX;
         if goes_back {
             self.last = running.max(self.sealed);
         }
@@ -112,6 +114,11 @@ mod tests {
         pacer.prepared(9001, false);
         assert!(pacer.set_lead(-8000 * T as i64, true, 9001 * T), "the clock was ahead by 80 s");
         assert_eq!((pacer.running(9001 * T), pacer.next(9002 * T - PREPARE)), (Some(1001), Some(1002)));
+        for is_sealed in [false, true] {
+            let mut pacer = Pacer { ..pacer };
+            pacer.prepared(1002, is_sealed);
+            assert!(!pacer.set_lead(-8100 * T as i64, true, 9002 * T), "idle entries wait as others do");
+        }
         pacer.prepared(1002, true);
         assert!(!pacer.set_lead(-8100 * T as i64, true, 9002 * T));
         assert_eq!(pacer.next(9050 * T), None, "it waits");
