@@ -105,7 +105,7 @@ fn receive_buffer_limit_has_a_command_that_raises_it() {
     let buffers = named(&all, "receive-buffers");
     assert!(["warning", "error"].contains(&buffers["severity"].as_str().unwrap()), "{buffers:#}");
     assert!(buffers["found"].as_str().unwrap().contains("net.core.rmem_max"), "{buffers:#}");
-    assert!(buffers["effect"].as_str().unwrap().contains("mix1.toml:21"), "{buffers:#}");
+    assert!(buffers["effect"].as_str().unwrap().contains("mix1.toml:22"), "{buffers:#}");
     assert_eq!(buffers["fix"], format!("sudo sysctl -w net.core.rmem_max={WANTED}"));
     assert_eq!(buffers["undo"], format!("sudo sysctl -w net.core.rmem_max={most}"));
     let script = run(dir.path(), "doctor --fix-script --config mix1.toml").stdout;
