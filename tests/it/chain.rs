@@ -263,6 +263,10 @@ fn staying_chain_serves_until_a_signal() {
         (&forwards[5]["listen"], b"by forward".to_vec(), &b"by forward"[..]),
         (&ready["pymix"][0], pymix, b"by pymix"),
     ];
+    // Its own messages come first: a signal before their end would be a failure.
+    until("the answers to its own messages are there", || {
+        demo.status(0)["ledger"]["datagrams"]["backward"]["sent"].as_u64() >= Some(2)
+    });
     for (listen, message, arrives) in ways {
         client.send_to(&message, listen.as_str().unwrap()).unwrap();
         let (len, from) = echo.recv_from(&mut buffer).unwrap();
