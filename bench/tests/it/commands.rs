@@ -220,7 +220,10 @@ fn user_error_gives_a_message_and_exit_code_2() {
         (&["attack", "--users", "1"], "1 is not in 2..=1000"),
         (&["attack", "--profile", "fax"], "unknown profile \"fax\": expected one of voice"),
         (&["attack", "--profile", "/nowhere/trace.pcap"], "cannot read the trace /nowhere/trace.pcap"),
-        (&["attack", "--cases", "best"], "unknown case \"best\": expected one of off, default, ideal"),
+        (
+            &["attack", "--cases", "best"],
+            "unknown case \"best\": expected one of off, default, paced, paced-outside, ideal",
+        ),
         (&["attack", "--attackers", "oracle"], "unknown attacker \"oracle\": expected"),
         (&["attack", "--loss", "2"], "expected SHARE or SHARE:burst=MEAN"),
         (&["attack", "--outage", "100:1:1"], "--outage names user 100, but --users is 100"),
