@@ -75,7 +75,7 @@ pub struct Bridge {
 }
 
 /// The way to the workers of one class. Commands that found a ring full wait in the backlog, in binding order: in a
-/// free class at most [`BACKLOG_MAX`] and one for each channel, in a paced one what its control hands over in a turn.
+/// free class at most `BACKLOG_MAX` and one for each channel, in a paced one what its control hands over in a turn.
 /// While there are any, of any class, control takes in nothing.
 pub enum Commands {
     Free { sender: CommandSender, backlog: VecDeque<Command> },
