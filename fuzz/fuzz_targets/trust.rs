@@ -74,7 +74,8 @@ impl World {
             view.take_descriptor(hop, signed(hop), WALL_S).expect("it is in order");
         }
         let keys = vec![CertifiedKeys { signer: signer(1), noise: x25519_public(&noise_key(1)) }];
-        let setup = HopSetup { position: 1, view, keys, state: State::fresh(WALL_S).hop, replay_capacity: 16 };
+        let state = State::fresh(WALL_S).hop;
+        let setup = HopSetup { position: 1, view, keys, state, replay_capacity: 16, is_paced: false };
         let mut hop = HopTrust::new(setup, START, WALL_S * 1000);
         hop.link_up(NEIGHBOUR, Peer::Hop, shape().control_content(Direction::Forward, 2), START);
         for entry in ENTRIES {
