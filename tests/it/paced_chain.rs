@@ -106,8 +106,8 @@ fn ends(chain: &Chain, link: usize, direction: Direction, entry: usize) -> (Vec<
     }
 }
 
-/// Fails unless a link carries in every round what SPEC 9.6 says for the channels of so many entries, and of the loops
-/// of the mixes before it.
+/// Fails unless a link carries in every round the cells of SPEC 9.6, for the channels of `entries` entries and of the
+/// loops of the mixes before it.
 fn assert_constant(chain: &Chain, (link, entry): (usize, usize), rounds: Range<u64>, entries: usize) {
     let terms = &chain.terms;
     let channels = entries + 2 * usize::from(terms.loops) * (link - 1);
@@ -376,7 +376,7 @@ fn nodes_show_batches_clocks_reports_and_company() {
     assert_eq!(hop_status(&chain, 1).batch.unwrap().prefixes, ENTRIES, "each has an address of its own");
     let is_off = |(_, event): &(usize, PacedEvent)| matches!(event, PacedEvent::ClockOff { .. });
     assert!(!chain.paced_events.iter().any(is_off) && !chain.events.iter().any(|event| event.contains("Clock")));
-    // What is sent twice on link 1 is no replay.
+    // The second copy of a cell on link 1 does not count as a replay.
     for node in [1, 101] {
         let refused: Vec<_> = chain.refused(node).into_iter().map(|(why, _)| why).collect();
         assert!(refused.contains(&"cell-copy") && !refused.contains(&"cell-replayed"), "{refused:?}");

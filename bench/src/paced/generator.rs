@@ -36,7 +36,7 @@ use crate::udp::{MESSAGE_MAX, MESSAGES, receive_buffers};
 const LATEST: Nanos = 500_000;
 /// Releases are counted for this long after the last one is due.
 const AFTER: Nanos = 50_000_000;
-/// Of so many messages of a single entry one is checked; of those of a hop each.
+/// Of an entry's messages one in this many is checked, of a hop's every one.
 const CHECKED_OF_ENTRIES: u64 = 64;
 
 /// The other end of a link, with its socket.

@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(tail(4_000_000, 1e-3, 4_000_000), 0.0, "it has no logarithm's error");
     }
 
-    /// A test after 65,536 rounds and more in which each count has lost a place in so many.
+    /// A test that has seen more than 65,536 rounds, in which one place in `one_in` was lost.
     fn with_share(one_in: u64) -> (LossTest, u64) {
         let mut test = LossTest::default();
         let lost_by = |nth: u64| (nth * 100).checked_div(one_in).unwrap_or(0);

@@ -327,18 +327,24 @@ mod tests {
         }
     }
 
-    #[test]
-    fn node_serves_both_classes_of_its_chain() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = chain_of_two_classes(dir.path());
-        let [client, echo] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let destination = echo.local_addr().unwrap();
+    /// The address of a server that sends back what comes.
+    fn echo() -> SocketAddr {
+        let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = echo.local_addr().unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 2048];
             while let Ok((len, from)) = echo.recv_from(&mut buffer) {
                 let _ = echo.send_to(&buffer[..len], from);
             }
         });
+        at
+    }
+
+    #[test]
+    fn node_serves_both_classes_of_its_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_two_classes(dir.path());
+        let (client, destination) = (UdpSocket::bind("127.0.0.1:0").unwrap(), echo());
         client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
 
         let mut entry = std::fs::read_to_string(&files.entry).unwrap();
@@ -389,14 +395,7 @@ mod tests {
     fn call_passes_a_chain_of_a_paced_class() {
         let dir = tempfile::tempdir().unwrap();
         let files = chain_of_a_paced_class(dir.path());
-        let [client, echo] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let destination = echo.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 2048];
-            while let Ok((len, from)) = echo.recv_from(&mut buffer) {
-                let _ = echo.send_to(&buffer[..len], from);
-            }
-        });
+        let (client, destination) = (UdpSocket::bind("127.0.0.1:0").unwrap(), echo());
         client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
 
         let text = std::fs::read_to_string(&files.entry).unwrap();

@@ -99,7 +99,7 @@ impl Chain {
         self.nodes[index].stopped_until = self.now + time.as_nanos() as Nanos;
     }
 
-    /// The clock of a node's host jumps by so many ns.
+    /// The clock of a node's host jumps by this many nanoseconds.
     pub fn step_clock(&mut self, node: usize, by: i64) {
         let index = self.index(node);
         self.nodes[index].wall_ahead += by;

@@ -154,7 +154,7 @@ table! { NODE:
     "a meeting in a chain without a paced class",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\""), ENTRY,
         &["entry.toml:", "is a meeting, which class L does not have", "a chain that has a paced class"];
-    "a class that is no name",
+    "an invalid class name",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nclass = \"Voice\""), ENTRY,
         &["unknown class \"Voice\"", "the name of a paced class"];
     "a key that no forward has",
