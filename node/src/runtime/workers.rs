@@ -1,6 +1,7 @@
 //! The data plane of a class of a node: makes its workers and runs each on a thread of its own.
 //!
-//! Owns the options of link sockets. An entry and an exit have one worker; a mix has one for each of its lanes.
+//! Owns the options of link sockets. A node has one worker in each class; a mix has one for each of its lanes in a free
+//! class.
 
 use std::net::UdpSocket;
 use std::num::NonZeroU64;
