@@ -69,6 +69,8 @@ use packer::{FlowAt, Packer, SESSION, Waiting};
 const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
+/// An entry may leave AGAIN out in rounds with this divisor (SPEC 9.11.7).
+const CATCH_UP_EVERY: u64 = 16;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
 /// A turn that has read this many datagrams of applications reads no further batch.
@@ -479,6 +481,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
+        let behind = match round.is_multiple_of(CATCH_UP_EVERY) {
+            true => now.saturating_sub(2 * Nanos::from(terms.period_ms) * MILLI),
+            false => 0,
+        };
         let has_flows = users.clients.flows() > 0 || packer.has_others();
         let tally = &mut cells.forward;
         let (number, mut channel) = channels.of_round(round, rng);
@@ -493,7 +499,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let mut cell = Cell::own(buffer);
             let body = cell.body_mut(terms.class.body_len());
             let place = Place { round, sub };
-            let mut of_cell = packer::Cell { sub, session: None, takes_new };
+            let mut of_cell = packer::Cell { sub, session: None, takes_new, behind };
             match &mut channel {
                 Some(Channel { keys, call: Some(call), .. }) => {
                     let inner = &mut body[MEETING_OVERHEAD..];

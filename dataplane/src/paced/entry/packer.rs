@@ -49,6 +49,8 @@ pub(super) struct Cell<'a> {
     pub(super) session: Option<&'a [u8; 16]>,
     /// False in the last round of a batch with repeat.
     pub(super) takes_new: bool,
+    /// If a datagram waits from before this time, nothing is repeated, so that the queue becomes shorter.
+    pub(super) behind: Nanos,
 }
 
 /// Frames that wait, and those of the round before.
@@ -126,6 +128,9 @@ impl Packer {
     /// Fills the inner bytes of a cell. True if it names the session.
     pub(super) fn fill(&mut self, inner: &mut [u8], cell: &Cell<'_>, clients: &Clients, tally: &mut Tally) -> bool {
         let mut before = std::mem::take(&mut self.before[usize::from(cell.sub)]);
+        if cell.takes_new && self.waiting.front().is_some_and(|waiting| waiting.arrived < cell.behind) {
+            before.clear();
+        }
         let room = if before.is_empty() { self.fresh_max() } else { self.inner };
         inner[room..].fill(0);
         let mut writer = Writer::new(&mut inner[..room]);

@@ -955,7 +955,7 @@ mod packing {
                     let mut inner = vec![0xee; inner_len];
                     let names = !is_meeting && sub == 0 && round % 50 < 10 && pauses.next() == Some(0);
                     let session = names.then_some(&[5; 16]);
-                    let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new }, &clients, &mut tally);
+                    let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new, behind: 0 }, &clients, &mut tally);
                     let (again, fresh) = parts(&inner, is_meeting);
                     let before = &mut before[usize::from(sub)];
                     prop_assert_eq!(&again, &*before, "round {}", round);
@@ -1015,7 +1015,8 @@ mod packing {
         let mut tally = Tally::default();
         let mut fill = |packer: &mut Packer, clients: &Clients| {
             let mut inner = vec![0; P];
-            packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new: true }, clients, &mut tally);
+            let cell = Cell { sub: 0, session: None, takes_new: true, behind: 0 };
+            packer.fill(&mut inner, &cell, clients, &mut tally);
             kinds(&inner, false).join(" ")
         };
         let cells: Vec<_> = (0..6).map(|_| fill(&mut packer, &clients)).collect();
@@ -1028,5 +1029,32 @@ mod packing {
         push(&mut packer, 20, at);
         assert_eq!(fill(&mut packer, &clients), "");
         assert_eq!([DropReason::Ended, DropReason::Policy].map(|reason| tally.drops(reason)), [1, 1]);
+    }
+
+    #[test]
+    fn late_queue_shrinks_for_want_of_a_repeat() {
+        let mut packer = Packer::new(&PacedTerms { repeat: true, cells: 1, ..terms() }, P - 8);
+        let (mut tally, clients) = (Tally::default(), Clients::new(0));
+        for arrived in [10, 20, 30] {
+            let data = vec![arrived as u8; 160];
+            packer.push(
+                Waiting { arrived, socket: 0, flow: None, id: 0, data, written: 0, is_opened: false },
+                &mut tally,
+            );
+        }
+        // True if nothing of the cell is a repeat, and what is new in it.
+        let mut fill = |takes_new, behind| {
+            let mut inner = vec![0; P - 8];
+            packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new, behind }, &clients, &mut tally);
+            let (again, fresh) = parts(&inner, true);
+            let new = Frames::of_again(&fresh).next();
+            (again.is_empty(), new.map(|frame| matches!(frame, Frame::Dgram { data, .. } if data.len() == 160)))
+        };
+        assert_eq!(fill(true, 0), (true, Some(true)));
+        assert_eq!(fill(false, 25), (false, None), "the last round of a batch");
+        assert_eq!(fill(true, 0), (true, Some(true)));
+        assert_eq!(fill(true, 30), (false, None), "the third came at this time, not before");
+        assert_eq!(fill(true, 31), (true, Some(true)));
+        assert_eq!(fill(true, 31), (false, None));
     }
 }
