@@ -9,13 +9,14 @@ use attack::active::Plan;
 use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use eddy_node::report::{MeterReport, NodeReport};
+use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::capture::Capture;
+use super::capture::{Capture, Captured};
 use super::impairment::Impairments;
 use super::network::{Network, Recorded, resident};
-use super::places::Tap;
+use super::places::{Tap, Wire};
 use super::profile::{self, FRAME_LEN, Traffic, WARM_UP};
 use super::record::{Entries, Recording};
 use super::relay::{Begin, Relay};
@@ -48,6 +49,12 @@ pub(crate) struct Facts {
     /// Datagrams of the applications, with those before the record began.
     pub(super) sent: [u64; 2],
     pub(super) arrived: [u64; 2],
+    /// From one application to the other, forward and backward.
+    #[serde(default)]
+    pub(super) delays: [Delay; 2],
+    /// Standard deviation of departures at the exit from the grid of rounds, in ms; `None` without rounds or flows.
+    #[serde(default)]
+    pub(super) off_grid_ms: Option<f64>,
     /// Cells and datagrams that nodes dropped.
     pub(super) dropped: u64,
     /// Every ledger of the mixes and the exit closed.
@@ -75,6 +82,35 @@ pub(crate) struct Facts {
     /// The anonymity meters of the mixes, about once a second.
     #[serde(default)]
     pub(crate) meter: Vec<MeterSample>,
+}
+
+/// How long datagrams took, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Delay {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    pub(super) p999: f64,
+}
+
+impl Delay {
+    /// Of nanoseconds.
+    fn of(delays: &Histogram<u64>) -> Delay {
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| delays.value_at_quantile(quantile) as f64 / 1e6);
+        Delay { p50, p99, p999 }
+    }
+}
+
+/// Standard deviation of times from a grid of this period, all in ns.
+fn off_grid(times: &[u64], period: u64) -> Option<f64> {
+    // The grid's phase is not known: that of the first time is near it, unless half of the others are far off.
+    let (first, half) = (*times.first()?, period as i64 / 2);
+    let off = |at: &u64| {
+        let after = (at % period) as i64 - (first % period) as i64;
+        ((after + half).rem_euclid(period as i64) - half) as f64
+    };
+    let count = times.len() as f64;
+    let mean = times.iter().map(off).sum::<f64>() / count;
+    Some((times.iter().map(|at| (off(at) - mean).powi(2)).sum::<f64>() / count).sqrt())
 }
 
 /// What the nodes of a paced class counted, from their start on.
@@ -218,6 +254,8 @@ impl Session<'_> {
         let facts = Facts {
             sent: [traffic.sent.forward, traffic.sent.backward],
             arrived: [traffic.arrived.forward, traffic.arrived.backward],
+            delays: [Delay::of(&traffic.delays.forward), Delay::of(&traffic.delays.backward)],
+            off_grid_ms: self.off_grid(&captured).map(|deviation| deviation / 1e6),
             dropped: match &paced {
                 Some(paced) => paced.dropped(),
                 None => after.iter().chain(&of_entries).map(dropped).sum(),
@@ -260,6 +298,14 @@ impl Session<'_> {
         Ok(Run { record, truth, wait_ms, facts })
     }
 
+    /// Standard deviation of what leaves the exit from the grid of rounds, in ns.
+    fn off_grid(&self, captured: &[Captured]) -> Option<f64> {
+        let Recorded::Paced(terms) = &self.class else { return None };
+        let leaves = |seen: &&Captured| matches!(Wire::of(seen.port, seen.to_port), Some((Wire::Flow(_), true)));
+        let times: Vec<u64> = captured.iter().filter(leaves).map(|seen| seen.at).collect();
+        off_grid(&times, u64::from(terms.period_ms) * 1_000_000).filter(|_| !self.entries.meetings)
+    }
+
     /// What all users and destinations send.
     fn queues(&self, sources: Vec<Sources>) -> PerDirection<Queue> {
         let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
@@ -299,18 +345,22 @@ impl Facts {
     pub(super) fn text(&self) -> String {
         let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
         let mib = |bytes: u64| bytes >> 20;
+        let way = |Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms");
+        let grid = self.off_grid_ms.map_or_else(String::new, |off| format!("; off the grid by {off:.2} ms"));
         let paced = self.paced.as_ref().map_or_else(String::new, |paced| {
             let PacedFacts { entries, skipped, places, lost, .. } = paced;
             format!("\n  {entries} entries skipped {skipped} rounds, and lost {lost} of {places} cells")
         });
         format!(
             "sent {} + {}, arrived {} + {}, dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
-             {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
+             delay p50, p99, p99.9: {} there, {} back{grid}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
              late{paced}",
             sent[0],
             sent[1],
             arrived[0],
             arrived[1],
+            way(self.delays[0]),
+            way(self.delays[1]),
             self.cores_here,
             self.cores_entries,
             self.cores_nodes,
@@ -319,5 +369,18 @@ impl Facts {
             self.start_s,
             self.late_ms
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_as_far_off_the_grid_as_they_vary() {
+        assert_eq!(off_grid(&[], 10), None);
+        assert_eq!(off_grid(&[3, 13, 23, 93], 10), Some(0.0));
+        assert_eq!(off_grid(&[9, 11, 19, 21], 10), Some(1.0), "around the begin of a round");
+        assert_eq!(off_grid(&[100, 104, 200, 204], 100), Some(2.0));
     }
 }

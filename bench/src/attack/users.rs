@@ -17,15 +17,18 @@ use dataplane::per_direction::PerDirection;
 use dataplane::runner::Poller;
 use dataplane::sys;
 use eddy_node::{ClassName, Destination, Entry, MeetingSecret, NodeReport, Target, UdpTunnel};
+use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
-use wire::cell::Direction::{Backward, Forward};
+use wire::cell::Direction::{self, Backward, Forward};
 use wire::paced::PacedTerms;
 
 use super::network::Recorded;
 use super::places;
+use super::profile::WARM_UP;
 use super::record::Entries;
 use crate::load::plan::{Due, Queue};
 use crate::load::source::Nanos;
+use crate::results::histogram;
 
 /// Time for all entries to open their channels.
 const READY_MAX: Duration = Duration::from_secs(120);
@@ -261,11 +264,13 @@ impl Users {
 }
 
 /// Datagrams of the applications in a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Played {
     /// Datagrams sent and received.
     pub(super) sent: PerDirection<u64>,
     pub(super) arrived: PerDirection<u64>,
+    /// How long those took that were sent after the warm-up, from one application to the other, ns.
+    pub(super) delays: PerDirection<Histogram<u64>>,
     /// When the last user sent each of its datagrams, by the wall clock: it is the adversary's own.
     pub(super) probe: Vec<Nanos>,
     /// The most that a datagram was sent after it was due.
@@ -293,7 +298,14 @@ pub(super) fn play(
         peers: users.peers.clone(),
         sent: vec![0; count],
         bytes: vec![0; 1 << 16].into(),
-        played: Played::default(),
+        origin,
+        played: Played {
+            sent: PerDirection::default(),
+            arrived: PerDirection::default(),
+            delays: PerDirection::from_fn(|_| histogram()),
+            probe: Vec::new(),
+            late: Duration::ZERO,
+        },
     };
 
     while !stop.load(Ordering::Relaxed) {
@@ -325,7 +337,18 @@ struct Apps<'a> {
     /// Datagrams that each user sent.
     sent: Vec<u32>,
     bytes: Box<[u8]>,
+    origin: Instant,
     played: Played,
+}
+
+/// A datagram begins with its number and when it was sent. A trace may have shorter ones, which do not say when.
+fn datagram(len: usize, number: u32, sent: Duration) -> Vec<u8> {
+    let mut bytes = vec![0; len.max(4)];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    if let Some(time) = bytes.get_mut(4..12) {
+        time.copy_from_slice(&(sent.as_nanos() as u64).to_be_bytes());
+    }
+    bytes
 }
 
 impl Apps<'_> {
@@ -335,28 +358,37 @@ impl Apps<'_> {
         if user + 1 == self.sent.len() {
             self.played.probe.push(wall());
         }
-        // A trace may have shorter datagrams.
-        let mut bytes = vec![0; len.max(4)];
-        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        let bytes = datagram(len, number, self.origin.elapsed());
         self.played.sent.forward += u64::from(self.users.near[user].send(&bytes));
     }
 
     fn answer(&mut self, Due { flow: user, len, .. }: Due) {
         let Some(peer) = self.peers[user] else { return };
-        let sent = self.users.far[user].send_to(&vec![0; len.max(4)], peer);
+        let sent = self.users.far[user].send_to(&datagram(len, 0, self.origin.elapsed()), peer);
         self.played.sent.backward += u64::from(sent.is_ok());
     }
 
     fn at_destination(&mut self, user: usize) {
         while let Ok((len, from)) = self.users.far[user].recv_from(&mut self.bytes) {
             self.peers[user] = Some(from);
-            self.played.arrived.forward += u64::from(len > ASK.len());
+            self.arrived(Forward, len);
         }
     }
 
     fn at_user(&mut self, user: usize) {
         while let Some(len) = self.users.near[user].receive(&mut self.bytes) {
-            self.played.arrived.backward += u64::from(len > ASK.len());
+            self.arrived(Backward, len);
+        }
+    }
+
+    fn arrived(&mut self, way: Direction, len: usize) {
+        if len <= ASK.len() {
+            return;
+        }
+        self.played.arrived[way] += 1;
+        let sent = self.bytes[..len].get(4..12).and_then(|time| time.try_into().ok()).map(u64::from_be_bytes);
+        if let Some(sent) = sent.map(Duration::from_nanos).filter(|sent| *sent >= WARM_UP) {
+            self.played.delays[way].saturating_record(self.origin.elapsed().saturating_sub(sent).as_nanos() as u64);
         }
     }
 }
