@@ -1,48 +1,23 @@
-//! A whole chain of a paced class in one thread: real control, real workers, sockets in memory, a virtual clock.
+//! A chain of a paced class with what to expect of it: counts of its links, and what becomes of the datagrams of
+//! applications.
 
-use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::ops::Range;
-use std::rc::Rc;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::ops::{Deref, DerefMut, Range};
+use std::time::Duration;
 
-use control::draw::{draw_secret, draw_x25519};
-use control::paced::{PacedEvent, PacedStatus, Places};
-use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
-use control::{Caps, Config, Control, Event, Input, NodeKeys, Output, Role, Timing, TrustSetup};
 use dataplane::Nanos;
-use dataplane::entry::{Destination, Listener, ListenerKind};
-use dataplane::exit::Filtering;
-use dataplane::exit::limits::Limits;
-use dataplane::exit::policy::Policy;
-use dataplane::ledger::Ledger;
-use dataplane::paced::entry::{self, Entry, Service};
-use dataplane::paced::exit::Exit;
-use dataplane::paced::mix::{self, Mix};
-use dataplane::paced::{Command, Settings};
-use dataplane::punt::{Punt, PuntSender};
-use dataplane::runner::Worker;
-use dataplane::socket::memory::{Datagram, MemApps, MemNet};
-use dataplane::sys::Waker;
-use eddy_node::runtime::bridge::paced_command;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Shape};
+use dataplane::socket::memory::Datagram;
+use eddy_virtual::Setup;
+use wire::cell::{Class, Direction};
 use wire::ids::Side;
-use wire::kdf::Secret;
-use wire::paced::{MeetingSecret, PacedClass, PacedTerms, Timetable};
+use wire::paced::{ControlSlots, PacedClass, PacedTerms, Phase};
 use wire::setup::Suite;
 
 use super::limit::Permit;
 
-pub mod checks;
-mod faults;
+pub use eddy_virtual::{Seen, destination, link_address, listener};
 
-use faults::{Kit, Later};
-
-/// Wall clock at the start of every chain: its descriptors are valid around it.
-const EPOCH_S: u64 = 1_800_000_000;
 pub const HOPS: usize = 4;
 const MILLI: Nanos = 1_000_000;
 
@@ -65,79 +40,42 @@ pub fn terms() -> PacedTerms {
     }
 }
 
-struct Node {
-    /// Hops from 1, entries from 101.
-    number: usize,
-    control: Control,
-    commands: rtrb::Producer<Command>,
-    punts: rtrb::Consumer<Punt>,
-    worker: Box<dyn Worker>,
-    ledger: Arc<Mutex<Ledger>>,
-    /// Of a mix.
-    loops: Option<Arc<Mutex<mix::View>>>,
-    /// Its addresses towards the entry and towards the exit.
-    at: [SocketAddr; 2],
-    worker_wake: Nanos,
-    /// What an entry shows.
-    shown: Option<Arc<Mutex<entry::View>>>,
-    /// By how much its host's clock is ahead.
-    wall_ahead: i64,
-    /// It does not run before this time.
-    stopped_until: Nanos,
+/// By then the cells of a round have left everywhere.
+pub const LATE: Duration = Duration::from_millis(100);
+pub const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
+
+/// A link: its number, from 1, and on link 1 the entry's number, from 101.
+pub type LinkOf = (usize, usize);
+
+/// The application at an entry.
+pub fn client(entry: usize) -> SocketAddr {
+    SocketAddr::from(([198, 18, 1, 100], entry as u16))
 }
 
-/// A datagram as it was sent.
-pub struct Seen {
-    pub from: SocketAddr,
-    pub to: SocketAddr,
-    pub at: Nanos,
-    pub bytes: Vec<u8>,
+/// Sender and receiver of a link.
+pub fn ends((link, entry): LinkOf, direction: Direction) -> (SocketAddr, SocketAddr) {
+    let up = link_address(if link == 1 { entry } else { link - 1 }, Side::Down);
+    let down = link_address(link, Side::Up);
+    if direction == Direction::Forward { (up, down) } else { (down, up) }
 }
 
-impl Seen {
-    fn new(datagram: &Datagram, at: Nanos) -> Seen {
-        Seen { from: datagram.from, to: datagram.to, at, bytes: datagram.bytes.clone() }
+pub struct Chain {
+    chain: eddy_virtual::Chain,
+    _permit: Permit,
+}
+
+impl Deref for Chain {
+    type Target = eddy_virtual::Chain;
+
+    fn deref(&self) -> &eddy_virtual::Chain {
+        &self.chain
     }
 }
 
-/// Hops first, then entries.
-pub struct Chain {
-    _permit: Permit,
-    nodes: Vec<Node>,
-    pub terms: PacedTerms,
-    pub times: Timetable,
-    pub now: Nanos,
-    links: MemNet,
-    pub apps: MemNet,
-    seen: Rc<RefCell<Vec<Seen>>>,
-    /// What applications sent, and what was sent to them.
-    pub at_apps: Rc<RefCell<Vec<Seen>>>,
-    cell_len: usize,
-    clock: Rc<RefCell<Nanos>>,
-    pub events: Vec<String>,
-    /// By node: hops from 1, entries from 101.
-    pub paced_events: Vec<(usize, PacedEvent)>,
-    kit: Rc<Kit>,
-    later: Rc<RefCell<Later>>,
-}
-
-/// The link socket of a hop, from 1, or of an entry, from 101.
-pub fn link_address(node: usize, side: Side) -> SocketAddr {
-    SocketAddr::from(([10, 0, node as u8, if side == Side::Up { 1 } else { 2 }], 4000))
-}
-
-/// Where an entry listens.
-pub fn listener(entry: usize) -> SocketAddr {
-    SocketAddr::from(([198, 18, 1, entry as u8 + 1], 1))
-}
-
-/// What all entries forward to.
-pub fn destination() -> SocketAddr {
-    SocketAddr::from(([198, 18, 0, 9], 9000))
-}
-
-fn wall_at(now: Nanos) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
+impl DerefMut for Chain {
+    fn deref_mut(&mut self) -> &mut eddy_virtual::Chain {
+        &mut self.chain
+    }
 }
 
 impl Chain {
@@ -148,285 +86,133 @@ impl Chain {
 
     /// A chain some of whose entries, from 101, serve a meeting with this secret.
     pub fn with_meetings(terms: &PacedTerms, entries: usize, meetings: &[(usize, [u8; 32])]) -> Chain {
-        let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let (descriptors, keys): (Vec<_>, Vec<_>) = (1..=HOPS).map(|hop| hop_of(hop, terms.class, &mut rng)).unzip();
-        let chain = ChainTerms {
-            suite: Suite::Hybrid,
-            interval_s: 10,
-            epoch_s: 3600,
-            classes: Vec::new(),
-            paced: vec![terms.clone()],
-            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
-        };
-        let now = 10_000 * MILLI;
-        let (seen, clock) = (Rc::<RefCell<Vec<Seen>>>::default(), Rc::new(RefCell::new(now)));
-        let mut made = Chain {
-            _permit: Permit::wait(),
-            nodes: Vec::new(),
-            terms: terms.clone(),
-            times: terms.timetable(HOPS),
-            now,
-            links: MemNet::default(),
-            apps: MemNet::default(),
-            seen,
-            at_apps: Rc::default(),
-            cell_len: terms.class.cell_len(),
-            clock,
-            events: Vec::new(),
-            paced_events: Vec::new(),
-            kit: Rc::new(Kit {
-                chain,
-                descriptors,
-                keys,
-                terms: terms.clone(),
-                meetings: meetings.iter().copied().collect(),
-            }),
-            later: Rc::default(),
-        };
-        made.tap(|_| true);
-        let (at_apps, clock) = (made.at_apps.clone(), made.clock.clone());
-        made.apps.tap(move |datagram| {
-            at_apps.borrow_mut().push(Seen::new(&datagram, *clock.borrow()));
-            vec![datagram]
-        });
-        for number in (1..=HOPS).chain((0..entries).map(|entry| 101 + entry)) {
-            let node = made.node(number, State::fresh(EPOCH_S), &mut rng);
-            made.nodes.push(node);
-        }
-        made
+        let _permit = Permit::wait();
+        let meetings = meetings.iter().copied().collect();
+        let setup = Setup { meetings, ..Setup::new(terms, HOPS - 1, entries) };
+        Chain { chain: eddy_virtual::Chain::new(setup), _permit }
     }
 
-    /// Records every link datagram as sent, then lets `tap` decide whether it arrives.
-    pub fn tap(&self, mut tap: impl FnMut(&Datagram) -> bool + 'static) {
-        self.attack(move |_, datagram| if tap(&datagram) { vec![(0, datagram)] } else { Vec::new() });
+    /// Runs until all entries have channels in a batch, which has just begun.
+    pub fn start(mut self) -> Chain {
+        let entries: Vec<usize> = self.numbers().filter(|number| *number > HOPS).collect();
+        for _ in 0..8 {
+            self.run_to_batch(1);
+            if entries.iter().all(|entry| self.setups(*entry) > 0) {
+                // The setup was for the batch that begins now, unless it began just now.
+                self.run_to_batch(1);
+                return self;
+            }
+        }
+        panic!("no channels after 8 batches: {:?} {:?}", self.refused(101), self.events);
     }
 
-    /// A hop, from 1, or an entry, from 101, that starts with this state.
-    fn node(&self, number: usize, state: State, rng: &mut ChaCha20Rng) -> Node {
-        let Kit { chain, descriptors, keys, terms, meetings } = &*self.kit;
-        let (position, meeting) = (if number > 100 { 0 } else { number }, meetings.get(&number));
-        let shape = Shape::new(terms.class.size(), HOPS).unwrap();
-        let at = [Side::Up, Side::Down].map(|side| link_address(number, side));
-        let mut seed = || ChaCha20Rng::seed_from_u64(rng.next_u64());
-        let mut view = View::new(chain.clone());
-        for (hop, descriptor) in (1..).zip(descriptors) {
-            view.take_descriptor(hop, descriptor.clone(), EPOCH_S).unwrap();
+    /// Runs until a batch has begun that is `batches` later, and its first cells have left.
+    pub fn run_batches(&mut self, batches: u64) {
+        let end = self.batch() + batches;
+        while self.batch() < end {
+            self.run_to_batch(1);
         }
-        let keys = position.checked_sub(1).map(|hop| &keys[hop]);
-        let keys = keys.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
-        let trust = TrustSetup { view, keys: keys.into_iter().collect(), state: state.hop };
-        let config = Config {
-            role: match position {
-                0 => Role::Entry { channels: 0 },
-                HOPS => Role::Exit,
-                _ => Role::Mix,
-            },
-            shape,
-            paced: true,
-            position,
-            terms: chain.clone(),
-            next: None,
-            previous: position
-                .checked_sub(2)
-                .map(|_| link_address(position - 1, Side::Down).ip())
-                .into_iter()
-                .collect(),
-            shared_prefixes: Vec::new(),
-            psk_up: None,
-            psk_down: None,
-            timing: Timing::default(),
-            caps: Caps::default(),
-        };
-        let elapsed = Duration::from_nanos(self.now);
-        let mut control = Control::new(vec![config], trust, seed(), elapsed, wall_at(self.now)).unwrap();
-        if let Some(secret) = meeting {
-            control.meet(0, MeetingSecret::new(*secret));
-        }
-        let mut shown = None;
-        let clock = control.class(0).paced_clock().expect("a paced class").clone();
-        let (commands, worker_commands) = rtrb::RingBuffer::new(1 << 14);
-        let (worker_punts, punts) = rtrb::RingBuffer::new(4096);
-        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
-        let settings = Settings { terms: terms.clone(), suite: chain.suite, hops: HOPS, position, hugepages: false };
-        let [up, down] =
-            [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
-        let mut loops = None;
-        let (worker, ledger): (Box<dyn Worker>, _) = match position {
-            0 => {
-                let at = listener(number - 101);
-                let kind = ListenerKind::Forward(Destination::Ip(destination()));
-                let max_age = dataplane::paced::entry::default_max_age(terms);
-                let listener = Listener { kind, idle: Duration::from_secs(300), max_age };
-                let apps = MemApps::new(self.apps.clone(), vec![at], at.ip());
-                let service = match meeting {
-                    Some(_) => Service::Meeting { max_age },
-                    None => Service::Destinations(vec![listener]),
-                };
-                let entry =
-                    Entry::new((settings, service), (down, apps), worker_commands, sender, seed(), clock, self.now);
-                let ledger = entry.published();
-                shown = Some(entry.view());
-                (Box::new(entry), ledger)
-            }
-            HOPS => {
-                let gateway = dataplane::exit::GatewaySettings {
-                    policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new(), Vec::new()),
-                    filtering: Filtering::default(),
-                    limits: Limits::default(),
-                    caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
-                    flow_idle: Duration::from_secs(300),
-                    max_age: Duration::from_millis(250),
-                };
-                let queue_age = dataplane::paced::entry::default_max_age(terms);
-                let settings = dataplane::paced::exit::Settings { class: settings, gateway, queue_age };
-                let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
-                let exit = Exit::new(settings, (up, apps), worker_commands, sender, seed(), clock, self.now);
-                let ledger = exit.published();
-                (Box::new(exit), ledger)
-            }
-            _ => {
-                let mix = Mix::new(settings, (up, down), worker_commands, sender, seed(), clock, self.now);
-                let ledger = mix.published();
-                loops = Some(mix.view());
-                (Box::new(mix), ledger)
-            }
-        };
-        let (worker_wake, wall_ahead, stopped_until) = (0, 0, 0);
-        Node {
-            number,
-            control,
-            commands,
-            punts,
-            worker,
-            ledger,
-            loops,
-            at,
-            worker_wake,
-            shown,
-            wall_ahead,
-            stopped_until,
-        }
+        self.run(LATE);
     }
 
-    /// Runs every node until nothing moves at this instant.
-    fn settle(&mut self) {
-        *self.clock.borrow_mut() = self.now;
-        let now = Duration::from_nanos(self.now);
-        self.deliver_later();
-        for _ in 0..100 {
-            let before = (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting());
-            for node in self.nodes.iter_mut().filter(|node| node.stopped_until <= self.now) {
-                if node.control.next_wake() <= now {
-                    node.control.tick(now, wall_at(self.now.saturating_add_signed(node.wall_ahead)));
-                }
-                while let Ok(punt) = node.punts.pop() {
-                    take(&mut node.control, punt, now);
-                }
-                while let Some((_, output)) = node.control.poll_output() {
-                    match output {
-                        Output::Send { side, to, datagram } => {
-                            let from = node.at[usize::from(side == Side::Down)];
-                            self.links.send(Datagram { from, to, bytes: datagram });
-                        }
-                        Output::Change(change) => {
-                            let command = paced_command(change).expect("the chain has a paced class only");
-                            assert!(node.commands.push(command).is_ok());
-                        }
-                        Output::Save(number) => node.control.saved(now, number),
-                        Output::Resolve(_) => {}
-                        Output::Event(Event::Trust(event)) => self.events.push(format!("{event:?}")),
-                        Output::Event(Event::Paced(event)) => self.paced_events.push((node.number, event)),
-                        Output::Event(event) => self.events.push(format!("{} {event:?}", node.at[0])),
-                    }
-                }
-                node.worker_wake = node.worker.turn(self.now);
-                node.worker.record_latency(self.now);
-            }
-            if before == (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting()) {
-                return;
-            }
-        }
-        panic!("the chain does not come to rest");
-    }
-
-    /// Lets virtual time pass.
-    pub fn run(&mut self, time: Duration) {
+    /// Lets the application of each of these entries send a numbered datagram about every 20 ms. The destination
+    /// answers with the same bytes.
+    pub fn talk(&mut self, entries: &[usize], time: Duration) {
         let end = self.now + time.as_nanos() as Nanos;
-        loop {
-            self.settle();
-            let wakes = self.nodes.iter().map(|node| {
-                let control = u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX);
-                node.worker_wake.min(control).max(node.stopped_until)
-            });
-            let next = wakes.chain(self.next_later()).min().unwrap_or(end).max(self.now + MILLI / 20);
-            if next >= end {
-                self.now = end;
-                self.settle();
+        for gap in [17, 22, 19, 24, 19].into_iter().cycle() {
+            if self.now >= end {
                 return;
             }
-            self.now = next;
+            for entry in entries {
+                let (from, to) = (client(*entry), listener(entry - 101));
+                let bytes = format!("{} from {entry}", self.now).into_bytes();
+                self.apps.send(Datagram { from, to, bytes });
+            }
+            let left = Duration::from_nanos(end - self.now);
+            self.run(left.min(Duration::from_millis(gap)));
+            for datagram in std::iter::from_fn(|| self.apps.receive(destination())).collect::<Vec<_>>() {
+                self.apps.send(Datagram { from: destination(), to: datagram.from, bytes: datagram.bytes });
+            }
         }
     }
 
-    /// Runs until the beginning of the batch that is `ahead` of the running one.
-    pub fn run_to_batch(&mut self, ahead: u64) {
-        let begin = self.times.begin(self.times.first(self.batch() + ahead));
-        self.run(Duration::from_nanos(begin - EPOCH_S * 1000 * MILLI - self.now));
+    /// For each datagram of the application at an entry when it was sent and, if it has come to `to`, how long it took
+    /// and from where it came.
+    pub fn delivered(&self, entry: usize, to: SocketAddr) -> Vec<(Nanos, Option<(Nanos, SocketAddr)>)> {
+        let seen = self.at_apps();
+        let came: HashMap<_, _> =
+            seen.iter().filter(|seen| seen.to == to).map(|seen| (&seen.bytes, (seen.at, seen.from))).collect();
+        let sent = seen.iter().filter(|seen| seen.from == client(entry));
+        sent.map(|sent| (sent.at, came.get(&sent.bytes).map(|(at, from)| (at - sent.at, *from)))).collect()
     }
 
-    /// The round that runs at a time.
-    pub fn round_at(&self, now: Nanos) -> u64 {
-        self.times.round_at(EPOCH_S * 1000 * MILLI + now)
-    }
-
-    /// The running batch.
-    pub fn batch(&self) -> u64 {
-        self.times.batch_of(self.times.round_at(EPOCH_S * 1000 * MILLI + self.now))
-    }
-
-    /// A hop, from 1, or an entry, from 101.
-    fn at(&self, node: usize) -> &Node {
-        &self.nodes[if node > 100 { HOPS + node - 101 } else { node - 1 }]
-    }
-
-    /// Setups that an entry has begun.
-    pub fn setups(&self, node: usize) -> u64 {
-        self.at(node).control.class(0).counters().setups
-    }
-
-    /// What the control of a node has refused.
-    pub fn refused(&self, node: usize) -> Vec<(&'static str, u64)> {
-        self.at(node).control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
-    }
-
-    /// What a node shows of the class.
-    pub fn status(&self, node: usize) -> PacedStatus {
-        self.at(node).control.class(0).paced_status(Duration::from_nanos(self.now)).expect("a paced class")
-    }
-
-    /// What a mix measures by its loops.
-    pub fn loops(&self, mix: usize) -> mix::View {
-        *self.at(mix).loops.as_ref().expect("a mix").lock().unwrap()
-    }
-
-    /// Loops of a mix that were not set up, one for each batch.
-    pub fn loops_failed(&self, mix: usize) -> u64 {
-        self.at(mix).control.class(0).counters().refused(control::Refusal::LoopFailed)
-    }
-
-    /// Fails if a node has lost count of a cell.
-    pub fn assert_closed(&self) {
-        for node in &self.nodes {
-            let ledger = node.ledger.lock().unwrap();
-            assert!(ledger.closed(), "node {}: {ledger:#?}", node.at[0]);
+    /// How long after the begin of a round its cells leave on a link.
+    fn offset(&self, link: LinkOf, direction: Direction) -> Nanos {
+        match direction {
+            Direction::Forward if link.0 == 1 => 0,
+            Direction::Forward => self.times.offset(direction, link.0 - 1),
+            Direction::Backward => self.times.offset(direction, link.0),
         }
+    }
+
+    /// The cells of a link in these rounds: round, time and bytes.
+    pub fn cells(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> Vec<(u64, Nanos, Vec<u8>)> {
+        let ((from, to), offset) = (ends(link, direction), self.offset(link, direction));
+        let (half, len) = (self.times.begin(1) / 2, self.terms.class.cell_len());
+        let seen = self.seen();
+        let of_link = seen.iter().filter(|seen| (seen.from, seen.to, seen.bytes.len()) == (from, to, len));
+        let with_round = of_link.map(|seen| (self.round_at(seen.at + half - offset), seen.at, seen.bytes.clone()));
+        with_round.filter(|(round, ..)| rounds.contains(round)).collect()
+    }
+
+    /// How many channels a link carries in one direction, if it is one number in all of these rounds. Otherwise its
+    /// data cells in the first one, and those of others that differ, by their place in `rounds`.
+    pub fn carries(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> Result<usize, String> {
+        let (terms, hops) = (&self.terms, HOPS);
+        let slots = ControlSlots::new(terms, Suite::Hybrid, hops, link.0, direction);
+        let control = |round| {
+            let slots = slots.of(&self.times, round);
+            slots.placed + slots.link
+        };
+        let found = self.per_round(ends(link, direction), self.offset(link, direction), rounds.clone());
+        let gap = u64::from(terms.gap);
+        let data = rounds.clone().zip(&found).map(|(round, found)| {
+            let copies = if link.0 == 1 { control(round - gap) } else { 0 };
+            *found as i64 - (control(round) + copies) as i64
+        });
+        let data: Vec<i64> = data.collect();
+        let differ = |at: &usize| data[*at] != data[0];
+        let others: Vec<_> = (0..data.len()).filter(differ).map(|at| (at, data[at])).take(5).collect();
+        let of_channel = usize::from(terms.cells) * if link.0 == 1 { usize::from(terms.copies) } else { 1 };
+        match usize::try_from(data[0]) {
+            Ok(cells) if others.is_empty() => Ok(cells / of_channel),
+            _ => Err(format!("{} data cells in a round, but (round, cells) {others:?}", data[0])),
+        }
+    }
+
+    /// [`Chain::carries`], which must be one number.
+    pub fn channels(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> usize {
+        self.carries(link, direction, rounds).unwrap_or_else(|why| panic!("{link:?} {direction:?}: {why}"))
+    }
+
+    /// [`Chain::channels`] of both directions, which must be equal.
+    pub fn channels_both(&self, link: LinkOf, rounds: Range<u64>) -> usize {
+        let [forward, backward] = DIRECTIONS.map(|direction| self.channels(link, direction, rounds.clone()));
+        assert_eq!(forward, backward, "channels forward and backward on {link:?}");
+        forward
+    }
+
+    /// The rounds of a batch.
+    pub fn rounds(&self, batch: u64) -> Range<u64> {
+        self.times.first(batch)..self.times.first(batch + 1)
     }
 
     /// Cells that one socket sent to another in each of these rounds, which leave `offset` after their begin.
     pub fn per_round(&self, (from, to): (SocketAddr, SocketAddr), offset: Nanos, rounds: Range<u64>) -> Vec<usize> {
         let mut counts = vec![0; (rounds.end - rounds.start) as usize];
-        let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == self.cell_len;
-        for seen in self.seen.borrow().iter().filter(is_cell) {
+        let len = self.terms.class.cell_len();
+        let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == len;
+        for seen in self.seen().iter().filter(is_cell) {
             // An entry may be a little early, and so may a hop whose clock is not right.
             let round = self.round_at(seen.at + self.times.begin(1) / 2 - offset);
             if rounds.contains(&round) {
@@ -435,43 +221,24 @@ impl Chain {
         }
         counts
     }
-}
 
-fn take(control: &mut Control, punt: Punt, now: Duration) {
-    match punt {
-        Punt::Handshake { side, from, mut datagram, .. } => {
-            control.handle(now, 0, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
-        }
-        Punt::PacedCell { link, slot, from, header, mut body, at } => {
-            let input = Input::PacedCell { link, slot, from, header, body: body.bytes_mut(), at_ns: at };
-            control.handle(now, 0, input);
-        }
-        Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
-        Punt::PacedLost { first, rounds, places, lost } => {
-            control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
-        }
-        Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
-        Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
-        Punt::Resolve { .. } | Punt::Notice(_) => {}
+    /// Loses what an entry sends, or what is sent to it, in a phase of the running batch and a little longer: until the
+    /// last copies have left.
+    pub fn cut_in_phase(&self, entry: usize, phase: Phase, direction: Direction) {
+        let rounds = self.times.rounds_of(self.batch(), phase);
+        let time = self.begins(rounds.start) - 5 * MILLI..self.begins(rounds.end + 12);
+        let link = ends((1, entry), direction);
+        self.attack(move |now, datagram| {
+            let is_cut = (datagram.from, datagram.to) == link && time.contains(&now);
+            if is_cut { Vec::new() } else { vec![(0, datagram)] }
+        });
     }
-}
 
-/// Descriptor of a hop, with its Noise and signing keys.
-fn hop_of(position: usize, class: PacedClass, rng: &mut ChaCha20Rng) -> (SignedDescriptor, (Secret, Secret)) {
-    let identity = Signer::from_seed(&draw_secret(rng));
-    let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
-    let contact =
-        Contact { class: class.into(), lanes: 1, addresses: vec![link_address(position, Side::Up)], names: Vec::new() };
-    let descriptor = NodeDescriptor {
-        role: if position == HOPS { HopRole::Exit } else { HopRole::Mix },
-        revision: 1,
-        floor: 0,
-        not_before: EPOCH_S - 10,
-        not_after: EPOCH_S + 1_000_000,
-        identity: identity.public(),
-        noise: public,
-        signing: Signer::from_seed(&signing).public(),
-        contacts: vec![contact],
-    };
-    (descriptor.sign(&identity).unwrap(), (noise, signing))
+    /// Fails if a node has lost count of a cell.
+    pub fn assert_closed(&self) {
+        for number in self.numbers() {
+            let ledger = self.ledger(number);
+            assert!(ledger.closed(), "node {number}: {ledger:#?}");
+        }
+    }
 }

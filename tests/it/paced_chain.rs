@@ -81,7 +81,7 @@ impl Calls {
 
     /// Fails if a datagram or an answer was lost; notes how long those to the destination took.
     fn assert_nothing_lost(&mut self, chain: &Chain) {
-        let seen = chain.at_apps.borrow();
+        let seen = chain.at_apps();
         let mut sent = HashMap::new();
         for seen in seen.iter().filter(|seen| seen.from == CLIENT.parse().unwrap()) {
             sent.insert(seen.bytes.clone(), seen.at);

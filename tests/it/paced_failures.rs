@@ -13,8 +13,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::paced::{PacedTerms, Phase};
 
-use crate::common::pacedchain::checks::{DIRECTIONS, LATE, ends};
-use crate::common::pacedchain::{Chain, HOPS, Seen, destination, terms};
+use crate::common::pacedchain::{Chain, DIRECTIONS, HOPS, LATE, Seen, destination, ends, terms};
 
 const ENTRIES: [usize; 3] = [101, 102, 103];
 const SECOND: Duration = Duration::from_secs(1);
@@ -50,7 +49,7 @@ fn assert_sealed_once(chain: &Chain, entry: usize, rounds: Range<u64>) {
     for seen in chain.seen().iter().filter(|seen| (seen.from, seen.to) == (from, to)) {
         *times.entry(seen.bytes.clone()).or_default() += usize::from(inside.contains(&chain.round_at(seen.at)));
     }
-    let copies = usize::from(chain.terms().copies);
+    let copies = usize::from(chain.terms.copies);
     let most = times.values().copied().max();
     assert_eq!(most, Some(copies), "entry {entry}: how often one datagram was sent");
 }

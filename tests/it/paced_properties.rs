@@ -22,8 +22,7 @@ use wire::kdf::Secret;
 use wire::paced::{PacedTerms, Phase};
 use wire::setup::{self, HopPublic, SetupKey, Suite, ack_cells};
 
-use crate::common::pacedchain::checks::{DIRECTIONS, LATE, client, ends};
-use crate::common::pacedchain::{Chain, HOPS, destination, link_address, terms};
+use crate::common::pacedchain::{Chain, DIRECTIONS, HOPS, LATE, client, destination, ends, link_address, terms};
 
 const MILLI: Nanos = 1_000_000;
 const SECRET: [u8; 32] = [7; 32];
@@ -171,7 +170,7 @@ fn batch_below_the_floor_carries_nothing_and_looks_alike() {
         assert_eq!([2, HOPS].map(|link| chain.channels_both((link, 0), chain.rounds(batch))), [expected; 2]);
     }
     let floored = [chain.ledger(1).cells.forward, chain.ledger(1).cells.backward].map(|of| of.drops(DropReason::Floor));
-    assert_eq!(floored, [2 * u64::from(chain.terms().rounds); 2], "every place of both channels, both ways");
+    assert_eq!(floored, [2 * u64::from(chain.terms.rounds); 2], "every place of both channels, both ways");
     chain.assert_closed();
 }
 
@@ -227,7 +226,7 @@ fn trace(chain: &Chain, rounds: Range<u64>) -> Vec<(Nanos, usize, bool)> {
 
 /// What comes to the destination, and in which ms.
 fn at_destination(chain: &Chain) -> Vec<(Nanos, Vec<u8>)> {
-    let seen = chain.at_apps.borrow();
+    let seen = chain.at_apps();
     let came = seen.iter().filter(|seen| seen.to == destination());
     let mut came: Vec<_> = came.map(|seen| (seen.at / MILLI, seen.bytes.clone())).collect();
     came.sort_unstable();
@@ -450,7 +449,7 @@ struct Wire {
 impl Wire {
     fn new() -> Wire {
         let mut chain = Chain::with_meetings(&few_seats(), 3, &[(101, SECRET), (102, SECRET)]).start();
-        let (blow, len) = (Rc::<RefCell<Option<Blow>>>::default(), chain.terms().class.cell_len());
+        let (blow, len) = (Rc::<RefCell<Option<Blow>>>::default(), chain.terms.class.cell_len());
         let next = blow.clone();
         chain.attack(move |_, datagram| {
             let mut blow = next.borrow_mut();

@@ -34,6 +34,8 @@ pub struct MemNet(Rc<RefCell<Inner>>);
 #[derive(Default)]
 struct Inner {
     queues: HashMap<QueueKey, VecDeque<Datagram>>,
+    /// Datagrams in all queues.
+    waiting: usize,
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
@@ -54,6 +56,7 @@ impl MemNet {
             Some(tap) => tap(datagram),
             None => vec![datagram],
         };
+        inner.waiting += out.len();
         for datagram in out {
             let connected = (datagram.to, Some(datagram.from));
             match inner.queues.get_mut(&connected) {
@@ -93,7 +96,10 @@ impl MemNet {
     }
 
     fn take(&self, at: QueueKey) -> Option<Datagram> {
-        self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
+        let mut inner = self.0.borrow_mut();
+        let datagram = inner.queues.get_mut(&at)?.pop_front()?;
+        inner.waiting -= 1;
+        Some(datagram)
     }
 
     /// A port at `address`, for datagrams of these lengths.
@@ -110,7 +116,7 @@ impl MemNet {
 
     /// Datagrams that have not been received.
     pub fn waiting(&self) -> usize {
-        self.0.borrow().queues.values().map(VecDeque::len).sum()
+        self.0.borrow().waiting
     }
 }
 

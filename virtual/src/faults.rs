@@ -1,0 +1,31 @@
+//! What happens to nodes: restarts, nodes that do not run, clocks that step.
+
+use std::time::Duration;
+
+use dataplane::Nanos;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+
+use super::Chain;
+
+impl Chain {
+    /// A node dies and starts again, with what it has on disk. What waits in its sockets is lost.
+    pub fn restart(&mut self, node: usize) {
+        let index = self.index(node);
+        let (state, at) = (self.nodes[index].control.state(), self.nodes[index].at);
+        at.into_iter().for_each(|at| while self.links.receive(at).is_some() {});
+        self.nodes[index] = self.node(node, state, &mut ChaCha20Rng::seed_from_u64(self.now));
+    }
+
+    /// A node does not run for this time. What comes waits in its sockets.
+    pub fn stop(&mut self, node: usize, time: Duration) {
+        let index = self.index(node);
+        self.nodes[index].stopped_until = self.now + time.as_nanos() as Nanos;
+    }
+
+    /// The clock of a node's host jumps by this many nanoseconds.
+    pub fn step_clock(&mut self, node: usize, by: i64) {
+        let index = self.index(node);
+        self.nodes[index].wall_ahead += by;
+    }
+}

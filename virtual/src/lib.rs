@@ -1,0 +1,348 @@
+//! A chain of a paced class in one thread: real control, real workers, sockets in memory, a virtual clock. Tests and
+//! `eddy-bench attack` run it.
+//!
+//! Time passes from one event to the next. A node runs when its timer is due, or when a datagram has come to it, as the
+//! event loop of a node would have it (`dataplane::runner`); a turn takes no time. So a chain shows the protocol and
+//! its timers. It shows neither the kernel and its scheduler nor the time that a node computes.
+//!
+//! ```text
+//! node      a hop or an entry, and its turns      wires     what is sent: when, from where, and what becomes of it
+//! faults    restarts, nodes that do not run, clocks that step
+//! ```
+
+#![warn(unreachable_pub)]
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use control::draw::{draw_secret, draw_x25519};
+use control::paced::{PacedEvent, PacedStatus};
+use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
+use dataplane::Nanos;
+use dataplane::ledger::Ledger;
+use dataplane::paced::{entry, mix};
+use dataplane::socket::memory::MemNet;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::ids::Side;
+use wire::kdf::Secret;
+use wire::paced::{PacedClass, PacedTerms, Timetable};
+use wire::setup::Suite;
+
+mod faults;
+mod node;
+mod wires;
+
+use node::{Kit, Node};
+pub use wires::Seen;
+use wires::Wires;
+
+/// Wall clock at the start of every chain: its descriptors are valid around it.
+const EPOCH_S: u64 = 1_800_000_000;
+/// The virtual clock at the start.
+const START: Nanos = 10_000 * MILLI;
+const MILLI: Nanos = 1_000_000;
+/// A node that wants to run again at once runs after this time.
+const AT_ONCE: Nanos = MILLI / 20;
+/// Entries have numbers from here on, hops from 1.
+pub const ENTRIES: usize = 101;
+
+/// What a chain is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub terms: PacedTerms,
+    pub mixes: usize,
+    pub entries: usize,
+    /// The secrets of the entries that serve a meeting, by their numbers. All others forward to a destination.
+    pub meetings: HashMap<usize, [u8; 32]>,
+    /// The destination of an entry, by its number.
+    pub destination: fn(usize) -> SocketAddr,
+    pub seed: u64,
+    /// Mean of an exponential time by which the timers of nodes are late.
+    pub timers_late: Duration,
+    /// The chain starts this long before a batch.
+    pub before_batch: Option<Duration>,
+    /// Keeps all datagrams, with their bytes.
+    pub keeps: bool,
+}
+
+impl Setup {
+    /// Entries that forward to one destination, and timers that are exact. All datagrams are kept.
+    pub fn new(terms: &PacedTerms, mixes: usize, entries: usize) -> Setup {
+        Setup {
+            terms: terms.clone(),
+            mixes,
+            entries,
+            meetings: HashMap::new(),
+            destination: |_| destination(),
+            seed: 1,
+            timers_late: Duration::ZERO,
+            before_batch: None,
+            keeps: true,
+        }
+    }
+}
+
+/// A running chain.
+pub struct Chain {
+    nodes: Vec<Node>,
+    pub terms: PacedTerms,
+    pub times: Timetable,
+    pub now: Nanos,
+    hops: usize,
+    links: MemNet,
+    /// The network between entries and applications, and between the exit and destinations.
+    pub apps: MemNet,
+    wires: Rc<Wires>,
+    /// Those that run next, at this time.
+    ready: BTreeSet<usize>,
+    timers_late: Duration,
+    rng: ChaCha20Rng,
+    pub events: Vec<String>,
+    /// By node: hops from 1, entries from 101.
+    pub paced_events: Vec<(usize, PacedEvent)>,
+    kit: Rc<Kit>,
+}
+
+/// The link socket of a hop, from 1, or of an entry, from 101.
+pub fn link_address(node: usize, side: Side) -> SocketAddr {
+    let [.., high, low] = node.to_be_bytes();
+    SocketAddr::from(([10, high, low, if side == Side::Up { 1 } else { 2 }], 4000))
+}
+
+/// Where an entry listens, counted from 0.
+pub fn listener(entry: usize) -> SocketAddr {
+    let [.., high, low] = (ENTRIES + entry).to_be_bytes();
+    SocketAddr::from(([198, 19, high, low], 1))
+}
+
+/// What all entries forward to, unless each has a destination of its own.
+pub fn destination() -> SocketAddr {
+    SocketAddr::from(([198, 18, 0, 9], 9000))
+}
+
+/// The host whose sockets send to destinations.
+const EXIT_HOST: [u8; 4] = [198, 18, 0, 2];
+
+fn wall_at(now: Nanos) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
+}
+
+impl Chain {
+    /// Starts it: mixes, an exit and entries.
+    pub fn new(setup: Setup) -> Chain {
+        let (hops, terms) = (setup.mixes + 1, &setup.terms);
+        let mut rng = ChaCha20Rng::seed_from_u64(setup.seed);
+        let hop_of = |hop, rng: &mut _| hop_of(hop, hops, terms.class, rng);
+        let (descriptors, keys): (Vec<_>, Vec<_>) = (1..=hops).map(|hop| hop_of(hop, &mut rng)).unzip();
+        let chain = ChainTerms {
+            suite: Suite::Hybrid,
+            interval_s: terms.interval_ms_min(hops).div_ceil(1000).max(10) as u32,
+            epoch_s: 3600,
+            classes: Vec::new(),
+            paced: vec![terms.clone()],
+            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
+        };
+        let times = terms.timetable(hops);
+        let begin_of_next = |now: Nanos| {
+            let batch = times.batch_of(times.round_at(EPOCH_S * 1000 * MILLI + now));
+            times.begin(times.first(batch + 1)) - EPOCH_S * 1000 * MILLI
+        };
+        let start = |before: Duration| begin_of_next(START + before.as_nanos() as Nanos) - before.as_nanos() as Nanos;
+        let now = setup.before_batch.map_or(START, start);
+        let mut made = Chain {
+            nodes: Vec::new(),
+            times,
+            now,
+            hops,
+            links: MemNet::default(),
+            apps: MemNet::default(),
+            wires: Rc::new(Wires::new(now, hops, setup.keeps)),
+            ready: BTreeSet::new(),
+            timers_late: setup.timers_late,
+            rng: ChaCha20Rng::seed_from_u64(setup.seed ^ 0x7a7e),
+            events: Vec::new(),
+            paced_events: Vec::new(),
+            terms: setup.terms.clone(),
+            kit: Rc::new(Kit { chain, descriptors, keys, setup }),
+        };
+        made.tap(|_| true);
+        made.watch_apps(|_, _| true);
+        let entries = made.kit.setup.entries;
+        for number in (1..=hops).chain((0..entries).map(|entry| ENTRIES + entry)) {
+            let node = made.node(number, State::fresh(EPOCH_S), &mut rng);
+            made.nodes.push(node);
+        }
+        made.ready.extend(0..made.nodes.len());
+        made
+    }
+
+    /// Lets virtual time pass.
+    pub fn run(&mut self, time: Duration) {
+        self.run_until(self.now + time.as_nanos() as Nanos);
+    }
+
+    /// Lets virtual time pass until `end`.
+    pub fn run_until(&mut self, end: Nanos) {
+        self.settle();
+        while let Some(next) = self.next_event().filter(|next| *next < end) {
+            self.now = next;
+            self.settle();
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    /// Runs nodes until nothing moves at this instant.
+    fn settle(&mut self) {
+        self.wires.now.set(self.now);
+        self.wires.deliver(&self.links);
+        for _ in 0..1000 {
+            let due = (0..self.nodes.len()).filter(|index| self.nodes[*index].due <= self.now);
+            self.ready.extend(due);
+            for number in self.wires.arrived.take() {
+                let index = self.index(number);
+                // A worker that is blocked reads when its timer is due.
+                if !self.nodes[index].worker.is_blocked() {
+                    self.ready.insert(index);
+                }
+            }
+            if self.ready.is_empty() {
+                return;
+            }
+            for index in std::mem::take(&mut self.ready) {
+                self.turn(index);
+            }
+        }
+        panic!("the chain does not come to rest");
+    }
+
+    /// A turn of one node, as its event loop has it.
+    fn turn(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.stopped_until > self.now {
+            node.due = node.stopped_until;
+            return;
+        }
+        let moved = |links: &MemNet, apps: &MemNet, wires: &Wires| {
+            wires.delivered.get() - links.waiting() as u64 - apps.waiting() as u64
+        };
+        let before = moved(&self.links, &self.apps, &self.wires);
+        node.run_control(self.now, &self.links, &mut self.events, &mut self.paced_events);
+        let worker_wake = node.worker.turn(self.now);
+        node.worker.record_latency(self.now);
+        // It has received something, and there may be more. What it received may have been for control.
+        let has_received = moved(&self.links, &self.apps, &self.wires) > before && !node.worker.is_blocked();
+        if has_received || !node.punts.is_empty() {
+            self.ready.insert(index);
+        }
+        let control = u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX);
+        let due = worker_wake.min(control).max(self.now + AT_ONCE);
+        let late = if self.timers_late.is_zero() {
+            0
+        } else {
+            (-(1.0 - self.rng.random::<f64>()).ln() * self.timers_late.as_nanos() as f64) as Nanos
+        };
+        node.due = due.saturating_add(late);
+    }
+
+    /// When a node's timer is due, or a datagram arrives.
+    fn next_event(&self) -> Option<Nanos> {
+        self.nodes.iter().map(|node| node.due).chain(self.wires.next()).min()
+    }
+
+    /// Runs until the beginning of the batch that is `ahead` of the running one.
+    pub fn run_to_batch(&mut self, ahead: u64) {
+        self.run_until(self.begins(self.times.first(self.batch() + ahead)));
+    }
+
+    /// When a round begins, by the virtual clock.
+    pub fn begins(&self, round: u64) -> Nanos {
+        self.times.begin(round) - EPOCH_S * 1000 * MILLI
+    }
+
+    /// The round that runs at a time.
+    pub fn round_at(&self, now: Nanos) -> u64 {
+        self.times.round_at(EPOCH_S * 1000 * MILLI + now)
+    }
+
+    /// The running batch.
+    pub fn batch(&self) -> u64 {
+        self.times.batch_of(self.round_at(self.now))
+    }
+
+    /// The numbers of all nodes: hops from 1, entries from 101.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
+        (1..=self.hops).chain(ENTRIES..ENTRIES + self.kit.setup.entries)
+    }
+
+    fn index(&self, node: usize) -> usize {
+        if node >= ENTRIES { self.hops + node - ENTRIES } else { node - 1 }
+    }
+
+    fn at(&self, node: usize) -> &Node {
+        &self.nodes[self.index(node)]
+    }
+
+    /// Setups that an entry has begun.
+    pub fn setups(&self, node: usize) -> u64 {
+        self.at(node).control.class(0).counters().setups
+    }
+
+    /// What the control of a node has refused.
+    pub fn refused(&self, node: usize) -> Vec<(&'static str, u64)> {
+        self.at(node).control.class(0).counters().refusals().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// What a node shows of the class.
+    pub fn status(&self, node: usize) -> PacedStatus {
+        self.at(node).control.class(0).paced_status(Duration::from_nanos(self.now)).expect("a paced class")
+    }
+
+    /// What a mix measures by its loops.
+    pub fn loops(&self, mix: usize) -> mix::View {
+        *self.at(mix).loops.as_ref().expect("a mix").lock().unwrap()
+    }
+
+    /// Loops of a mix that were not set up, one for each batch.
+    pub fn loops_failed(&self, mix: usize) -> u64 {
+        self.at(mix).control.class(0).counters().refused(control::Refusal::LoopFailed)
+    }
+
+    /// What a node has counted since its start.
+    pub fn ledger(&self, node: usize) -> Ledger {
+        *self.at(node).ledger.lock().unwrap()
+    }
+
+    /// What an entry shows.
+    pub fn shown(&self, entry: usize) -> entry::View {
+        *self.at(entry).shown.as_ref().expect("an entry").lock().unwrap()
+    }
+}
+
+/// Descriptor of a hop, with its Noise and signing keys.
+fn hop_of(
+    position: usize,
+    hops: usize,
+    class: PacedClass,
+    rng: &mut ChaCha20Rng,
+) -> (SignedDescriptor, (Secret, Secret)) {
+    let identity = Signer::from_seed(&draw_secret(rng));
+    let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
+    let contact =
+        Contact { class: class.into(), lanes: 1, addresses: vec![link_address(position, Side::Up)], names: Vec::new() };
+    let descriptor = NodeDescriptor {
+        role: if position == hops { HopRole::Exit } else { HopRole::Mix },
+        revision: 1,
+        floor: 0,
+        not_before: EPOCH_S - 10,
+        not_after: EPOCH_S + 1_000_000,
+        identity: identity.public(),
+        noise: public,
+        signing: Signer::from_seed(&signing).public(),
+        contacts: vec![contact],
+    };
+    (descriptor.sign(&identity).unwrap(), (noise, signing))
+}

@@ -1,0 +1,228 @@
+//! A hop or an entry: its control, its worker, and what is between them.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use control::paced::{PacedEvent, Places};
+use control::trust::{ChainTerms, SignedDescriptor, Signer, State, View};
+use control::{Caps, Config, Control, Event, Input, NodeKeys, Output, Role, Timing, TrustSetup};
+use dataplane::Nanos;
+use dataplane::entry::{Destination, Listener, ListenerKind};
+use dataplane::exit::limits::Limits;
+use dataplane::exit::policy::Policy;
+use dataplane::exit::{Filtering, GatewaySettings};
+use dataplane::ledger::Ledger;
+use dataplane::paced::entry::{self, Entry, Service, default_max_age};
+use dataplane::paced::exit::{self, Exit};
+use dataplane::paced::mix::{self, Mix};
+use dataplane::paced::{Command, Settings};
+use dataplane::punt::{Punt, PuntSender};
+use dataplane::runner::Worker;
+use dataplane::socket::memory::{Datagram, MemApps, MemNet};
+use dataplane::sys::Waker;
+use eddy_node::runtime::bridge::paced_command;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Shape;
+use wire::ids::Side;
+use wire::kdf::Secret;
+use wire::paced::MeetingSecret;
+
+use super::{Chain, ENTRIES, EPOCH_S, EXIT_HOST, Setup, link_address, listener, wall_at};
+
+/// Time that a flow may be idle.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// What nodes are made of, also when they restart.
+pub(super) struct Kit {
+    pub(super) chain: ChainTerms,
+    pub(super) descriptors: Vec<SignedDescriptor>,
+    /// Noise and signing keys of the hops.
+    pub(super) keys: Vec<(Secret, Secret)>,
+    pub(super) setup: Setup,
+}
+
+pub(super) struct Node {
+    /// Hops from 1, entries from 101.
+    number: usize,
+    pub(super) control: Control,
+    commands: rtrb::Producer<Command>,
+    pub(super) punts: rtrb::Consumer<Punt>,
+    pub(super) worker: Box<dyn Worker>,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
+    /// Of a mix.
+    pub(super) loops: Option<Arc<Mutex<mix::View>>>,
+    /// What an entry shows.
+    pub(super) shown: Option<Arc<Mutex<entry::View>>>,
+    /// Its addresses towards the entry and towards the exit.
+    pub(super) at: [SocketAddr; 2],
+    /// When its timer fires.
+    pub(super) due: Nanos,
+    /// By how much its host's clock is ahead.
+    pub(super) wall_ahead: i64,
+    /// It does not run before this time.
+    pub(super) stopped_until: Nanos,
+}
+
+impl Node {
+    /// Control has its timers, what its worker passed up, and passes down what follows.
+    pub(super) fn run_control(
+        &mut self,
+        now: Nanos,
+        links: &MemNet,
+        events: &mut Vec<String>,
+        paced_events: &mut Vec<(usize, PacedEvent)>,
+    ) {
+        let elapsed = Duration::from_nanos(now);
+        if self.control.next_wake() <= elapsed {
+            self.control.tick(elapsed, wall_at(now.saturating_add_signed(self.wall_ahead)));
+        }
+        while let Ok(punt) = self.punts.pop() {
+            take(&mut self.control, punt, elapsed);
+        }
+        while let Some((_, output)) = self.control.poll_output() {
+            match output {
+                Output::Send { side, to, datagram } => {
+                    let from = self.at[usize::from(side == Side::Down)];
+                    links.send(Datagram { from, to, bytes: datagram });
+                }
+                Output::Change(change) => {
+                    let command = paced_command(change).expect("the chain has a paced class only");
+                    assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
+                }
+                Output::Save(number) => self.control.saved(elapsed, number),
+                Output::Resolve(_) => {}
+                Output::Event(Event::Trust(event)) => events.push(format!("{event:?}")),
+                Output::Event(Event::Paced(event)) => paced_events.push((self.number, event)),
+                Output::Event(event) => events.push(format!("{} {event:?}", self.at[0])),
+            }
+        }
+    }
+}
+
+fn take(control: &mut Control, punt: Punt, now: Duration) {
+    match punt {
+        Punt::Handshake { side, from, mut datagram, .. } => {
+            control.handle(now, 0, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
+        }
+        Punt::PacedCell { link, slot, from, header, mut body, at } => {
+            let input = Input::PacedCell { link, slot, from, header, body: body.bytes_mut(), at_ns: at };
+            control.handle(now, 0, input);
+        }
+        Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
+        Punt::PacedLost { first, rounds, places, lost } => {
+            control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
+        }
+        Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
+        Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
+        Punt::Resolve { .. } | Punt::Notice(_) => {}
+    }
+}
+
+impl Chain {
+    /// A hop, from 1, or an entry, from 101, that starts with this state.
+    pub(super) fn node(&self, number: usize, state: State, rng: &mut ChaCha20Rng) -> Node {
+        let Kit { chain, descriptors, keys, setup } = &*self.kit;
+        let (hops, terms) = (self.hops, &setup.terms);
+        let (position, meeting) = (if number >= ENTRIES { 0 } else { number }, setup.meetings.get(&number));
+        let shape = Shape::new(terms.class.size(), hops).expect("a chain has at most eight hops");
+        let at = [Side::Up, Side::Down].map(|side| link_address(number, side));
+        let mut seed = || ChaCha20Rng::seed_from_u64(rng.next_u64());
+        let mut view = View::new(chain.clone());
+        for (hop, descriptor) in (1..).zip(descriptors) {
+            view.take_descriptor(hop, descriptor.clone(), EPOCH_S).expect("its own descriptor");
+        }
+        let keys = position.checked_sub(1).map(|hop| &keys[hop]);
+        let keys = keys.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
+        let trust = TrustSetup { view, keys: keys.into_iter().collect(), state: state.hop };
+        let config = Config {
+            role: match position {
+                0 => Role::Entry { channels: 0 },
+                exit if exit == hops => Role::Exit,
+                _ => Role::Mix,
+            },
+            shape,
+            paced: true,
+            position,
+            terms: chain.clone(),
+            next: None,
+            previous: position
+                .checked_sub(2)
+                .map(|_| link_address(position - 1, Side::Down).ip())
+                .into_iter()
+                .collect(),
+            shared_prefixes: Vec::new(),
+            psk_up: None,
+            psk_down: None,
+            timing: Timing::default(),
+            caps: Caps::default(),
+        };
+        let elapsed = Duration::from_nanos(self.now);
+        let mut control = Control::new(vec![config], trust, seed(), elapsed, wall_at(self.now)).expect("a good config");
+        if let Some(secret) = meeting {
+            control.meet(0, MeetingSecret::new(*secret));
+        }
+        let clock = control.class(0).paced_clock().expect("a paced class").clone();
+        // Mix 1 has many links; of an entry there may be a hundred.
+        let (commands, worker_commands) = rtrb::RingBuffer::new(if position == 0 { 1 << 10 } else { 1 << 14 });
+        let (worker_punts, punts) = rtrb::RingBuffer::new(if position == 0 { 1 << 9 } else { 1 << 12 });
+        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("an eventfd")));
+        let settings = Settings { terms: terms.clone(), suite: chain.suite, hops, position, hugepages: false };
+        let [up, down] =
+            [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
+        let (mut loops, mut shown) = (None, None);
+        let (worker, ledger): (Box<dyn Worker>, _) = match position {
+            0 => {
+                let at = listener(number - ENTRIES);
+                let kind = ListenerKind::Forward(Destination::Ip((setup.destination)(number)));
+                let max_age = default_max_age(terms);
+                let apps = MemApps::new(self.apps.clone(), vec![at], at.ip());
+                let service = match meeting {
+                    Some(_) => Service::Meeting { max_age },
+                    None => Service::Destinations(vec![Listener { kind, idle: IDLE, max_age }]),
+                };
+                let entry =
+                    Entry::new((settings, service), (down, apps), worker_commands, sender, seed(), clock, self.now);
+                let ledger = entry.published();
+                shown = Some(entry.view());
+                (Box::new(entry), ledger)
+            }
+            exit if exit == hops => {
+                let gateway = GatewaySettings {
+                    policy: Policy::new(vec!["198.18.0.0/24".parse().expect("a rule")], Vec::new(), Vec::new()),
+                    filtering: Filtering::default(),
+                    limits: Limits::default(),
+                    caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
+                    flow_idle: IDLE,
+                    max_age: Duration::from_millis(250),
+                };
+                let settings = exit::Settings { class: settings, gateway, queue_age: default_max_age(terms) };
+                let apps = MemApps::new(self.apps.clone(), Vec::new(), EXIT_HOST.into());
+                let exit = Exit::new(settings, (up, apps), worker_commands, sender, seed(), clock, self.now);
+                let ledger = exit.published();
+                (Box::new(exit), ledger)
+            }
+            _ => {
+                let mix = Mix::new(settings, (up, down), worker_commands, sender, seed(), clock, self.now);
+                let ledger = mix.published();
+                loops = Some(mix.view());
+                (Box::new(mix), ledger)
+            }
+        };
+        Node {
+            number,
+            control,
+            commands,
+            punts,
+            worker,
+            ledger,
+            loops,
+            shown,
+            at,
+            due: 0,
+            wall_ahead: 0,
+            stopped_until: 0,
+        }
+    }
+}
