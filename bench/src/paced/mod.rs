@@ -195,7 +195,7 @@ pub fn run(args: &PacedArgs) -> anyhow::Result<()> {
     let (offloads, _) = args.offload.decide(&[cell_len], false);
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     let fixed = Fixed {
-        setup: setups::setup_cost(&Plan::new(args, 1).terms, args.position.into())?,
+        setup: setups::setup_cost(&Plan::new(args, 1).terms, args.position.into()),
         memory: memory_of_one(args, (buffer, offloads))?,
     };
     let mut rows = Vec::new();

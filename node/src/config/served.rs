@@ -381,8 +381,13 @@ pub(crate) mod tests {
 
     /// The files of a chain with class S and the paced class `voice`, in short batches.
     pub(crate) fn chain_of_a_paced_class(dir: &Path) -> Files {
+        chain_with_seats(dir, 8)
+    }
+
+    /// The same, with room for as many channels.
+    pub(crate) fn chain_with_seats(dir: &Path, seats: u16) -> Files {
         let of_class = PacedTerms::new(PacedClass::new(Class::S), "voice", 2);
-        let terms = PacedTerms { rounds: 256, n_min: 1, seats: 8, loops: 0, ..of_class };
+        let terms = PacedTerms { rounds: 256, n_min: 1, seats, loops: 0, ..of_class };
         let paced = vec![PlannedClass { terms, addresses: vec![at(92, 4711), at(92, 4712)] }];
         init::write(dir, &Plan { interval_s: 5, epoch_s: 60, paced, ..plan(92) }).unwrap()
     }

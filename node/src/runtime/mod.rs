@@ -9,7 +9,8 @@
 //! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
 //! the next hop, and `own_addresses` reads those of an exit's host. [`log`] decides what is logged of events, `flood`
 //! of floods of handshakes, and `pauses` of times in which the node did not run. `door` takes in handshakes, and
-//! `drop_counter` counts what the kernel drops at a socket. `meeting` keeps that of an entry.
+//! `drop_counter` counts what the kernel drops at a socket. `meeting` keeps that of an entry. [`seats`] measures
+//! whether a hop opens the setups of a paced class in time.
 
 mod address_order;
 pub mod bridge;
@@ -38,6 +39,7 @@ pub mod refused_flows;
 mod reporter;
 pub mod resolver;
 pub mod running;
+pub mod seats;
 pub mod sockets;
 pub mod socks;
 pub mod status;

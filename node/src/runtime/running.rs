@@ -20,13 +20,14 @@ use wire::gcm::Engine;
 use wire::paced::MeetingSecret;
 
 use crate::ceremony::profile::Figures;
-use crate::config::{ClassName, ConfigError, Loaded, NodeConfig, NodeRole, Part, ServedClass};
+use crate::config::{ClassName, ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{self, Bound, Server};
 use crate::runtime::node::{self, ClassSpec, MeetingSpec, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
+use crate::runtime::seats::{self, TooManySeats};
 use crate::runtime::sockets::{Plan, Sockets};
 use crate::runtime::{console, resolver, status, workers};
 
@@ -172,6 +173,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     let plan = Plan::new(loaded, passed)?;
     let served = loaded.classes();
     served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
+    served.iter().try_for_each(|class| seats_open_in_time(loaded, class))?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
@@ -233,6 +235,23 @@ fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), C
             "run `sudo timedatectl set-ntp true` and wait until `timedatectl` reports it as synchronized; or, if all \
                  hops of the chain are on this host, set `unsynchronised_clock = true`"
                 .to_owned(),
+    })
+}
+
+/// Checks that a hop opens the setups of a paced class in time (SPEC 9.16.3).
+fn seats_open_in_time(loaded: &Loaded, class: &ServedClass<'_>) -> Result<(), ConfigError> {
+    let (Some(terms), 1..) = (class.terms.paced(), loaded.position) else { return Ok(()) };
+    seats::check(terms, loaded.chain.terms.suite, class.shape.hops(), loaded.position).map_err(|too_many| {
+        let TooManySeats { seats, takes, room } = too_many;
+        ConfigError::Value {
+            at: loaded.files.chain.as_deref().map_or_else(|| loaded.config.place_of("chain"), Location::file),
+            what: format!(
+                "class {} has room for {seats} channels here, whose setups take this host {takes:.0?}, but a phase has \
+                 {room:.0?} for them",
+                terms.name
+            ),
+            remedy: "run the hop on a faster host, or make a chain with fewer `seats` or more `rounds`".to_owned(),
+        }
     })
 }
 
@@ -310,7 +329,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::config::served::tests::{chain_of_a_paced_class, chain_of_two_classes};
+    use crate::config::served::tests::{chain_of_a_paced_class, chain_of_two_classes, chain_with_seats};
 
     /// Sends to `at` until the echo comes back.
     fn expect_echo(client: &UdpSocket, at: SocketAddr, what: &[u8]) {
@@ -464,5 +483,20 @@ mod tests {
         assert_eq!(check(&files.hops[0], true, false), None);
         assert_eq!(check(&files.hops[0], false, true), None);
         assert_eq!(check(&files.entry, false, false), None, "an entry follows mix1");
+    }
+
+    #[test]
+    fn hop_refuses_a_class_whose_setups_it_cannot_open_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_with_seats(dir.path(), 16_384);
+        let check = |path: &PathBuf| {
+            let loaded = Loaded::read_files(NodeConfig::read(path).unwrap()).unwrap();
+            let checked = loaded.classes().iter().try_for_each(|class| seats_open_in_time(&loaded, class));
+            checked.map_err(|why| why.to_string())
+        };
+        let why = check(&files.hops[0]).unwrap_err();
+        assert!(why.contains("chain.toml: class voice has room for 16384 channels"), "{why}");
+        assert!(why.contains("a phase has 120ms for them") && why.contains("fewer `seats`"), "{why}");
+        assert_eq!(check(&files.entry), Ok(()), "an entry opens none");
     }
 }
