@@ -23,6 +23,7 @@ use super::relay::{Begin, Relay};
 use super::users::{self, wall};
 use crate::load::plan::Queue;
 use crate::load::source::{Nanos, Source, Sources};
+use crate::results::histogram;
 
 /// Between two readings of the meters.
 const METER_EVERY: Duration = Duration::from_secs(1);
@@ -55,6 +56,10 @@ pub(crate) struct Facts {
     /// Standard deviation of departures at the exit from the grid of rounds, in ms; `None` without rounds or flows.
     #[serde(default)]
     pub(super) off_grid_ms: Option<f64>,
+    /// By how much the time between two rounds of an entry differs from the period, p50 and p99 in ms; `None` without
+    /// rounds.
+    #[serde(default)]
+    pub(super) entry_jitter_ms: Option<[f64; 2]>,
     /// Cells and datagrams that nodes dropped.
     pub(super) dropped: u64,
     /// Every ledger of the mixes and the exit closed.
@@ -111,6 +116,18 @@ fn off_grid(times: &[u64], period: u64) -> Option<f64> {
     let count = times.len() as f64;
     let mean = times.iter().map(off).sum::<f64>() / count;
     Some((times.iter().map(|at| (off(at) - mean).powi(2)).sum::<f64>() / count).sqrt())
+}
+
+/// By how much the times between bursts differ from a period. A burst begins more than half a period after what was sent
+/// before it. All in ns.
+fn jitter(times: &[u64], period: u64) -> Vec<u64> {
+    let begins: Vec<u64> = times
+        .iter()
+        .enumerate()
+        .filter(|(i, at)| i.checked_sub(1).is_none_or(|before| **at - times[before] > period / 2))
+        .map(|(_, at)| *at)
+        .collect();
+    begins.windows(2).map(|pair| (pair[1] - pair[0]).abs_diff(period)).collect()
 }
 
 /// What the nodes of a paced class counted, from their start on.
@@ -256,6 +273,7 @@ impl Session<'_> {
             arrived: [traffic.arrived.forward, traffic.arrived.backward],
             delays: [Delay::of(&traffic.delays.forward), Delay::of(&traffic.delays.backward)],
             off_grid_ms: self.off_grid(&captured).map(|deviation| deviation / 1e6),
+            entry_jitter_ms: self.entry_jitter(&captured),
             dropped: match &paced {
                 Some(paced) => paced.dropped(),
                 None => after.iter().chain(&of_entries).map(dropped).sum(),
@@ -306,6 +324,21 @@ impl Session<'_> {
         off_grid(&times, u64::from(terms.period_ms) * 1_000_000).filter(|_| !self.entries.meetings)
     }
 
+    /// The jitter of all entries' rounds where they leave: p50 and p99, in ms.
+    fn entry_jitter(&self, captured: &[Captured]) -> Option<[f64; 2]> {
+        let Recorded::Paced(terms) = &self.class else { return None };
+        let mut times = vec![Vec::new(); self.entries.count()];
+        for seen in captured {
+            if let Some((Wire::Access(Tap::User, entry), true)) = Wire::of(seen.port, seen.to_port) {
+                times[entry].push(seen.at);
+            }
+        }
+        let mut all = histogram();
+        let period = u64::from(terms.period_ms) * 1_000_000;
+        times.iter().flat_map(|times| jitter(times, period)).for_each(|off| all.saturating_record(off));
+        Some([0.5, 0.99].map(|quantile| all.value_at_quantile(quantile) as f64 / 1e6))
+    }
+
     /// What all users and destinations send.
     fn queues(&self, sources: Vec<Sources>) -> PerDirection<Queue> {
         let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
@@ -347,13 +380,16 @@ impl Facts {
         let mib = |bytes: u64| bytes >> 20;
         let way = |Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms");
         let grid = self.off_grid_ms.map_or_else(String::new, |off| format!("; off the grid by {off:.2} ms"));
+        let jitter = self.entry_jitter_ms.map_or_else(String::new, |[p50, p99]| {
+            format!("; rounds of entries vary by {p50:.2} ms (p50), {p99:.2} ms (p99)")
+        });
         let paced = self.paced.as_ref().map_or_else(String::new, |paced| {
             let PacedFacts { entries, skipped, places, lost, .. } = paced;
             format!("\n  {entries} entries skipped {skipped} rounds, and lost {lost} of {places} cells")
         });
         format!(
             "sent {} + {}, arrived {} + {}, dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
-             delay p50, p99, p99.9: {} there, {} back{grid}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
+             delay p50, p99, p99.9: {} there, {} back{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
              late{paced}",
             sent[0],
             sent[1],
@@ -382,5 +418,12 @@ mod tests {
         assert_eq!(off_grid(&[3, 13, 23, 93], 10), Some(0.0));
         assert_eq!(off_grid(&[9, 11, 19, 21], 10), Some(1.0), "around the begin of a round");
         assert_eq!(off_grid(&[100, 104, 200, 204], 100), Some(2.0));
+    }
+
+    #[test]
+    fn jitter_is_that_of_the_first_cells_of_rounds() {
+        let times = [5, 6, 105, 106, 108, 210, 303];
+        assert_eq!(jitter(&times, 100), [0, 5, 7]);
+        assert!(jitter(&times[..2], 100).is_empty());
     }
 }
