@@ -141,18 +141,16 @@ impl Alarm {
         Alarm { config, running, forward, backward, reported, link_down, failed, bundles, alerts, events }
     }
 
-    /// Takes in a report of Mix 1.
-    pub fn report(&mut self, report: Report) {
-        let last = report.first + u64::from(report.rounds).saturating_sub(1);
+    /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
+    pub fn report(&mut self, last: u64, new: Option<Report>) {
         if let Some(reported) = &mut self.reported
             && self.running <= last + REPORT_EVERY
         {
             *reported = last.max(*reported);
         }
-        let Report { first, rounds, places, filled, lost } = report;
-        let count = |count: u32| u64::from(count);
-        let floored = count(filled) - count(lost);
-        let places = Places { first, rounds: rounds.into(), places: count(places) - floored, lost: count(lost) };
+        let Some(Report { first, last, places, filled, lost }) = new else { return };
+        let floored = u64::from(filled - lost);
+        let places = Places { first, rounds: last + 1 - first, places: u64::from(places) - floored, lost: lost.into() };
         if let Some(excess) = self.forward.add(places) {
             self.raise_lost(Direction::Forward, excess);
         }
@@ -366,6 +364,11 @@ mod tests {
         assert_eq!([add(7, 2), add(107, 2), add(207, 1)], [None, Some((200, 4)), Some((300, 5))]);
     }
 
+    /// The places of 100 rounds.
+    fn places_of(first: u64, filled: u32, lost: u32) -> Report {
+        Report { first, last: first + 99, places: 100, filled, lost }
+    }
+
     fn keys(seed: u8) -> HopPublic {
         let key = SetupKey::generate(Suite::X25519, Secret::new([seed; 32]));
         HopPublic { setup: key.public(), descriptor_hash: [0; 32] }
@@ -402,7 +405,7 @@ mod tests {
                 if has_reports && (round - 29).is_multiple_of(100) {
                     let first = round - 129;
                     let lost = (first..first + 100).filter(|round| loses(FORWARD, *round)).count() as u32;
-                    self.alarm.report(Report { first, rounds: 100, places: 100, filled: lost, lost });
+                    self.alarm.report(first + 99, Some(places_of(first, lost, lost)));
                 }
                 if (round - 56).is_multiple_of(100) {
                     let first = round - 356;
@@ -462,11 +465,12 @@ mod tests {
     #[test]
     fn places_that_the_floor_fills_do_not_count() {
         let mut alarm = Entry::new().alarm;
-        let report = |first, filled, lost| Report { first, rounds: 100, places: 100, filled, lost };
-        alarm.report(report(0, 100, 0));
-        alarm.report(report(100, 100, 1));
-        assert_eq!(alarm.events(), []);
-        alarm.report(report(200, 1, 1));
+        let mut report = |first, filled, lost| {
+            alarm.report(first + 99, Some(places_of(first, filled, lost)));
+        };
+        report(0, 100, 0);
+        report(100, 100, 1);
+        report(200, 1, 1);
         assert_eq!(alarm.events(), []);
         assert_eq!(alarm.forward.counts.iter().map(|count| count.places).collect::<Vec<_>>(), [0, 1, 100]);
     }
@@ -486,7 +490,7 @@ mod tests {
         entry.quiet(1000);
         let due = entry.round / 100 * 100 + 99;
         entry.run(due + 102, |_, _| false, false, true);
-        entry.alarm.report(Report { first: due - 99, rounds: 100, ..Report::default() });
+        entry.alarm.report(due, Some(places_of(due - 99, 0, 0)));
         entry.run(due + 501, |_, _| false, false, true);
         assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)], "it came too late");
     }

@@ -8,6 +8,7 @@ use wire::paced::clock::Comparison;
 use wire::paced::{Company, Report};
 
 use super::own::Failure;
+use crate::counters::Refusal;
 
 /// Something that happened in a paced class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,17 +141,35 @@ pub struct Crowd {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     pub last: Option<Report>,
-    /// Sums of all reports.
+    /// Sums of what each report adds to the one before it.
     pub places: u64,
     pub filled: u64,
     pub lost: u64,
 }
 
 impl Reported {
-    pub(super) fn add(&mut self, report: Report) {
-        self.places += u64::from(report.places);
-        self.filled += u64::from(report.filled);
-        self.lost += u64::from(report.lost);
+    /// Takes in running totals. Returns what they add; none if they are the first ones, or not later than the last.
+    ///
+    /// # Errors
+    /// The counts that they add contradict each other.
+    pub(super) fn take(&mut self, report: Report) -> Result<Option<Report>, Refusal> {
+        let new = match self.last {
+            Some(last) => report.since(last),
+            None => return Ok(self.last.replace(report)),
+        };
+        let Some(new) = new else { return Ok(None) };
+        if new.first > new.last || new.lost > new.filled || new.filled > new.places {
+            return Err(Refusal::CellMalformed);
+        }
         self.last = Some(report);
+        self.add(new);
+        Ok(Some(new))
+    }
+
+    /// Adds what was counted of some rounds.
+    pub(super) fn add(&mut self, new: Report) {
+        self.places += u64::from(new.places);
+        self.filled += u64::from(new.filled);
+        self.lost += u64::from(new.lost);
     }
 }
