@@ -15,6 +15,12 @@ use crate::counters::Refusal;
 pub enum PacedEvent {
     /// Entry: more is lost than the link explains. Once for each kind of cause, while the alarm is up.
     Dropping(Cause),
+    /// Entry: setups failed, and the latest bundle shows that a hop has restarted: they raise no alarm.
+    SetupsExcused {
+        /// From 1.
+        hop: usize,
+        setups: usize,
+    },
     /// Entry: no cause for 65,536 rounds.
     DroppingEnded,
     /// Entry: Mix 1 announces another number of channels, or the first one.
@@ -89,6 +95,8 @@ pub struct EntryStatus {
     /// Batches in which it had or has a channel, and those in which it has none though it was ready.
     pub joined: u64,
     pub failed: u64,
+    /// Those that failed which a restart of a hop has excused.
+    pub excused: u64,
     /// It has a channel in the running batch.
     pub has_channel: bool,
     /// The next batch in which it can have a channel, the setup of which has not failed.

@@ -127,6 +127,7 @@ impl EntryWatch {
             backward: self.backward,
             joined: self.joined,
             failed: self.failed,
+            excused: self.alarm.excused(),
             has_channel: self.has_channel(entry.coming_batch() - 1),
             next_batch,
             next_batch_in,
