@@ -131,7 +131,7 @@ impl ControlThread {
             if listeners.any(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
-            self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
+            self.wait(&poller, wake, is_flooded || self.bridge.has_waiting());
         }
     }
 
@@ -166,7 +166,7 @@ impl ControlThread {
         let Self { bridge, classes, .. } = self;
         let mut is_flooded = false;
         for (place, class) in classes.iter_mut().enumerate() {
-            let Some(door) = class.door.as_mut().filter(|_| bridge.takes_handshakes()) else { continue };
+            let Some(door) = class.door.as_mut().filter(|_| bridge.takes_handshakes(place)) else { continue };
             is_flooded |= door
                 .read(|from, half, is_crowded| bridge.take_handshake((place, Side::Up), from, half, is_crowded, now));
         }
