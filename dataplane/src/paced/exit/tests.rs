@@ -115,7 +115,7 @@ impl Bench {
     fn channel(&mut self, batch: u64, channel: u8, token: [u8; 32]) {
         let keys = ChannelKeys::Hop { forward: Secret::new([channel; 32]), backward: Secret::new([!channel; 32]) };
         let up = ChannelAt { link: None, number: u32::from(channel) + 10 };
-        let token = Some(MeetingToken(token));
+        let token = Some(MeetingToken::new(token));
         self.command(Command::InstallChannel { batch, up, down: None, keys: Box::new(keys), token });
     }
 
