@@ -126,6 +126,8 @@ refusals! {
     HalfOpenExpired = "half-open-expired",
     /// A handshake datagram of this node that found the queue towards the sockets full.
     OutgoingFull = "outgoing-full",
+    /// A cell of this node, or a clock for one, while too many commands waited for a worker that does not take them.
+    CommandsFull = "commands-full",
 }
 
 /// Counters of one class of a node. They only grow.

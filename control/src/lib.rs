@@ -525,6 +525,11 @@ impl Control {
     pub fn lost_outgoing(&mut self, class: usize) {
         self.classes[class].cx.refuse(Refusal::OutgoingFull);
     }
+
+    /// Counts a cell of this class from [`Control::poll_output`] that found too many commands waiting.
+    pub fn lost_command(&mut self, class: usize) {
+        self.classes[class].cx.refuse(Refusal::CommandsFull);
+    }
 }
 
 /// The host's clock was set if it has moved by so much more or less than the monotonic one.

@@ -276,6 +276,11 @@ impl PacedSender {
         Ok(())
     }
 
+    /// Commands that can wait for the worker.
+    pub fn capacity(&self) -> usize {
+        self.ring.ring.buffer().capacity()
+    }
+
     /// As [`CommandSender::pushed`].
     pub fn pushed(&self) -> u64 {
         self.pushed

@@ -108,7 +108,7 @@ pub struct EntryArgs {
 const MEET_HELP: &str = "\
 Examples:
   One user makes the secret, and gives it to the other on a safe way:
-    eddy meet new > call.secret
+    eddy meet new --out call.secret
 
   Both name it in place of a destination, in a paced class of the chain:
     eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class=voice
@@ -130,8 +130,16 @@ pub struct MeetArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum MeetAction {
-    /// Print a new secret; a file gets mode 0600
-    New,
+    /// Make a new secret
+    New(MeetNewArgs),
+}
+
+/// `eddy meet new`.
+#[derive(Args, Debug)]
+pub struct MeetNewArgs {
+    /// A new file for it, which only its owner may read [default: standard output]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub out: Option<PathBuf>,
 }
 
 /// `eddy mix`.

@@ -213,7 +213,7 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
         let _ = write!(
             text,
             "\nTwo users call each other: both have the secret that one of them makes:\n\n  \
-             eddy meet new > call.secret\n  \
+             eddy meet new --out call.secret\n  \
              eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class={}\n",
             terms.name
         );

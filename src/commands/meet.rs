@@ -1,24 +1,37 @@
 //! `eddy meet`: makes the secret of a meeting.
 
 use std::fs::{File, Permissions};
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use anyhow::Context;
-use control::draw::draw_secret;
-use eddy_node::runtime::random::rng;
-use wire::paced::MeetingSecret;
+use anyhow::{Context, bail};
+use eddy_node::config::{create_meeting, draw_meeting};
 
-use crate::args::{MeetAction, MeetArgs};
+use crate::args::{MeetAction, MeetArgs, MeetNewArgs};
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// No randomness, or standard output is closed.
+/// No randomness, the file exists or cannot be written, or standard output is closed.
 pub fn run(args: &MeetArgs) -> anyhow::Result<()> {
-    let MeetAction::New = args.action;
-    let secret = MeetingSecret::new(*draw_secret(&mut rng()?).expose());
+    let MeetAction::New(MeetNewArgs { out }) = &args.action;
+    out.as_deref().map_or_else(print, create)
+}
+
+fn create(path: &Path) -> anyhow::Result<()> {
+    let name = path.display();
+    match create_meeting(path) {
+        Err(why) if why.kind() == ErrorKind::AlreadyExists => {
+            bail!("{name} exists already, and a secret is not overwritten: name another file, or remove it first")
+        }
+        done => done.with_context(|| format!("cannot write {name}")),
+    }
+}
+
+fn print() -> anyhow::Result<()> {
+    let secret = draw_meeting().context("cannot read random bytes from the system")?;
     let mut out = std::io::stdout();
     // A shell creates files that others may read.
     if let Ok(file) = out.as_fd().try_clone_to_owned().map(File::from)
@@ -28,7 +41,7 @@ pub fn run(args: &MeetArgs) -> anyhow::Result<()> {
     }
     out.write_all(secret.to_text().as_bytes()).and_then(|()| out.flush()).context("standard output")?;
     if out.is_terminal() {
-        eprintln!("This is a new secret. Keep it in a file: eddy meet new > call.secret");
+        eprintln!("This is a new secret. Keep it in a file: eddy meet new --out call.secret");
     }
     Ok(())
 }

@@ -25,9 +25,13 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some((channels, _)) => format!("   company {channels}"),
         None => String::new(),
     };
+    let excused = match entry.excused {
+        0 => String::new(),
+        setups => format!(" ({setups} excused)"),
+    };
     let mut text = format!(
         "{channel}{meeting}{company}\n\
-         batches {joined}, failed {failed}   rounds skipped {skipped}   lost {} out, {} back\n",
+         batches {joined}, failed {failed}{excused}   rounds skipped {skipped}   lost {} out, {} back\n",
         share(*forward),
         share(*backward)
     );
@@ -85,6 +89,7 @@ pub(super) mod tests {
             next_batch_s: 23.4,
             joined: 1234,
             failed: 56,
+            excused: 3,
             company: Some((5, 8)),
             lead_ms: Some(1.0),
             clock: Some(clock),
@@ -118,6 +123,7 @@ pub(super) mod tests {
         let text = render(Some(&troubled_entry()));
         for part in [
             "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
+            "batches 1234, failed 56 (3 excused)",
             "lost 2.50 % out, 2.50 % back",
             "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
         ] {

@@ -1,6 +1,7 @@
 //! `eddy init` and the command line: errors and output.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use crate::common::command::{assert_mistake, run};
 
@@ -41,6 +42,21 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         assert_mistake(line, &run(dir.path(), line), wanted);
         assert!(!dir.path().join("new").exists(), "{line}");
     }
+}
+
+#[test]
+fn secret_of_a_meeting_gets_a_new_file_for_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let (line, path) = ("meet new --out call.secret", dir.path().join("call.secret"));
+    let made = run(dir.path(), line);
+    assert!(made.status.success() && made.stdout.is_empty(), "{made:?}");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("eddy-meet-1:") && text.len() == 77);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    assert_mistake(line, &run(dir.path(), line), &["call.secret exists already", "name another file"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text, "the first one stays");
+    let printed = run(dir.path(), "meet new");
+    assert!(printed.stdout.starts_with(b"eddy-meet-1:") && printed.stdout != text.as_bytes());
 }
 
 #[test]

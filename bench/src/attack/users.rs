@@ -3,11 +3,8 @@
 //!
 //! One thread plays all applications and all destinations. It sends what is due and takes what arrives.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +13,8 @@ use anyhow::{Context, bail, ensure};
 use dataplane::per_direction::PerDirection;
 use dataplane::runner::Poller;
 use dataplane::sys;
-use eddy_node::{ClassName, Destination, Entry, MeetingSecret, NodeReport, Target, UdpTunnel};
+use eddy_node::config::create_meeting;
+use eddy_node::{ClassName, Destination, Entry, NodeReport, Target, UdpTunnel};
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::Direction::{self, Backward, Forward};
@@ -155,7 +153,7 @@ impl Start<'_> {
             let class = class_name(terms)?;
             for (user, &flow) in self.flows.iter().enumerate() {
                 let secret = dir.path().join(format!("call{user}.secret"));
-                write_secret(&secret)?;
+                create_meeting(&secret)?;
                 for entry in [self.entries.user(user), self.entries.partner(flow)] {
                     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
                     let builder = std::mem::replace(&mut builders[entry], Entry::builder());
@@ -237,14 +235,6 @@ impl Start<'_> {
 
 fn class_name(terms: &PacedTerms) -> anyhow::Result<ClassName> {
     Ok(terms.name.parse()?)
-}
-
-/// Writes a new secret, for the owner only.
-fn write_secret(path: &Path) -> anyhow::Result<()> {
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).context("cannot read random bytes from the system")?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    Ok(file.write_all(MeetingSecret::new(secret).to_text().as_bytes())?)
 }
 
 impl Users {

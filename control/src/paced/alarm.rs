@@ -3,7 +3,7 @@
 //! Times are rounds here. [`LossTest`] is the test of one direction; [`Alarm`] is that of an entry,
 //! with reports that are missing and setups that failed. It reports and stops nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use wire::cell::Direction;
 use wire::paced::{Phase, Report};
@@ -16,7 +16,8 @@ use super::status::{Alert, Cause, PacedEvent};
 
 /// Rounds that are tested together.
 const TESTED: u64 = 1000;
-/// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause.
+/// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause, and a
+/// restart of a hop excuses failed setups once in as many.
 const BEFORE: u64 = 1 << 16;
 /// Bounds of the usual share. Whoever drops cells for long does not get it above the second one.
 const SHARE: (f64, f64) = (1e-4, 1e-3);
@@ -117,6 +118,15 @@ struct Bundle {
     hops: Vec<HopPublic>,
 }
 
+/// A restart of a hop that excuses failed setups.
+#[derive(Clone, Copy)]
+struct Restart {
+    /// The interval of the bundle that showed it. Setups with bundles of earlier ones may fail.
+    interval: u64,
+    /// The round in which it came.
+    at: u64,
+}
+
 /// The alarm of an entry.
 pub struct Alarm {
     config: PacedConfig,
@@ -130,29 +140,44 @@ pub struct Alarm {
     failed: VecDeque<FailedSetup>,
     /// The latest ones, as they came.
     bundles: VecDeque<Bundle>,
+    /// The latest restart that excused a failed setup, by hop.
+    restarts: BTreeMap<usize, Restart>,
+    /// Setups that were excused.
+    excused: u64,
     alerts: Vec<Alert>,
     events: Vec<PacedEvent>,
 }
 
 impl Alarm {
     pub fn new(config: PacedConfig) -> Alarm {
-        let (forward, backward, failed, bundles, alerts, events) = Default::default();
-        let (running, reported, link_down) = (0, None, 0);
-        Alarm { config, running, forward, backward, reported, link_down, failed, bundles, alerts, events }
+        let (forward, backward, failed, bundles, restarts, alerts, events) = Default::default();
+        let (running, reported, link_down, excused) = (0, None, 0, 0);
+        Alarm {
+            config,
+            running,
+            forward,
+            backward,
+            reported,
+            link_down,
+            failed,
+            bundles,
+            restarts,
+            excused,
+            alerts,
+            events,
+        }
     }
 
-    /// Takes in a report of Mix 1.
-    pub fn report(&mut self, report: Report) {
-        let last = report.first + u64::from(report.rounds).saturating_sub(1);
+    /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
+    pub fn report(&mut self, last: u64, new: Option<Report>) {
         if let Some(reported) = &mut self.reported
             && self.running <= last + REPORT_EVERY
         {
             *reported = last.max(*reported);
         }
-        let Report { first, rounds, places, filled, lost } = report;
-        let count = |count: u32| u64::from(count);
-        let floored = count(filled) - count(lost);
-        let places = Places { first, rounds: rounds.into(), places: count(places) - floored, lost: count(lost) };
+        let Some(Report { first, last, places, filled, lost }) = new else { return };
+        let floored = u64::from(filled - lost);
+        let places = Places { first, rounds: last + 1 - first, places: u64::from(places) - floored, lost: lost.into() };
         if let Some(excess) = self.forward.add(places) {
             self.raise_lost(Direction::Forward, excess);
         }
@@ -182,23 +207,51 @@ impl Alarm {
 
     /// Compares the setup keys of a bundle with those of the setups that failed. A hop that was restarted has others.
     pub fn bundle(&mut self, interval: u64, hops: &[HopPublic]) {
-        let Alarm { config, bundles, failed, .. } = self;
-        failed.retain_mut(|setup| {
-            let earlier = config.interval_of(setup.batch).min(interval.saturating_sub(1));
-            let used = bundles.iter().rev().find(|bundle| bundle.interval <= earlier);
-            let count = |used: &Bundle| used.hops.iter().zip(hops).filter(|(a, b)| a.setup != b.setup).count();
-            let differ = used.map_or(0, count);
-            // All hops have new keys in every epoch.
-            let was_restarted = (1..hops.len()).contains(&differ);
-            // Hops sign from a fifth of an interval before it.
-            let signed_ms = (interval * config.interval_ms).saturating_sub(config.interval_ms / 5);
-            setup.is_confirmed |= signed_ms > config.times.begin(setup.at) / 1_000_000;
-            !was_restarted
-        });
+        let mut excused = BTreeMap::<usize, usize>::new();
+        let failed = std::mem::take(&mut self.failed);
+        for mut setup in failed {
+            match self.restarted(&setup, interval, hops) {
+                Some(hop) => *excused.entry(hop).or_default() += 1,
+                None => {
+                    // Hops sign from a fifth of an interval before it.
+                    let PacedConfig { times, interval_ms, .. } = &self.config;
+                    let signed_ms = (interval * interval_ms).saturating_sub(interval_ms / 5);
+                    setup.is_confirmed |= signed_ms > times.begin(setup.at) / 1_000_000;
+                    self.failed.push_back(setup);
+                }
+            }
+        }
+        for (hop, setups) in excused {
+            self.excused += setups as u64;
+            self.events.push(PacedEvent::SetupsExcused { hop, setups });
+        }
         self.bundles.push_back(Bundle { interval, came: self.running, hops: hops.to_vec() });
         if self.bundles.len() > BUNDLES {
             self.bundles.pop_front();
         }
+    }
+
+    /// The hop whose restart, as a bundle shows it, excuses a failed setup. One restart of a hop does so in 65,536
+    /// rounds: a corrupt hop can publish new keys as often as it likes.
+    fn restarted(&mut self, setup: &FailedSetup, interval: u64, hops: &[HopPublic]) -> Option<usize> {
+        // All hops had the same keys after it failed.
+        if setup.is_confirmed {
+            return None;
+        }
+        let earlier = self.config.interval_of(setup.batch).min(interval.saturating_sub(1));
+        let used = self.bundles.iter().rev().find(|bundle| bundle.interval <= earlier)?;
+        let others = (1..).zip(used.hops.iter().zip(hops)).filter(|(_, (a, b))| a.setup != b.setup);
+        let others: Vec<usize> = others.map(|(hop, _)| hop).collect();
+        // All hops have new keys in every epoch.
+        if others.len() == hops.len() {
+            return None;
+        }
+        let latest = |hop: &usize| self.restarts.get(hop).filter(|latest| self.running < latest.at + BEFORE);
+        let excuses = |hop: &usize| latest(hop).is_none_or(|latest| used.interval < latest.interval);
+        let hop = others.iter().copied().find(excuses)?;
+        let news: Vec<usize> = others.into_iter().filter(|hop| latest(hop).is_none()).collect();
+        self.restarts.extend(news.into_iter().map(|hop| (hop, Restart { interval, at: self.running })));
+        Some(hop)
     }
 
     /// The entry seals this round, or is about to. `is_ready` as for [`super::PacedEntry::advance`].
@@ -253,6 +306,11 @@ impl Alarm {
                 self.events.push(PacedEvent::Dropping(cause));
             }
         }
+    }
+
+    /// Failed setups that restarts of hops have excused.
+    pub fn excused(&self) -> u64 {
+        self.excused
     }
 
     /// The causes for which it is up; none if it is not.
@@ -366,6 +424,11 @@ mod tests {
         assert_eq!([add(7, 2), add(107, 2), add(207, 1)], [None, Some((200, 4)), Some((300, 5))]);
     }
 
+    /// The places of 100 rounds.
+    fn places_of(first: u64, filled: u32, lost: u32) -> Report {
+        Report { first, last: first + 99, places: 100, filled, lost }
+    }
+
     fn keys(seed: u8) -> HopPublic {
         let key = SetupKey::generate(Suite::X25519, Secret::new([seed; 32]));
         HopPublic { setup: key.public(), descriptor_hash: [0; 32] }
@@ -402,7 +465,7 @@ mod tests {
                 if has_reports && (round - 29).is_multiple_of(100) {
                     let first = round - 129;
                     let lost = (first..first + 100).filter(|round| loses(FORWARD, *round)).count() as u32;
-                    self.alarm.report(Report { first, rounds: 100, places: 100, filled: lost, lost });
+                    self.alarm.report(first + 99, Some(places_of(first, lost, lost)));
                 }
                 if (round - 56).is_multiple_of(100) {
                     let first = round - 356;
@@ -462,11 +525,12 @@ mod tests {
     #[test]
     fn places_that_the_floor_fills_do_not_count() {
         let mut alarm = Entry::new().alarm;
-        let report = |first, filled, lost| Report { first, rounds: 100, places: 100, filled, lost };
-        alarm.report(report(0, 100, 0));
-        alarm.report(report(100, 100, 1));
-        assert_eq!(alarm.events(), []);
-        alarm.report(report(200, 1, 1));
+        let mut report = |first, filled, lost| {
+            alarm.report(first + 99, Some(places_of(first, filled, lost)));
+        };
+        report(0, 100, 0);
+        report(100, 100, 1);
+        report(200, 1, 1);
         assert_eq!(alarm.events(), []);
         assert_eq!(alarm.forward.counts.iter().map(|count| count.places).collect::<Vec<_>>(), [0, 1, 100]);
     }
@@ -486,7 +550,7 @@ mod tests {
         entry.quiet(1000);
         let due = entry.round / 100 * 100 + 99;
         entry.run(due + 102, |_, _| false, false, true);
-        entry.alarm.report(Report { first: due - 99, rounds: 100, ..Report::default() });
+        entry.alarm.report(due, Some(places_of(due - 99, 0, 0)));
         entry.run(due + 501, |_, _| false, false, true);
         assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)], "it came too late");
     }
@@ -576,7 +640,8 @@ mod tests {
         entry.fail(|_, _| false);
         entry.bundle(9);
         entry.quiet(3000);
-        assert_eq!(entry.events, []);
+        assert_eq!(entry.events, [PacedEvent::SetupsExcused { hop: 2, setups: 1 }]);
+        assert_eq!(entry.alarm.excused(), 1);
         // A new epoch: all hops have other keys.
         let mut entry = Entry::new();
         entry.fail(|_, _| false);
@@ -584,5 +649,69 @@ mod tests {
         entry.alarm.bundle(interval, &[5, 6, 7, 8].map(keys));
         entry.quiet(1);
         assert_eq!(entry.setup_causes(), 1);
+    }
+
+    /// A setup fails, and the next bundle has these keys of hop 2. Returns how often the alarm is raised for it.
+    fn fails_before(entry: &mut Entry, number: u8) -> usize {
+        let (before, batch) = (entry.setup_causes(), entry.alarm.config.times.batch_of(entry.round));
+        entry.alarm.failed(batch, Failure::NoAck);
+        entry.quiet(1000);
+        entry.bundle(number);
+        entry.quiet(3000);
+        // Another bundle confirms it.
+        entry.bundle(number);
+        entry.quiet(1000);
+        entry.setup_causes() - before
+    }
+
+    #[test]
+    fn hop_excuses_setups_once_in_65536_rounds() {
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        // It takes turns with its keys, too.
+        let causes = [9, 2, 9, 10].map(|number| {
+            let causes = fails_before(&mut entry, number);
+            entry.alarm.alerts.clear();
+            causes
+        });
+        assert_eq!(causes, [0, 1, 1, 1]);
+        assert_eq!(entry.alarm.excused(), 1);
+        // Another hop may restart meanwhile.
+        entry.alarm.failed(entry.alarm.config.times.batch_of(entry.round), Failure::NoAck);
+        let interval = entry.alarm.config.times.begin(entry.round) / 10_000_000_000 + 2;
+        entry.alarm.bundle(interval, &[1, 10, 7, 4].map(keys));
+        entry.quiet(1);
+        assert_eq!(entry.events.last(), Some(&PacedEvent::SetupsExcused { hop: 3, setups: 1 }));
+        // The first excuse is as long ago.
+        entry.quiet(BEFORE);
+        assert_eq!(fails_before(&mut entry, 11), 0);
+        assert_eq!(entry.alarm.excused(), 3);
+    }
+
+    #[test]
+    fn one_restart_excuses_all_setups_with_older_keys() {
+        let mut entry = Entry::new();
+        entry.fail(|_, _| false);
+        entry.bundle(9);
+        // Its keys were of the bundle before, too.
+        entry.alarm.failed(BATCH + 1, Failure::NoAck);
+        entry.alarm.failed(BATCH + 2, Failure::NoAck);
+        entry.quiet(1000);
+        entry.bundle(9);
+        entry.quiet(3000);
+        assert_eq!((entry.alarm.excused(), entry.setup_causes()), (3, 0), "{:?}", entry.events);
+    }
+
+    #[test]
+    fn restart_after_a_setup_is_confirmed_excuses_nothing() {
+        let mut entry = Entry::new();
+        let first = entry.alarm.config.times.first(BATCH);
+        entry.quiet(first - entry.round);
+        entry.alarm.failed(BATCH, Failure::NoAck);
+        entry.bundle(2);
+        entry.quiet(100);
+        entry.bundle(9);
+        entry.quiet(1000);
+        assert_eq!((entry.alarm.excused(), entry.setup_causes()), (0, 1));
     }
 }

@@ -10,6 +10,7 @@ use wire::ids::{ChannelKeys, LinkId};
 use wire::kdf::Secret;
 use wire::paced::{AHEAD_MAX, Meeting, MeetingSecret, MeetingToken, Phase};
 use wire::setup::{HopPublic, HopSecrets, Info, Opened, TOKEN_LEN, ack_cells, begin_ack, cover_ack, onion_len};
+use zeroize::Zeroize;
 
 use super::PacedConfig;
 use super::numbers::Numbers;
@@ -215,9 +216,9 @@ impl PacedHop {
         counters: &mut Counters,
         up: LinkChannel,
         prefix: Option<Prefix>,
-        opened: Opened,
+        mut opened: Opened,
     ) -> Result<Install, Refusal> {
-        let rest = opened.rest.clone();
+        let mut rest = std::mem::take(&mut opened.rest);
         let (ephemeral, mut secrets) = opened.answer(draw_secret(rng)).map_err(|_| Refusal::SetupInvalid)?;
         // The ack needs neither of the two.
         let take = |secret: &mut Secret| std::mem::replace(secret, Secret::new([0; 32]));
@@ -226,7 +227,9 @@ impl PacedHop {
 
         let batch = self.coming.batch;
         let (down, token) = if self.is_exit() {
-            (None, Some(MeetingToken(rest.try_into().expect("the setup has the length of one with a token"))))
+            let token = rest[..].try_into().expect("the setup has the length of one with a token");
+            rest.zeroize();
+            (None, Some(MeetingToken::new(token)))
         } else {
             let down = self.draw_number(rng);
             let code = self.config.code(self.position + 1);

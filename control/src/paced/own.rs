@@ -117,9 +117,9 @@ impl Own {
         let (mut random, mut salt) = ([0; TOKEN_LEN], [0; SALT_LEN]);
         rng.fill_bytes(&mut random);
         rng.fill_bytes(&mut salt);
-        let token = meeting.map_or(MeetingToken(random), |meeting| meeting.token);
+        let token = meeting.map_or_else(|| MeetingToken::new(random), |meeting| meeting.token.clone());
         let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(rng))).collect();
-        let (onion, pending) = build_with_token(config.shape, hops, shares, config.info(batch), &token.0)?;
+        let (onion, pending) = build_with_token(config.shape, hops, shares, config.info(batch), token.expose())?;
         let own = Own { batch, channel, pending, call: meeting.map(|meeting| Box::new(meeting.call(salt))) };
         Ok((own, spread(rng, onion, code, config.shape.payload())))
     }

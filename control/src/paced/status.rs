@@ -8,12 +8,19 @@ use wire::paced::clock::Comparison;
 use wire::paced::{Company, Report};
 
 use super::own::Failure;
+use crate::counters::Refusal;
 
 /// Something that happened in a paced class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacedEvent {
     /// Entry: more is lost than the link explains. Once for each kind of cause, while the alarm is up.
     Dropping(Cause),
+    /// Entry: setups failed, and the latest bundle shows that a hop has restarted: they raise no alarm.
+    SetupsExcused {
+        /// From 1.
+        hop: usize,
+        setups: usize,
+    },
     /// Entry: no cause for 65,536 rounds.
     DroppingEnded,
     /// Entry: Mix 1 announces another number of channels, or the first one.
@@ -88,6 +95,8 @@ pub struct EntryStatus {
     /// Batches in which it had or has a channel, and those in which it has none though it was ready.
     pub joined: u64,
     pub failed: u64,
+    /// Those that failed which a restart of a hop has excused.
+    pub excused: u64,
     /// It has a channel in the running batch.
     pub has_channel: bool,
     /// The next batch in which it can have a channel, the setup of which has not failed.
@@ -140,17 +149,35 @@ pub struct Crowd {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     pub last: Option<Report>,
-    /// Sums of all reports.
+    /// Sums of what each report adds to the one before it.
     pub places: u64,
     pub filled: u64,
     pub lost: u64,
 }
 
 impl Reported {
-    pub(super) fn add(&mut self, report: Report) {
-        self.places += u64::from(report.places);
-        self.filled += u64::from(report.filled);
-        self.lost += u64::from(report.lost);
+    /// Takes in running totals. Returns what they add; none if they are the first ones, or not later than the last.
+    ///
+    /// # Errors
+    /// The counts that they add contradict each other.
+    pub(super) fn take(&mut self, report: Report) -> Result<Option<Report>, Refusal> {
+        let new = match self.last {
+            Some(last) => report.since(last),
+            None => return Ok(self.last.replace(report)),
+        };
+        let Some(new) = new else { return Ok(None) };
+        if new.first > new.last || new.lost > new.filled || new.filled > new.places {
+            return Err(Refusal::CellMalformed);
+        }
         self.last = Some(report);
+        self.add(new);
+        Ok(Some(new))
+    }
+
+    /// Adds what was counted of some rounds.
+    pub(super) fn add(&mut self, new: Report) {
+        self.places += u64::from(new.places);
+        self.filled += u64::from(new.filled);
+        self.lost += u64::from(new.lost);
     }
 }

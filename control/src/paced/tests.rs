@@ -331,7 +331,7 @@ fn all_setups_of_a_batch_come_through_and_keys_fit() {
         assert!(path.iter().all(|install| install.batch == BATCH + 1) && path.len() == HOPS);
         assert!(keys_fit(keys, &path, first + 7), "user {at}");
         assert_eq!(call.is_some(), [1, 4].contains(&at));
-        tokens.push(path[HOPS - 1].token.unwrap());
+        tokens.push(path[HOPS - 1].token.clone().unwrap());
         assert!(refusals(&user.counters).is_empty());
     }
     let token = secret().unwrap().meeting(&[0xcc; 32], terms().class, first).token;
@@ -652,7 +652,7 @@ fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
         world.run_to_batch(batch);
         for mix in 1..HOPS {
             let loops = loops(&world, mix);
-            let token = |at: usize| loops[at].2.last().unwrap().token.unwrap();
+            let token = |at: usize| loops[at].2.last().unwrap().token.clone().unwrap();
             let pairs: Vec<_> = (0..4).flat_map(|to| (0..to).map(move |from| (from, to))).collect();
             let met: Vec<_> = pairs.into_iter().filter(|(from, to)| token(*from) == token(*to)).collect();
             assert!([(0, 1), (2, 3)].starts_with(&met), "{met:?}");

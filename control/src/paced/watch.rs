@@ -17,12 +17,6 @@ const CLOCK_OFF_NS: u64 = 2_000_000;
 /// The time over which the smallest crowd is known.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Checks the counts of a report.
-fn check(report: &Report) -> Result<(), Refusal> {
-    let is_sound = report.lost <= report.filled && report.filled <= report.places;
-    if is_sound { Ok(()) } else { Err(Refusal::CellMalformed) }
-}
-
 /// What an entry watches.
 pub(super) struct EntryWatch {
     pub(super) alarm: Alarm,
@@ -50,21 +44,20 @@ impl EntryWatch {
     /// # Errors
     /// It is of rounds to come, or its counts contradict each other.
     pub(super) fn report(&mut self, report: Report, running: u64) -> Result<(), Refusal> {
-        check(&report)?;
-        if report.first + u64::from(report.rounds) > running + super::AHEAD_MAX {
+        if report.last >= running + super::AHEAD_MAX {
             return Err(Refusal::CellMalformed);
         }
-        self.forward.add(report);
-        self.alarm.report(report);
+        let new = self.forward.take(report)?;
+        self.alarm.report(report.last, new);
         Ok(())
     }
 
     /// Takes in what the worker has counted of backward places.
     pub(super) fn backward(&mut self, places: Places) {
         let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-        let (rounds, lost) = (u16::try_from(places.rounds).unwrap_or(u16::MAX), count(places.lost));
-        let first = places.first;
-        self.backward.add(Report { first, rounds, places: count(places.places), filled: lost, lost });
+        let (first, lost) = (places.first, count(places.lost));
+        let last = (first + places.rounds).saturating_sub(1);
+        self.backward.add(Report { first, last, places: count(places.places), filled: lost, lost });
         self.alarm.backward(places);
     }
 
@@ -134,6 +127,7 @@ impl EntryWatch {
             backward: self.backward,
             joined: self.joined,
             failed: self.failed,
+            excused: self.alarm.excused(),
             has_channel: self.has_channel(entry.coming_batch() - 1),
             next_batch,
             next_batch_in,
@@ -161,12 +155,8 @@ impl HopWatch {
     /// # Errors
     /// Its counts contradict each other.
     pub(super) fn report(&mut self, side: Side, report: Report) -> Result<(), Refusal> {
-        check(&report)?;
-        match side {
-            Side::Up => self.backward.add(report),
-            Side::Down => self.forward.add(report),
-        }
-        Ok(())
+        let reported = if side == Side::Up { &mut self.backward } else { &mut self.forward };
+        reported.take(report).map(|_| ())
     }
 
     /// A clock cell of a neighbouring hop has come.
@@ -209,5 +199,66 @@ impl HopWatch {
             forward: self.forward,
             backward: self.backward,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::cell::Direction;
+    use wire::setup::Suite;
+
+    use super::super::status::Cause;
+    use super::super::tests::terms;
+    use super::*;
+
+    fn watch() -> EntryWatch {
+        EntryWatch::new(PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10)))
+    }
+
+    /// Totals of one place in a round since round `first`.
+    fn report(first: u64, last: u64, lost: u32) -> Report {
+        Report { first, last, places: (last + 1 - first) as u32, filled: lost, lost }
+    }
+
+    #[test]
+    fn losses_of_a_lost_report_come_with_the_next() {
+        let mut watch = watch();
+        for (last, lost) in [(1099, 2), (1199, 2), (1399, 7)] {
+            assert!(watch.alarm.events().is_empty());
+            assert_eq!(watch.report(report(1000, last, lost), last), Ok(()));
+        }
+        let cause = Cause::Lost { direction: Direction::Forward, places: 300, lost: 5 };
+        assert_eq!(watch.alarm.events(), [PacedEvent::Dropping(cause)]);
+        assert_eq!((watch.forward.places, watch.forward.lost), (300, 5));
+    }
+
+    #[test]
+    fn totals_that_begin_again_count_from_there() {
+        let mut watch = watch();
+        let reports = [(0, 999, 500), (1000, 1099, 1), (0, 999, 500), (1000, 1099, 1), (1000, 1199, 3)];
+        for (first, last, lost) in reports {
+            assert_eq!(watch.report(report(first, last, lost), 1200), Ok(()));
+        }
+        assert_eq!(watch.forward.lost, 1 + 500 + 1 + 2, "what is late is counted for what it says");
+    }
+
+    #[test]
+    fn reports_that_contradict_each_other_are_refused() {
+        let mut watch = watch();
+        let base = Report { first: 100, last: 199, places: 100, filled: 10, lost: 5 };
+        assert_eq!(watch.report(base, 200), Ok(()));
+        let after = Report { last: 299, places: 200, filled: 20, lost: 10, ..base };
+        let bad = [
+            Report { places: 105, ..after },
+            Report { filled: 12, ..after },
+            Report { lost: 4, ..after },
+            Report { first: 300, ..after },
+            Report { last: 200 + crate::paced::AHEAD_MAX, ..after },
+        ];
+        for report in bad {
+            assert_eq!(watch.report(report, 200), Err(Refusal::CellMalformed), "{report:?}");
+        }
+        assert_eq!(watch.report(after, 200 + 100), Ok(()));
+        assert_eq!(watch.forward.filled, 10);
     }
 }

@@ -456,16 +456,17 @@ impl<U: Port, D: Port> Mix<U, D> {
         let is_first = self.is_first();
         let Self { pipes, links, batches, settings, times, .. } = self;
         if Places::is_due(last) {
-            let places = std::mem::replace(&mut pipes[direction].places, Places::new(last));
             if direction == Direction::Forward && is_first {
                 for link in links.entries_heard_since(0) {
-                    let report = places.report(Some(link), last);
+                    let report = pipes.forward.places.report(Some(link), last);
                     let _ = pipes.backward.sender.control(Some(link)).wait(report);
                 }
             } else {
                 let back = if direction == Direction::Forward { Direction::Backward } else { Direction::Forward };
-                let _ = pipes[back].sender.control(None).wait(places.report(None, last));
+                let report = pipes[direction].places.report(None, last);
+                let _ = pipes[back].sender.control(None).wait(report);
             }
+            pipes[direction].places.reported(last, |link| links.links.side(link).is_some());
         }
         if is_first && direction == Direction::Backward && last.is_multiple_of(COMPANY_EVERY) {
             let channels = batches.of_round(times.first(times.batch_of(last))).len() as u16;

@@ -34,7 +34,7 @@ use std::net::{IpAddr, UdpSocket};
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Timetable, seats_on};
+use wire::paced::{AHEAD_MAX, Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Timetable, seats_on};
 use wire::setup::Suite;
 
 use crate::batch::Lengths;
@@ -87,6 +87,17 @@ impl Settings {
     /// Loops of a mix: channels of its own on the link that leaves it.
     fn loops(&self) -> usize {
         2 * usize::from(self.terms.loops)
+    }
+
+    /// Commands that wait for the worker at most while it is not later than a hop's release may be: cells of the control
+    /// slots of these rounds, and for each channel the keys of its link, the channel itself and its clock.
+    pub fn commands_max(&self) -> usize {
+        let (is_entry, is_exit) = (self.position == 0, self.position == self.hops);
+        let forward = if is_exit { 0 } else { self.slots(Direction::Forward).most() };
+        let backward = if is_entry { 0 } else { self.slots(Direction::Backward).most() };
+        let links = if self.position == 1 { usize::from(self.terms.seats) } else { 1 };
+        let channels = if is_entry { 1 } else { self.channels_max() + self.loops() };
+        AHEAD_MAX as usize * (forward + backward * links) + 8 * channels
     }
 
     /// Lengths of what arrives at the socket towards `side`.
@@ -191,4 +202,24 @@ pub enum Command {
     Unlisten {
         id: ListenerId,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_of_commands_follows_the_seats() {
+        let most = |position, seats| {
+            let terms = PacedTerms { seats, ..peer::terms() };
+            Settings { terms, suite: Suite::Hybrid, hops: peer::HOPS, position, hugepages: false }.commands_max()
+        };
+        assert!(most(0, 16_384) < 1000, "an entry has one channel");
+        for position in 1..=peer::HOPS {
+            assert!(most(position, 256) <= 8192, "{position}");
+            assert!((8 * 16_384..1 << 19).contains(&most(position, 16_384)), "{position}");
+        }
+        // At Mix 1 there are links of entries, which all have a control slot in one round.
+        assert!(most(1, 16_384) > 8 * 2 * 16_384);
+    }
 }

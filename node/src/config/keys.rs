@@ -1,7 +1,9 @@
 //! Files that only their user may read: private keys, and the users of an entry's SOCKS ports.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use base64::Engine;
@@ -73,6 +75,26 @@ pub(crate) fn read_private(path: &Path) -> Result<Source, ConfigError> {
         return Err(ConfigError::Exposed { path: path.to_owned(), mode });
     }
     Ok(Source::read(path)?.secret())
+}
+
+/// Draws the secret of a meeting.
+///
+/// # Errors
+/// The system returns no random bytes.
+pub fn draw_meeting() -> io::Result<MeetingSecret> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut bytes[..])?;
+    Ok(MeetingSecret::new(*bytes))
+}
+
+/// Draws the secret of a meeting into a new file, which only its owner may read.
+///
+/// # Errors
+/// The file exists already or cannot be written, or the system returns no random bytes.
+pub fn create_meeting(path: &Path) -> io::Result<()> {
+    let text = draw_meeting()?.to_text();
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Reads the secret of a meeting.

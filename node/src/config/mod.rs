@@ -35,7 +35,7 @@ pub use class_name::{ClassName, NotAClassName, Payload, Terms};
 pub use error::in_words;
 pub use error::{ConfigError, Location};
 pub use generate::{Value, generate};
-pub use keys::{SocksUsers, is_user, parse_users, read_meeting};
+pub use keys::{SocksUsers, create_meeting, draw_meeting, is_user, parse_users, read_meeting};
 pub use loaded::{Found, Loaded, Psks};
 pub(crate) use loaded::{refusal, replaced};
 pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};

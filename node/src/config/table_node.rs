@@ -128,9 +128,10 @@ pub static NODE: &[Key] = &[
         roles: &[Entry],
         kind: Kind::Word(&["warn", "no-new-flows"]),
         default: DefaultValue::Value("\"warn\""),
-        doc: "What follows from the alarm `dropping` in a paced class: a line in the log, or also no new flow until it \
-              ends. Flows and meetings go on either way: a pause would show whose they are. Somebody who drops cells can \
-              then keep you from new flows, and see at the exit whose are missing.",
+        doc: "What follows from the alarm `dropping` in a paced class: a line in the log, or also no new flow from \
+              1 to 10 minutes after it rose until 1 to 10 minutes after it has ended, drawn at random. Flows and \
+              meetings go on either way: a pause would show whose they are. Somebody who drops cells can then keep \
+              you from new flows, and see over some such times at the exit whose are missing.",
         example: "\"no-new-flows\"",
     },
     Key {

@@ -57,8 +57,8 @@ pub enum NotATarget {
     Destination(#[from] NotADestination),
     /// It may be the secret, so it is not quoted.
     #[error(
-        "a meeting is named by the file with its secret: expected meet:@FILE, which `eddy meet new > FILE` makes; other \
-         users of this host see a secret on a command line"
+        "a meeting is named by the file with its secret: expected meet:@FILE, which `eddy meet new --out FILE` makes; \
+         other users of this host see a secret on a command line"
     )]
     Meeting,
 }

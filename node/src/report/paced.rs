@@ -39,6 +39,9 @@ pub struct PacedEntryReport {
     /// Batches in which it had a channel, and those in which it had none though it was ready.
     pub joined: u64,
     pub failed: u64,
+    /// Those that failed because a hop had restarted: they raise no alarm.
+    #[serde(default)]
+    pub excused: u64,
     /// Channels in the batch, and the number below which Mix 1 lets nothing through, as Mix 1 says.
     pub company: Option<(u16, u16)>,
     /// By how much cells are sent before this host's clock shows the time of their round.
@@ -126,6 +129,7 @@ impl PacedEntryReport {
             next_batch_s: status.next_batch_in.as_secs_f64(),
             joined: status.joined,
             failed: status.failed,
+            excused: status.excused,
             company: status.company.map(|Company { channels, n_min }| (channels, n_min)),
             lead_ms: status.lead_ns.map(ms),
             clock: status.clock.map(ClockReport::from),

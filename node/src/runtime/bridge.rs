@@ -32,8 +32,8 @@ const PER_LINK: usize = 5;
 /// Most commands that follow from a punt: a setup is sent on, and a channel changes.
 const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
-/// due are among them. While some of them wait, neither punts nor commands of listeners are taken in. Answers of the
-/// resolver are always queued, one for each open question. So this bounds the backlog, too.
+/// due are among them. While some of them wait, neither punts nor commands of listeners of their class are taken in.
+/// Answers of the resolver are always queued, one for each open question. Beyond this, cells are lost.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * (PUNTS_PER_TURN + 2 * DOOR_HALVES_PER_TURN)
@@ -74,9 +74,10 @@ pub struct Bridge {
     classes: Vec<Ends>,
 }
 
-/// The way to the workers of one class. Commands that found a ring full wait in the backlog, in binding order: in a
-/// free class at most `BACKLOG_MAX` and one for each channel, in a paced one what its control hands over in a turn.
-/// While there are any, of any class, control takes in nothing.
+/// The way to the workers of one class. Commands that found a ring full wait in the backlog, in binding order. While
+/// there are any, control takes in nothing of this class. What other classes and its clock lead to meanwhile is
+/// bounded: of cells, which may be lost like any others, no more wait than `BACKLOG_MAX` and one command for each channel
+/// in a free class, and than the ring has places in a paced one. The rest is a few commands for each link.
 pub enum Commands {
     Free { sender: CommandSender, backlog: VecDeque<Command> },
     Paced { sender: PacedSender, backlog: VecDeque<paced::Command> },
@@ -93,10 +94,24 @@ impl Commands {
         Commands::Paced { sender, backlog: VecDeque::new() }
     }
 
-    fn push(&mut self, change: Change) {
+    /// Queues a command of control, which has at most `channels` channels. False if it was for a cell, and too many
+    /// wait.
+    fn push(&mut self, change: Change, channels: usize) -> bool {
         match self {
-            Commands::Free { backlog, .. } => backlog.push_back(command(change)),
-            Commands::Paced { backlog, .. } => backlog.extend(paced_command(change)),
+            Commands::Free { backlog, .. } => {
+                let command = command(change);
+                let has_room = backlog.len() < BACKLOG_MAX + channels || !matches!(command, Command::Inject { .. });
+                backlog.extend(has_room.then_some(command));
+                has_room
+            }
+            Commands::Paced { sender, backlog } => {
+                use paced::Command::{ClockSeen, Place, Wait};
+                let command = paced_command(change);
+                let is_cell = matches!(command, Some(Place { .. } | Wait { .. } | ClockSeen { .. }));
+                let has_room = backlog.len() < sender.capacity() || !is_cell;
+                backlog.extend(command.filter(|_| has_room));
+                has_room
+            }
         }
     }
 
@@ -213,20 +228,14 @@ impl Bridge {
         save: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Duration {
         self.classes.iter_mut().for_each(|class| class.commands.hand_over());
-        if self.takes_handshakes() {
-            for class in 0..self.classes.len() {
+        for class in 0..self.classes.len() {
+            if self.takes_handshakes(class) {
                 self.take_punts(class, now, &mut |one| note(class, one));
             }
-            self.control.tick(now, wall);
-            self.collect(now, note, save);
-            for (place, class) in self.classes.iter_mut().enumerate() {
-                let most = BACKLOG_MAX + self.control.class(place).caps().channels;
-                if let Commands::Free { backlog, .. } = &class.commands {
-                    debug_assert!(backlog.len() <= most, "{} commands in one turn", backlog.len());
-                }
-                class.commands.hand_over();
-            }
         }
+        self.control.tick(now, wall);
+        self.collect(now, note, save);
+        self.classes.iter_mut().for_each(|class| class.commands.hand_over());
 
         for (place, Ends { commands, outgoing, .. }) in self.classes.iter_mut().enumerate() {
             let taken = commands.taken();
@@ -264,7 +273,11 @@ impl Bridge {
                         self.control.lost_outgoing(place);
                     }
                 }
-                Output::Change(change) => commands.push(change),
+                Output::Change(change) => {
+                    if !commands.push(change, self.control.class(place).caps().channels) {
+                        self.control.lost_command(place);
+                    }
+                }
                 Output::Save(number) => {
                     if save(&self.control.state().to_bytes()) {
                         self.control.saved(now, number);
@@ -304,10 +317,14 @@ impl Bridge {
         }
     }
 
-    /// True if control takes in what comes. While commands wait for a worker of any class it does not: what comes in
-    /// one class may lead to commands in all.
-    pub fn takes_handshakes(&self) -> bool {
-        self.classes.iter().all(|class| class.commands.waiting() == 0)
+    /// True if control takes in what comes in a class. While commands wait for its workers it does not.
+    pub fn takes_handshakes(&self, class: usize) -> bool {
+        self.classes[class].commands.waiting() == 0
+    }
+
+    /// True while commands wait for a worker of any class.
+    pub fn has_waiting(&self) -> bool {
+        self.classes.iter().any(|class| class.commands.waiting() > 0)
     }
 
     /// A handshake datagram of a class. `is_crowded` if the queue in which it waited was half full. Returns true if it
@@ -453,8 +470,18 @@ mod tests {
 
     const RING: usize = 4;
 
+    /// The worker's ends of the rings of a class.
+    type WorkerEnds = (rtrb::Consumer<Command>, rtrb::Producer<Punt>);
+
     /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
+        let (bridge, mut ends) = bridge_of(&[Class::S]);
+        let (commands, punts) = ends.remove(0);
+        (bridge, commands, punts)
+    }
+
+    /// The same with these classes.
+    fn bridge_of(classes: &[Class]) -> (Bridge, Vec<WorkerEnds>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let signers: Vec<Signer> = (0..3).map(|_| Signer::from_seed(&draw_secret(&mut rng))).collect();
         let [mix, exit, signer] = &signers[..] else { unreachable!("three were drawn") };
@@ -463,7 +490,10 @@ mod tests {
             suite: Suite::default(),
             interval_s: 10,
             epoch_s: 3600,
-            classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 0, lifetime_s: 3600 }],
+            classes: classes
+                .iter()
+                .map(|class| ClassTerms { class: *class, mixing_delay_ms: 0, lifetime_s: 3600 })
+                .collect(),
             paced: Vec::new(),
             identities: vec![mix.public(), exit.public()],
         };
@@ -479,20 +509,23 @@ mod tests {
                 identity: identity.public(),
                 noise: if own { public } else { [9; 32] },
                 signing: if own { signer.public() } else { [9; 32] },
-                contacts: vec![Contact {
-                    class: Class::S.into(),
-                    lanes: 1,
-                    addresses: vec![SocketAddr::from(([10, 0, 0, hop as u8], 1))],
-                    names: Vec::new(),
-                }],
+                contacts: (1..)
+                    .zip(classes)
+                    .map(|(port, class)| Contact {
+                        class: (*class).into(),
+                        lanes: 1,
+                        addresses: vec![SocketAddr::from(([10, 0, 0, hop as u8], port))],
+                        names: Vec::new(),
+                    })
+                    .collect(),
             };
             view.take_descriptor(hop, descriptor.sign(identity).unwrap(), 0).unwrap();
         }
-        let config = Config {
+        let config = |class: &Class| Config {
             role: Role::Mix,
-            shape: Shape::new(Class::S, 2).unwrap(),
+            shape: Shape::new(*class, 2).unwrap(),
             position: 1,
-            terms,
+            terms: terms.clone(),
             next: None,
             previous: Vec::new(),
             shared_prefixes: Vec::new(),
@@ -504,12 +537,16 @@ mod tests {
         };
         let signer = signers.into_iter().nth(2).expect("three were drawn");
         let trust = TrustSetup { view, keys: vec![NodeKeys { noise, signer }], state: HopState::default() };
-        let control = Control::new(vec![config], trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
-        let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
-        let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let commands = Commands::free(CommandSender::new(commands, Arc::new(Waker::new().unwrap())));
-        let bridge = Bridge::new(control, vec![Ends::new(commands, vec![punts])]);
-        (bridge, worker_commands, worker_punts)
+        let configs = classes.iter().map(config).collect();
+        let control = Control::new(configs, trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
+        let rings = |_: &Class| {
+            let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
+            let (worker_punts, punts) = rtrb::RingBuffer::new(256);
+            let commands = Commands::free(CommandSender::new(commands, Arc::new(Waker::new().unwrap())));
+            (Ends::new(commands, vec![punts]), (worker_commands, worker_punts))
+        };
+        let (ends, workers) = classes.iter().map(rings).unzip();
+        (Bridge::new(control, ends), workers)
     }
 
     /// One turn; how many datagrams left.
@@ -541,6 +578,39 @@ mod tests {
         assert_eq!(punts.slots(), 256);
         let Commands::Free { backlog, .. } = &bridge.classes[0].commands else { panic!("a free class") };
         assert!(backlog.capacity() <= PUNTS_PER_TURN);
+    }
+
+    #[test]
+    fn full_ring_of_a_class_does_not_stop_another() {
+        let (mut bridge, mut ends) = bridge_of(&[Class::S, Class::M]);
+        (0..10).for_each(|query| bridge.resolved(0, QueryId(query), Vec::new()));
+        bridge.resolved(1, QueryId(10), Vec::new());
+        for (_, punts) in &mut ends {
+            let from = SocketAddr::from(([1, 1, 1, 1], 1));
+            assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
+        }
+        turn(&mut bridge, Duration::ZERO);
+        assert!(bridge.has_waiting());
+        assert_eq!([0, 1].map(|class| bridge.takes_handshakes(class)), [false, true]);
+        let [(_, stalled), (commands, punts)] = &mut ends[..] else { panic!("two classes") };
+        assert_eq!([stalled.slots(), punts.slots()], [255, 256]);
+        assert!(matches!(commands.pop(), Ok(Command::Resolved { query: QueryId(10), .. })));
+    }
+
+    #[test]
+    fn worker_that_stalls_loses_cells_and_no_links() {
+        let (ring, _worker) = rtrb::RingBuffer::new(RING);
+        let mut commands = Commands::paced(PacedSender::new(ring, Arc::new(Waker::new().unwrap())));
+        let mut push = |change| {
+            let has_room = commands.push(change, 0);
+            commands.hand_over();
+            has_room
+        };
+        let mut wait = || push(Change::Paced(PacedChange::Wait { link: LinkId(1), content: vec![0] }));
+        let taken = (0..20).filter(|_| wait()).count();
+        assert_eq!(taken, 2 * RING, "in the ring, and as many behind it");
+        assert!(push(Change::RetireLink { link: LinkId(1) }));
+        assert_eq!(commands.waiting(), RING + 1);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;
 use crate::runtime::drop_counter::DropCounter;
 use crate::runtime::flood::Flood;
+use crate::runtime::flow_stop::FlowStop;
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::meeting::MeetingKeeper;
@@ -67,8 +68,8 @@ pub(super) struct ClassState {
     pub(super) door: Option<Door>,
     pub(super) log: Log,
     pub(super) flood: Flood,
-    /// New flows are refused while the alarm `dropping` is up.
-    pub(super) refuses_on_alarm: bool,
+    /// Only at an entry that refuses new flows on the alarm `dropping`.
+    pub(super) flow_stop: Option<FlowStop>,
     /// Only at an entry with a meeting in this class.
     pub(super) meeting: Option<MeetingKeeper>,
     /// Names the class in the lines of the log, if there are others.
@@ -166,7 +167,7 @@ impl Start<'_> {
             door,
             log: Log::new(self.chain, self.position, next),
             flood: Flood::default(),
-            refuses_on_alarm: matches!(&config.part, Part::Entry(part) if part.refuses_on_alarm),
+            flow_stop: matches!(&config.part, Part::Entry(part) if part.refuses_on_alarm).then(FlowStop::default),
             meeting: meeting.map(|meeting| MeetingKeeper::new(meeting.file)),
             span: if self.has_many { span(&name) } else { Span::none() },
         };

@@ -10,7 +10,8 @@ use control::paced::PacedEvent;
 use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
-use tracing::warn;
+use rand_chacha::ChaCha20Rng;
+use tracing::{info, warn};
 use wire::ids::Side;
 use wire::paced::MeetingSecret;
 
@@ -45,6 +46,8 @@ pub(super) struct ControlThread {
     pub(super) new_meetings: Arc<Mutex<Vec<(usize, MeetingSecret)>>>,
     /// Only at an entry.
     pub(super) icmp: Option<Icmp>,
+    /// For times that nobody else must know.
+    pub(super) rng: ChaCha20Rng,
     pub(super) pauses: Pauses,
     pub(super) reporter: Reporter,
     pub(super) waker: Arc<Waker>,
@@ -116,6 +119,16 @@ impl ControlThread {
                     wake = wake.min(alarm.due());
                 }
             }
+            for (place, class) in self.classes.iter_mut().enumerate() {
+                let Some(stop) = &mut class.flow_stop else { continue };
+                if let Some(refuses) = stop.change(clock.elapsed()) {
+                    let _named = class.span.enter();
+                    info!("new flows are {}, by on_alarm", if refuses { "refused" } else { "taken again" });
+                    self.bridge.refuse_new_flows(place, refuses);
+                    wake = clock.elapsed();
+                }
+                wake = wake.min(stop.due());
+            }
             for (class, reporter) in self.classes.iter_mut().zip(&*self.reporter.classes) {
                 if let (Some(meeting), Some(view)) = (&mut class.meeting, &reporter.view) {
                     let _named = class.span.enter();
@@ -131,7 +144,7 @@ impl ControlThread {
             if listeners.any(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
-            self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
+            self.wait(&poller, wake, is_flooded || self.bridge.has_waiting());
         }
     }
 
@@ -166,7 +179,7 @@ impl ControlThread {
         let Self { bridge, classes, .. } = self;
         let mut is_flooded = false;
         for (place, class) in classes.iter_mut().enumerate() {
-            let Some(door) = class.door.as_mut().filter(|_| bridge.takes_handshakes()) else { continue };
+            let Some(door) = class.door.as_mut().filter(|_| bridge.takes_handshakes(place)) else { continue };
             is_flooded |= door
                 .read(|from, half, is_crowded| bridge.take_handshake((place, Side::Up), from, half, is_crowded, now));
         }
@@ -174,11 +187,10 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { bridge, classes, sockets, trust, reporter, icmp, waker, .. } = self;
+        let Self { bridge, classes, sockets, trust, reporter, icmp, waker, rng, .. } = self;
         let mut send = |place: usize, side, to, datagram: &[u8]| sockets[place].send(side, to, datagram);
 
         let mut own_descriptor = false;
-        let mut alarms = Vec::new();
         // Apart, because `note` borrows the rest.
         let mut saves = std::mem::take(&mut trust.saves);
         let mut note = |place: usize, note| {
@@ -187,8 +199,8 @@ impl ControlThread {
                 Note::Event(event) => {
                     own_descriptor |= trust.concerns_own_descriptor(&event);
                     reporter.classes[place].readiness.note(&event);
-                    if let Some(is_up) = alarm(&event).filter(|_| class.refuses_on_alarm) {
-                        alarms.push((place, is_up));
+                    if let (Some(is_up), Some(stop)) = (alarm(&event), &mut class.flow_stop) {
+                        stop.alarm(now, is_up, rng);
                     }
                     // What concerns trust concerns all classes.
                     let _named = (!matches!(event, Event::Trust(_))).then(|| class.span.enter());
@@ -215,9 +227,6 @@ impl ControlThread {
 
         let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note, &mut |state| saves.save(now, state));
         trust.saves = saves;
-        for (place, is_up) in alarms {
-            bridge.refuse_new_flows(place, is_up);
-        }
         if own_descriptor {
             trust.settle_keys(bridge.control_mut(), now);
         }

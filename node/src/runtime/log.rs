@@ -388,6 +388,15 @@ impl Log {
                     "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups"
                 ),
             },
+            PacedEvent::SetupsExcused { hop, setups } => {
+                let name = self.hops.get(hop - 1).cloned().unwrap_or_default();
+                warn!(
+                    peer = name,
+                    setups,
+                    "hop {hop}, {name}, has restarted: it has other setup keys, so {setups} failed setups are excused; once in \
+                     65,536 rounds"
+                );
+            }
             PacedEvent::DroppingEnded => info!("dropping has ended"),
         }
     }

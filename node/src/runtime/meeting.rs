@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dataplane::paced::entry::MeetingState;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use wire::paced::MeetingSecret;
 
 use crate::config::read_meeting;
@@ -39,7 +39,8 @@ impl MeetingKeeper {
         }
     }
 
-    /// Logs the state that `read` returns if it has changed. Returns when to look again.
+    /// Logs the state that `read` returns if it has changed: for developers only, because the journal of other levels
+    /// would say when the user talked. Returns when to look again.
     pub(super) fn look(&mut self, now: Duration, read: impl FnOnce() -> Option<MeetingState>) -> Duration {
         if now < self.due {
             return self.due;
@@ -49,9 +50,9 @@ impl MeetingKeeper {
         if let Some(state) = state.filter(|_| self.said != state) {
             self.said = Some(state);
             match state {
-                MeetingState::Waiting => info!("meeting: the other end is not there"),
-                MeetingState::Joined => info!("meeting: joined"),
-                MeetingState::Lost => warn!("meeting: nothing has opened for 100 rounds; leave this entry running"),
+                MeetingState::Waiting => debug!("meeting: the other end is not there"),
+                MeetingState::Joined => debug!("meeting: joined"),
+                MeetingState::Lost => debug!("meeting: nothing has opened for 100 rounds; leave this entry running"),
             }
         }
         self.due

@@ -9,8 +9,9 @@
 //! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
 //! the next hop, and `own_addresses` reads those of an exit's host. [`log`] decides what is logged of events, `flood`
 //! of floods of handshakes, and `pauses` of times in which the node did not run. `door` takes in handshakes, and
-//! `drop_counter` counts what the kernel drops at a socket. `meeting` keeps that of an entry. [`seats`] measures
-//! whether a hop opens the setups of a paced class in time.
+//! `drop_counter` counts what the kernel drops at a socket. `meeting` keeps that of an entry, and
+//! `flow_stop` says when one refuses new flows. [`seats`] measures whether a hop opens the setups of a paced class in
+//! time.
 
 mod address_order;
 pub mod bridge;
@@ -21,6 +22,7 @@ mod door;
 mod drop_counter;
 pub mod expiry;
 mod flood;
+mod flow_stop;
 pub mod icmp;
 pub mod listeners;
 pub mod local;

@@ -175,6 +175,7 @@ impl Node {
             reload: reload.clone(),
             new_meetings: new_meetings.clone(),
             icmp: (role == NodeRole::Entry).then(Icmp::open),
+            rng: rng()?,
             pauses: Pauses::default(),
             reporter: reporter.clone(),
             waker: control_waker.clone(),

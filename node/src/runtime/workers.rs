@@ -49,7 +49,8 @@ use crate::runtime::door::Door;
 use crate::runtime::random::rng;
 use crate::runtime::sockets::Sockets;
 
-/// Commands from control that can wait for a worker.
+/// Commands from control that can wait for a worker, or more in a paced class with many seats
+/// ([`paced::Settings::commands_max`]).
 const COMMANDS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: copies of at most a buffer, 3 MB. A setup has up to
 /// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups.
@@ -117,7 +118,8 @@ impl Workers {
             Builder { plan, offloads, spawn, io_reported: false, workers }
         };
         if let Some(paced) = &plan.paced {
-            let Rings { commands, punts, worker } = Rings::new(&sockets, 0, control)?;
+            let commands_max = plan.paced_settings(paced).commands_max().max(COMMANDS_MAX);
+            let Rings { commands, punts, worker } = Rings::new(&sockets, 0, control, commands_max)?;
             let commands = Commands::paced(PacedSender::new(commands, worker.waker.clone()));
             let mut builder = start(commands, vec![punts]);
             builder.paced(paced, sockets, worker)?;
@@ -125,7 +127,7 @@ impl Workers {
         }
         let (mut to_workers, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         for worker in 0..lanes.own {
-            let rings = Rings::new(&sockets, worker, control)?;
+            let rings = Rings::new(&sockets, worker, control, COMMANDS_MAX)?;
             to_workers.push((rings.commands, rings.worker.waker.clone()));
             punts.push(rings.punts);
             ends.push(rings.worker);
@@ -149,8 +151,8 @@ struct Rings<C> {
 
 impl<C> Rings<C> {
     /// Watches the sockets of the `nth` worker, too.
-    fn new(sockets: &Sockets, nth: usize, control: &Arc<Waker>) -> Result<Rings<C>, StartError> {
-        let (to_worker, commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
+    fn new(sockets: &Sockets, nth: usize, control: &Arc<Waker>, commands_max: usize) -> Result<Rings<C>, StartError> {
+        let (to_worker, commands) = rtrb::RingBuffer::new(commands_max);
         let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
         let (waker, poller) = (Waker::new().map_err(events())?, Poller::new().map_err(events())?);
         let waker = Arc::new(waker);

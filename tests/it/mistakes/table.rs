@@ -150,7 +150,7 @@ table! { NODE:
         &["the key `to` is missing", "add `to = "];
     "a meeting's secret in place of its file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:eddy-meet-1:00\""), ENTRY,
-        &["entry.toml:", "expected meet:@FILE", "`eddy meet new > FILE`"];
+        &["entry.toml:", "expected meet:@FILE", "`eddy meet new --out FILE`"];
     "a meeting in a chain without a paced class",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\""), ENTRY,
         &["entry.toml:", "is a meeting, which class L does not have", "a chain that has a paced class"];

@@ -22,9 +22,10 @@ pub const MEETING_OVERHEAD: usize = ZEROS_LEN + SALT_LEN;
 const PREFIX: &str = "eddy-meet-1:";
 const DIGITS: usize = 64;
 
-/// The secret of two users who meet. In a file it is one line: `eddy-meet-1:` and 64 hexadecimal digits.
+/// The secret of two users who meet. In a file it is one line: `eddy-meet-1:` and 64 hexadecimal digits. In a box, so
+/// that nothing stays behind where it was, in a list for example: it is wiped when it is dropped.
 #[derive(Clone)]
-pub struct MeetingSecret(Secret);
+pub struct MeetingSecret(Box<Secret>);
 
 /// Why a text is not a meeting secret. The messages do not show the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -41,8 +42,8 @@ pub enum BadSecret {
 
 impl MeetingSecret {
     /// From 32 random bytes.
-    pub const fn new(bytes: [u8; 32]) -> MeetingSecret {
-        MeetingSecret(Secret::new(bytes))
+    pub fn new(bytes: [u8; 32]) -> MeetingSecret {
+        MeetingSecret(Box::new(Secret::new(bytes)))
     }
 
     /// The line of its file, with its end.
@@ -64,10 +65,10 @@ impl MeetingSecret {
             let info = [label, chain_id, &[class.number()], &first.to_be_bytes()[3..]].concat();
             expand_info(&prk, &info, out).expect("it is far below 255 hash lengths");
         };
-        let (mut token, mut call) = ([0; TOKEN_LEN], Zeroizing::new([0; UIV_KEY_LEN]));
-        fill(b"token", &mut token);
+        let (mut token, mut call) = (MeetingToken::new([0; TOKEN_LEN]), Zeroizing::new([0; UIV_KEY_LEN]));
+        fill(b"token", &mut token.0[..]);
         fill(b"call", &mut call[..]);
-        Meeting { token: MeetingToken(token), call }
+        Meeting { token, call }
     }
 }
 
@@ -96,13 +97,31 @@ impl std::fmt::Debug for MeetingSecret {
     }
 }
 
-/// Names a meeting in a setup to the exit, which joins the channels with equal ones. Comparison takes constant time.
-#[derive(Clone, Copy, Debug)]
-pub struct MeetingToken(pub [u8; TOKEN_LEN]);
+/// Names a meeting in a setup to the exit, which joins the channels with equal ones. Comparison takes constant time. It
+/// is wiped when it is dropped, and where it was when it is moved.
+#[derive(Clone)]
+pub struct MeetingToken(Box<Zeroizing<[u8; TOKEN_LEN]>>);
+
+impl MeetingToken {
+    pub fn new(bytes: [u8; TOKEN_LEN]) -> MeetingToken {
+        MeetingToken(Box::new(Zeroizing::new(bytes)))
+    }
+
+    /// For a setup, or a keyed hash.
+    pub fn expose(&self) -> &[u8; TOKEN_LEN] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for MeetingToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MeetingToken(..)")
+    }
+}
 
 impl PartialEq for MeetingToken {
     fn eq(&self, other: &MeetingToken) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.expose().ct_eq(other.expose()).into()
     }
 }
 
@@ -166,6 +185,18 @@ mod tests {
 
     const CLASS: PacedClass = PacedClass::new(Class::S);
     const PLACE: Place = Place { round: 163_840_000_011, sub: 0 };
+
+    #[test]
+    fn secrets_show_nothing_and_leave_nothing_where_they_were() {
+        let (secret, token) = (MeetingSecret::new([7; 32]), MeetingToken::new([7; 32]));
+        assert_eq!(format!("{secret:?} {token:?}"), "MeetingSecret(..) MeetingToken(..)");
+        let at = token.expose().as_ptr();
+        let moved = vec![token];
+        assert_eq!(moved[0].expose().as_ptr(), at, "only its address is moved");
+        let at = secret.0.expose().as_ptr();
+        let moved = vec![secret];
+        assert_eq!(moved[0].0.expose().as_ptr(), at);
+    }
 
     #[test]
     fn secret_survives_its_file() {

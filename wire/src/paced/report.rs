@@ -1,17 +1,19 @@
 //! What a hop tells its neighbours about the places of rounds, and an entry about its company (SPEC 9.6.6, 9.15).
 
 /// The content of a report behind its kind.
-pub const REPORT_LEN: usize = 19;
+pub const REPORT_LEN: usize = 22;
 /// The content of a company cell behind its kind.
 pub const COMPANY_LEN: usize = 4;
 
-/// The places of some rounds in the direction that the sender of the report received. To an entry those of its own
-/// channel.
+/// The places of rounds in the direction that the sender of the report received. To an entry those of its own channels.
+///
+/// Reports have running totals, modulo 2^32: the next one covers what a lost one would have said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// 40 bits.
+    /// The round with which the totals begin, 40 bits: another one if the sender, or the link, is another.
     pub first: u64,
-    pub rounds: u16,
+    /// The last round that they cover, 40 bits.
+    pub last: u64,
     pub places: u32,
     /// Those that left with random bytes.
     pub filled: u32,
@@ -23,22 +25,33 @@ impl Report {
     pub fn to_bytes(self) -> [u8; REPORT_LEN] {
         let mut bytes = [0; REPORT_LEN];
         bytes[..5].copy_from_slice(&self.first.to_be_bytes()[3..]);
-        bytes[5..7].copy_from_slice(&self.rounds.to_be_bytes());
-        for (place, count) in bytes[7..].chunks_exact_mut(4).zip([self.places, self.filled, self.lost]) {
+        bytes[5..10].copy_from_slice(&self.last.to_be_bytes()[3..]);
+        for (place, count) in bytes[10..].chunks_exact_mut(4).zip([self.places, self.filled, self.lost]) {
             place.copy_from_slice(&count.to_be_bytes());
         }
         bytes
     }
 
     pub fn from_bytes(bytes: &[u8; REPORT_LEN]) -> Report {
+        let round = |at: usize| bytes[at..at + 5].iter().fold(0, |round, byte| round << 8 | u64::from(*byte));
         let count = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-        Report {
-            first: bytes[..5].iter().fold(0, |first, byte| first << 8 | u64::from(*byte)),
-            rounds: u16::from_be_bytes([bytes[5], bytes[6]]),
-            places: count(7),
-            filled: count(11),
-            lost: count(15),
+        Report { first: round(0), last: round(5), places: count(10), filled: count(14), lost: count(18) }
+    }
+
+    /// What it adds to an earlier report: the places of the rounds behind that one. All of its own if its totals began
+    /// with another round. None if it is not later.
+    pub fn since(self, earlier: Report) -> Option<Report> {
+        if self.first != earlier.first {
+            return Some(self);
         }
+        let Report { last, places, filled, lost, .. } = earlier;
+        (self.last > last).then(|| Report {
+            first: last + 1,
+            last: self.last,
+            places: self.places.wrapping_sub(places),
+            filled: self.filled.wrapping_sub(filled),
+            lost: self.lost.wrapping_sub(lost),
+        })
     }
 }
 
@@ -68,10 +81,20 @@ mod tests {
 
     #[test]
     fn contents_have_the_fields_of_the_specification() {
-        let report = Report { first: 0x1_0203_0405, rounds: 100, places: 0x1000, filled: 7, lost: 5 };
-        let bytes = hex!("0102030405 0064 00001000 00000007 00000005");
+        let report = Report { first: 0x1_0203_0405, last: 0x1_0203_0468, places: 0x1000, filled: 7, lost: 5 };
+        let bytes = hex!("0102030405 0102030468 00001000 00000007 00000005");
         assert_eq!((report.to_bytes(), Report::from_bytes(&bytes)), (bytes, report));
         let company = Company { channels: 5, n_min: 0x108 };
         assert_eq!((company.to_bytes(), Company::from_bytes(&[0, 5, 1, 8])), ([0, 5, 1, 8], company));
+    }
+
+    #[test]
+    fn report_adds_what_a_lost_one_would_have_said() {
+        let report = |first, last, [places, filled, lost]: [u32; 3]| Report { first, last, places, filled, lost };
+        let earlier = report(200, 299, [u32::MAX, 50, 7]);
+        assert_eq!(report(200, 499, [199, 60, 8]).since(earlier), Some(report(300, 499, [200, 10, 1])));
+        assert_eq!([299, 199].map(|last| report(200, last, [199, 60, 8]).since(earlier)), [None; 2], "it is not later");
+        let other = report(300, 399, [100, 3, 2]);
+        assert_eq!(other.since(earlier), Some(other), "the sender has restarted");
     }
 }

@@ -14,7 +14,7 @@ pub use suite::{
 };
 
 use thiserror::Error;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::cell::{Class, Direction, Shape, TAG_LEN};
 use crate::gcm::{AeadKey, Job, Prepared, open_batch, prepare, seal_batch};
@@ -171,6 +171,8 @@ pub fn build_with_token(
         layer.extend_from_slice(&head);
         layer.extend_from_slice(&info.to_bytes());
         layer.append(&mut onion);
+        // Where the token was.
+        onion.zeroize();
         layer.extend_from_slice(&[0; TAG_LEN]);
         seal_batch(&mut [Job::new(&key, *key.iv(), &mut layer[head_len..])]);
         onion = layer;
@@ -229,15 +231,17 @@ pub fn open(
     let opened = descriptor_hashes.iter().find_map(|descriptor_hash| {
         let prk0 = agreed.prk0(i, shape.hops(), descriptor_hash, head);
         let key = setup_aead(&prk0);
-        let mut body = sealed.to_vec();
+        // The token of the exit is in it.
+        let mut body = Zeroizing::new(sealed.to_vec());
         let mut jobs = [Job::new(&key, *key.iv(), &mut body)];
         open_batch(&mut jobs);
         jobs[0].ok.then_some((prk0, body))
     });
     let (prk0, mut body) = opened.ok_or(BadSetup::Forged)?;
-    body.truncate(body.len() - TAG_LEN);
+    let len = body.len() - TAG_LEN;
+    body.truncate(len);
     let rest = body.split_off(INFO_LEN);
-    if body != info.to_bytes() {
+    if body[..] != info.to_bytes() {
         return Err(BadSetup::Info);
     }
     let tag = replay_tag(info.suite, onion).expect("it has a head");

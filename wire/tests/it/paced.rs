@@ -283,9 +283,9 @@ fn compute(file: &Value) -> Value {
     let info = [b"call", &chain[..], &[CLASS.number()], &FIRST.to_be_bytes()[3..]].concat();
     expand_info(&prk, &info, &mut call_key).unwrap();
     let meeting_secret = MeetingSecret::new(secret);
-    let token = meeting_secret.meeting(&chain, CLASS, FIRST).token.0;
+    let token = meeting_secret.meeting(&chain, CLASS, FIRST).token;
 
-    let (mine, setup) = run_setup(shape, &links, hops, &token);
+    let (mine, setup) = run_setup(shape, &links, hops, token.expose());
     let peer = peer();
     let peer_secrets = peer.iter().map(|hop| [&hop.forward, &hop.backward].map(|one| hex(one.expose())));
     let tags = links.iter().map(
@@ -299,7 +299,7 @@ fn compute(file: &Value) -> Value {
         "offsets_ms": offsets,
         "links": tags.collect::<Value>(),
         "meeting": {
-            "secret": hex(&secret), "prk": hex(prk.expose()), "first": FIRST, "token": hex(&token),
+            "secret": hex(&secret), "prk": hex(prk.expose()), "first": FIRST, "token": hex(token.expose()),
             "call": hex(&call_key),
         },
         "setup": setup,

@@ -12,7 +12,7 @@ struct Key(MeetingToken);
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.0.hash(state);
+        self.0.expose().hash(state);
     }
 }
 
@@ -50,10 +50,10 @@ mod tests {
     #[test]
     fn first_two_channels_of_a_batch_with_one_token_meet() {
         let mut meetings = Meetings::default();
-        let [one, other] = [1, 2].map(|byte| MeetingToken([byte; 32]));
-        let mut add = |batch, token, channel| meetings.add(batch, token, channel);
-        assert_eq!([add(7, one, 0), add(7, other, 1), add(7, one, 2), add(7, one, 3)], [None, None, Some(0), None]);
-        assert_eq!([add(8, other, 0), add(8, other, 1)], [None, Some(0)], "each batch has its own");
-        assert_eq!(add(7, one, 4), None, "a batch that has begun");
+        let [one, other] = [1, 2].map(|byte| MeetingToken::new([byte; 32]));
+        let mut add = |batch, token: &MeetingToken, channel| meetings.add(batch, token.clone(), channel);
+        assert_eq!([add(7, &one, 0), add(7, &other, 1), add(7, &one, 2), add(7, &one, 3)], [None, None, Some(0), None]);
+        assert_eq!([add(8, &other, 0), add(8, &other, 1)], [None, Some(0)], "each batch has its own");
+        assert_eq!(add(7, &one, 4), None, "a batch that has begun");
     }
 }

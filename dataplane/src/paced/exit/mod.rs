@@ -106,7 +106,7 @@ pub struct Exit<U, A> {
     out: Departures,
     tally: PerDirection<Tally>,
     counts: RoundCounts,
-    /// Places of forward cells since the last report.
+    /// Places of forward cells, for reports.
     places: Places,
     clock: SteadyClock,
     free: FreeList,
@@ -339,8 +339,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.outside.release(now);
             self.seal(round, met, now);
             if Places::is_due(round) {
-                let report = std::mem::replace(&mut self.places, Places::new(round)).report(None, round);
+                let report = self.places.report(None, round);
                 let _ = self.sender.control(None).wait(report);
+                self.places.reported(round, |_| true);
             }
         }
     }

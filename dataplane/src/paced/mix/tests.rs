@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use wire::cell::CellKind;
 use wire::gcm::seal_batch;
 use wire::kdf::Secret;
-use wire::paced::{EntryKeys, ExitKeys, MeetingSecret, PacedTerms, SALT_LEN};
+use wire::paced::{EntryKeys, ExitKeys, MeetingSecret, PacedTerms, Report, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::*;
@@ -134,6 +134,16 @@ impl Bench {
         std::iter::from_fn(|| self.net.receive(peer.at)).map(|datagram| peer.read(&datagram.bytes, running)).collect()
     }
 
+    /// The reports among what has come.
+    fn reports(&mut self, entry: Option<usize>) -> Vec<Report> {
+        let is_report = |cell: &Cell| cell.header.kind == CellKind::Link && cell.body[0] == LinkContent::Report as u8;
+        let cells = self.take(entry).into_iter().filter(is_report);
+        let mut reports: Vec<_> = cells.map(|cell| Report::from_bytes(cell.body[1..].first_chunk().unwrap())).collect();
+        reports.sort_unstable_by_key(|report| report.last);
+        reports.dedup();
+        reports
+    }
+
     fn rounds(&self) -> RoundCounts {
         self.mix.published.lock().unwrap().rounds
     }
@@ -259,14 +269,13 @@ fn report_on_the_next_link_counts_loops() {
     let mut bench = with_loops();
     let first = bench.times.first(BATCH);
     let last = (first + 99..).find(|round| (round + 1).is_multiple_of(100)).unwrap();
-    bench.release(Direction::Forward, last);
-    bench.take(None);
     bench.release(Direction::Forward, last + 20);
     // The channel of the entry, and three loops.
-    let (places, rounds) = (100 * 4 * 2, 100);
-    let report = wire::paced::Report { first: last - 99, rounds, places, filled: places, lost: places }.to_bytes();
-    let expected = [&[LinkContent::Report as u8], &report[..]].concat();
-    assert!(bench.take(None).iter().any(|cell| cell.body.starts_with(&expected)));
+    let count = 100 * 4 * 2;
+    let expected = Report { first: last - 99, last, places: count, filled: count, lost: count };
+    let reports = bench.reports(None);
+    let [.., before, latest] = reports[..] else { panic!("{reports:?}") };
+    assert_eq!(latest.since(before), Some(expected));
 }
 
 #[test]
@@ -614,11 +623,10 @@ fn report_to_an_entry_counts_its_channels_of_two_batches() {
         }
         bench.release(Direction::Forward, round);
     }
-    bench.take(Some(0));
     bench.release(Direction::Backward, last + 10);
-    let report = wire::paced::Report { first: last - 99, rounds: 100, places: 200, filled: 0, lost: 0 }.to_bytes();
-    let expected = [&[LinkContent::Report as u8], &report[..]].concat();
-    assert!(bench.take(Some(0)).iter().any(|cell| cell.body.starts_with(&expected)));
+    let first = bench.times.first(BATCH);
+    let lost = (last - 99 - first) as u32 * 2;
+    assert_eq!(bench.reports(Some(0)), [Report { first, last, places: lost + 200, filled: lost, lost }]);
 }
 
 #[test]

@@ -9,27 +9,22 @@
 mod table;
 mod voice;
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use control::draw::draw_secret;
 use dataplane::entry::Destination;
 use eddy_node::Entry;
 use eddy_node::ceremony::profile::{Figures, for_hops};
-use eddy_node::config::{ClassName, ConfigError, Target};
+use eddy_node::config::{ClassName, ConfigError, Target, create_meeting};
 use eddy_node::init::{self, Files, Plan, PlannedClass};
 use eddy_node::report::{NodeReport, RoundsReport};
-use eddy_node::runtime::random::rng;
 use eddy_node::runtime::running::engine;
 use indicatif::{ProgressBar, ProgressStyle};
-use wire::paced::{MeetingSecret, PacedTerms};
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use self::table::{OfClass, Summary};
@@ -222,7 +217,7 @@ fn start_users(
     for (i, [app, outside]) in apps.into_iter().enumerate() {
         let file = folder.join(format!("call{}.secret", i / 2 + 1));
         if i.is_multiple_of(2) {
-            write_secret(&file)?;
+            create_meeting(&file).with_context(|| format!("cannot write {}", file.display()))?;
         }
         let entry = Entry::builder()
             .chain_file(&files.chain)
@@ -236,14 +231,6 @@ fn start_users(
         users.push(User { entry, app, outside, listens: [paced, free] });
     }
     Ok(users)
-}
-
-/// A new secret, for its owner alone.
-fn write_secret(path: &Path) -> anyhow::Result<()> {
-    let secret = MeetingSecret::new(*draw_secret(&mut rng()?).expose());
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(secret.to_text().as_bytes()));
-    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Waits until every user hears that the other one is there, and has a channel of the free class.
