@@ -25,7 +25,7 @@ use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
 use dataplane::socket::memory::{Datagram, MemApps, MemNet};
 use dataplane::sys::Waker;
-use eddy_node::runtime::bridge::paced_command;
+use eddy_node::runtime::bridge::{loop_places, paced_command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Shape};
@@ -449,6 +449,9 @@ fn take(control: &mut Control, punt: Punt, now: Duration) {
         Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
         Punt::PacedLost { first, rounds, places, lost } => {
             control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
+        }
+        Punt::PacedLoops { first, rounds, counts } => {
+            control.handle(now, 0, Input::PacedLoops(loop_places(first, rounds, counts)));
         }
         Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
         Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
