@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use control::draw::{draw_secret, draw_x25519};
 use control::paced::{PacedEvent, PacedStatus, Places};
 use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
-use control::{Caps, Config, Control, Event, Input, NodeKeys, Output, Role, Timing, TrustSetup};
+use control::{Caps, Change, Config, Control, Event, Input, NodeKeys, Output, PacedChange, Role, Timing, TrustSetup};
 use dataplane::Nanos;
 use dataplane::entry::{Destination, Listener, ListenerKind};
 use dataplane::exit::Filtering;
@@ -28,7 +28,7 @@ use dataplane::sys::Waker;
 use eddy_node::runtime::bridge::{loop_places, paced_command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Shape};
+use wire::cell::{Class, Direction, Shape};
 use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::paced::{MeetingSecret, PacedClass, PacedTerms, Timetable};
@@ -84,6 +84,8 @@ struct Node {
     wall_ahead: i64,
     /// It does not run before this time.
     stopped_until: Nanos,
+    /// It is corrupt: dummies take the place of setups and acks that would leave in this direction.
+    withholds: Option<Direction>,
 }
 
 /// A datagram as it was sent.
@@ -291,7 +293,7 @@ impl Chain {
                 (Box::new(mix), ledger)
             }
         };
-        let (worker_wake, wall_ahead, stopped_until) = (0, 0, 0);
+        let (worker_wake, wall_ahead, stopped_until, withholds) = (0, 0, 0, None);
         Node {
             number,
             control,
@@ -305,6 +307,7 @@ impl Chain {
             shown,
             wall_ahead,
             stopped_until,
+            withholds,
         }
     }
 
@@ -328,6 +331,8 @@ impl Chain {
                             let from = node.at[usize::from(side == Side::Down)];
                             self.links.send(Datagram { from, to, bytes: datagram });
                         }
+                        Output::Change(Change::Paced(PacedChange::Place { direction, .. }))
+                            if node.withholds == Some(direction) => {}
                         Output::Change(change) => {
                             let command = paced_command(change).expect("the chain has a paced class only");
                             assert!(node.commands.push(command).is_ok());

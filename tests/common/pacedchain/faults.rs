@@ -99,6 +99,12 @@ impl Chain {
         self.nodes[index].stopped_until = self.now + time.as_nanos() as Nanos;
     }
 
+    /// A hop sends no more setups, or no more acks. Nothing on its links shows it.
+    pub fn withhold(&mut self, hop: usize, direction: Direction) {
+        let index = self.index(hop);
+        self.nodes[index].withholds = Some(direction);
+    }
+
     /// The clock of a node's host jumps by this many nanoseconds.
     pub fn step_clock(&mut self, node: usize, by: i64) {
         let index = self.index(node);
