@@ -2,7 +2,7 @@
 
 use eddy_node::report::paced::{ClockReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
 
-/// What the class means to its users, and how it goes: at most four lines.
+/// What the class means to its users, and how it goes: at most three lines, and the alarm.
 pub fn render(paced: Option<&PacedReport>) -> String {
     let Some(PacedReport { figures, entry, hop, .. }) = paced else { return String::new() };
     let mut text = String::new();
@@ -35,9 +35,13 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     text
 }
 
-/// A line while the alarm is up.
+/// Its causes while the alarm is up.
 fn dropping(causes: &[String]) -> String {
-    if causes.is_empty() { String::new() } else { format!("DROPPING: {}\n", causes.join("; ")) }
+    if causes.is_empty() {
+        return String::new();
+    }
+    let options = super::wrapping(super::summary::WIDTH).subsequent_indent("  ");
+    textwrap::fill(&format!("DROPPING: {}", causes.join("; ")), &options) + "\n"
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
@@ -66,7 +70,7 @@ fn of_loops(loops: &LoopsReport) -> String {
     let LoopsReport { set_up, failed, places, lost, garbled, .. } = *loops;
     let part = |lost| share(PlacesReport { places, filled: 0, lost });
     let delay = match (loops.delay_p50_ms, loops.delay_p99_ms) {
-        (Some(p50), Some(p99)) => format!("   back in {p50:.1} / {p99:.1} ms"),
+        (Some(p50), Some(p99)) => format!("   back {p50:.1} / {p99:.1} ms"),
         _ => String::new(),
     };
     format!("loops {set_up}, failed {failed}   lost {}, noise {}{delay}\n", part(lost), part(garbled))
@@ -123,7 +127,7 @@ pub(super) mod tests {
             fewest_prefixes: Some(1000),
             clocks: vec![("previous".to_owned(), clock), ("next".to_owned(), clock)],
             loops: Some(LoopsReport {
-                set_up: 12_345_678,
+                set_up: 1_234_567,
                 failed: 12_345,
                 places: 1000,
                 lost: 123,
@@ -132,19 +136,22 @@ pub(super) mod tests {
                 delay_p99_ms: Some(234.5),
                 ..LoopsReport::default()
             }),
-            dropping: vec!["of 4000 loop cells 492 lost from the next hop, 1824 before that".to_owned()],
+            dropping: vec![
+                "of 4000 loop cells 492 lost from the next hop, 1824 before that".to_owned(),
+                "4 of 4 loops not set up".to_owned(),
+            ],
             ..PacedHopReport::default()
         };
         let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop), path: PathReport::default() };
         let text = render(Some(&hop));
         assert!(
-            text.contains("\nloops 12345678, failed 12345   lost 12.30 %, noise 45.60 %   back in 123.4 / 234.5 ms\n"),
+            text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   back 123.4 / 234.5 ms\n"),
             "{text}"
         );
         assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
         for report in [troubled_entry(), hop] {
             let text = render(Some(&report));
-            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 4, "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 5, "{text}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! The alarm `dropping` of a mix, by its loops: behind this mix more is lost than links explain (SPEC 9.15.4).
 //!
-//! Between hops nothing is copied, so loops always lose some cells. What its next link loses in the better direction is
-//! taken for what any link loses, up to a bound: whoever drops cells on one link, in one direction or for long, does not
-//! explain them by that.
+//! Between hops nothing is copied, so loops always lose some cells. What the next link loses in its better direction
+//! is taken for what any link loses, up to a bound. So whoever drops cells on one link, in one direction or for long,
+//! does not explain them by that.
 
 use std::collections::VecDeque;
 
@@ -187,6 +187,7 @@ mod tests {
     /// Places in 100 rounds of four loops, and in one direction of a link with three users' channels more.
     const LOOPS: u64 = 400;
     const LINK: u64 = 700;
+    const BATCH: u64 = 1000;
 
     /// Mix 1 of a chain whose links lose some of their cells, forward and backward, by number from 2 on.
     struct World {
@@ -235,6 +236,19 @@ mod tests {
     }
 
     const CLEAN: [[f64; 2]; 3] = [[0.0; 2]; 3];
+
+    #[test]
+    fn formulas_give_the_numbers_of_the_specification() {
+        let mut alarm = World::new(CLEAN).alarm;
+        let least = |share: f64| (1..).find(|lost| tail(4000, alarm.lost_by_links(share), *lost) < IMPROBABLE);
+        assert_eq!([1e-4, 1e-3, 1e-2].map(least), [Some(14), Some(51), Some(309)]);
+        let is_near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-3;
+        assert!(alarm.link_share() == 1e-4 && is_near(alarm.failure(BATCH), 3.149e-12));
+        alarm.link_reported(7000, 7);
+        assert!(is_near(alarm.link_share(), 20.624 / 7000.0), "the better direction is the one that is known");
+        alarm.link_reported(7000, 133);
+        assert!(alarm.link_share() == 1e-2 && is_near(alarm.failure(BATCH), 1.677e-5));
+    }
 
     #[test]
     fn loss_of_all_links_alike_is_explained() {

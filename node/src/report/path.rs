@@ -18,8 +18,8 @@ pub struct PathReport {
     pub steps: Vec<StepReport>,
     /// The sum of the steps, without access paths.
     pub total: StepReport,
-    /// At a mix: from its forward release of a round to the arrival of that round's loop cells from the next hop. Planned
-    /// are the next hop's release, and this mix's own, after which a cell is late.
+    /// At a mix: from its forward release of a round to the arrival of that round's loop cells from the next hop.
+    /// Planned are the next hop's release, and this mix's own, after which a cell is late.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loops: Option<StepReport>,
 }
