@@ -12,7 +12,7 @@ use wire::paced::clock::SteadyClock;
 use wire::paced::{Call, EntryKeys, MeetingToken, PacedHeader};
 use zeroize::Zeroizing;
 
-use crate::paced::{PacedEvent, Places};
+use crate::paced::{LoopPlaces, PacedEvent, Places};
 use crate::trust::hop::TrustEvent;
 
 /// An input from the runner.
@@ -62,6 +62,8 @@ pub enum Input<'a> {
     },
     /// Entry of a paced class: what the worker has counted of backward places, about every 100 rounds (SPEC 9.15.3).
     PacedLost(Places),
+    /// Mix of a paced class: what the worker has counted by its loops, about every 100 rounds (SPEC 9.15.3).
+    PacedLoops(LoopPlaces),
     /// A channel is gone from the table. Exactly one for each [`Change::InstallChannel`], also if
     /// [`Change::RetireChannel`] ended it. The index may be reused afterwards.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },

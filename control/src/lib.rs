@@ -190,6 +190,7 @@ impl Control {
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
             Input::PacedLost(places) => paced.iter_mut().for_each(|paced| paced.lost(places)),
+            Input::PacedLoops(places) => paced.iter_mut().for_each(|paced| paced.loops(cx, places)),
             Input::ChannelEnded { channel, reason } => {
                 if channels.ended(cx, links, now, channel, reason) {
                     if let Some(entry) = entry {

@@ -13,6 +13,7 @@ use wire::paced::PacedHeader;
 use crate::Nanos;
 use crate::entry::listener::ListenerId;
 use crate::exit::names::QueryId;
+use crate::paced::mix::LoopCounts;
 use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
@@ -74,6 +75,13 @@ pub enum Punt {
         places: u64,
         /// Those of which no copy came.
         lost: u64,
+    },
+    /// Mix of a paced class with loops: counts of backward places, about every 100 rounds (SPEC 9.15.3).
+    PacedLoops {
+        first: u64,
+        rounds: u64,
+        /// As [`crate::paced::mix::View`] has them, of these rounds only.
+        counts: LoopCounts,
     },
     /// A channel is gone.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },

@@ -6,6 +6,7 @@
 //! Neighbours: [`crate::runtime::node`] fills it, [`crate::runtime::status`] and the command pass it on.
 
 pub mod paced;
+pub mod path;
 
 use std::collections::BTreeMap;
 
@@ -81,6 +82,11 @@ pub struct NodeReport {
     /// above are those of the first class.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<String, NodeReport>,
+}
+
+/// Nanoseconds in ms.
+fn ms(ns: i64) -> f64 {
+    ns as f64 / 1e6
 }
 
 /// Rounds of a paced class that a hop sent to other hops, in both directions, as it counts them itself

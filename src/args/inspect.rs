@@ -22,6 +22,9 @@ pub struct StatusArgs {
     /// Print every counter, in tables of up to 80 columns
     #[arg(long, short)]
     pub verbose: bool,
+    /// Print where the delay of a paced class comes from
+    #[arg(long, conflicts_with_all = ["json", "verbose"])]
+    pub path: bool,
 }
 
 const FORWARD_HELP: &str = "\

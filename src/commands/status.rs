@@ -47,6 +47,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     })?;
     let text = if args.json {
         serde_json::to_string(&node)? + "\n"
+    } else if args.path {
+        tables::by_class(&node, tables::path::render)
     } else if args.verbose {
         tables::by_class(&node, |node| tables::nodes::render(std::slice::from_ref(node)))
     } else {

@@ -4,6 +4,7 @@
 
 pub mod nodes;
 mod paced;
+pub mod path;
 pub mod summary;
 
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! Lines of `eddy status` about a paced class.
 
-use eddy_node::report::paced::{ClockReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
+use eddy_node::report::paced::{ClockReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
 
-/// What the class means to its users, and how it goes: at most four lines.
+/// What the class means to its users, and how it goes: at most three lines, and the alarm.
 pub fn render(paced: Option<&PacedReport>) -> String {
-    let Some(PacedReport { figures, entry, hop }) = paced else { return String::new() };
+    let Some(PacedReport { figures, entry, hop, .. }) = paced else { return String::new() };
     let mut text = String::new();
     if let Some(entry) = entry {
         text = format!("{figures}\n{}", of_entry(entry));
@@ -35,10 +35,17 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         share(*forward),
         share(*backward)
     );
-    if !entry.dropping.is_empty() {
-        text += &format!("DROPPING: {}\n", entry.dropping.join("; "));
-    }
+    text += &dropping(&entry.dropping);
     text
+}
+
+/// Its causes while the alarm is up.
+fn dropping(causes: &[String]) -> String {
+    if causes.is_empty() {
+        return String::new();
+    }
+    let options = super::wrapping(super::summary::WIDTH).subsequent_indent("  ");
+    textwrap::fill(&format!("DROPPING: {}", causes.join("; ")), &options) + "\n"
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
@@ -53,11 +60,24 @@ fn of_hop(hop: &PacedHopReport) -> String {
     let clocks: Vec<String> = hop.clocks.iter().map(|(who, clock)| format!("{who} {}", offset(clock))).collect();
     let clocks = if clocks.is_empty() { String::new() } else { format!("   clocks: {}", clocks.join(", ")) };
     format!(
-        "channels of the batch {}{prefixes}\nfilled: next {}, previous {}{clocks}\n",
+        "channels of the batch {}{prefixes}\nfilled: next {}, previous {}{clocks}\n{}{}",
         count(hop.channels, hop.fewest_channels),
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
+        hop.loops.as_ref().map_or_else(String::new, of_loops),
+        dropping(&hop.dropping),
     )
+}
+
+/// Loops of a mix: batches times loops, what came back, and how long that took.
+fn of_loops(loops: &LoopsReport) -> String {
+    let LoopsReport { set_up, failed, places, lost, garbled, .. } = *loops;
+    let part = |lost| share(PlacesReport { places, filled: 0, lost });
+    let delay = match (loops.delay_p50_ms, loops.delay_p99_ms) {
+        (Some(p50), Some(p99)) => format!("   back {p50:.1} / {p99:.1} ms"),
+        _ => String::new(),
+    };
+    format!("loops {set_up}, failed {failed}   lost {}, noise {}{delay}\n", part(lost), part(garbled))
 }
 
 fn offset(clock: &ClockReport) -> String {
@@ -74,6 +94,8 @@ fn share(places: PlacesReport) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use eddy_node::report::path::PathReport;
+
     use super::*;
 
     /// An entry that has something for every line.
@@ -97,7 +119,7 @@ pub(super) mod tests {
             backward: places,
             dropping: vec!["12 of 1000 cells to mix1 lost".to_owned(), "no reports from mix1".to_owned()],
         };
-        PacedReport { figures, entry: Some(entry), hop: None }
+        PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
     }
 
     #[test]
@@ -109,12 +131,32 @@ pub(super) mod tests {
             fewest_channels: Some(12_000),
             fewest_prefixes: Some(1000),
             clocks: vec![("previous".to_owned(), clock), ("next".to_owned(), clock)],
+            loops: Some(LoopsReport {
+                set_up: 1_234_567,
+                failed: 12_345,
+                places: 1000,
+                lost: 123,
+                garbled: 456,
+                delay_p50_ms: Some(123.4),
+                delay_p99_ms: Some(234.5),
+                ..LoopsReport::default()
+            }),
+            dropping: vec![
+                "of 4000 loop cells 492 lost from the next hop, 1824 before that".to_owned(),
+                "4 of 4 loops not set up".to_owned(),
+            ],
             ..PacedHopReport::default()
         };
-        let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop) };
+        let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop), path: PathReport::default() };
+        let text = render(Some(&hop));
+        assert!(
+            text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   back 123.4 / 234.5 ms\n"),
+            "{text}"
+        );
+        assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
         for report in [troubled_entry(), hop] {
             let text = render(Some(&report));
-            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 4, "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 5, "{text}");
         }
     }
 

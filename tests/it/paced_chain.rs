@@ -181,8 +181,11 @@ fn loops_of_mixes_meet_and_every_link_is_constant() {
     assert_all_constant(&chain, chain.times.first(first)..chain.times.first(first + 6));
     for mix in 1..HOPS {
         let view = chain.loops(mix);
-        assert!(view.places >= 6 * 4 * u64::from(chain.terms.rounds) && view.met > 0, "mix {mix}: {view:?}");
-        assert_eq!((view.lost, view.garbled), (0, 0), "mix {mix}");
+        let counts = view.counts;
+        assert!(counts.places >= 6 * 4 * u64::from(chain.terms.rounds) && view.met > 0, "mix {mix}: {view:?}");
+        assert_eq!((counts.lost, counts.garbled, counts.link_lost), (0, 0, 0), "mix {mix}");
+        let loops = hop_status(&chain, mix).loops.expect("it has loops");
+        assert!(loops.set_up >= 6 * 4 && loops.failed == 0 && loops.dropping.is_empty(), "mix {mix}: {loops:?}");
         // A round leaves Mix `mix` forward, and its cells are back before it leaves backward.
         let way = chain.times.offset(Direction::Backward, mix) - chain.times.offset(Direction::Forward, mix);
         let delay = view.delay.unwrap();

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use control::paced::{Cause, PacedEvent};
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use rand::{RngExt, SeedableRng};
@@ -360,4 +361,80 @@ fn loss_and_reordering_change_no_count_on_any_link() {
     assert!(drops(1).drops(DropReason::Copy) > 0 && drops(2).drops(DropReason::Late) > 0);
     assert!(drops(2).drops(DropReason::Replay) > 0);
     chain.assert_closed();
+}
+
+/// A chain with two pairs of loops at each mix, all of which have come through for a while.
+fn with_loops() -> Chain {
+    let mut chain = Chain::new(&PacedTerms { loops: 2, ..few_seats() }, ENTRIES.len()).start();
+    chain.run_batches(2);
+    assert_eq!(alarms(&chain), [], "nothing is lost");
+    chain
+}
+
+/// The mixes whose alarm was raised, and why.
+fn alarms(chain: &Chain) -> Vec<(usize, Cause)> {
+    let of = |(node, event): &(usize, PacedEvent)| match event {
+        PacedEvent::Dropping(cause) if *node < 100 => Some((*node, *cause)),
+        _ => None,
+    };
+    chain.paced_events.iter().filter_map(of).collect()
+}
+
+/// Loses a share of all datagrams on some links, from 2 on, in one direction.
+fn lose(chain: &Chain, links: Range<usize>, directions: &[Direction], share: f64) {
+    let mut rng = ChaCha20Rng::seed_from_u64(7);
+    let ends: Vec<_> = links.flat_map(|link| directions.iter().map(move |way| ends((link, 0), *way))).collect();
+    chain.tap(move |datagram| !(ends.contains(&(datagram.from, datagram.to)) && rng.random_bool(share)));
+}
+
+#[test]
+fn mixes_before_a_link_that_loses_cells_raise_the_alarm() {
+    for (link, direction) in [(3, Direction::Forward), (4, Direction::Backward)] {
+        let mut chain = with_loops();
+        lose(&chain, link..link + 1, &[direction], 0.05);
+        chain.run(10 * SECOND);
+        let alarms = alarms(&chain);
+        let mut raised: Vec<usize> = alarms.iter().map(|(mix, _)| *mix).collect();
+        raised.sort_unstable();
+        raised.dedup();
+        assert!(raised.iter().copied().eq(1..link), "link {link} {direction:?}: {alarms:?}");
+        for (mix, cause) in alarms {
+            let Cause::Loops { places, lost, garbled } = cause else { panic!("mix {mix}: {cause:?}") };
+            assert!(places > 0 && lost + garbled <= places);
+            let is_own = mix + 1 == link && direction == Direction::Backward;
+            assert_eq!(is_own, lost > 0, "mix {mix}: {cause:?}");
+            assert_eq!(is_own, garbled == 0, "mix {mix}: {cause:?}");
+        }
+    }
+}
+
+#[test]
+fn suppressed_setups_of_loops_raise_the_alarm_of_their_mix() {
+    // Mix 2 is corrupt: dummies take the place of setups, those of its own loops included, or of acks.
+    for (direction, expected) in [(Direction::Forward, vec![1, 2]), (Direction::Backward, vec![1])] {
+        let mut chain = with_loops();
+        chain.run_to_batch(1);
+        let batch = chain.batch() + 1;
+        chain.withhold(2, direction);
+        chain.run(10 * SECOND);
+        let mut alarms = alarms(&chain);
+        alarms.sort_unstable_by_key(|(mix, _)| *mix);
+        let cause = Cause::LoopSetups { batch, sent: 4, failed: 4 };
+        let expected: Vec<_> = expected.into_iter().map(|mix| (mix, cause)).collect();
+        assert_eq!(alarms, expected, "{direction:?}");
+    }
+}
+
+#[test]
+fn loss_of_one_percent_on_all_links_raises_no_alarm_of_mixes() {
+    let mut chain = with_loops();
+    lose(&chain, 2..HOPS + 1, &DIRECTIONS, 0.01);
+    chain.run(40 * SECOND);
+    assert_eq!(alarms(&chain), []);
+    for mix in 1..HOPS {
+        let counts = chain.loops(mix).counts;
+        let lost = (counts.lost + counts.garbled) as f64 / counts.places as f64;
+        let expected = 1.0 - 0.99f64.powi(2 * (HOPS - mix) as i32);
+        assert!(lost > expected / 2.0, "mix {mix} measures {lost}, expected about {expected}");
+    }
 }

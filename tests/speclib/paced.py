@@ -202,6 +202,33 @@ def slot_counts(size, link, rounds, seats, loops):
     return -(-seats * sum(shard_counts(size, link)) // u), -(-seats * 3 * ack_contents(size) // u)
 
 
+def link_loss(lost, places):
+    """9.15.4: the share p that a link loses in one direction, within its bounds."""
+    share = (lost + 4.5 + 3 * math.sqrt(lost + 2.25)) / places
+    return min(max(share, 1e-4), 1e-2)
+
+
+def loop_loss(size, mix, share):
+    """9.15.4: f, the share of a mix's loops that links with this loss take."""
+    return 1 - (1 - share) ** (2 * (size.hops - mix))
+
+
+def binomial_tail(tries, share, least):
+    """The probability that a binomial variable reaches `least`."""
+    def logarithm(k):
+        ways = math.lgamma(tries + 1) - math.lgamma(k + 1) - math.lgamma(tries - k + 1)
+        return ways + k * math.log(share) + (tries - k) * math.log1p(-share)
+
+    return sum(math.exp(logarithm(k)) for k in range(least, tries + 1))
+
+
+def loop_setup_loss(size, mix, share):
+    """9.15.4: q, the probability that a setup of a loop fails."""
+    links = [shard_counts(size, link) for link in range(mix + 1, size.hops + 1)]
+    of_links = [binomial_tail(k + r, share, r + 1) + ack_contents(size) * share**3 for k, r in links]
+    return min(1, sum(of_links))
+
+
 def link_window(size, link, rounds, seats, loops):
     """9.1.3: W of 3.9.2 for the keys of a link."""
     need = 8 * (sum(slot_counts(size, link, rounds, seats, loops)) + 2) if link > 1 else 0

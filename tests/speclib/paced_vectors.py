@@ -37,8 +37,8 @@ from .protocol import (
 )  # fmt: skip
 from .paced import (
     PACED_FRAMES, Lead, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
-    again, class_terms, copied_rounds, link_window, offsets, open_at_entry, parse_meeting, phase_rounds, polyval,
-    refused_terms, tweak, unwrap, wrap,
+    again, binomial_tail, class_terms, copied_rounds, link_loss, link_window, loop_loss, loop_setup_loss, offsets,
+    open_at_entry, parse_meeting, phase_rounds, polyval, refused_terms, slot_counts, tweak, unwrap, wrap,
 )  # fmt: skip
 from .report import same
 from .trust import sha256
@@ -324,6 +324,16 @@ def check_times():
     same("rounds on link 1", copied_rounds(100, 97, 3, 2), [100, 98])
     same("windows", [link_window(size, link, 2048, 256, 2) for link in (1, 2)], [4096, 4096])
     same("window, large", link_window(PacedClass("S", 8, Suite2), 2, 2048, 16384, 2), 131072)
+    # With four loops of each mix before the link.
+    places = [slot_counts(size, link, 2048, 256, 2) for link in (2, 3, 4)]
+    same("places of setups and acks", places, [(31, 5), (22, 5), (13, 5)])
+    same("loss of a link", [link_loss(x, n) for x, n in ((0, 260_000), (70, 7000), (7, 7000))], [1e-4, 1e-2, (11.5 + 3 * 9.25**0.5) / 7000])
+    usual = [loop_loss(size, 1, share) for share in (1e-4, 1e-3, 1e-2)]
+    same("loss of loops", [round(share, 6) for share in usual], [0.0006, 0.005985, 0.05852])
+    tails = [binomial_tail(4000, share, least - below) for share, least in zip(usual, (14, 51, 309)) for below in (1, 0)]
+    same("least lost of 4,000", [tail < 1e-6 for tail in tails], [False, True] * 3)
+    fails = [loop_setup_loss(size, 1, share) for share in (1e-4, 1e-3, 1e-2)]
+    same("failed setups", [f"{q:.2e}" for q in fails], ["3.15e-12", "4.48e-09", "1.68e-05"])
     terms = dict(period=10, rounds=2048, copies=2, gap=1, slack=8, steps=[5, 5, 5], interval=10, epoch=3600)
     eight = PacedClass("S", 8, Suite2)
     for size_of, changes, want in (

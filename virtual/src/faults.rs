@@ -5,6 +5,7 @@ use std::time::Duration;
 use dataplane::Nanos;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
 
 use super::Chain;
 
@@ -21,6 +22,12 @@ impl Chain {
     pub fn stop(&mut self, node: usize, time: Duration) {
         let index = self.index(node);
         self.nodes[index].stopped_until = self.now + time.as_nanos() as Nanos;
+    }
+
+    /// A hop sends no more setups, or no more acks. Nothing on its links shows it.
+    pub fn withhold(&mut self, hop: usize, direction: Direction) {
+        let index = self.index(hop);
+        self.nodes[index].withholds = Some(direction);
     }
 
     /// The clock of a node's host jumps by this many nanoseconds.

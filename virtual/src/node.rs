@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control::paced::{PacedEvent, Places};
 use control::trust::{ChainTerms, SignedDescriptor, Signer, State, View};
-use control::{Caps, Config, Control, Event, Input, NodeKeys, Output, Role, Timing, TrustSetup};
+use control::{Caps, Change, Config, Control, Event, Input, NodeKeys, Output, PacedChange, Role, Timing, TrustSetup};
 use dataplane::Nanos;
 use dataplane::entry::{Destination, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
@@ -21,10 +21,10 @@ use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
 use dataplane::socket::memory::{Datagram, MemApps, MemNet};
 use dataplane::sys::Waker;
-use eddy_node::runtime::bridge::paced_command;
+use eddy_node::runtime::bridge::{loop_places, paced_command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::Shape;
+use wire::cell::{Direction, Shape};
 use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::paced::MeetingSecret;
@@ -63,6 +63,8 @@ pub(super) struct Node {
     pub(super) wall_ahead: i64,
     /// It does not run before this time.
     pub(super) stopped_until: Nanos,
+    /// It is corrupt: dummies take the place of setups and acks that would leave in this direction.
+    pub(super) withholds: Option<Direction>,
 }
 
 impl Node {
@@ -87,6 +89,8 @@ impl Node {
                     let from = self.at[usize::from(side == Side::Down)];
                     links.send(Datagram { from, to, bytes: datagram });
                 }
+                Output::Change(Change::Paced(PacedChange::Place { direction, .. }))
+                    if self.withholds == Some(direction) => {}
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
                     assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
@@ -113,6 +117,9 @@ fn take(control: &mut Control, punt: Punt, now: Duration) {
         Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
         Punt::PacedLost { first, rounds, places, lost } => {
             control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
+        }
+        Punt::PacedLoops { first, rounds, counts } => {
+            control.handle(now, 0, Input::PacedLoops(loop_places(first, rounds, counts)));
         }
         Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
         Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
@@ -223,6 +230,7 @@ impl Chain {
             due: 0,
             wall_ahead: 0,
             stopped_until: 0,
+            withholds: None,
         }
     }
 }

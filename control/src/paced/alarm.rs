@@ -4,25 +4,27 @@
 //! with reports that are missing and setups that failed. It reports and stops nothing.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use wire::cell::Direction;
 use wire::paced::{Phase, Report};
 use wire::setup::HopPublic;
 
 use super::PacedConfig;
+use super::alerts::Alerts;
 use super::numbers::KEPT_ROUNDS;
 use super::own::Failure;
 use super::status::{Alert, Cause, PacedEvent};
 
 /// Rounds that are tested together.
-const TESTED: u64 = 1000;
+pub(super) const TESTED: u64 = 1000;
 /// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause, and a
 /// restart of a hop excuses failed setups once in as many.
-const BEFORE: u64 = 1 << 16;
+pub(super) const BEFORE: u64 = 1 << 16;
 /// Bounds of the usual share. Whoever drops cells for long does not get it above the second one.
 const SHARE: (f64, f64) = (1e-4, 1e-3);
 /// What is less probable than this raises the alarm.
-const IMPROBABLE: f64 = 1e-6;
+pub(super) const IMPROBABLE: f64 = 1e-6;
 /// Rounds between two reports, and after which a report is late.
 const REPORT_EVERY: u64 = 100;
 /// Reports in a row that are late.
@@ -44,7 +46,7 @@ pub struct Places {
 }
 
 impl Places {
-    fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.first + self.rounds
     }
 }
@@ -60,6 +62,11 @@ impl LossTest {
     /// Takes in the next count; one of rounds that are counted already is ignored. Returns places and lost places of
     /// the latest 1,000 rounds if these are too many.
     pub fn add(&mut self, count: Places) -> Option<(u64, u64)> {
+        self.add_within(count, SHARE)
+    }
+
+    /// The same with other bounds of the usual share.
+    pub(super) fn add_within(&mut self, count: Places, share: (f64, f64)) -> Option<(u64, u64)> {
         if self.counts.back().is_some_and(|last| last.end() > count.first) {
             return None;
         }
@@ -74,19 +81,23 @@ impl LossTest {
         };
         let (places_before, lost_before) = sum(before);
         let (places, lost) = sum(latest);
-        let share = (lost_before as f64 / places_before.max(1) as f64).clamp(SHARE.0, SHARE.1);
+        let share = (lost_before as f64 / places_before.max(1) as f64).clamp(share.0, share.1);
         (tail(places, share, lost) < IMPROBABLE).then_some((places, lost))
     }
 
+    /// The counts that have a round of these.
+    pub(super) fn counts_in(&self, rounds: Range<u64>) -> impl Iterator<Item = &Places> {
+        self.counts.iter().filter(move |count| count.first < rounds.end && rounds.start < count.end())
+    }
+
     /// Lost places of all counts that have a round of these.
-    fn lost_in(&self, rounds: std::ops::Range<u64>) -> u64 {
-        let is_in = |count: &&Places| count.first < rounds.end && rounds.start < count.end();
-        self.counts.iter().filter(is_in).map(|count| count.lost).sum()
+    fn lost_in(&self, rounds: Range<u64>) -> u64 {
+        self.counts_in(rounds).map(|count| count.lost).sum()
     }
 }
 
 /// The probability that a binomial variable of `n` tries of probability `p` reaches `x`; 1 up to its mean.
-fn tail(n: u64, p: f64, x: u64) -> f64 {
+pub(super) fn tail(n: u64, p: f64, x: u64) -> f64 {
     if x as f64 <= n as f64 * p {
         return 1.0;
     }
@@ -144,28 +155,14 @@ pub struct Alarm {
     restarts: BTreeMap<usize, Restart>,
     /// Setups that were excused.
     excused: u64,
-    alerts: Vec<Alert>,
-    events: Vec<PacedEvent>,
+    alerts: Alerts,
 }
 
 impl Alarm {
     pub fn new(config: PacedConfig) -> Alarm {
-        let (forward, backward, failed, bundles, restarts, alerts, events) = Default::default();
+        let (forward, backward, failed, bundles, restarts, alerts) = Default::default();
         let (running, reported, link_down, excused) = (0, None, 0, 0);
-        Alarm {
-            config,
-            running,
-            forward,
-            backward,
-            reported,
-            link_down,
-            failed,
-            bundles,
-            restarts,
-            excused,
-            alerts,
-            events,
-        }
+        Alarm { config, running, forward, backward, reported, link_down, failed, bundles, restarts, excused, alerts }
     }
 
     /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
@@ -223,7 +220,7 @@ impl Alarm {
         }
         for (hop, setups) in excused {
             self.excused += setups as u64;
-            self.events.push(PacedEvent::SetupsExcused { hop, setups });
+            self.alerts.say(PacedEvent::SetupsExcused { hop, setups });
         }
         self.bundles.push_back(Bundle { interval, came: self.running, hops: hops.to_vec() });
         if self.bundles.len() > BUNDLES {
@@ -264,11 +261,7 @@ impl Alarm {
                 self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
             }
         }
-        let count = self.alerts.len();
-        self.alerts.retain(|alert| round < alert.last + BEFORE);
-        if count > 0 && self.alerts.is_empty() {
-            self.events.push(PacedEvent::DroppingEnded);
-        }
+        self.alerts.expire(round);
     }
 
     fn follow_link(&mut self, round: u64, is_ready: bool) {
@@ -298,14 +291,7 @@ impl Alarm {
 
     /// Raises it for this cause, or keeps it up.
     fn raise(&mut self, cause: Cause) {
-        let round = self.running;
-        match self.alerts.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
-            Some(alert) => (alert.cause, alert.last) = (cause, round),
-            None => {
-                self.alerts.push(Alert { cause, since: round, last: round });
-                self.events.push(PacedEvent::Dropping(cause));
-            }
-        }
+        self.alerts.raise(cause, self.running);
     }
 
     /// Failed setups that restarts of hops have excused.
@@ -315,12 +301,12 @@ impl Alarm {
 
     /// The causes for which it is up; none if it is not.
     pub fn alerts(&self) -> &[Alert] {
-        &self.alerts
+        self.alerts.up()
     }
 
     /// What has happened since the last call.
     pub fn events(&mut self) -> Vec<PacedEvent> {
-        std::mem::take(&mut self.events)
+        self.alerts.events()
     }
 }
 
@@ -671,7 +657,7 @@ mod tests {
         // It takes turns with its keys, too.
         let causes = [9, 2, 9, 10].map(|number| {
             let causes = fails_before(&mut entry, number);
-            entry.alarm.alerts.clear();
+            entry.alarm.alerts = Alerts::default();
             causes
         });
         assert_eq!(causes, [0, 1, 1, 1]);

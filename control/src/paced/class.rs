@@ -13,7 +13,9 @@ use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
 use wire::paced::{AHEAD_MAX, Company, MeetingSecret, PacedHeader, PacedTerms, Report};
 
 use super::watch::{EntryWatch, HopWatch};
-use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop, PacedStatus, Placed, Places, ShardCell};
+use super::{
+    Failure, Lead, LoopPlaces, Outcome, PacedConfig, PacedEntry, PacedHop, PacedStatus, Placed, Places, ShardCell,
+};
 use crate::Trust;
 use crate::context::Context;
 use crate::counters::Refusal;
@@ -64,8 +66,9 @@ impl Paced {
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
                 let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
+                let watch = HopWatch::new(&config, position, backward);
                 let hop = Box::new(PacedHop::new(config, position, forward));
-                let (next, exchanges, watch) = ([forward + 1, backward + 1], HashMap::new(), HopWatch::default());
+                let (next, exchanges) = ([forward + 1, backward + 1], HashMap::new());
                 Part::Hop { hop, position, next, exchanges, watch }
             }
         };
@@ -276,6 +279,13 @@ impl Paced {
         }
     }
 
+    /// Mix: the worker has counted places of loops.
+    pub(crate) fn loops(&mut self, cx: &mut Context, places: LoopPlaces) {
+        if let Part::Hop { watch, .. } = &mut self.part {
+            watch.loops(places).into_iter().for_each(|event| cx.event(Event::Paced(event)));
+        }
+    }
+
     /// What the node shows of it at `now`.
     pub(crate) fn status(&self, cx: &Context, links: &Links, now: Duration) -> PacedStatus {
         match &self.part {
@@ -321,6 +331,7 @@ fn hand_over(
             watch.before(hop, *next, now);
         }
         let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+        watch.loops_decided(&outcomes);
         tell_loops(cx, outcomes);
         for cell in hop.cells(direction, *next) {
             place(cx, direction, *next, cell);
@@ -336,8 +347,10 @@ fn tell_loops(cx: &mut Context, outcomes: Vec<Outcome>) {
             Outcome::Ready { batch, channel, keys, call } => {
                 (batch, channel, Some((keys, call.expect("a loop has a meeting"))))
             }
-            Outcome::Failed { batch, channel, .. } => {
-                cx.refuse(Refusal::LoopFailed);
+            Outcome::Failed { batch, channel, why } => {
+                if why != Failure::Alone {
+                    cx.refuse(Refusal::LoopFailed);
+                }
                 (batch, channel, None)
             }
         };

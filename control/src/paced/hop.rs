@@ -65,7 +65,8 @@ struct Coming {
     accepted: Vec<Accepted>,
     /// What goes to the next hop, until its phase begins.
     items: Vec<Item>,
-    loops: Vec<Own>,
+    /// With the number of its pair, if it meets another one.
+    loops: Vec<(Option<u8>, Own)>,
     /// Acks from the next hop, by its channel.
     answers: HashMap<u32, Answer>,
     /// From the beginning of their phases on.
@@ -382,8 +383,9 @@ impl PacedHop {
         for pair in 0..self.config.terms.loops {
             let first = self.draw_meeting(rng);
             let second = (pair >= pairs).then(|| self.draw_meeting(rng));
-            failed.extend(self.send_loop(rng, counters, &first));
-            failed.extend(self.send_loop(rng, counters, second.as_ref().unwrap_or(&first)));
+            let pair = (pair < pairs).then_some(pair);
+            failed.extend(self.send_loop(rng, counters, (pair, &first)));
+            failed.extend(self.send_loop(rng, counters, (pair, second.as_ref().unwrap_or(&first))));
         }
         failed
     }
@@ -394,14 +396,19 @@ impl PacedHop {
     }
 
     /// Sends the setup of one loop, if it can be made.
-    fn send_loop(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters, meeting: &Meeting) -> Option<Outcome> {
+    fn send_loop(
+        &mut self,
+        rng: &mut ChaCha20Rng,
+        counters: &mut Counters,
+        (pair, meeting): (Option<u8>, &Meeting),
+    ) -> Option<Outcome> {
         let (batch, channel) = (self.coming.batch, self.draw_number(rng));
         let (config, code) = (&self.config, self.config.code(self.position + 1));
         let hops = self.bundles.get(config.interval_of(batch)).map(|hops| &hops[self.position..]);
         let why = match hops.map(|hops| Own::build(rng, config, (batch, channel), hops, Some(meeting), code)) {
             Some(Ok((own, contents))) => {
                 counters.setups += 1;
-                self.coming.loops.push(own);
+                self.coming.loops.push((pair, own));
                 self.send(Item { link: None, channel, contents });
                 return None;
             }
@@ -411,13 +418,23 @@ impl PacedHop {
         Some(Outcome::Failed { batch, channel, why })
     }
 
-    /// Reads the acks of all loops, when no more come.
+    /// Reads the acks of all loops, when no more come. One whose pair has lost the other is given up: it would get
+    /// noise.
     fn finish_loops(&mut self) -> Vec<Outcome> {
-        let finish = |own: Own| {
+        let finish = |(pair, own): (Option<u8>, Own)| {
             let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
-            own.finish(&self.config, answer)
+            (pair, own.finish(&self.config, answer))
         };
-        std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect()
+        let finished: Vec<_> = std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect();
+        let of = |(pair, outcome): &(Option<u8>, Outcome)| pair.filter(|_| matches!(outcome, Outcome::Failed { .. }));
+        let broken: HashSet<u8> = finished.iter().filter_map(of).collect();
+        let give_up = |(pair, outcome): (Option<u8>, Outcome)| match outcome {
+            Outcome::Ready { batch, channel, .. } if pair.is_some_and(|pair| broken.contains(&pair)) => {
+                Outcome::Failed { batch, channel, why: Failure::Alone }
+            }
+            other => other,
+        };
+        finished.into_iter().map(give_up).collect()
     }
 }
 

@@ -8,7 +8,9 @@
 //! seats   who may have a channel at a hop, and the shards of its setup
 //! queue   the control cells of a phase, each in its place
 //! own     setups of an entry or of a loop, until their ack is complete
-//! alarm   whether more is lost than links explain
+//! alarm   whether more is lost than links explain, at an entry
+//! loops_alarm  the same at a mix, by its loops
+//! alerts  causes for which an alarm is up
 //! watch   what is heard of the class from others
 //! status  events, and what a node shows
 //! ```
@@ -19,10 +21,12 @@
 //! contents carry dummies, so the number of cells in a round never depends on what these machines return.
 
 mod alarm;
+mod alerts;
 mod class;
 mod entry;
 mod hop;
 mod lead;
+mod loops_alarm;
 mod numbers;
 mod own;
 mod queue;
@@ -42,9 +46,12 @@ pub(crate) use class::Paced;
 pub use entry::PacedEntry;
 pub use hop::{Install, PacedHop, ShardCell};
 pub use lead::Lead;
+pub use loops_alarm::LoopPlaces;
 pub use own::{Failure, Outcome};
 pub use queue::Placed;
-pub use status::{Alert, Cause, Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, PacedStatus, Reported};
+pub use status::{
+    Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, Reported,
+};
 
 /// Most shards of a setup: their index has 8 bits, and 255 is not used.
 const SHARDS_MAX: u64 = 255;

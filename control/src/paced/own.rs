@@ -39,6 +39,9 @@ pub enum Failure {
     NoAck,
     #[error("{0}")]
     BadAck(BadAck),
+    /// Only of a loop.
+    #[error("the loop that it meets was not set up")]
+    Alone,
 }
 
 /// The setup keys of all hops, by the interval of their bundle.

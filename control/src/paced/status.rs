@@ -13,7 +13,7 @@ use crate::counters::Refusal;
 /// Something that happened in a paced class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacedEvent {
-    /// Entry: more is lost than the link explains. Once for each kind of cause, while the alarm is up.
+    /// Entry, or mix with loops: more is lost than links explain. Once for each kind of cause, while the alarm is up.
     Dropping(Cause),
     /// Entry: setups failed, and the latest bundle shows that a hop has restarted: they raise no alarm.
     SetupsExcused {
@@ -21,7 +21,7 @@ pub enum PacedEvent {
         hop: usize,
         setups: usize,
     },
-    /// Entry: no cause for 65,536 rounds.
+    /// Entry, or mix with loops: no cause for 65,536 rounds.
     DroppingEnded,
     /// Entry: Mix 1 announces another number of channels, or the first one.
     Company(Company),
@@ -51,6 +51,16 @@ pub enum Cause {
     NoReports,
     /// A setup failed, or there was no bundle for it.
     Setup { batch: u64, why: Failure },
+    /// Mix: too many of the places of its loops in the latest 1,000 rounds brought nothing back.
+    Loops {
+        places: u64,
+        /// Nothing came from the next hop.
+        lost: u64,
+        /// What came was noise: their cells were lost forward, or behind the next hop.
+        garbled: u64,
+    },
+    /// Mix: of the setups of its loops for a batch more failed than losses explain.
+    LoopSetups { batch: u64, sent: u64, failed: u64 },
 }
 
 impl Cause {
@@ -127,6 +137,18 @@ pub struct HopStatus {
     pub forward: Reported,
     /// Backward places that the previous hop received, as that one reports them. No entry does.
     pub backward: Reported,
+    /// Only of a mix with loops.
+    pub loops: Option<LoopsStatus>,
+}
+
+/// The loops of a mix since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoopsStatus {
+    /// Loops that were set up, one for each batch, and those whose setup was sent and has failed.
+    pub set_up: u64,
+    pub failed: u64,
+    /// The alarm `dropping` is up for these causes. None: it is not.
+    pub dropping: Vec<Alert>,
 }
 
 /// The clock of a neighbouring hop, from the shortest round trip of late.

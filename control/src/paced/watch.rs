@@ -8,6 +8,7 @@ use wire::paced::clock::Exchange;
 use wire::paced::{Company, Report};
 
 use super::alarm::{Alarm, Places};
+use super::loops_alarm::{LoopPlaces, LoopsAlarm};
 use super::status::{Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
 use crate::counters::Refusal;
@@ -137,7 +138,6 @@ impl EntryWatch {
 }
 
 /// What a hop watches.
-#[derive(Default)]
 pub(super) struct HopWatch {
     forward: Reported,
     backward: Reported,
@@ -147,16 +147,44 @@ pub(super) struct HopWatch {
     has_followed: bool,
     /// Batches of the last hour and when they began, the oldest first. The last one is the running one.
     crowds: VecDeque<(Duration, Crowd)>,
+    /// Only of a mix with loops.
+    loops: Option<LoopsAlarm>,
 }
 
 impl HopWatch {
+    /// Of the hop at this position, which starts when backward round `released` is the last one due.
+    pub(super) fn new(config: &PacedConfig, position: usize, released: u64) -> HopWatch {
+        let (forward, backward, clocks_off, has_followed, crowds) = Default::default();
+        let has_loops = position < config.shape.hops() && config.terms.loops > 0;
+        let loops = has_loops.then(|| LoopsAlarm::new(config.clone(), position, released));
+        HopWatch { forward, backward, clocks_off, has_followed, crowds, loops }
+    }
+
+    /// Mix: the worker has counted places of loops.
+    pub(super) fn loops(&mut self, places: LoopPlaces) -> Vec<PacedEvent> {
+        self.loops.as_mut().map_or_else(Vec::new, |loops| loops.count(places))
+    }
+
+    /// Mix: what has become of loops.
+    pub(super) fn loops_decided(&mut self, outcomes: &[Outcome]) {
+        self.loops.iter_mut().for_each(|loops| loops.decided(outcomes));
+    }
+
     /// Takes in a report of a neighbouring hop.
     ///
     /// # Errors
     /// Its counts contradict each other.
     pub(super) fn report(&mut self, side: Side, report: Report) -> Result<(), Refusal> {
-        let reported = if side == Side::Up { &mut self.backward } else { &mut self.forward };
-        reported.take(report).map(|_| ())
+        match side {
+            Side::Up => _ = self.backward.take(report)?,
+            Side::Down => {
+                let new = self.forward.take(report)?;
+                if let (Some(loops), Some(new)) = (&mut self.loops, new) {
+                    loops.link_reported(new.places, new.lost);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A clock cell of a neighbouring hop has come.
@@ -198,6 +226,7 @@ impl HopWatch {
                 .reduce(|a, b| Crowd { channels: a.channels.min(b.channels), prefixes: a.prefixes.min(b.prefixes) }),
             forward: self.forward,
             backward: self.backward,
+            loops: self.loops.as_ref().map(LoopsAlarm::status),
         }
     }
 }

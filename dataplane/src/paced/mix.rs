@@ -32,7 +32,7 @@ use crate::latency;
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, RoundCounts, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::punt::PuntSender;
+use crate::punt::{Punt, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::stage::rounds::noise::Noise;
@@ -40,7 +40,7 @@ use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Released, Rounds};
 use crate::{Nanos, SECOND};
 use loops::Loops;
-pub use loops::{Delay, View};
+pub use loops::{Delay, LoopCounts, View};
 
 /// Receive calls on each socket in one turn.
 const RECEIVES: usize = 4;
@@ -144,7 +144,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut mix = Mix {
             times: settings.times(),
             batches: Batches::new(terms.rounds.into(), channels_max),
-            loops: Loops::new(&settings, draw()),
+            loops: Loops::new(&settings, draw(), pipes.backward.rounds.released()),
             up,
             down,
             links: PacedLinks::default(),
@@ -353,6 +353,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         match direction {
             Direction::Forward => {
                 let own = self.loops.count(number);
+                self.loops.view.sent += own as u64;
                 tally.injected += own as u64;
                 tally.drop_many(DropReason::NoBuffer, (own - self.loops.sealed()) as u64);
             }
@@ -372,6 +373,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.pipes[direction].sender.end_round(number, &mut self.free);
         self.report(direction, number);
         if direction == Direction::Backward {
+            self.tell_loops(number);
             self.batches.forget_before(number);
         }
     }
@@ -448,6 +450,22 @@ impl<U: Port, D: Port> Mix<U, D> {
         for Released { place, origin, .. } in released {
             let of = if by_entry { channels[place.channel].up.link } else { None };
             self.pipes[direction].places.add(of, *origin);
+            if direction == Direction::Backward {
+                self.loops.view.counts.add_to_link(*origin);
+            }
+        }
+    }
+
+    /// Tells control what was counted backward up to round `last`, when reports are due.
+    fn tell_loops(&mut self, last: u64) {
+        let Self { loops, settings, punts, .. } = self;
+        let (first, before) = loops.told;
+        if settings.loops() == 0 || !Places::is_due(last) {
+            return;
+        }
+        let counts = loops.view.counts;
+        if punts.send(Punt::PacedLoops { first, rounds: last + 1 - first, counts: counts.since(before) }) {
+            loops.told = (last + 1, counts);
         }
     }
 

@@ -1,12 +1,15 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
-use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, NeighbourClock, PacedStatus, Reported};
+use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, Reported};
 use dataplane::paced::entry::View;
+use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
-use wire::paced::Company;
 use wire::paced::clock::Comparison;
+use wire::paced::{Company, PacedTerms};
 
+use super::ms;
+use super::path::PathReport;
 use crate::ceremony::profile::Figures;
 
 /// A paced class at a node.
@@ -20,6 +23,19 @@ pub struct PacedReport {
     /// Only at a mix or exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hop: Option<PacedHopReport>,
+    /// Where the delay of a datagram comes from.
+    #[serde(default)]
+    pub path: PathReport,
+}
+
+/// What stays the same while a node runs.
+#[derive(Clone, Debug)]
+pub struct PacedPlan {
+    pub figures: Figures,
+    pub terms: PacedTerms,
+    /// Hops of the chain, and the position of the node.
+    pub hops: usize,
+    pub position: usize,
 }
 
 /// What an entry sees of its rounds.
@@ -69,6 +85,31 @@ pub struct PacedHopReport {
     /// Its cells to the next hop, and to the previous one, as these report.
     pub forward: PlacesReport,
     pub backward: PlacesReport,
+    /// Only of a mix with loops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loops: Option<LoopsReport>,
+    /// Why the alarm `dropping` of a mix is up; empty if it is not.
+    #[serde(default)]
+    pub dropping: Vec<String>,
+}
+
+/// Loops of a mix since its start (docs/SPEC.md 9.14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoopsReport {
+    /// Loops that were set up, one for each batch, and those whose setup was sent and has failed.
+    pub set_up: u64,
+    pub failed: u64,
+    /// Cells that they sent, those of loops whose setup has failed included.
+    pub sent: u64,
+    /// Cells that were expected back; those of them that did not come in time, and those that came as noise.
+    pub places: u64,
+    pub lost: u64,
+    pub garbled: u64,
+    /// Cells that came from the other loop of a pair.
+    pub met: u64,
+    /// Of the latest batch: from the forward release of a round until its cells came back.
+    pub delay_p50_ms: Option<f64>,
+    pub delay_p99_ms: Option<f64>,
 }
 
 /// A clock against this host's.
@@ -89,10 +130,6 @@ pub struct PlacesReport {
     pub lost: u64,
 }
 
-fn ms(ns: i64) -> f64 {
-    ns as f64 / 1e6
-}
-
 impl From<Comparison> for ClockReport {
     fn from(Comparison { offset_ns, round_trip_ns }: Comparison) -> ClockReport {
         ClockReport { offset_ms: ms(offset_ns), round_trip_ms: round_trip_ns as f64 / 1e6 }
@@ -106,15 +143,21 @@ impl From<Reported> for PlacesReport {
 }
 
 impl PacedReport {
-    /// Of a class with these figures. `view` is that of an entry's worker.
-    pub fn new(figures: &Figures, status: &PacedStatus, view: Option<View>) -> PacedReport {
+    /// `view` is that of an entry's worker, `loops` that of a mix's.
+    pub fn new(plan: &PacedPlan, status: &PacedStatus, view: Option<View>, loops: Option<mix::View>) -> PacedReport {
+        let PacedPlan { figures, terms, hops, position } = plan;
+        let waits = view.and_then(|view| view.waits);
+        let path = PathReport::planned(terms, *hops).measured((terms, *hops, *position), status, waits, loops.as_ref());
         let figures = figures.brief();
         match status {
             PacedStatus::Entry(status) => {
                 let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default()));
-                PacedReport { figures, entry, hop: None }
+                PacedReport { figures, entry, hop: None, path }
             }
-            PacedStatus::Hop(status) => PacedReport { figures, entry: None, hop: Some(status.into()) },
+            PacedStatus::Hop(status) => {
+                let hop = Some(PacedHopReport::new(status, loops.unwrap_or_default()));
+                PacedReport { figures, entry: None, hop, path }
+            }
         }
     }
 }
@@ -140,8 +183,25 @@ impl PacedEntryReport {
     }
 }
 
-impl From<&HopStatus> for PacedHopReport {
-    fn from(status: &HopStatus) -> PacedHopReport {
+impl LoopsReport {
+    fn new(status: &LoopsStatus, view: &mix::View) -> LoopsReport {
+        let mix::View { counts, sent, met, delay } = *view;
+        LoopsReport {
+            set_up: status.set_up,
+            failed: status.failed,
+            sent,
+            places: counts.places,
+            lost: counts.lost,
+            garbled: counts.garbled,
+            met,
+            delay_p50_ms: delay.map(|delay| ms(delay.p50 as i64)),
+            delay_p99_ms: delay.map(|delay| ms(delay.p99 as i64)),
+        }
+    }
+}
+
+impl PacedHopReport {
+    fn new(status: &HopStatus, view: mix::View) -> PacedHopReport {
         let clock = |NeighbourClock { side, clock }: &NeighbourClock| {
             let who = if *side == wire::ids::Side::Up { "previous" } else { "next" };
             (who.to_owned(), ClockReport::from(*clock))
@@ -157,6 +217,13 @@ impl From<&HopStatus> for PacedHopReport {
             clocks: status.clocks.iter().map(clock).collect(),
             forward: status.forward.into(),
             backward: status.backward.into(),
+            loops: status.loops.as_ref().map(|loops| LoopsReport::new(loops, &view)),
+            dropping: status
+                .loops
+                .iter()
+                .flat_map(|loops| &loops.dropping)
+                .map(|alert| in_words(&alert.cause))
+                .collect(),
         }
     }
 }
@@ -169,5 +236,9 @@ fn in_words(cause: &Cause) -> String {
         }
         Cause::NoReports => "no reports from mix1".to_owned(),
         Cause::Setup { why, .. } => format!("no channel: {why}"),
+        Cause::Loops { places, lost, garbled } => {
+            format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that")
+        }
+        Cause::LoopSetups { sent, failed, .. } => format!("{failed} of {sent} loops not set up"),
     }
 }

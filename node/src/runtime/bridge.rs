@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use control::paced::Places;
+use control::paced::{LoopPlaces, Places};
 use control::{
     ACK_COPIES_MAX, Change, Control, Event, Input, Output, PacedChange, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX,
     TRUST_CELLS_MAX,
@@ -15,6 +15,7 @@ use control::{
 use dataplane::command::{Command, CommandSender, LinkCommand, PacedSender};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::paced;
+use dataplane::paced::mix::LoopCounts;
 use dataplane::punt::{Notice, Punt};
 use wire::cell::CellKind;
 use wire::ids::{ChannelIndex, LinkId, Side};
@@ -362,6 +363,9 @@ impl Bridge {
             Punt::PacedLost { first, rounds, places, lost } => {
                 self.control.handle(now, class, Input::PacedLost(Places { first, rounds, places, lost }));
             }
+            Punt::PacedLoops { first, rounds, counts } => {
+                self.control.handle(now, class, Input::PacedLoops(loop_places(first, rounds, counts)));
+            }
             Punt::Promoted { link, slot, from } => {
                 self.control.handle(now, class, Input::Promoted { link, slot, from });
             }
@@ -377,6 +381,12 @@ impl Bridge {
             Punt::Notice(notice) => note(Note::Notice(notice)),
         }
     }
+}
+
+/// What the worker of a mix has counted by its loops in some rounds.
+pub fn loop_places(first: u64, rounds: u64, counts: LoopCounts) -> LoopPlaces {
+    let LoopCounts { places, lost, garbled, link_places, link_lost } = counts;
+    LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost }
 }
 
 /// The command for a worker of a paced class; none for changes of free classes.

@@ -18,6 +18,7 @@ use wire::paced::MeetingSecret;
 use crate::ceremony::profile::Figures;
 use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
+use crate::report::paced::PacedPlan as ReportPlan;
 use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;
 use crate::runtime::drop_counter::DropCounter;
@@ -137,7 +138,7 @@ impl Start<'_> {
             }
         };
         let plan = WorkerPlan { config: &config, shape, mixing_delay, paced, position: self.position, lanes, first };
-        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, door } =
+        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, loops, door } =
             Workers::start(&plan, sockets, self.clock, (self.stop, self.waker))?;
 
         // A paced class has its own floor, which everybody in the chain knows.
@@ -156,8 +157,14 @@ impl Start<'_> {
             readiness: Arc::default(),
             listeners,
             turns,
-            figures: terms.paced().map(|terms| Figures::of(terms, self.chain.terms.suite, shape.hops())),
+            plan: terms.paced().map(|terms| ReportPlan {
+                figures: Figures::of(terms, self.chain.terms.suite, shape.hops()),
+                terms: terms.clone(),
+                hops: shape.hops(),
+                position: self.position,
+            }),
             view,
+            loops,
             floor,
         };
         let state = ClassState {

@@ -387,6 +387,24 @@ impl Log {
                     batch,
                     "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups"
                 ),
+                Cause::Loops { places, lost, garbled } => {
+                    let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
+                    warn!(
+                        places,
+                        lost,
+                        garbled,
+                        "dropping: of {places} cells of this mix's loops {lost} did not come back from {next}, and {garbled} came \
+                         as noise, more than its links explain: an outage, a hop behind this one was restarted, or somebody \
+                         drops cells on purpose"
+                    );
+                }
+                Cause::LoopSetups { batch, sent, failed } => warn!(
+                    batch,
+                    sent,
+                    failed,
+                    "dropping: {failed} of {sent} setups of this mix's loops for batch {batch} failed, which losses do not \
+                     explain: a hop behind this one was restarted, or somebody drops setups"
+                ),
             },
             PacedEvent::SetupsExcused { hop, setups } => {
                 let name = self.hops.get(hop - 1).cloned().unwrap_or_default();

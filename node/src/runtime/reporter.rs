@@ -10,13 +10,12 @@ use control::trust::TrustStatus;
 use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::{Ledger, Tally};
-use dataplane::paced::entry::View;
+use dataplane::paced::{entry, mix};
 use dataplane::runner::{Clock, Turns};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::ceremony::profile::Figures;
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::PacedReport;
+use crate::report::paced::{PacedPlan, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -63,9 +62,11 @@ pub(super) struct ClassReporter {
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
     /// Of a paced class.
-    pub(super) figures: Option<Figures>,
+    pub(super) plan: Option<PacedPlan>,
     /// Only at an entry, of a paced class.
-    pub(super) view: Option<Arc<Mutex<View>>>,
+    pub(super) view: Option<Arc<Mutex<entry::View>>>,
+    /// Only at a mix, of a paced class.
+    pub(super) loops: Option<Arc<Mutex<mix::View>>>,
     /// Only at a mix: the floor of its meter.
     pub(super) floor: Option<u32>,
 }
@@ -136,8 +137,9 @@ impl ClassReporter {
     }
 
     fn paced(&self, control: &ControlState) -> Option<PacedReport> {
-        let view = self.view.as_ref().map(|view| *lock(view));
-        Some(PacedReport::new(self.figures.as_ref()?, control.paced.as_ref()?, view))
+        let (view, loops) =
+            (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
+        Some(PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops))
     }
 
     /// The anonymity meter of a mix.
@@ -175,8 +177,9 @@ pub(super) mod tests {
             readiness: Arc::default(),
             listeners: None,
             turns: Vec::new(),
-            figures: None,
+            plan: None,
             view: None,
+            loops: None,
             floor: None,
         }
     }

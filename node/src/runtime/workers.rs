@@ -76,6 +76,8 @@ pub struct Workers {
     pub wakers: Vec<Arc<Waker>>,
     /// What the entry of a paced class shows.
     pub view: Option<Arc<Mutex<paced::entry::View>>>,
+    /// What the mix of a paced class measures by its loops.
+    pub loops: Option<Arc<Mutex<paced::mix::View>>>,
     /// Control's own sockets at the ports towards the previous hop; none at an entry, and where the system refuses.
     pub door: Option<Door>,
 }
@@ -113,8 +115,8 @@ impl Workers {
         let door = door(plan, &sockets.up, offloads);
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
         let start = |commands: Commands, punts| {
-            let (threads, ledgers, profiles, turns, wakers, view) = Default::default();
-            let workers = Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, door };
+            let (threads, ledgers, profiles, turns, wakers, view, loops) = Default::default();
+            let workers = Workers { threads, commands, punts, ledgers, profiles, turns, wakers, view, loops, door };
             Builder { plan, offloads, spawn, io_reported: false, workers }
         };
         if let Some(paced) = &plan.paced {
@@ -285,6 +287,7 @@ impl Builder<'_> {
                 let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
                 let WorkerEnds { commands, punts, waker, poller } = ends;
                 let mix = paced::mix::Mix::new(settings, (up, down), commands, punts, rng()?, clock, now);
+                self.workers.loops = Some(mix.view());
                 self.run(mix.published(), mix.profile(), mix, (poller, waker))
             }
             Part::Exit(part) => {

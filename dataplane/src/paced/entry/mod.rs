@@ -51,6 +51,7 @@ use crate::endpoint::next_second;
 use crate::entry::clients::FlowState;
 use crate::entry::listener::{Listener, ListenerId};
 use crate::entry::users::{Notices, Request, Users};
+use crate::histogram::Histogram;
 use crate::latency::{self, Times};
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
@@ -127,6 +128,15 @@ pub struct View {
     pub places: u64,
     /// Those of them of which no copy came (SPEC 9.15.3).
     pub lost: u64,
+    /// Of about 100 rounds, the latest ones in which datagrams left.
+    pub waits: Option<Waits>,
+}
+
+/// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    pub p50: Nanos,
+    pub p99: Nanos,
 }
 
 /// The maximum age of an application's datagrams unless configured (SPEC 9.1.4).
@@ -185,6 +195,8 @@ pub struct Entry<D, A> {
     counted: u64,
     /// The same of what control has heard of, and places and lost ones up to there.
     told: (u64, u64, u64),
+    /// How long datagrams waited for the rounds since then.
+    waits: Histogram,
     view: View,
     clock: SteadyClock,
     /// The clock of the runner, to spin by.
@@ -288,6 +300,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             out_ends: 0,
             counted: 0,
             told: (0, 0, 0),
+            waits: Histogram::default(),
             view: View::default(),
             clock,
             runner_clock: None,
@@ -476,7 +489,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packer.forget_before();
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, prepared, runner_clock, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, prepared, runner_clock, waits, .. } = self;
         let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
@@ -538,7 +551,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         sender.end_round(round, free);
         // From before it was prepared: that has taken time, more or less by what is in the round.
-        self.ready = Some(Ready { round, at: clock.when(due).max(began + SETTLE) });
+        let at = clock.when(due).max(began + SETTLE);
+        packer.taken().for_each(|arrived| waits.add(at.saturating_sub(arrived), 1));
+        self.ready = Some(Ready { round, at });
     }
 
     /// Waits for a round that is due in a moment. Returns the time.
@@ -587,6 +602,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let (first, places, lost) = self.told;
         if self.counted < first + REPORT_EVERY {
             return;
+        }
+        if self.waits.count() > 0 {
+            let waits = std::mem::take(&mut self.waits);
+            self.view.waits = Some(Waits { p50: waits.quantile(0.5), p99: waits.quantile(0.99) });
         }
         let lost = Punt::PacedLost {
             first,

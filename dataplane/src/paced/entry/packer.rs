@@ -60,6 +60,8 @@ pub(super) struct Packer {
     repeat: bool,
     waiting: VecDeque<Waiting>,
     closes: VecDeque<u16>,
+    /// When the datagrams came whose last frame is in a cell of this round.
+    taken: Vec<Nanos>,
     /// By sub: the frames other than AGAIN of the round before, with repeat.
     before: Vec<Vec<u8>>,
 }
@@ -72,6 +74,7 @@ impl Packer {
             repeat: terms.repeat,
             waiting: VecDeque::new(),
             closes: VecDeque::new(),
+            taken: Vec::new(),
             before: vec![Vec::new(); terms.cells.into()],
         }
     }
@@ -118,6 +121,11 @@ impl Packer {
         let before = self.waiting.len();
         self.waiting.retain(|waiting| socket.is_some_and(|socket| waiting.socket != socket));
         tally.drop_many(reason, (before - self.waiting.len()) as u64);
+    }
+
+    /// When the datagrams came that were taken since the last call.
+    pub(super) fn taken(&mut self) -> impl Iterator<Item = Nanos> {
+        self.taken.drain(..)
     }
 
     /// Nothing is repeated: the round before was not prepared, or was in another batch.
@@ -215,6 +223,7 @@ impl Packer {
             waiting.written += 1;
             if frames.next().is_none() {
                 tally.consumed += 1;
+                self.taken.push(waiting.arrived);
                 self.waiting.pop_front();
             }
         }

@@ -690,6 +690,24 @@ fn without_a_lead_no_data_cell_is_accepted() {
 }
 
 #[test]
+fn wait_of_datagrams_for_their_round_is_shown() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 20);
+    assert_eq!(bench.shown().waits, None);
+    // They come when a round has just left.
+    for round in first + 21..first + 60 {
+        bench.say(client(1), b"ask");
+        bench.run_to(round);
+    }
+    bench.run_to(first + 260);
+    let Waits { p50, p99 } = bench.shown().waits.expect("datagrams have left");
+    let period = bench.times.begin(1);
+    assert!(p50 >= period && p99 <= period * 9 / 8, "{p50} and {p99} of {period}");
+}
+
+#[test]
 fn lost_places_are_those_of_which_no_copy_came() {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);

@@ -21,15 +21,46 @@ use crate::stage::rounds::{Origin, Place, Rounds};
 /// What seals and opens the cells of a loop; none if its setup has failed.
 pub(super) type LoopKeys = Option<(Box<EntryKeys>, Box<Call>)>;
 
-/// What a mix measures by its loops, from its start on (SPEC 9.14.3).
+/// Backward places that a mix has counted since its start (SPEC 9.14.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    /// Backward places of loops in rounds that were released.
+pub struct LoopCounts {
+    /// Those of loops that were set up, in rounds that were released.
     pub places: u64,
-    /// Those of them for which no cell came in time (SPEC 9.15.3).
+    /// Those of them for which no cell came in time.
     pub lost: u64,
     /// Cells that came and did not open: what was sent for them was lost behind this mix, or altered.
     pub garbled: u64,
+    /// Places of all channels of the next link, loops included, without those that the floor has filled.
+    pub link_places: u64,
+    /// Those of them for which no cell came in time.
+    pub link_lost: u64,
+}
+
+impl LoopCounts {
+    /// Counts a place of any channel of the next link.
+    pub(super) fn add_to_link(&mut self, origin: Origin) {
+        self.link_places += u64::from(origin != Origin::Floor);
+        self.link_lost += u64::from(origin == Origin::Filled);
+    }
+
+    /// What was counted since an earlier time.
+    pub(super) fn since(self, earlier: LoopCounts) -> LoopCounts {
+        LoopCounts {
+            places: self.places - earlier.places,
+            lost: self.lost - earlier.lost,
+            garbled: self.garbled - earlier.garbled,
+            link_places: self.link_places - earlier.link_places,
+            link_lost: self.link_lost - earlier.link_lost,
+        }
+    }
+}
+
+/// What a mix measures by its loops, from its start on (SPEC 9.14.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    pub counts: LoopCounts,
+    /// Cells that loops have sent, those whose setup has failed included.
+    pub sent: u64,
     /// Cells from the other loop of a pair that opened.
     pub met: u64,
     /// Of the latest batch in which a cell opened.
@@ -61,10 +92,13 @@ pub(super) struct Loops {
     /// the one before have left.
     delays: [Histogram; 2],
     pub(super) view: View,
+    /// The first round of which control has not heard, and what it has heard up to there.
+    pub(super) told: (u64, LoopCounts),
 }
 
 impl Loops {
-    pub(super) fn new(settings: &Settings, rng: ChaCha20Rng) -> Loops {
+    /// `released` is the last backward round that was due when the mix started.
+    pub(super) fn new(settings: &Settings, rng: ChaCha20Rng, released: u64) -> Loops {
         let terms = &settings.terms;
         Loops {
             times: settings.times(),
@@ -77,6 +111,7 @@ impl Loops {
             rng,
             delays: Default::default(),
             view: View::default(),
+            told: (released + 1, LoopCounts::default()),
         }
     }
 
@@ -150,7 +185,7 @@ impl Loops {
         let channel = &self.batches.of_round(header.seq)[place.channel - self.first];
         let Some((keys, call)) = &channel.state else { return Ok(()) };
         let Some(inner) = keys.open(Some(call), header.place(), body) else {
-            self.view.garbled += 1;
+            self.view.counts.garbled += 1;
             return Err(DropReason::Garbled);
         };
         self.view.met += u64::from(matches!(inner, Inner::Meeting(_)));
@@ -164,9 +199,11 @@ impl Loops {
         for (index, _) in self.batches.of_round(round).iter().enumerate().filter(|(_, of)| of.state.is_some()) {
             for sub in 0..self.cells {
                 let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });
-                self.view.places += 1;
-                self.view.lost += u64::from(!has_come);
-                places.add(None, if has_come { Origin::Came } else { Origin::Filled });
+                self.view.counts.places += 1;
+                self.view.counts.lost += u64::from(!has_come);
+                let origin = if has_come { Origin::Came } else { Origin::Filled };
+                places.add(None, origin);
+                self.view.counts.add_to_link(origin);
             }
         }
         let batch = self.times.batch_of(round);

@@ -20,7 +20,7 @@ struct Bench {
     net: MemNet,
     mix: Mix<MemPort, MemPort>,
     commands: rtrb::Producer<Command>,
-    _punts: rtrb::Consumer<Punt>,
+    punts: rtrb::Consumer<Punt>,
     entries: Vec<Peer>,
     next: Peer,
     times: Timetable,
@@ -41,7 +41,7 @@ impl Bench {
         let (net, now) = (MemNet::default(), SECOND);
         let times = terms.timetable(HOPS);
         let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
-        let (worker_punts, _punts) = rtrb::RingBuffer::new(2048);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(2048);
         let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position: 1, hugepages: false };
         let (up, down): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 1], 2).into());
         let ports = (net.port(up, settings.lengths(Side::Up)), net.port(down, settings.lengths(Side::Down)));
@@ -51,7 +51,7 @@ impl Bench {
         let entries = (0..entries).map(|number| Peer::new(number, up, true)).collect();
         let next = Peer::new(50, down, false);
         let mut bench =
-            Bench { net, mix, commands, _punts, entries, next, times, rng: ChaCha20Rng::seed_from_u64(2), now };
+            Bench { net, mix, commands, punts, entries, next, times, rng: ChaCha20Rng::seed_from_u64(2), now };
         for i in 0..bench.entries.len() {
             bench.connect(Some(i));
         }
@@ -251,14 +251,18 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
     assert!(of_batch.iter().all(|cell| cell.header.channel == 10), "nothing goes on to link 1");
     let view = *bench.mix.view().lock().unwrap();
     // Three loops with keys, of which two meet.
-    let expected = View { places: 20 * 3 * 2, lost: 1, garbled: 1, met: 20 * 2 * 2 - 1, delay: None };
+    // The entry's channel and the loops, the failed one left out; nothing has come for the entry's.
+    let (link_places, link_lost) = (20 * 4 * 2, 20 * 2 + 1);
+    let counts = LoopCounts { places: 20 * 3 * 2, lost: 1, garbled: 1, link_places, link_lost };
+    // Forward it is two rounds ahead.
+    let expected = View { counts, sent: 22 * 4 * 2, met: 20 * 2 * 2 - 1, delay: None };
     assert_eq!(view, expected);
     let tally = bench.tally(Direction::Backward);
     assert_eq!(tally.consumed, 20 * 4 * 2 - 2, "those of the failed one, too");
     assert_eq!([DropReason::Garbled, DropReason::Replay].map(|reason| tally.drops(reason)), [1, 1]);
     bench.release(Direction::Backward, end - 1);
     let view = *bench.mix.view().lock().unwrap();
-    assert_eq!((view.places, view.lost, view.met), (512 * 6, 492 * 6 + 1, expected.met));
+    assert_eq!((view.counts.places, view.counts.lost, view.met), (512 * 6, 492 * 6 + 1, expected.met));
     let delay = view.delay.unwrap();
     assert!(delay.batch == BATCH && delay.p50 <= delay.p99 && delay.p99 < MILLI, "{delay:?}");
     assert!(bench.mix.loops.count(first) == 0, "their keys are wiped");
@@ -276,6 +280,14 @@ fn report_on_the_next_link_counts_loops() {
     let reports = bench.reports(None);
     let [.., before, latest] = reports[..] else { panic!("{reports:?}") };
     assert_eq!(latest.since(before), Some(expected));
+    // Control hears the same, of the loops alone and of all channels of the link.
+    let heard = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
+        Punt::PacedLoops { first, rounds, counts } => Some((first + rounds, counts)),
+        _ => None,
+    });
+    let (places, link_places) = (100 * 3 * 2, 100 * 4 * 2);
+    let counts = LoopCounts { places, lost: places, garbled: 0, link_places, link_lost: link_places };
+    assert_eq!(heard.last(), Some((last + 1, counts)));
 }
 
 #[test]

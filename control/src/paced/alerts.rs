@@ -1,0 +1,48 @@
+//! The causes for which the alarm `dropping` is up (SPEC 9.15.3).
+
+use super::alarm::BEFORE;
+use super::status::{Alert, Cause, PacedEvent};
+
+/// An alarm: its causes, and what has changed.
+#[derive(Default)]
+pub(super) struct Alerts {
+    up: Vec<Alert>,
+    events: Vec<PacedEvent>,
+}
+
+impl Alerts {
+    /// Raises it in a round for this cause, or keeps it up.
+    pub(super) fn raise(&mut self, cause: Cause, round: u64) {
+        match self.up.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
+            Some(alert) => (alert.cause, alert.last) = (cause, round),
+            None => {
+                self.up.push(Alert { cause, since: round, last: round });
+                self.events.push(PacedEvent::Dropping(cause));
+            }
+        }
+    }
+
+    /// Something else has happened.
+    pub(super) fn say(&mut self, event: PacedEvent) {
+        self.events.push(event);
+    }
+
+    /// Ends it for causes that have not come for long before this round.
+    pub(super) fn expire(&mut self, round: u64) {
+        let count = self.up.len();
+        self.up.retain(|alert| round < alert.last + BEFORE);
+        if count > 0 && self.up.is_empty() {
+            self.events.push(PacedEvent::DroppingEnded);
+        }
+    }
+
+    /// The causes for which it is up; none if it is not.
+    pub(super) fn up(&self) -> &[Alert] {
+        &self.up
+    }
+
+    /// What has happened since the last call.
+    pub(super) fn events(&mut self) -> Vec<PacedEvent> {
+        std::mem::take(&mut self.events)
+    }
+}

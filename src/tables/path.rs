@@ -1,0 +1,86 @@
+//! `eddy status --path`: where the delay of a paced class comes from.
+
+use eddy_node::report::NodeReport;
+use eddy_node::report::path::{PathReport, StepReport};
+
+use super::{align_right, lines, table};
+
+/// Planned and measured times of each step, and of the loops of a mix.
+pub fn render(node: &NodeReport) -> String {
+    let Some(paced) = &node.paced else {
+        return "a free class has no timetable: without --path, eddy status shows how long cells stay\n".to_owned();
+    };
+    let PathReport { steps, total, loops } = &paced.path;
+    let mut rows = table(&[&format!("{}, ms", node.name()), "forward", "backward", "measured"]);
+    for step in steps.iter().chain([total]) {
+        rows.add_row([step.step.clone(), planned(step.forward_ms), planned(step.backward_ms), measured(step)]);
+    }
+    align_right(&mut rows, 1..4);
+    lines(&rows) + &loops.as_ref().map_or_else(String::new, of_loops)
+}
+
+fn planned(times: Option<(f64, f64)>) -> String {
+    match times {
+        None => "-".to_owned(),
+        Some((least, most)) if least == most => format!("{most:.0}"),
+        Some((least, most)) => format!("{least:.0} to {most:.0}"),
+    }
+}
+
+fn measured(step: &StepReport) -> String {
+    match (step.measured_ms, step.measured_p99_ms) {
+        (None, _) => "-".to_owned(),
+        (Some(time), None) => format!("{time:.1}"),
+        (Some(p50), Some(p99)) => format!("{p50:.1} / {p99:.1}"),
+    }
+}
+
+fn of_loops(loops: &StepReport) -> String {
+    let Some((sent, late)) = loops.backward_ms else { return String::new() };
+    format!(
+        "{}: p50 / p99 {} ms;\nthe next hop sends them after {sent:.0} ms, and after {late:.0} ms they are late\n",
+        loops.step,
+        measured(loops)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::latency::Profile;
+    use dataplane::ledger::Ledger;
+    use eddy_node::config::NodeRole;
+    use eddy_node::report::paced::PacedReport;
+    use wire::cell::Class;
+    use wire::paced::{PacedClass, PacedTerms};
+
+    use super::super::paced::tests::troubled_entry;
+    use super::*;
+
+    fn node(path: PathReport) -> NodeReport {
+        let node = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
+        NodeReport { paced: Some(PacedReport { path, ..troubled_entry() }), ..node }
+    }
+
+    #[test]
+    fn path_through_eight_hops_fits_80x24() {
+        let mut path = PathReport::planned(&PacedTerms::new(PacedClass::new(Class::S), "voice", 8), 8);
+        path.steps.iter_mut().for_each(|step| (step.measured_ms, step.measured_p99_ms) = (Some(1234.5), Some(1234.5)));
+        let step = "loops of this mix, to the exit and back".to_owned();
+        path.loops = Some(StepReport { step, backward_ms: Some((1234.0, 1234.0)), ..path.steps[0].clone() });
+        let text = render(&node(path));
+        assert!(text.lines().count() <= 23 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let words = |step: &str| -> Vec<String> {
+            let line = text.lines().find(|line| line.starts_with(step)).unwrap_or_else(|| panic!("{step}: {text}"));
+            line[step.len()..].split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(words("mix1: slack"), ["8", "-", "1234.5", "/", "1234.5"]);
+        assert_eq!(words("mix7 to exit: path, then wait"), ["5", "5", "1234.5", "/", "1234.5"]);
+        assert_eq!(words("total, without access paths"), ["53", "to", "63", "35", "to", "45", "-"]);
+    }
+
+    #[test]
+    fn free_class_has_no_timetable() {
+        let node = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
+        assert!(render(&node).starts_with("a free class has no timetable"));
+    }
+}
