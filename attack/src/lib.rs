@@ -19,11 +19,14 @@ pub mod figures;
 pub mod independence;
 mod intensity;
 mod math;
+mod paced;
 mod record;
+pub mod setups;
 pub mod simulate;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use attacker::{Attacker, Example, Scores};
+pub use paced::{Bodies, Body, Contents, ExitRound, Meeting, PacedShape};
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};
