@@ -91,6 +91,7 @@ pub struct Chain {
     pub terms: PacedTerms,
     pub times: Timetable,
     pub now: Nanos,
+    started: Nanos,
     hops: usize,
     links: MemNet,
     /// The network between entries and applications, and between the exit and destinations.
@@ -126,6 +127,11 @@ pub fn destination() -> SocketAddr {
 /// The host whose sockets send to destinations.
 const EXIT_HOST: [u8; 4] = [198, 18, 0, 2];
 
+/// The wall clock of all hosts, and the clock of the class, in nanoseconds since 1970.
+pub fn wall(now: Nanos) -> Nanos {
+    EPOCH_S * 1000 * MILLI + now
+}
+
 fn wall_at(now: Nanos) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
 }
@@ -147,7 +153,7 @@ impl Chain {
         };
         let times = terms.timetable(hops);
         let begin_of_next = |now: Nanos| {
-            let batch = times.batch_of(times.round_at(EPOCH_S * 1000 * MILLI + now));
+            let batch = times.batch_of(times.round_at(wall(now)));
             times.begin(times.first(batch + 1)) - EPOCH_S * 1000 * MILLI
         };
         let start = |before: Duration| begin_of_next(START + before.as_nanos() as Nanos) - before.as_nanos() as Nanos;
@@ -156,6 +162,7 @@ impl Chain {
             nodes: Vec::new(),
             times,
             now,
+            started: now,
             hops,
             links: MemNet::default(),
             apps: MemNet::default(),
@@ -265,7 +272,12 @@ impl Chain {
 
     /// The round that runs at a time.
     pub fn round_at(&self, now: Nanos) -> u64 {
-        self.times.round_at(EPOCH_S * 1000 * MILLI + now)
+        self.times.round_at(wall(now))
+    }
+
+    /// Virtual time since the chain started.
+    pub fn since_start(&self) -> Duration {
+        Duration::from_nanos(self.now - self.started)
     }
 
     /// The running batch.
