@@ -8,10 +8,10 @@
 //! users        entries, applications, destinations   profile      what an application sends
 //! cases        what is compared                      folder       records as files
 //! virtual_run  a run under a virtual clock           plant        leaks that attackers must find
-//! copies       copies of cells on access links       text         tables
-//! judge        attackers and their figures           costs        delay and bytes
-//! measures     ROC curves and entropy                rivals       padding defences of others
-//! result       what `report` reads of the output
+//! copies       copies of cells on access links       corrupt_exit what a corrupt exit adds to a record
+//! judge        attackers and their figures           text         tables
+//! measures     ROC curves and entropy                costs        delay and bytes
+//! result       what `report` reads of the output     rivals       padding defences of others
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -20,6 +20,7 @@
 mod capture;
 mod cases;
 mod copies;
+mod corrupt_exit;
 mod costs;
 mod folder;
 mod impairment;

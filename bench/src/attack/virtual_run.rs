@@ -15,7 +15,7 @@ use anyhow::ensure;
 use attack::active::{Action, Plan};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::{Chain, ENTRIES, Setup, listener, wall};
+use eddy_virtual::{Chain, ENTRIES, Setup, listener, number_of, wall};
 use hdrhistogram::Histogram;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -24,7 +24,8 @@ use wire::cell::Direction::{self, Backward, Forward};
 use wire::paced::PacedTerms;
 
 use super::capture::Captured;
-use super::copies::{Copies, hash};
+use super::copies::hash;
+use super::corrupt_exit::CorruptExit;
 use super::impairment::Link;
 use super::places::{self, Tap};
 use super::plant::{self, Plant, Spoke};
@@ -97,8 +98,7 @@ struct World {
     /// The access links.
     links: Vec<PerDirection<Link>>,
     contents: Vec<PerDirection<Numbers>>,
-    /// For a corrupt exit: copies, and for each flow the rounds that it could not open.
-    exit: Option<(Copies, Vec<Vec<u64>>)>,
+    exit: Option<CorruptExit>,
     /// When the record begins and ends.
     begin: Nanos,
     end: Nanos,
@@ -127,7 +127,7 @@ impl World {
 
     /// A link datagram, sent now: what arrives, after a time.
     fn pass(&mut self, now: Nanos, datagram: Datagram) -> Vec<(Nanos, Datagram)> {
-        match (node(datagram.from), node(datagram.to)) {
+        match (number_of(datagram.from), number_of(datagram.to)) {
             (Some(from), _) if from >= ENTRIES => self.pass_forward(from - ENTRIES, now, datagram),
             (_, Some(to)) if to >= ENTRIES => self.pass_backward(to - ENTRIES, now, datagram),
             (Some(from), Some(to)) => {
@@ -163,11 +163,8 @@ impl World {
         if let Some(plant) = &mut self.plant {
             plant.passed(entry, wall(now), due.map(wall), &datagram.bytes);
         }
-        if let Some((copies, unopened)) = &mut self.exit
-            && let Some(round) = copies.passed(entry, wall(now), due.map(wall), &datagram.bytes)
-            && let (user, false) = self.users[entry]
-        {
-            unopened[self.flows[user]].push(round);
+        if let Some(exit) = &mut self.exit {
+            exit.passed(entry, wall(now), due.map(wall), &datagram.bytes);
         }
         let Some(due) = due else { return Vec::new() };
         if self.tap == Tap::Mix1 {
@@ -260,14 +257,6 @@ impl Numbers {
     }
 }
 
-/// The hop, from 1, or entry, from 101, of a link address.
-fn node(address: SocketAddr) -> Option<usize> {
-    match octets(address) {
-        [10, high, low, _] => Some(usize::from(high) << 8 | usize::from(low)),
-        _ => None,
-    }
-}
-
 fn octets(address: SocketAddr) -> [u8; 4] {
     match address.ip() {
         IpAddr::V4(host) => host.octets(),
@@ -299,6 +288,14 @@ impl Session<'_> {
         let (of_links, of_apps) = (world.clone(), world.clone());
         chain.attack(move |now, datagram| of_links.borrow_mut().pass(now, datagram));
         chain.watch_apps(move |now, datagram| of_apps.borrow_mut().watch(now, datagram));
+        if self.corrupt_exit {
+            let of_exit = world.clone();
+            chain.watch_exit(move |seen| {
+                if let Some(exit) = &mut of_exit.borrow_mut().exit {
+                    exit.sees(&seen);
+                }
+            });
+        }
         if entries.meetings {
             for entry in 0..entries.count() {
                 chain.apps.send(Datagram { from: application(entry), to: listener(entry), bytes: HELLO.to_vec() });
@@ -340,6 +337,7 @@ impl Session<'_> {
         progress(Stage::Ending);
         chain.tap(|_| true);
         chain.watch_apps(|_, _| true);
+        chain.watch_exit(|_| {});
         let mut world = Rc::into_inner(world).expect("the taps are gone").into_inner();
         world.captured.sort_by_key(|captured| captured.at);
         let probe: Vec<Nanos> = world.sent.forward[entries.rows].iter().map(|at| wall(*at)).collect();
@@ -355,11 +353,12 @@ impl Session<'_> {
             has_contents: true,
         };
         let (mut record, wait_ms) = recording.record();
-        if let Some((_, unopened)) = world.exit.filter(|_| !entries.meetings) {
-            let after = terms.timetable(self.mixes + 1).offset(Forward, self.mixes + 1);
-            let time = |round| (chain.begins(round) + after).checked_sub(begin).filter(|at| *at < end - begin);
-            let times = |rounds: Vec<u64>| rounds.into_iter().filter_map(time).collect();
-            record.unopened = unopened.into_iter().take(entries.rows).map(times).collect();
+        if let Some(exit) = world.exit {
+            let mut of_flows: Vec<(usize, usize)> =
+                truth.0.iter().enumerate().map(|(user, flow)| (*flow, user)).collect();
+            of_flows.sort_unstable();
+            let ends = |(flow, user)| (entries.user(user), entries.meetings.then(|| entries.partner(flow)));
+            exit.fill(&mut record, &chain, begin, &of_flows.into_iter().map(ends).collect::<Vec<_>>());
         }
         let hops = chain.numbers().take_while(|number| *number < ENTRIES);
         let facts = Facts {
@@ -440,7 +439,7 @@ impl Session<'_> {
             spoke,
             links,
             contents: vec![PerDirection::default(); count],
-            exit: self.corrupt_exit.then(|| (Copies::new(terms, hops, count), vec![Vec::new(); flows.len()])),
+            exit: self.corrupt_exit.then(|| CorruptExit::new(terms, hops, count)),
             begin: Nanos::MAX,
             end: Nanos::MAX,
             captured: Vec::new(),
