@@ -18,6 +18,7 @@ pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+mod links;
 mod math;
 mod paced;
 mod record;

@@ -133,7 +133,7 @@ fn dummies_left_out_are_found_by_missing_slots() {
 #[test]
 fn visible_losses_are_found_by_outage() {
     let run = |copies: u32, loss: Loss, seed: u64| {
-        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, leak: Some(Leak::Losses) });
+        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, ..Ideal::with(Leak::Losses) });
         Simulation { chain, loss, seed, ..constant(30.0) }.run()
     };
     let bursts = Loss::Bursts { share: 0.01, run: 3.0 };
@@ -264,4 +264,41 @@ fn likelihood_agrees_with_mixmatch() {
     let (raw, margins) = (mean(|f| f.tpr_1e2_raw), mean(|f| f.tpr_1e2));
     assert!((0.35..=0.55).contains(&raw), "{raw}, as margins {margins}");
     assert!(margins >= raw, "raw scores understate: {raw} {margins}");
+}
+
+/// Calls outside whose losses show in the flow, with a timetable of copies and control slots.
+fn timetable(leak: Option<Leak>, loss: Loss, seed: u64) -> (Record, Truth) {
+    let chain = Chain::Ideal(Ideal { copies: 2, corrupt_exit: leak.is_some(), timetable: true, leak });
+    Simulation { chain, loss, seed, ..constant(30.0) }.run()
+}
+
+#[test]
+fn outage_that_knows_copies_and_control_slots_finds_more() {
+    let bursts = Loss::Bursts { share: 0.01, run: 3.0 };
+    for seconds in [4.0, 6.0, 9.0, 13.0] {
+        let mut found = [0.0; 8];
+        for seed in 1..=6 {
+            let (record, truth) = timetable(Some(Leak::Losses), bursts, seed);
+            let record = record.first((seconds * 1e9) as u64);
+            let without_bytes = Record { contents: Vec::new(), ..record.clone() };
+            let without_terms = Record { paced: None, ..without_bytes.clone() };
+            let (honest, corrupt) = (Outage::new(Exit::Honest), Outage::new(Exit::Corrupt));
+            let m = MissingSlots { way: Way::Forward };
+            let cases: [(&dyn Attacker, &Record); 8] = [
+                (&honest, &record),
+                (&honest, &without_bytes),
+                (&honest, &without_terms),
+                (&corrupt, &record),
+                (&corrupt, &without_terms),
+                (&m, &record),
+                (&m, &without_bytes),
+                (&m, &without_terms),
+            ];
+            for (found, (attacker, record)) in found.iter_mut().zip(cases) {
+                *found += crate::figures::top1(&attacker.scores(record), &truth) / 6.0;
+            }
+        }
+        eprintln!("{seconds} {found:.2?}");
+    }
+    assert!(false);
 }

@@ -1,7 +1,8 @@
 //! Cells lost on an access link against datagrams that a flow lacks.
 //!
 //! Redundancy hides single losses, not outages: no copy survives a link that is down for longer than the copies are
-//! apart. The flow then lacks a datagram, and whoever saw the link knows whose flow it is.
+//! apart. The flow then lacks a datagram, and whoever saw the link knows whose flow it is. In a paced class, a cell is
+//! lost if all copies are, and by the timetable some cells are no data.
 
 use rayon::prelude::*;
 
@@ -207,7 +208,10 @@ struct Views {
 impl Views {
     fn of(record: &Record, exit: Exit) -> Self {
         let delay = Delay::measured(record).median();
-        let links = record.access_cells(true).iter().map(|cells| Slots::of(cells)).collect();
+        // The exit knows a round that it could not open, whether or not the next one repeats it.
+        let repeat = exit == Exit::Honest && record.paced.as_ref().is_some_and(|shape| shape.repeat);
+        let users = (0..record.access.len()).into_par_iter();
+        let links = users.map(|user| Slots::seen(record, user, true, repeat)).collect();
         let signed = |times: &Vec<u64>| times.iter().map(|&at| at as i64).collect();
         let flows = match exit {
             Exit::Honest => record.datagrams(true).iter().map(|times| Flow::honest(signed(times), delay)).collect(),
