@@ -22,7 +22,7 @@ mod links;
 mod math;
 mod paced;
 mod record;
-pub mod setups;
+pub mod setup_order;
 pub mod simulate;
 mod slots;
 #[cfg(test)]

@@ -160,3 +160,68 @@ fn unseen(shape: &PacedShape, cells: &[(u64, Option<u32>)], slot_of: &[usize], n
     }
     unseen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        paced::Contents,
+        record::{Place, Seen},
+    };
+
+    /// The first round of the record: a few before the last one that has a slot for setups.
+    const FIRST: u64 = 2048 * 3 + 180;
+
+    /// A link with two copies of every cell, seen 3 ms before its rounds begin. `drops` is asked for the slot, the round
+    /// and the number of the cell within it, which is 0 for data.
+    fn link(drops: impl Fn(u64, u64, u32) -> bool) -> Record {
+        let shape = PacedShape { first: FIRST, first_at: 7_000_000, ..PacedShape::default() };
+        let (mut forward, mut contents) = (Vec::new(), Vec::new());
+        for slot in 0..150u64 {
+            for round in [Some(slot), slot.checked_sub(1)].into_iter().flatten() {
+                for cell in (0..shape.new_cells(FIRST + round, true)).filter(|&cell| !drops(slot, round, cell)) {
+                    let at = shape.begins(FIRST + slot) - 3_000_000 + (slot * 7919 % 20) * 100_000;
+                    forward.push(Seen { at, bytes: 240 });
+                    contents.push(4 * round as u32 + cell);
+                }
+            }
+        }
+        Record {
+            length: 1_600_000_000,
+            cell_bytes: 240,
+            access: vec![Place { forward, backward: Vec::new() }],
+            contents: vec![Contents { forward: contents, backward: Vec::new() }],
+            paced: Some(shape),
+            ..Record::default()
+        }
+    }
+
+    fn lost(record: &Record) -> Vec<(u64, f64)> {
+        let rounds = rounds(record, 0, true).into_iter();
+        rounds.filter(|round| round.lost > 0.0).map(|round| (round.round - FIRST, round.lost)).collect()
+    }
+
+    #[test]
+    fn cell_is_lost_when_all_its_copies_are() {
+        // Round 180 of the batch is 0 here, so rounds 4, 12 and 20 have a control slot, and 0 to 5 one for setups.
+        let record = link(|slot, round, cell| match round {
+            3 => cell == 0,
+            20 => cell == 1,
+            30 => slot == 31,
+            _ => (40..43).contains(&slot),
+        });
+        assert_eq!(lost(&record), [(3, 0.5), (20, 0.5), (40, 1.0), (41, 1.0)]);
+        let all = rounds(&record, 0, true);
+        assert_eq!((all[0].round, all[0].at / 1_000_000), (FIRST + 1, 15));
+        let missing: Vec<f64> = all[28..30].iter().map(|round| round.missing).collect();
+        assert_eq!(missing, [0.0, 0.25]);
+    }
+
+    #[test]
+    fn losses_without_bytes_have_a_probability() {
+        let drops = |slot, round, _| round == 30 || (40..43).contains(&slot);
+        let record = Record { contents: Vec::new(), ..link(drops) };
+        // Rounds 29 and 31 share a slot each with 30, and 28 has a control slot.
+        assert_eq!(lost(&record), [(30, 0.25), (40, 1.0), (41, 1.0)]);
+    }
+}

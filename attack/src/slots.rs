@@ -149,4 +149,18 @@ mod tests {
             .collect();
         assert!(Slots::of(&cells).is_none());
     }
+
+    #[test]
+    fn repetition_rescues_a_round_before_one_that_came() {
+        let lost = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0];
+        let rounds: Vec<LinkRound> = (0..)
+            .zip(lost)
+            .map(|(round, lost)| LinkRound { round, at: 10 * round, lost, missing: lost, late: 0.0 })
+            .collect();
+        let cells = |repeat| -> Vec<(u64, u32)> {
+            Slots::paced(10, &rounds, repeat).runs.iter().map(|run| (run.from, run.cells)).collect()
+        };
+        assert_eq!(cells(false), [(10, 4), (30, 8), (60, 1)]);
+        assert_eq!(cells(true), [(30, 4)]);
+    }
 }

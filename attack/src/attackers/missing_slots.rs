@@ -45,14 +45,18 @@ impl Attacker for MissingSlots {
     }
 }
 
-/// The log-likelihood ratio of the flow belonging to the link against its being any flow as busy as this one.
-fn ratio(slots: &Slots, flow: &[i64], length: u64) -> f64 {
+/// The log-likelihood ratio of the flow belonging to the link against its being any flow as busy as this one. The times
+/// of the flow are earlier by the delay.
+pub(super) fn ratio(slots: &Slots, flow: &[i64], length: u64) -> f64 {
     let half = slots.period as i64 / 2;
     let busy = (flow.len() as f64 * slots.period as f64 / length as f64).clamp(0.01, 0.99);
-    let (with, without) = ((ERROR / busy).ln(), ((1.0 - ERROR * busy) / (1.0 - busy)).ln().min(3.0));
     let has_datagram = |slot: u64| {
         let next = flow.partition_point(|at| *at < slot as i64 - half);
         flow.get(next).is_some_and(|at| *at <= slot as i64 + half)
     };
-    slots.lacking.iter().map(|&(slot, lost)| lost * if has_datagram(slot) { with } else { without }).sum()
+    let of_slot = |&(slot, lost): &(u64, f64)| match has_datagram(slot) {
+        true => (1.0 - lost + lost * ERROR / busy).ln(),
+        false => (1.0 - lost + lost * (1.0 - ERROR * busy) / (1.0 - busy)).ln().min(3.0),
+    };
+    slots.lacking.iter().map(of_slot).sum()
 }
