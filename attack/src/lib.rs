@@ -18,10 +18,11 @@ pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+mod links;
 mod math;
 mod paced;
 mod record;
-pub mod setups;
+pub mod setup_order;
 pub mod simulate;
 mod slots;
 #[cfg(test)]

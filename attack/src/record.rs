@@ -108,9 +108,13 @@ impl Record {
     }
 
     /// The times of the cells of a trace. Handshakes and other lengths are left out.
-    pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
-        let lengths = self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS);
-        trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
+    pub fn cells<'a>(&'a self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
+        trace.iter().filter(|seen| self.is_cell(seen)).map(|seen| seen.at)
+    }
+
+    /// True if the length is that of a cell.
+    pub(crate) fn is_cell(&self, seen: &Seen) -> bool {
+        (self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS)).contains(&seen.bytes)
     }
 
     /// The times of the cells on each access link in one direction.
