@@ -138,7 +138,7 @@ fn means(ranks: &[Rank], columns: usize, flow_of: &[usize]) -> [f64; 3] {
 }
 
 /// A statistic that is always the same has an infinite deviation here: it never stands out.
-fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+pub(crate) fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let n = values.clone().count() as f64;
     let mean = values.clone().sum::<f64>() / n;
     let deviation = (values.map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
@@ -146,7 +146,7 @@ fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 }
 
 /// The share of values that are at least the first, which counts as well.
-fn share_at_least(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn share_at_least(values: impl Iterator<Item = f64>) -> f64 {
     let mut values = values.peekable();
     let first = values.peek().copied().unwrap_or(0.0);
     let (mut at_least, mut all) = (0u32, 0u32);

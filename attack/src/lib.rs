@@ -18,12 +18,16 @@ pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+mod links;
 mod math;
+mod paced;
 mod record;
+pub mod setup_order;
 pub mod simulate;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use attacker::{Attacker, Example, Scores};
+pub use paced::{Bodies, Body, Contents, ExitRound, Meeting, PacedShape};
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};

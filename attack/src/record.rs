@@ -1,5 +1,7 @@
 //! What an adversary on the wires sees: times and lengths of datagrams, at places outside the nodes.
 
+use crate::paced::{Contents, ExitRound, Meeting, PacedShape};
+
 /// A datagram at one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -59,6 +61,13 @@ pub struct Record {
     /// What a corrupt exit adds: for each flow, the times of the rounds whose cell it could not open. Empty where the
     /// exit is honest, or a class has no rounds.
     pub unopened: Vec<Vec<u64>>,
+    /// The public terms of the class, if it is paced and the record says so.
+    pub paced: Option<PacedShape>,
+    /// For each access link, which of its datagrams are the same bytes. Empty where the record does not say.
+    pub contents: Vec<Contents>,
+    /// What a corrupt exit adds about calls inside: for each flow, the meeting that leads there. Empty where the exit is
+    /// honest, or flows leave it. Needs `paced`.
+    pub meetings: Vec<Meeting>,
 }
 
 impl Record {
@@ -66,23 +75,46 @@ impl Record {
     pub fn first(&self, length: u64) -> Self {
         let cut = |trace: &Trace| trace.iter().copied().take_while(|seen| seen.at < length).collect::<Trace>();
         let place = |place: &Place| Place { forward: cut(&place.forward), backward: cut(&place.backward) };
+        let access: Vec<Place> = self.access.iter().map(place).collect();
+        let of_access = |contents: &[u32], trace: &Trace| contents[..trace.len().min(contents.len())].to_vec();
+        let began = |rounds: &[ExitRound]| -> Vec<ExitRound> {
+            let end = self
+                .paced
+                .as_ref()
+                .map_or(u64::MAX, |shape| shape.first + length.saturating_sub(shape.first_at).div_ceil(shape.period));
+            rounds.iter().copied().take_while(|one| one.round < end).collect()
+        };
         Self {
             length: self.length.min(length),
             cell_bytes: self.cell_bytes,
-            access: self.access.iter().map(place).collect(),
             inner: self.inner.iter().map(place).collect(),
             flows: self.flows.iter().map(place).collect(),
             probe: self.probe.iter().copied().filter(|passage| passage.left < length).collect(),
             unopened: (self.unopened.iter())
                 .map(|times| times.iter().copied().take_while(|&at| at < length).collect())
                 .collect(),
+            paced: self.paced.clone(),
+            contents: (self.contents.iter().zip(&access))
+                .map(|(contents, place)| Contents {
+                    forward: of_access(&contents.forward, &place.forward),
+                    backward: of_access(&contents.backward, &place.backward),
+                })
+                .collect(),
+            meetings: (self.meetings.iter())
+                .map(|meeting| Meeting { forward: began(&meeting.forward), backward: began(&meeting.backward) })
+                .collect(),
+            access,
         }
     }
 
     /// The times of the cells of a trace. Handshakes and other lengths are left out.
-    pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
-        let lengths = self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS);
-        trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
+    pub fn cells<'a>(&'a self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
+        trace.iter().filter(|seen| self.is_cell(seen)).map(|seen| seen.at)
+    }
+
+    /// True if the length is that of a cell.
+    pub(crate) fn is_cell(&self, seen: &Seen) -> bool {
+        (self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS)).contains(&seen.bytes)
     }
 
     /// The times of the cells on each access link in one direction.

@@ -1,9 +1,16 @@
 //! The regular times of a link, and the cells that are missing from them.
 
+use crate::{
+    links::{self, LinkRound},
+    record::Record,
+};
+
 /// Cells closer together than this share a slot, in nanoseconds.
 const SLOT: u64 = 1_000_000;
 /// A link that sends nothing for more slots than this is down, or does not send at regular times.
 const MOST: u64 = 100;
+/// Rounds that are lost with a smaller probability do not count.
+const FAINT: f64 = 0.05;
 
 /// A run of slots that lack cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +19,8 @@ pub(crate) struct Run {
     pub from: u64,
     /// The time of the last one.
     pub to: u64,
-    /// Cells that are missing from all of them.
+    /// Cells that are missing from all of them. Of a paced class whose terms are known: four times the number of rounds
+    /// that are lost, as expected from what is missing.
     pub cells: u32,
 }
 
@@ -20,14 +28,42 @@ pub(crate) struct Run {
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     pub period: u64,
-    /// The slots that lack a cell, each once.
-    pub lacking: Vec<u64>,
+    /// The slots that lack a cell, each once, with the probability that its data is lost.
+    pub lacking: Vec<(u64, f64)>,
     pub runs: Vec<Run>,
 }
 
 impl Slots {
-    /// `None` if the link does not send at regular times: where fewer than half of the intervals are alike.
-    pub(crate) fn of(cells: &[u64]) -> Option<Self> {
+    /// The slots of an access link. With the terms of a paced class, data is lost if all copies of its cell are, and of
+    /// the next round's with `repeat`, and control slots do not count. `None` if the link does not send at regular
+    /// times.
+    pub(crate) fn seen(record: &Record, user: usize, forward: bool, repeat: bool) -> Option<Self> {
+        match &record.paced {
+            Some(shape) => Some(Self::paced(shape.period, &links::rounds(record, user, forward), repeat)),
+            None => Self::of(&record.cells(record.access[user].trace(forward)).collect::<Vec<u64>>()),
+        }
+    }
+
+    fn paced(period: u64, rounds: &[LinkRound], repeat: bool) -> Self {
+        let rescued = |i: usize| if repeat { rounds.get(i + 1).map_or(1.0, |next| next.lost) } else { 1.0 };
+        let lost = rounds.iter().enumerate().map(|(i, round)| (round.at, round.lost * rescued(i)));
+        let lacking: Vec<(u64, f64)> = lost.filter(|(_, lost)| *lost >= FAINT).collect();
+        let mut runs: Vec<(Run, f64)> = Vec::new();
+        for &(at, lost) in &lacking {
+            match runs.last_mut() {
+                Some((run, sum)) if at.saturating_sub(run.to) < period * 3 / 2 => {
+                    run.to = at;
+                    *sum += lost;
+                }
+                _ => runs.push((Run { from: at, to: at, cells: 0 }, lost)),
+            }
+        }
+        let whole = |(run, sum): (Run, f64)| Run { cells: (4.0 * sum).round().max(1.0) as u32, ..run };
+        Self { period, lacking, runs: runs.into_iter().map(whole).collect() }
+    }
+
+    /// The slots of cells at these times. `None` if fewer than half of the intervals are alike.
+    fn of(cells: &[u64]) -> Option<Self> {
         let mut slots: Vec<(u64, u32)> = Vec::new();
         for &at in cells {
             match slots.last_mut() {
@@ -56,7 +92,7 @@ impl Slots {
             }
         }
         let runs = runs(&lacking, period);
-        Some(Self { period, lacking: lacking.into_iter().map(|slot| slot.0).collect(), runs })
+        Some(Self { period, lacking: lacking.into_iter().map(|slot| (slot.0, 1.0)).collect(), runs })
     }
 }
 
@@ -112,5 +148,19 @@ mod tests {
             })
             .collect();
         assert!(Slots::of(&cells).is_none());
+    }
+
+    #[test]
+    fn repetition_rescues_a_round_before_one_that_came() {
+        let lost = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0];
+        let rounds: Vec<LinkRound> = (0..)
+            .zip(lost)
+            .map(|(round, lost)| LinkRound { round, at: 10 * round, lost, missing: lost, late: 0.0 })
+            .collect();
+        let cells = |repeat| -> Vec<(u64, u32)> {
+            Slots::paced(10, &rounds, repeat).runs.iter().map(|run| (run.from, run.cells)).collect()
+        };
+        assert_eq!(cells(false), [(10, 4), (30, 8), (60, 1)]);
+        assert_eq!(cells(true), [(30, 4)]);
     }
 }

@@ -133,7 +133,7 @@ fn dummies_left_out_are_found_by_missing_slots() {
 #[test]
 fn visible_losses_are_found_by_outage() {
     let run = |copies: u32, loss: Loss, seed: u64| {
-        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, leak: Some(Leak::Losses) });
+        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, ..Ideal::with(Leak::Losses) });
         Simulation { chain, loss, seed, ..constant(30.0) }.run()
     };
     let bursts = Loss::Bursts { share: 0.01, run: 3.0 };
@@ -264,4 +264,55 @@ fn likelihood_agrees_with_mixmatch() {
     let (raw, margins) = (mean(|f| f.tpr_1e2_raw), mean(|f| f.tpr_1e2));
     assert!((0.35..=0.55).contains(&raw), "{raw}, as margins {margins}");
     assert!(margins >= raw, "raw scores understate: {raw} {margins}");
+}
+
+/// Calls outside whose losses show in the flow, with a timetable of copies and control slots.
+fn timetable(leak: Option<Leak>, loss: Loss, seed: u64) -> (Record, Truth) {
+    let chain = Chain::Ideal(Ideal { copies: 2, corrupt_exit: leak.is_some(), timetable: true, leak });
+    Simulation { chain, loss, seed, ..constant(20.0) }.run()
+}
+
+#[test]
+fn outage_that_knows_copies_and_control_slots_finds_more() {
+    // What is found with the bytes, without them, and without the terms of the class.
+    let found = |loss: Loss, exit: Exit| {
+        let mut found = [0.0; 3];
+        for seed in 1..=6 {
+            let (record, truth) = timetable(Some(Leak::Losses), loss, seed);
+            let record = record.first(13_000_000_000);
+            let without_bytes = Record { contents: Vec::new(), ..record.clone() };
+            let without_terms = Record { paced: None, ..without_bytes.clone() };
+            for (found, record) in found.iter_mut().zip([record, without_bytes, without_terms]) {
+                *found += crate::figures::top1(&Outage::new(exit).scores(&record), &truth) / 6.0;
+            }
+        }
+        found
+    };
+    for (loss, exit, gain) in [
+        (Loss::Bursts { share: 0.01, run: 3.0 }, Exit::Honest, 0.02),
+        (Loss::Bursts { share: 0.01, run: 3.0 }, Exit::Corrupt, 0.03),
+        (Loss::Independent(0.03), Exit::Honest, 0.15),
+        (Loss::Independent(0.03), Exit::Corrupt, 0.25),
+    ] {
+        let [bytes, counts, neither] = found(loss, exit);
+        let all = format!("{loss:?} {exit:?}: {bytes} {counts} {neither}");
+        assert!(bytes >= neither + gain && counts >= neither + gain, "{all}");
+    }
+}
+
+#[test]
+fn missing_slots_with_a_timetable_finds_more() {
+    let (record, truth) = timetable(Some(Leak::Losses), Loss::Bursts { share: 0.01, run: 3.0 }, 1);
+    let missing_slots = MissingSlots { way: Way::Forward };
+    let with = crate::figures::top1(&missing_slots.scores(&record), &truth);
+    let without = crate::figures::top1(&missing_slots.scores(&Record { paced: None, ..record }), &truth);
+    assert!(with >= without + 0.1, "{with} {without}");
+}
+
+#[test]
+fn ideal_rounds_with_a_timetable_are_at_chance() {
+    for loss in [Loss::Bursts { share: 0.03, run: 8.0 }, Loss::Independent(0.03)] {
+        let (_, verdict) = judged(&timetable(None, loss, 1));
+        assert!(verdict.p > 0.02 && verdict.p_best_top1 > 0.02, "{loss:?}: {verdict:?}");
+    }
 }

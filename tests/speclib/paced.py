@@ -203,13 +203,13 @@ def slot_counts(size, link, rounds, seats, loops):
 
 
 def link_loss(lost, places):
-    """9.15.4: the share p that a link loses in one direction, within its bounds."""
+    """9.15.5: the share p that a link loses in one direction, within its bounds."""
     share = (lost + 4.5 + 3 * math.sqrt(lost + 2.25)) / places
     return min(max(share, 1e-4), 1e-2)
 
 
 def loop_loss(size, mix, share):
-    """9.15.4: f, the share of a mix's loops that links with this loss take."""
+    """9.15.5: f, the share of a mix's loops that links with this loss take."""
     return 1 - (1 - share) ** (2 * (size.hops - mix))
 
 
@@ -223,7 +223,7 @@ def binomial_tail(tries, share, least):
 
 
 def loop_setup_loss(size, mix, share):
-    """9.15.4: q, the probability that a setup of a loop fails."""
+    """9.15.5: q, the probability that a setup of a loop fails."""
     links = [shard_counts(size, link) for link in range(mix + 1, size.hops + 1)]
     of_links = [binomial_tail(k + r, share, r + 1) + ack_contents(size) * share**3 for k, r in links]
     return min(1, sum(of_links))

@@ -7,13 +7,13 @@
 //!
 //! ```text
 //! node      a hop or an entry, and its turns      wires     what is sent: when, from where, and what becomes of it
-//! faults    restarts, nodes that do not run, clocks that step
+//! faults    restarts, nodes that do not run, clocks that step        corrupt_exit   what an exit sees of meetings
 //! ```
 
 #![warn(unreachable_pub)]
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,10 +31,13 @@ use wire::kdf::Secret;
 use wire::paced::{PacedClass, PacedTerms, Timetable};
 use wire::setup::Suite;
 
+mod corrupt_exit;
 mod faults;
 mod node;
 mod wires;
 
+use corrupt_exit::CorruptExit;
+pub use corrupt_exit::ExitBody;
 use node::{Kit, Node};
 pub use wires::Seen;
 use wires::Wires;
@@ -91,6 +94,7 @@ pub struct Chain {
     pub terms: PacedTerms,
     pub times: Timetable,
     pub now: Nanos,
+    started: Nanos,
     hops: usize,
     links: MemNet,
     /// The network between entries and applications, and between the exit and destinations.
@@ -118,6 +122,17 @@ pub fn listener(entry: usize) -> SocketAddr {
     SocketAddr::from(([198, 19, high, low], 1))
 }
 
+/// The node that has a link address or listens at an address: hops from 1, entries from 101.
+pub fn number_of(address: SocketAddr) -> Option<usize> {
+    match address.ip() {
+        IpAddr::V4(host) => match host.octets() {
+            [10, high, low, _] | [198, 19, high, low] => Some(usize::from(high) << 8 | usize::from(low)),
+            _ => None,
+        },
+        IpAddr::V6(_) => None,
+    }
+}
+
 /// What all entries forward to, unless each has a destination of its own.
 pub fn destination() -> SocketAddr {
     SocketAddr::from(([198, 18, 0, 9], 9000))
@@ -125,6 +140,11 @@ pub fn destination() -> SocketAddr {
 
 /// The host whose sockets send to destinations.
 const EXIT_HOST: [u8; 4] = [198, 18, 0, 2];
+
+/// The wall clock of all hosts, and the clock of the class, in nanoseconds since 1970.
+pub fn wall(now: Nanos) -> Nanos {
+    EPOCH_S * 1000 * MILLI + now
+}
 
 fn wall_at(now: Nanos) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
@@ -147,19 +167,21 @@ impl Chain {
         };
         let times = terms.timetable(hops);
         let begin_of_next = |now: Nanos| {
-            let batch = times.batch_of(times.round_at(EPOCH_S * 1000 * MILLI + now));
+            let batch = times.batch_of(times.round_at(wall(now)));
             times.begin(times.first(batch + 1)) - EPOCH_S * 1000 * MILLI
         };
         let start = |before: Duration| begin_of_next(START + before.as_nanos() as Nanos) - before.as_nanos() as Nanos;
         let now = setup.before_batch.map_or(START, start);
+        let corrupt_exit = CorruptExit::new(terms.class, hops, times.clone());
         let mut made = Chain {
             nodes: Vec::new(),
             times,
             now,
+            started: now,
             hops,
             links: MemNet::default(),
             apps: MemNet::default(),
-            wires: Rc::new(Wires::new(now, hops, setup.keeps)),
+            wires: Rc::new(Wires::new(now, hops, setup.keeps, corrupt_exit)),
             ready: BTreeSet::new(),
             timers_late: setup.timers_late,
             rng: ChaCha20Rng::seed_from_u64(setup.seed ^ 0x7a7e),
@@ -230,7 +252,7 @@ impl Chain {
             wires.delivered.get() - links.waiting() as u64 - apps.waiting() as u64
         };
         let before = moved(&self.links, &self.apps, &self.wires);
-        node.run_control(self.now, &self.links, &mut self.events, &mut self.paced_events);
+        node.run_control(self.now, (&self.links, &self.wires), &mut self.events, &mut self.paced_events);
         let worker_wake = node.worker.turn(self.now);
         node.worker.record_latency(self.now);
         // It has received something, and there may be more. What it received may have been for control.
@@ -265,7 +287,12 @@ impl Chain {
 
     /// The round that runs at a time.
     pub fn round_at(&self, now: Nanos) -> u64 {
-        self.times.round_at(EPOCH_S * 1000 * MILLI + now)
+        self.times.round_at(wall(now))
+    }
+
+    /// Virtual time since the chain started.
+    pub fn since_start(&self) -> Duration {
+        Duration::from_nanos(self.now - self.started)
     }
 
     /// The running batch.
@@ -276,6 +303,11 @@ impl Chain {
     /// The numbers of all nodes: hops from 1, entries from 101.
     pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
         (1..=self.hops).chain(ENTRIES..ENTRIES + self.kit.setup.entries)
+    }
+
+    /// Mixes, and the exit.
+    pub fn hops(&self) -> usize {
+        self.hops
     }
 
     fn index(&self, node: usize) -> usize {
@@ -345,4 +377,76 @@ fn hop_of(
         contacts: vec![contact],
     };
     (descriptor.sign(&identity).unwrap(), (noise, signing))
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::socket::memory::Datagram;
+
+    use super::*;
+
+    /// A class with short batches, in a chain with one mix.
+    fn setup(seed: u64) -> Setup {
+        let terms = PacedTerms {
+            rounds: 512,
+            n_min: 1,
+            seats: 8,
+            loops: 0,
+            steps_ms: vec![2],
+            ..PacedTerms::new(PacedClass::new(wire::cell::Class::S), "voice", 2)
+        };
+        let timers_late = Duration::from_micros(60);
+        Setup { seed, timers_late, before_batch: Some(Duration::from_secs(1)), ..Setup::new(&terms, 1, 2) }
+    }
+
+    fn started(setup: Setup) -> Chain {
+        let mut chain = Chain::new(setup);
+        chain.run_to_batch(3);
+        chain
+    }
+
+    fn times(chain: &Chain) -> Vec<Nanos> {
+        chain.seen().iter().map(|seen| seen.at).collect()
+    }
+
+    #[test]
+    fn one_seed_gives_one_run() {
+        let [one, again, other] = [7, 7, 8].map(|seed| times(&started(setup(seed))));
+        assert!(one.len() > 1000 && one == again && one != other);
+    }
+
+    #[test]
+    fn each_entry_has_a_destination_and_held_datagrams_arrive_later() {
+        let of = |number: usize| SocketAddr::from(([198, 18, 0, 9], number as u16));
+        let mut chain = started(Setup { destination: of, ..setup(1) });
+        let arrives = |chain: &mut Chain| {
+            let began = chain.now;
+            for entry in 0..2 {
+                let from = SocketAddr::from(([198, 20, 0, 1], 5));
+                chain.apps.send(Datagram { from, to: listener(entry), bytes: vec![entry as u8] });
+            }
+            chain.run(Duration::from_millis(200));
+            let came = [0, 1].map(|entry| chain.apps.receive(of(ENTRIES + entry)).expect("it came").bytes);
+            assert_eq!(came, [vec![0], vec![1]]);
+            let seen = chain.at_apps();
+            let last = seen.iter().rev().find(|seen| seen.to == of(ENTRIES)).expect("seen");
+            last.at - began
+        };
+        let usual = arrives(&mut chain);
+        // Slack at Mix 1 takes up what the access link adds, and the last link has its step.
+        chain.attack(|_, datagram| vec![(MILLI, datagram)]);
+        let held = arrives(&mut chain);
+        assert!(usual < 40 * MILLI && held < 40 * MILLI, "{usual} {held}");
+    }
+
+    #[test]
+    fn stopped_node_runs_again_and_reads_what_waited() {
+        let mut chain = started(setup(1));
+        let before = chain.shown(ENTRIES);
+        chain.stop(ENTRIES, Duration::from_millis(100));
+        chain.run(Duration::from_secs(2));
+        let after = chain.shown(ENTRIES);
+        assert!((5..=10).contains(&(after.skipped - before.skipped)), "{before:?} {after:?}");
+        assert_eq!(after.lost, before.lost);
+    }
 }

@@ -29,6 +29,7 @@ use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::paced::MeetingSecret;
 
+use super::wires::Wires;
 use super::{Chain, ENTRIES, EPOCH_S, EXIT_HOST, Setup, link_address, listener, wall_at};
 
 /// Time that a flow may be idle.
@@ -72,7 +73,7 @@ impl Node {
     pub(super) fn run_control(
         &mut self,
         now: Nanos,
-        links: &MemNet,
+        (links, wires): (&MemNet, &Wires),
         events: &mut Vec<String>,
         paced_events: &mut Vec<(usize, PacedEvent)>,
     ) {
@@ -93,6 +94,7 @@ impl Node {
                     if self.withholds == Some(direction) => {}
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
+                    wires.corrupt_exit.borrow_mut().command(self.number, &command);
                     assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
                 }
                 Output::Save(number) => self.control.saved(elapsed, number),

@@ -7,8 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::Nanos;
 use dataplane::socket::memory::{Datagram, MemNet};
+use wire::cell::Direction;
 
-use super::{Chain, EXIT_HOST};
+use super::corrupt_exit::{CorruptExit, ExitBody};
+use super::{Chain, EXIT_HOST, number_of};
 
 /// A datagram as it was sent.
 pub struct Seen {
@@ -29,6 +31,7 @@ pub(super) struct Wires {
     pub(super) now: Cell<Nanos>,
     exit: usize,
     keeps: bool,
+    pub(super) corrupt_exit: RefCell<CorruptExit>,
     links_seen: RefCell<Vec<Seen>>,
     apps_seen: RefCell<Vec<Seen>>,
     /// Numbers of the nodes to which something has come.
@@ -62,11 +65,12 @@ impl PartialOrd for Held {
 }
 
 impl Wires {
-    pub(super) fn new(now: Nanos, exit: usize, keeps: bool) -> Wires {
+    pub(super) fn new(now: Nanos, exit: usize, keeps: bool, corrupt_exit: CorruptExit) -> Wires {
         Wires {
             now: Cell::new(now),
             exit,
             keeps,
+            corrupt_exit: RefCell::new(corrupt_exit),
             links_seen: RefCell::default(),
             apps_seen: RefCell::default(),
             arrived: RefCell::default(),
@@ -80,17 +84,24 @@ impl Wires {
     /// The datagram goes into the queue of its receiver.
     fn arrive(&self, datagram: Datagram) -> Datagram {
         self.delivered.set(self.delivered.get() + 1);
-        if let IpAddr::V4(host) = datagram.to.ip() {
-            match host.octets() {
-                // As in `link_address` and `listener`.
-                [10, high, low, _] | [198, 19, high, low] => {
-                    self.arrived.borrow_mut().push(usize::from(high) << 8 | usize::from(low));
-                }
-                EXIT_HOST => self.arrived.borrow_mut().push(self.exit),
-                _ => {}
-            }
-        }
+        let host = match datagram.to.ip() {
+            IpAddr::V4(host) => host.octets(),
+            IpAddr::V6(_) => return datagram,
+        };
+        let number = if host == EXIT_HOST { Some(self.exit) } else { number_of(datagram.to) };
+        self.arrived.borrow_mut().extend(number);
         datagram
+    }
+
+    /// A datagram on the last link, for a corrupt exit.
+    fn show(&self, now: Nanos, datagram: &Datagram) {
+        let ends = (number_of(datagram.from), number_of(datagram.to));
+        let direction = match ends {
+            (Some(from), Some(to)) if (from + 1, to) == (self.exit, self.exit) => Direction::Forward,
+            (Some(from), Some(to)) if (from, to + 1) == (self.exit, self.exit) => Direction::Backward,
+            _ => return,
+        };
+        self.corrupt_exit.borrow_mut().sees(direction, now, &datagram.bytes);
     }
 
     fn hold(&self, after: Nanos, datagram: Datagram) {
@@ -133,6 +144,7 @@ impl Chain {
             if wires.keeps {
                 wires.links_seen.borrow_mut().push(Seen::new(&datagram, now));
             }
+            wires.show(now, &datagram);
             let mut at_once = Vec::new();
             for (after, datagram) in tap(now, datagram) {
                 if after == 0 {
@@ -156,6 +168,11 @@ impl Chain {
             }
             if watch(now, &datagram) { vec![wires.arrive(datagram)] } else { Vec::new() }
         });
+    }
+
+    /// From now on the exit is corrupt: `watch` sees the bodies of meetings there, in the order of the last link.
+    pub fn watch_exit(&self, watch: impl FnMut(ExitBody<'_>) + 'static) {
+        self.wires.corrupt_exit.borrow_mut().watch = Some(Box::new(watch));
     }
 
     /// All link datagrams as they were sent, if they are kept.

@@ -1,5 +1,7 @@
 //! Slots that an access link leaves empty.
 
+use rayon::prelude::*;
+
 use crate::{
     attacker::{Attacker, Scores},
     directions::{Direction, Way},
@@ -12,7 +14,8 @@ use crate::{
 const ERROR: f64 = 0.02;
 
 /// Looks for slots without a cell on links that send at regular times: no datagram of the user's flow can belong to
-/// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow.
+/// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow. In a
+/// paced class whose terms are known, a slot is a round, and it is empty if all copies of its cell are missing.
 pub(crate) struct MissingSlots {
     pub way: Way,
 }
@@ -30,7 +33,9 @@ impl Attacker for MissingSlots {
     fn scores(&self, record: &Record) -> Scores {
         self.way.sum(|forward| {
             let delay = Direction::of(record, forward).delay.median() * if forward { 1 } else { -1 };
-            let links: Vec<Option<Slots>> = record.access_cells(forward).iter().map(|cells| Slots::of(cells)).collect();
+            let repeat = forward && record.paced.as_ref().is_some_and(|shape| shape.repeat);
+            let users = (0..record.access.len()).into_par_iter();
+            let links: Vec<Option<Slots>> = users.map(|user| Slots::seen(record, user, forward, repeat)).collect();
             let earlier = |times: &Vec<u64>| times.iter().map(|&at| at as i64 - delay).collect();
             let flows: Vec<Vec<i64>> = record.datagrams(forward).iter().map(earlier).collect();
             Scores::of_pairs(links.len(), flows.len(), |user, flow| {
@@ -40,14 +45,18 @@ impl Attacker for MissingSlots {
     }
 }
 
-/// The log-likelihood ratio of the flow belonging to the link against its being any flow as busy as this one.
-fn ratio(slots: &Slots, flow: &[i64], length: u64) -> f64 {
+/// The log-likelihood ratio of the flow belonging to the link against its being any flow as busy as this one. The times
+/// of the flow are earlier by the delay.
+pub(super) fn ratio(slots: &Slots, flow: &[i64], length: u64) -> f64 {
     let half = slots.period as i64 / 2;
     let busy = (flow.len() as f64 * slots.period as f64 / length as f64).clamp(0.01, 0.99);
-    let (with, without) = ((ERROR / busy).ln(), ((1.0 - ERROR * busy) / (1.0 - busy)).ln().min(3.0));
-    let has_datagram = |slot: &u64| {
-        let next = flow.partition_point(|at| *at < *slot as i64 - half);
-        flow.get(next).is_some_and(|at| *at <= *slot as i64 + half)
+    let has_datagram = |slot: u64| {
+        let next = flow.partition_point(|at| *at < slot as i64 - half);
+        flow.get(next).is_some_and(|at| *at <= slot as i64 + half)
     };
-    slots.lacking.iter().map(|slot| if has_datagram(slot) { with } else { without }).sum()
+    let of_slot = |&(slot, lost): &(u64, f64)| match has_datagram(slot) {
+        true => (1.0 - lost + lost * ERROR / busy).ln(),
+        false => (1.0 - lost + lost * (1.0 - ERROR * busy) / (1.0 - busy)).ln().min(3.0),
+    };
+    slots.lacking.iter().map(of_slot).sum()
 }

@@ -2,6 +2,7 @@
 
 mod batch_tracing;
 mod correlation;
+mod exit_records;
 mod first_packet;
 mod lateness;
 mod learned;
@@ -16,6 +17,7 @@ mod volume;
 
 pub(crate) use batch_tracing::BatchTracing;
 pub(crate) use correlation::Correlation;
+pub(crate) use exit_records::ExitRecords;
 pub(crate) use first_packet::FirstPacket;
 pub(crate) use lateness::Lateness;
 pub(crate) use learned::Learned;
@@ -48,6 +50,7 @@ fn untrained() -> Vec<Box<dyn Attacker>> {
         Box::new(Assigned(BatchTracing)),
         Box::new(Outage::new(Exit::Honest)),
         Box::new(Outage::new(Exit::Corrupt)),
+        Box::new(ExitRecords),
         Box::new(Order),
         Box::new(Lateness),
         Box::new(Phases),

@@ -1,10 +1,12 @@
 //! Cells lost on an access link against datagrams that a flow lacks.
 //!
 //! Redundancy hides single losses, not outages: no copy survives a link that is down for longer than the copies are
-//! apart. The flow then lacks a datagram, and whoever saw the link knows whose flow it is.
+//! apart. The flow then lacks a datagram, and whoever saw the link knows whose flow it is. In a paced class, a cell is
+//! lost if all copies are, and by the timetable some cells are no data.
 
 use rayon::prelude::*;
 
+use super::missing_slots;
 use crate::{
     attacker::{Attacker, Example, Scores},
     delay::Delay,
@@ -14,6 +16,11 @@ use crate::{
 
 /// Most cells that runs of each class lack.
 const RUNS: [u32; 5] = [1, 2, 4, 8, u32::MAX];
+
+/// The share of runs of each class that the flow lacks something for: of those that anybody sees, and of lost rounds
+/// of a paced class at a corrupt exit, which knows each round that it could not open.
+const SEEN: [f64; RUNS.len()] = [0.1, 0.3, 0.5, 0.7, 0.9];
+const KNOWN: [f64; RUNS.len()] = [0.25, 0.5, 0.95, 0.98, 0.99];
 
 /// What a flow shows at the time at which the datagrams of lost cells were due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +117,22 @@ impl Attacker for Outage {
         let mut chance = Counts::default();
         all.iter().for_each(|counts| chance.merge(counts));
         let chance = chance.habits();
-        let habits = self.habits.clone().unwrap_or_else(|| chance.assumed());
+        let habits = self.habits.clone().unwrap_or_else(|| match (&record.paced, self.exit) {
+            (Some(_), Exit::Corrupt) => chance.assumed(KNOWN, 0.95),
+            _ => chance.assumed(SEEN, 0.7),
+        });
         let ratios = habits.ratios(&chance);
-        Scores::of_pairs(users, flows, |user, flow| all[user * flows + flow].sum(&ratios))
+        let sent: Vec<Vec<i64>> = views.flows.iter().map(Flow::sent).collect();
+        Scores::of_pairs(users, flows, |user, flow| {
+            let counted = all[user * flows + flow].sum(&ratios);
+            match (&views.links[user], self.exit) {
+                // A datagram of a round that is lost for certain is somebody else's.
+                (Some(link), Exit::Honest) if record.paced.is_some() => {
+                    counted + missing_slots::ratio(link, &sent[flow], record.length)
+                }
+                _ => counted,
+            }
+        })
     }
 }
 
@@ -169,21 +189,20 @@ fn class(cells: u32) -> usize {
 }
 
 impl Habits {
-    /// From outcomes by chance to those of the right flow.
-    fn assumed(&self) -> Self {
-        const SEEN: [f64; RUNS.len()] = [0.1, 0.3, 0.5, 0.7, 0.9];
-        const EXPLAINED: f64 = 0.7;
+    /// From outcomes by chance to those of the right flow, which lacks something for the share `seen` of the runs. The
+    /// share `explained` of what it lacks was lost on the link.
+    fn assumed(&self, seen: [f64; RUNS.len()], explained: f64) -> Self {
         let mut assumed = self.clone();
-        for (outcomes, seen) in assumed.outcomes.iter_mut().zip(SEEN) {
+        for (outcomes, seen) in assumed.outcomes.iter_mut().zip(seen) {
             outcomes.iter_mut().for_each(|p| *p *= 1.0 - seen);
             for lacks in [Outcome::Lacks1, Outcome::Lacks2, Outcome::Lacks3] {
                 outcomes[lacks as usize] += seen / 3.0;
             }
         }
-        assumed.causes.iter_mut().for_each(|p| *p *= 1.0 - EXPLAINED);
+        assumed.causes.iter_mut().for_each(|p| *p *= 1.0 - explained);
         let by_run: f64 = self.causes[..RUNS.len()].iter().sum();
         for (cause, chance) in assumed.causes.iter_mut().zip(self.causes).take(RUNS.len()) {
-            *cause += EXPLAINED * chance / by_run;
+            *cause += explained * chance / by_run;
         }
         assumed
     }
@@ -207,7 +226,10 @@ struct Views {
 impl Views {
     fn of(record: &Record, exit: Exit) -> Self {
         let delay = Delay::measured(record).median();
-        let links = record.access_cells(true).iter().map(|cells| Slots::of(cells)).collect();
+        // The exit knows a round that it could not open, whether or not the next one repeats it.
+        let repeat = exit == Exit::Honest && record.paced.as_ref().is_some_and(|shape| shape.repeat);
+        let users = (0..record.access.len()).into_par_iter();
+        let links = users.map(|user| Slots::seen(record, user, true, repeat)).collect();
         let signed = |times: &Vec<u64>| times.iter().map(|&at| at as i64).collect();
         let flows = match exit {
             Exit::Honest => record.datagrams(true).iter().map(|times| Flow::honest(signed(times), delay)).collect(),
@@ -257,6 +279,11 @@ impl Flow {
 
     fn corrupt(lacks: Vec<i64>, delay: i64) -> Self {
         Self { delay, reach: 1.2, datagrams: Vec::new(), lacks, late: Vec::new(), edges: Vec::new() }
+    }
+
+    /// When its datagrams were on the link.
+    fn sent(&self) -> Vec<i64> {
+        self.datagrams.iter().map(|at| at - self.delay).collect()
     }
 
     /// When the datagrams of lost cells would leave.

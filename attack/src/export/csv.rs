@@ -3,7 +3,10 @@
 use std::io::{BufRead, Write};
 
 use super::ExportError;
-use crate::record::{Passage, Place, Record, Seen, Trace};
+use crate::{
+    paced::Contents,
+    record::{Passage, Place, Record, Seen, Trace},
+};
 
 // A damaged file must not make the reader, or the attackers after it, allocate without bound.
 /// The most users, flows or links of a record.
@@ -18,6 +21,8 @@ const LENGTH: &str = "one length of at most a day, 86400000000000 ns";
 const COUNT: &str = "at most 100000 places";
 const TIME: &str = "a time before the end of the record, whose length is in a line before";
 const ORDER: &str = "a time that is not before the one of the last line of this place and direction";
+const TERMS: &str = "terms of a paced class: a period of 1 ms to 1 s, batches of 128 to 65536 rounds, and up to 32 \
+     cells of a channel, 16 copies, a gap of 16 and 16 hops";
 const PASSAGE: &str = "a datagram that entered, and left after it entered";
 
 /// Writes a record as lines of `place,direction,ns,bytes`, below a line with these words.
@@ -27,11 +32,16 @@ const PASSAGE: &str = "a datagram that entered, and left after it entered";
 /// | `access-N`, `inner-N`, `flow-N`, from 0 | `forward`, `backward` | when, since the record began | UDP payload |
 /// | `probe` | `entered`, `left` | when | number of the adversary's datagram |
 /// | `unopened-N`: flow N | `forward` | time of a round that a corrupt exit could not open | 0 |
+/// | `content-N`: access link N | `forward`, `backward` | as its datagrams, in their order | number that equal ones share |
 /// | `record` | `length` | duration of the record | 0 |
 /// | `record` | `cell` | 0 | length of the shortest cells |
-/// | `record` | `users`, `inner`, `flows`, `unopened` | 0 | how many there are |
+/// | `record` | `users`, `inner`, `flows`, `unopened`, `contents` | 0 | how many there are |
+/// | `paced` | `period`, `first_at` | [`PacedShape`](crate::PacedShape), if the record has one | 0 |
+/// | `paced` | `rounds`, `first` | rounds of a batch, number of the first round | 0 |
+/// | `paced` | `cells`, `copies`, `gap`, `repeat`, `hops` | 0 | number |
 ///
-/// Packets are in the order of the wire in each place and direction. Times are before the end of the record.
+/// Packets are in the order of the wire in each place and direction. Times are before the end of the record. What a
+/// corrupt exit sees of meetings is a file of its own ([`super::write_meetings`]).
 pub fn write_csv(record: &Record, out: &mut impl Write) -> Result<(), ExportError> {
     write_about(record, out)?;
     for (kind, places) in [("access", &record.access), ("inner", &record.inner), ("flow", &record.flows)] {
@@ -55,6 +65,24 @@ pub(super) fn write_about(record: &Record, out: &mut impl Write) -> Result<(), E
     writeln!(out, "record,inner,0,{}", record.inner.len())?;
     writeln!(out, "record,flows,0,{}", record.flows.len())?;
     writeln!(out, "record,unopened,0,{}", record.unopened.len())?;
+    writeln!(out, "record,contents,0,{}", record.contents.len())?;
+    if let Some(shape) = &record.paced {
+        let times =
+            [("period", shape.period), ("first_at", shape.first_at), ("rounds", shape.rounds), ("first", shape.first)];
+        for (name, value) in times {
+            writeln!(out, "paced,{name},{value},0")?;
+        }
+        let numbers = [
+            ("cells", shape.cells),
+            ("copies", shape.copies),
+            ("gap", shape.gap),
+            ("repeat", shape.repeat.into()),
+            ("hops", shape.hops),
+        ];
+        for (name, value) in numbers {
+            writeln!(out, "paced,{name},0,{value}")?;
+        }
+    }
     for (number, passage) in record.probe.iter().enumerate() {
         writeln!(out, "probe,entered,{},{number}", passage.entered)?;
         writeln!(out, "probe,left,{},{number}", passage.left)?;
@@ -62,6 +90,13 @@ pub(super) fn write_about(record: &Record, out: &mut impl Write) -> Result<(), E
     for (flow, times) in record.unopened.iter().enumerate() {
         for at in times {
             writeln!(out, "unopened-{flow},forward,{at},0")?;
+        }
+    }
+    for (user, (contents, place)) in record.contents.iter().zip(&record.access).enumerate() {
+        for (direction, forward) in [("forward", true), ("backward", false)] {
+            for (seen, number) in place.trace(forward).iter().zip(contents.of(forward)) {
+                writeln!(out, "content-{user},{direction},{},{number}", seen.at)?;
+            }
         }
     }
     Ok(())
@@ -89,6 +124,7 @@ fn read_line(line: &str, record: &mut Record) -> Result<(), &'static str> {
     let (Ok(at), Ok(bytes)) = (at.parse(), bytes.parse()) else { return Err(LINE) };
     match place {
         "record" => read_about(direction, at, bytes, record),
+        "paced" => read_terms(direction, at, bytes, record),
         _ if at >= record.length => Err(TIME),
         "probe" => read_probe(direction, at, bytes, record),
         _ => {
@@ -99,6 +135,15 @@ fn read_line(line: &str, record: &mut Record) -> Result<(), &'static str> {
                 "inner" => &mut record.inner,
                 "flow" => &mut record.flows,
                 "unopened" => return push(record.unopened.get_mut(number).ok_or(LINE)?, at, |at| *at),
+                "content" => {
+                    let contents = record.contents.get_mut(number).ok_or(LINE)?;
+                    match direction {
+                        "forward" => contents.forward.push(bytes),
+                        "backward" => contents.backward.push(bytes),
+                        _ => return Err(LINE),
+                    }
+                    return Ok(());
+                }
                 _ => return Err(LINE),
             };
             let trace = trace(places.get_mut(number).ok_or(LINE)?, direction).ok_or(LINE)?;
@@ -118,7 +163,25 @@ fn read_about(name: &str, at: u64, bytes: u32, record: &mut Record) -> Result<()
         "inner" => record.inner.resize(count, Place::default()),
         "flows" => record.flows.resize(count, Place::default()),
         "unopened" => record.unopened.resize(count, Vec::new()),
+        "contents" => record.contents.resize(count, Contents::default()),
         _ => return Err(LINE),
+    }
+    Ok(())
+}
+
+fn read_terms(name: &str, value: u64, number: u32, record: &mut Record) -> Result<(), &'static str> {
+    let shape = record.paced.get_or_insert_default();
+    match name {
+        "period" if (1_000_000..=1_000_000_000).contains(&value) => shape.period = value,
+        "first_at" if value < 1_000_000_000 => shape.first_at = value,
+        "rounds" if (128..=65_536).contains(&value) => shape.rounds = value,
+        "first" if value < 1 << 40 => shape.first = value,
+        "cells" if (1..=32).contains(&number) => shape.cells = number,
+        "copies" if (1..=16).contains(&number) => shape.copies = number,
+        "gap" if (1..=16).contains(&number) => shape.gap = number,
+        "repeat" if number <= 1 => shape.repeat = number == 1,
+        "hops" if (1..=16).contains(&number) => shape.hops = number,
+        _ => return Err(TERMS),
     }
     Ok(())
 }

@@ -1,9 +1,12 @@
 //! Records as text, for attackers that others wrote, and back.
 //!
 //! Two formats carry the same: one CSV file ([`write_csv`]), and one folder per vantage point in the format of the
-//! WF4NYM artifacts ([`write_wf4nym`]). The truth is a file of its own ([`write_truth`]) and goes to whoever judges.
+//! WF4NYM artifacts ([`write_wf4nym`]). What a corrupt exit sees
+//! of meetings is one CSV file more ([`write_meetings`]). The truth is a file of its own ([`write_truth`]) and goes to
+//! whoever judges.
 
 mod csv;
+mod meetings;
 mod wf4nym;
 
 use std::{
@@ -14,6 +17,7 @@ use std::{
 use crate::record::Truth;
 
 pub use csv::{read_csv, write_csv};
+pub use meetings::{read_meetings, write_meetings};
 #[cfg(test)]
 use wf4nym::read_wf4nym;
 pub use wf4nym::write_wf4nym;
@@ -60,11 +64,12 @@ mod tests {
     };
 
     fn record() -> (Record, Truth) {
-        let chain = Chain::Ideal(Ideal { corrupt_exit: true, ..Ideal::with(Leak::Losses) });
+        let chain = Chain::Ideal(Ideal { corrupt_exit: true, timetable: true, ..Ideal::with(Leak::Losses) });
         let (mut record, truth) =
             Simulation { chain, loss: Loss::Independent(0.1), ..Simulation::new(12, 1.0, 9) }.run();
         // A user that was never seen keeps its place.
         record.access[3] = Default::default();
+        record.contents[3] = Default::default();
         (record, truth)
     }
 
@@ -129,6 +134,10 @@ mod tests {
                 "access-0,forward,7,2\naccess-0,backward,6,2\naccess-0,forward,6,2",
                 "not before the one of the last line",
             ),
+            ("content-0,forward,7,0", "PLACE,DIRECTION"),
+            ("paced,period,0,0", "terms of a paced class"),
+            ("paced,copies,0,17", "terms of a paced class"),
+            ("paced,colour,0,1", "terms of a paced class"),
             ("unopened-0,forward,7,0\nunopened-0,forward,6,0", "not before the one of the last line"),
             ("probe,left,5,0", "left after it entered"),
             ("probe,entered,5,0\nprobe,left,4,0", "left after it entered"),

@@ -4,12 +4,19 @@
 use rand::RngExt as _;
 
 use super::{Application, CELL_BYTES, Draw, MS, Simulation, US, exponential, generator};
-use crate::record::{Passage, Place, Record, Seen, Trace};
+use crate::{
+    paced::{Contents, PacedShape},
+    record::{Passage, Place, Record, Seen, Trace},
+};
 
 /// Nanoseconds between rounds.
 const ROUND: u64 = 10 * MS;
 /// Hops whose inner links are recorded.
 const HOPS: usize = 3;
+/// Rounds of a batch, and the number of the first round of a record with a timetable: behind the phase of setups, and
+/// 60 s before that of acks.
+const BATCH: u64 = 8192;
+const FIRST: u64 = 1016;
 /// What an entry lets a datagram wait for a round.
 const QUEUE_AGE: u64 = 60 * MS;
 
@@ -21,6 +28,9 @@ pub struct Ideal {
     pub leak: Option<Leak>,
     /// Fill [`Record::unopened`]. Only lossy links make a difference there.
     pub corrupt_exit: bool,
+    /// Access links have slots for control cells in every eighth round, backward cells have copies too, and the record
+    /// says which cells these are: [`Record::paced`] and [`Record::contents`].
+    pub timetable: bool,
 }
 
 /// A fault planted in ideal rounds.
@@ -38,7 +48,7 @@ pub enum Leak {
 
 impl Default for Ideal {
     fn default() -> Self {
-        Self { copies: 1, leak: None, corrupt_exit: false }
+        Self { copies: 1, leak: None, corrupt_exit: false, timetable: false }
     }
 }
 
@@ -51,17 +61,36 @@ impl Ideal {
     fn offset(&self, hop: usize) -> u64 {
         u64::from(self.copies - 1) * ROUND + 8 * MS + 2 * MS * hop as u64
     }
+
+    /// The cells in the slot of a round, the newest first: their rounds, and whether they are control cells.
+    fn cells(&self, slot: usize) -> Vec<(usize, bool)> {
+        let rounds = (0..self.copies as usize).filter_map(|copy| slot.checked_sub(copy));
+        let has_control = |round: usize| self.timetable && round.is_multiple_of(8);
+        rounds
+            .flat_map(|round| [(round, false)].into_iter().chain(has_control(round).then_some((round, true))))
+            .collect()
+    }
 }
 
 pub(super) fn run(simulation: &Simulation, ideal: &Ideal, applications: &[Application]) -> Record {
     let length = simulation.length();
     let rounds = length / ROUND;
     let users = simulation.users;
-    let mut record = Record { length, cell_bytes: CELL_BYTES, ..Record::default() };
+    let paced = ideal.timetable.then(|| PacedShape {
+        period: ROUND,
+        copies: ideal.copies,
+        rounds: BATCH,
+        first: FIRST,
+        ..PacedShape::default()
+    });
+    let mut record = Record { length, cell_bytes: CELL_BYTES, paced, ..Record::default() };
     for (user, application) in applications.iter().enumerate() {
-        let (access, flow, unopened) = one_user(simulation, ideal, user, application);
+        let (access, contents, flow, unopened) = one_user(simulation, ideal, user, application);
         record.access.push(access);
         record.flows.push(flow);
+        if ideal.timetable {
+            record.contents.push(contents);
+        }
         if ideal.corrupt_exit {
             record.unopened.push(unopened);
         }
@@ -89,7 +118,7 @@ fn one_user(
     ideal: &Ideal,
     user: usize,
     application: &Application,
-) -> (Place, Place, Vec<u64>) {
+) -> (Place, Contents, Place, Vec<u64>) {
     let mut rng = generator(simulation.seed, Draw::Link, user);
     let rounds = (simulation.length() / ROUND) as usize;
     let data = in_rounds(&application.forward, rounds);
@@ -100,12 +129,12 @@ fn one_user(
         Some(Leak::Starts) => (application.start / ROUND) as usize,
         _ => 0,
     };
-    // One cell for each copy, the newest round first: (time, round).
-    let mut sent: Vec<(u64, usize)> = Vec::new();
+    // One cell for each copy, the newest round first: (time, round, is control).
+    let mut sent: Vec<(u64, usize, bool)> = Vec::new();
     for slot in first_round..rounds {
         let mut at = slot as u64 * ROUND + phase + exponential(&mut rng, 20.0 * US as f64) as u64;
-        for round in (0..ideal.copies as usize).filter_map(|copy| slot.checked_sub(copy)) {
-            let is_data = data[round].is_some();
+        for (round, is_control) in ideal.cells(slot) {
+            let is_data = data[round].is_some() && !is_control;
             let late = match ideal.leak {
                 Some(Leak::LateData { us }) if is_data => (us * US as f64) as u64,
                 _ => 0,
@@ -115,7 +144,7 @@ fn one_user(
                 _ => false,
             };
             if !left_out {
-                sent.push((at + late, round));
+                sent.push((at + late, round, is_control));
             }
             at += 5 * US;
         }
@@ -123,19 +152,23 @@ fn one_user(
     sent.sort_by_key(|cell| cell.0);
     let lost = simulation.lost(user, sent.len());
     let mut received = vec![false; rounds];
-    let mut access = Place::default();
-    for (&(at, round), _) in sent.iter().zip(lost).filter(|(_, lost)| !lost) {
+    let mut forward: Vec<(Seen, u32)> = Vec::new();
+    for (&(at, round, is_control), _) in sent.iter().zip(lost).filter(|(_, lost)| !lost) {
         let Some(at) = simulation.passes(user, at) else { continue };
-        access.forward.push(Seen { at, bytes: CELL_BYTES });
-        received[round] = true;
+        forward.push((Seen { at, bytes: CELL_BYTES }, content(round, is_control)));
+        received[round] |= !is_control;
     }
-    access.forward.sort_by_key(|seen| seen.at);
-    access.backward = (0..rounds)
-        .map(|round| {
-            let release = round as u64 * ROUND + 7 * MS;
-            Seen { at: release + exponential(&mut rng, 30.0 * US as f64) as u64, bytes: CELL_BYTES }
-        })
-        .collect();
+    forward.sort_by_key(|(seen, _)| seen.at);
+    let backward = (0..rounds).flat_map(|slot| {
+        let release = slot as u64 * ROUND + 7 * MS + exponential(&mut rng, 30.0 * US as f64) as u64;
+        let cells = if ideal.timetable { ideal.cells(slot) } else { vec![(slot, false)] };
+        let cell = move |(round, is_control)| (Seen { at: release, bytes: CELL_BYTES }, content(round, is_control));
+        cells.into_iter().map(cell)
+    });
+    let mut access = Place::default();
+    let mut contents = Contents::default();
+    (access.backward, contents.backward) = backward.unzip();
+    (access.forward, contents.forward) = forward.into_iter().unzip();
 
     let visible = matches!(ideal.leak, Some(Leak::Losses));
     let mut flow = Place { forward: Trace::new(), backward: application.backward.clone() };
@@ -149,7 +182,12 @@ fn one_user(
         .filter(|&round| visible && !received[round])
         .map(|round| round as u64 * ROUND + ideal.offset(HOPS))
         .collect();
-    (access, flow, unopened)
+    (access, contents, flow, unopened)
+}
+
+/// A number for the bytes of a cell and its copies.
+fn content(round: usize, is_control: bool) -> u32 {
+    2 * round as u32 + u32::from(is_control)
 }
 
 /// The datagram that each round carries, as its length: one a round, the oldest first, none that waited too long.

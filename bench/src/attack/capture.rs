@@ -43,6 +43,8 @@ pub(super) struct Captured {
     pub(super) bytes: u16,
     /// The first four bytes of the payload. Only those of the adversary's own datagrams may be used.
     pub(super) first: u32,
+    /// On an access link: a number that equal datagrams share. 0 where nobody compared them.
+    pub(super) content: u32,
 }
 
 /// A capture that runs.
@@ -175,7 +177,7 @@ fn parse(at: u64, packet: &[u8]) -> Option<Captured> {
     let watched = |port: u16| (WATCHED.0..WATCHED.1).contains(&port);
     let port = [to, from].into_iter().find(|port| watched(*port))?;
     let first = packet.get(HEADERS..HEADERS + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
-    Some(Captured { at, port, to_port: watched(to), bytes: len.checked_sub(8)?, first })
+    Some(Captured { at, port, to_port: watched(to), bytes: len.checked_sub(8)?, first, content: 0 })
 }
 
 #[cfg(test)]
@@ -187,7 +189,7 @@ mod tests {
         let mut packet = vec![0; SNAP];
         packet[20..26].copy_from_slice(&[[0x9c, 0x40], 10_000u16.to_be_bytes(), 1416u16.to_be_bytes()].concat());
         packet[28..32].copy_from_slice(&7u32.to_be_bytes());
-        let wanted = Captured { at: 5, port: 10_000, to_port: true, bytes: 1408, first: 7 };
+        let wanted = Captured { at: 5, port: 10_000, to_port: true, bytes: 1408, first: 7, content: 0 };
         assert_eq!(parse(5, &packet), Some(wanted));
         packet.swap(20, 22);
         packet.swap(21, 23);

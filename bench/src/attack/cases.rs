@@ -23,6 +23,9 @@ pub(super) enum Case {
     Paced,
     /// A paced class. Each user sends to a destination behind the exit.
     PacedOutside,
+    /// As `Paced` and `PacedOutside`, in memory under a virtual clock.
+    PacedVirtual,
+    PacedVirtualOutside,
     /// A synthetic record whose flows are independent of its users.
     Ideal,
     /// A tunnel to one relay, with padding of others.
@@ -35,6 +38,8 @@ const ALL: &[(&str, Case)] = &[
     ("default", Case::Default),
     ("paced", Case::Paced),
     ("paced-outside", Case::PacedOutside),
+    ("paced-virtual", Case::PacedVirtual),
+    ("paced-virtual-outside", Case::PacedVirtualOutside),
     ("ideal", Case::Ideal),
     #[cfg(feature = "rivals")]
     ("rival-none", Case::Rival(Defence::None)),
@@ -43,6 +48,21 @@ const ALL: &[(&str, Case)] = &[
     #[cfg(feature = "rivals")]
     ("rival-front", Case::Rival(Defence::Front)),
 ];
+
+impl Case {
+    pub(super) fn is_virtual(self) -> bool {
+        matches!(self, Case::PacedVirtual | Case::PacedVirtualOutside)
+    }
+
+    pub(super) fn is_paced(self) -> bool {
+        self.is_virtual() || matches!(self, Case::Paced | Case::PacedOutside)
+    }
+
+    /// Users meet in pairs.
+    pub(super) fn has_meetings(self) -> bool {
+        matches!(self, Case::Paced | Case::PacedVirtual)
+    }
+}
 
 /// A class without mixing, for chains in which it is not measured.
 pub(super) const NO_MIXING: Mixing = Mixing::Threshold { n: 1, n_min: 1 };

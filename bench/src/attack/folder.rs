@@ -3,6 +3,7 @@
 //! ```text
 //! record.csv   the record                          facts.json   its profile, command, and costs of the run
 //! truth.csv    which flow is whose                 wf4nym/      the record in the format of WF4NYM-artifacts
+//! exit.csv     what a corrupt exit saw of meetings, if the record has it
 //! ```
 
 use std::fs::{self, File};
@@ -49,6 +50,11 @@ pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<Facts>, all: 
     let mut record = create("record.csv")?;
     export::write_csv(&attacked.record, &mut record)?;
     record.flush()?;
+    if !attacked.record.meetings.is_empty() {
+        let mut exit = create("exit.csv")?;
+        export::write_meetings(&attacked.record.meetings, &mut exit)?;
+        exit.flush()?;
+    }
     let mut truth = create("truth.csv")?;
     export::write_truth(&attacked.truth, &mut truth)?;
     truth.flush()?;
@@ -76,7 +82,11 @@ pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacke
         let path = folder.join(name);
         move || path.display().to_string()
     };
-    let record = export::read_csv(open("record.csv")?).with_context(within("record.csv"))?;
+    let mut record = export::read_csv(open("record.csv")?).with_context(within("record.csv"))?;
+    if folder.join("exit.csv").exists() {
+        let meetings = export::read_meetings(open("exit.csv")?, record.flows.len());
+        record.meetings = meetings.with_context(within("exit.csv"))?;
+    }
     let truth = export::read_truth(open("truth.csv")?).with_context(within("truth.csv"))?;
     let mut flows = truth.0.clone();
     flows.sort_unstable();
@@ -117,12 +127,17 @@ pub(super) fn list(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
 mod tests {
     use super::*;
     use attack::simulate::Simulation;
+    use attack::{Bodies, ExitRound, Meeting, PacedShape};
 
     #[test]
     fn records_read_back_and_mistakes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         assert!(list(dir.path()).unwrap_err().to_string().contains("expected folders CASE-SEED"));
-        let (record, truth) = Simulation::new(5, 1.0, 3).run();
+        let (mut record, truth) = Simulation::new(5, 1.0, 3).run();
+        let body = Bodies::default().next(&[7; 224]);
+        let round = ExitRound { round: 9, waited: None, before: body, between: None, after: body };
+        record.meetings = vec![Meeting { forward: vec![round], backward: vec![] }; 5];
+        record.paced = Some(PacedShape::default());
         let attacked = Attacked {
             case: "off".into(),
             seed: 3,
@@ -146,8 +161,9 @@ mod tests {
         let (synthetic, facts) = super::read(dir.path(), "off", 3).unwrap();
         assert!(synthetic.profile.as_deref() == Some("voice") && facts.is_none());
         fs::remove_file(dir.path().join("off-3/facts.json")).unwrap();
+        fs::remove_file(dir.path().join("off-3/exit.csv")).unwrap();
         let (bare, facts) = super::read(dir.path(), "off", 3).unwrap();
-        assert!(bare.profile.is_none() && facts.is_none());
+        assert!(bare.profile.is_none() && facts.is_none() && bare.record.meetings.is_empty());
 
         fs::write(dir.path().join("off-3/truth.csv"), "user,flow\n0,1\n1,1\n").unwrap();
         let error = format!("{:#}", super::read(dir.path(), "off", 3).err().unwrap());

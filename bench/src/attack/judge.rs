@@ -50,6 +50,9 @@ pub(crate) struct Summary {
     pub(crate) chance: f64,
     /// For each seed: a permutation test over all attackers together, after the whole record.
     pub(crate) verdicts: Vec<NamedVerdict>,
+    /// The p of that test after each time, for each seed.
+    #[serde(default)]
+    pub(crate) p_after: Vec<(f64, Vec<f64>)>,
 }
 
 /// A [`Verdict`] with its attacker by name.
@@ -116,18 +119,18 @@ impl Judge<'_> {
         mut progress: impl FnMut(),
     ) -> anyhow::Result<(Vec<Finding>, Summary)> {
         same_length(records)?;
-        let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
+        let (mut findings, mut verdicts, mut p_after) = (Vec::new(), Vec::new(), Vec::<(f64, Vec<f64>)>::new());
         for (index, attacked) in records.iter().enumerate() {
             let Attacked { case, seed, profile, record, truth, .. } = attacked;
             let times = self.all_times(record.length);
             let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
-            let mut last = Vec::<Scores>::new();
+            let mut all: Vec<Vec<Scores>> = vec![Vec::new(); times.len()];
             let mut attackers = self.attackers(&examples(records, index))?;
             attackers.retain(|attacker| attacker.applies(record));
             ensure!(!attackers.is_empty(), "the record {case}-{seed} lacks the data that the chosen attackers look at");
             for attacker in &attackers {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-                let mut scores: Vec<Scores> = parts.iter().map(|part| attacker.scores(part)).collect();
+                let scores: Vec<Scores> = parts.iter().map(|part| attacker.scores(part)).collect();
                 findings.extend(scores.iter().zip(&times).map(|(scores, seconds)| Finding {
                     case: case.clone(),
                     profile: profile.clone(),
@@ -140,12 +143,18 @@ impl Judge<'_> {
                     entropy_bits: measures::bits_left(scores, truth),
                     roc: measures::roc(scores, truth),
                 }));
-                last.extend(scores.pop());
+                all.iter_mut().zip(scores).for_each(|(all, scores)| all.push(scores));
                 progress();
             }
-            verdicts.push(NamedVerdict::new(&independence::verdict(&last, truth, *seed), &attackers));
+            let of_times: Vec<_> = all.iter().map(|scores| independence::verdict(scores, truth, *seed)).collect();
+            p_after.resize_with(times.len(), Default::default);
+            for ((after, seconds), verdict) in p_after.iter_mut().zip(times).zip(&of_times) {
+                after.0 = seconds;
+                after.1.push(verdict.p);
+            }
+            verdicts.extend(of_times.last().map(|verdict| NamedVerdict::new(verdict, &attackers)));
         }
-        let summary = self.summary(records, &findings, verdicts);
+        let summary = Summary { p_after, ..self.summary(records, &findings, verdicts) };
         Ok((findings, summary))
     }
 
@@ -183,6 +192,7 @@ impl Judge<'_> {
             seconds_to_half: halves.filter(|halves| !halves.is_empty()).map(|halves| mean(&halves)),
             chance: 1.0 / users as f64,
             verdicts,
+            p_after: Vec::new(),
         }
     }
 }

@@ -7,9 +7,11 @@
 //! impairment   loss, jitter, outages, a bottleneck   session      one run
 //! users        entries, applications, destinations   profile      what an application sends
 //! cases        what is compared                      folder       records as files
+//! virtual_run  a run under a virtual clock           plant        leaks that attackers must find
+//! copies       copies of cells on access links       corrupt_exit what a corrupt exit adds to a record
 //! judge        attackers and their figures           text         tables
 //! measures     ROC curves and entropy                costs        delay and bytes
-//! result       what `report` reads of the output       rivals       padding defences of others
+//! result       what `report` reads of the output     rivals       padding defences of others
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -17,6 +19,8 @@
 
 mod capture;
 mod cases;
+mod copies;
+mod corrupt_exit;
 mod costs;
 mod folder;
 mod impairment;
@@ -25,6 +29,7 @@ mod measures;
 mod namespace;
 mod network;
 mod places;
+mod plant;
 mod profile;
 mod record;
 mod relay;
@@ -34,6 +39,7 @@ mod rivals;
 mod session;
 mod text;
 mod users;
+mod virtual_run;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -59,6 +65,7 @@ use self::judge::Judge;
 pub(crate) use self::judge::Summary;
 use self::network::Recorded;
 use self::places::Tap;
+use self::plant::Leak;
 use self::profile::{Profile, Traffic};
 use self::record::Entries;
 pub(crate) use self::result::{AttackResult, Found, RunInfo};
@@ -68,7 +75,7 @@ use crate::machine::Machine;
 use crate::signals;
 
 /// Options of new records, which `--from` does not make.
-const OF_NEW_RECORDS: [&str; 18] = [
+const OF_NEW_RECORDS: [&str; 21] = [
     "users",
     "profile",
     "seconds",
@@ -77,7 +84,10 @@ const OF_NEW_RECORDS: [&str; 18] = [
     "jitter_ms",
     "rate",
     "outages",
+    "stalls",
     "tap",
+    "plant",
+    "corrupt_exit",
     "cases",
     "class",
     "mixes",
@@ -131,12 +141,24 @@ pub struct AttackArgs {
     #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
     outages: Vec<Outage>,
 
+    /// User whose entry stops for 5 to 50 ms twice a second, counted from 0: a busy machine (repeatable)
+    ///
+    /// In the cases `paced-virtual...` only.
+    #[arg(hide_short_help = true, long = "stall", value_name = "USER", help_heading = "Access links")]
+    stalls: Vec<usize>,
+
     /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
     #[arg(hide_short_help = true, long, help_heading = "Adversary")]
     tap: Option<Tap>,
     /// Active attack on one user
     #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
     active: Option<ActivePlan>,
+    /// Plant a leak on the access links of a paced class, which attackers should find
+    #[arg(hide_short_help = true, long, value_name = "LEAK", help_heading = "Adversary")]
+    plant: Option<Leak>,
+    /// Also record what a corrupt exit sees, in the cases `paced-virtual...`
+    #[arg(hide_short_help = true, long, help_heading = "Adversary")]
+    corrupt_exit: bool,
     /// Attackers: names or their beginnings [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
     attackers: Vec<String>,
@@ -144,7 +166,9 @@ pub struct AttackArgs {
     ///
     /// off (mixes forward at once), default (--mixing), paced (users call each
     /// other in a paced class), paced-outside (they send to destinations in it),
-    /// ideal (synthetic);
+    /// paced-virtual, paced-virtual-outside (the same in one process, under a
+    /// virtual clock: the nodes' own code and timers, without sockets, kernel,
+    /// scheduler and the time that nodes compute), ideal (synthetic);
     /// rival-none, rival-tamaraw, rival-front (padding defences of others, in
     /// builds with --features rivals)
     #[arg(
@@ -275,8 +299,20 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         repeated.map_or_else(String::new, |(_, case)| case.to_string())
     );
     ensure!(
-        !args.cases.contains(&Case::Paced) || users.is_multiple_of(2),
-        "the case paced has pairs of users: --users must be even (got {users})"
+        !args.cases.iter().any(|case| case.has_meetings()) || users.is_multiple_of(2),
+        "the cases paced and paced-virtual have pairs of users: --users must be even (got {users})"
+    );
+    let is_virtual = args.cases.iter().all(|case| case.is_virtual());
+    ensure!(is_virtual || args.stalls.is_empty(), "--stall needs cases under a virtual clock: --cases paced-virtual");
+    ensure!(
+        is_virtual || !args.corrupt_exit,
+        "--corrupt-exit needs cases under a virtual clock: --cases paced-virtual"
+    );
+    let stalled = args.stalls.iter().find(|user| **user >= users);
+    ensure!(stalled.is_none(), "--stall names user {}, but --users is {users}", stalled.unwrap_or(&0));
+    ensure!(
+        args.plant.is_none() || args.cases.iter().all(|case| case.is_paced()),
+        "--plant needs cases of a paced class: --cases paced-virtual"
     );
     let traffic = Traffic::read(&args.profile)?;
     if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
@@ -440,19 +476,25 @@ impl AttackArgs {
             return folder::write(dir, &attacked, None, self.wf4nym);
         };
         // Before any thread starts.
-        namespace::enter()?;
+        if !case.is_virtual() {
+            namespace::enter()?;
+        }
         let interrupted = signals::interrupted()?;
         let bar = bar(&format!("{case} {seed}"), 1000)?;
         let session = self.session(traffic, case, class, seed);
         let users = session.entries.rows + 1;
-        let run = session.run(&interrupted, |stage| match stage {
+        let progress = |stage| match stage {
             Stage::Starting(ready) => bar.set_message(format!("{ready} of {users} users are ready")),
             Stage::Recording(elapsed) => {
                 bar.set_position((1000.0 * elapsed.as_secs_f64() / self.seconds) as u64);
                 bar.set_message("recording");
             }
             Stage::Ending => bar.set_message("stopping"),
-        });
+        };
+        let run = match &session.class {
+            Recorded::Paced(terms) if case.is_virtual() => session.run_virtual(terms, &interrupted, progress),
+            _ => session.run(&interrupted, progress),
+        };
         bar.finish_and_clear();
         let Run { record, truth, wait_ms, facts } = run?;
         let wait_ms = wait_ms.filter(|_| facts.paced.is_some());
@@ -473,7 +515,7 @@ impl AttackArgs {
         match case {
             Case::Off => free(NO_MIXING),
             Case::Default => free(self.mixing),
-            Case::Paced | Case::PacedOutside => {
+            paced if paced.is_paced() => {
                 let mut terms = self.paced.clone();
                 if let [step] = terms.steps_ms[..] {
                     terms.steps_ms = vec![step; self.mixes.into()];
@@ -483,9 +525,7 @@ impl AttackArgs {
                 terms.n_min = terms.n_min.min(self.users / 2);
                 Some(Recorded::Paced(terms))
             }
-            Case::Ideal => None,
-            #[cfg(feature = "rivals")]
-            Case::Rival(_) => None,
+            _ => None,
         }
     }
 
@@ -496,8 +536,8 @@ impl AttackArgs {
             rate: self.rate,
             outages: self.outages.clone(),
         };
-        let changed = impairments != Impairments::default() || self.active.is_some();
-        let (users, meetings) = (usize::from(self.users), case == Case::Paced);
+        let changed = impairments != Impairments::default() || self.active.is_some() || self.plant.is_some();
+        let (users, meetings) = (usize::from(self.users), case.has_meetings());
         let entries = Entries { rows: if meetings { users / 2 } else { users }, meetings };
         Session {
             entries,
@@ -509,6 +549,9 @@ impl AttackArgs {
             impairments,
             plan: self.plan(seed, entries.rows),
             tap: self.tap.unwrap_or(if changed { Tap::Mix1 } else { Tap::User }),
+            leak: self.plant,
+            stalls: self.stalls.clone(),
+            corrupt_exit: self.corrupt_exit,
         }
     }
 

@@ -31,6 +31,8 @@ use crate::replay::trace::Trace;
 
 const FRAME: Nanos = 20 * MILLI;
 pub(super) const FRAME_LEN: usize = 172;
+/// Datagrams of the adversary's own in a paced class: so short that none waits for a second cell.
+pub(super) const OWN_PACED_LEN: usize = 40;
 /// Before a record begins. All flows start in the first four fifths of it.
 pub(super) const WARM_UP: Duration = Duration::from_secs(3);
 /// Bytes of the datagram that opens a flow.

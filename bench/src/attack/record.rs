@@ -1,6 +1,6 @@
 //! From what was captured to a [`Record`].
 
-use attack::{Passage, Place, Record, Seen};
+use attack::{Contents, PacedShape, Passage, Place, Record, Seen};
 use wire::cell::Direction;
 
 use super::capture::Captured;
@@ -23,6 +23,8 @@ pub(super) struct Recording<'a> {
     pub(super) entries: Entries,
     /// When the adversary's own user sent each of its datagrams.
     pub(super) probe: &'a [u64],
+    /// Datagrams of access links were compared with each other.
+    pub(super) has_contents: bool,
 }
 
 /// Whose entry has which number. Callers meet partners; other users do not. One more user, or pair, belongs to the
@@ -85,6 +87,8 @@ impl Recording<'_> {
             access: vec![Place::default(); rows],
             inner: vec![Place::default(); self.mixes],
             flows: vec![Place::default(); rows],
+            paced: self.shape(),
+            contents: if self.has_contents { vec![Contents::default(); rows] } else { Vec::new() },
             ..Record::default()
         };
         let mut probe = Probe::default();
@@ -119,11 +123,35 @@ impl Recording<'_> {
             let trace = if forward { &mut place.forward } else { &mut place.backward };
             let cell = link.map_or(u32::MAX, |link| self.cell_len(direction, link));
             trace.extend(segments(captured.bytes.into(), cell).map(|bytes| Seen { at, bytes }));
+            if let (Wire::Access(_, entry), true) = (wire, self.has_contents)
+                && let Part::User(user) = self.entries.part(entry)
+            {
+                let contents = &mut record.contents[user];
+                (if forward { &mut contents.forward } else { &mut contents.backward }).push(captured.content);
+            }
         }
         let (passages, waits): (Vec<Passage>, Vec<f64>) = self.passages(&probe).into_iter().unzip();
         record.probe = passages;
         let wait_ms = waits.iter().sum::<f64>() / waits.len() as f64;
         (record, (!waits.is_empty()).then_some(wait_ms))
+    }
+
+    /// The public terms of a paced class, and its first round within the record.
+    fn shape(&self) -> Option<PacedShape> {
+        let Recorded::Paced(terms) = self.class else { return None };
+        let period = u64::from(terms.period_ms) * 1_000_000;
+        let first = self.begin.div_ceil(period);
+        Some(PacedShape {
+            period,
+            cells: terms.cells.into(),
+            copies: terms.copies.into(),
+            gap: terms.gap.into(),
+            repeat: terms.repeat,
+            rounds: terms.rounds.into(),
+            hops: self.mixes as u32 + 1,
+            first,
+            first_at: first * period - self.begin,
+        })
     }
 
     fn cell_len(&self, direction: Direction, link: usize) -> u32 {
@@ -181,7 +209,7 @@ mod tests {
     use wire::paced::{PacedClass, PacedTerms};
 
     fn seen(at: u64, address: std::net::SocketAddr, to_port: bool, bytes: u16, first: u32) -> Captured {
-        Captured { at, port: address.port(), to_port, bytes, first }
+        Captured { at, port: address.port(), to_port, bytes, first, content: 0 }
     }
 
     fn trace(all: &[(u64, u32)]) -> Vec<Seen> {
@@ -212,6 +240,7 @@ mod tests {
             tap: Tap::User,
             entries: Entries { rows: 2, meetings: false },
             probe: &[95, 108, 300],
+            has_contents: false,
         };
         let (record, wait_ms) = recording.record();
         assert_eq!(record.access[0].forward, trace(&[(0, 1408), (0, 1408), (60, 1409)]));
@@ -251,6 +280,7 @@ mod tests {
             tap: Tap::User,
             entries,
             probe: &[ms(10)],
+            has_contents: false,
         };
         let (record, wait_ms) = recording.record();
         assert_eq!(record.access[1].forward, trace(&[(ms(1), 240); 2]));

@@ -21,6 +21,8 @@ use rand_chacha::ChaCha20Rng;
 
 use super::impairment::{Impairments, Link};
 use super::places;
+use super::plant::Plant;
+use super::users::wall;
 use crate::load::source::{Nanos, seeded};
 
 /// Receive buffer of each socket.
@@ -44,7 +46,7 @@ impl Relay {
     pub(super) fn start(
         users: usize,
         impairments: &Impairments,
-        plan: Option<Plan>,
+        (plan, plant): (Option<Plan>, Option<Plant>),
         begin: Begin,
         seed: u64,
     ) -> anyhow::Result<Relay> {
@@ -66,6 +68,7 @@ impl Relay {
         let mut worker = Worker {
             ways,
             plan,
+            plant,
             begin,
             held: BinaryHeap::new(),
             number: 0,
@@ -107,6 +110,7 @@ type Held = Reverse<(Nanos, u64, usize, Vec<u8>)>;
 struct Worker {
     ways: Vec<Way>,
     plan: Option<Plan>,
+    plant: Option<Plant>,
     begin: Begin,
     held: BinaryHeap<Held>,
     number: u64,
@@ -140,16 +144,25 @@ impl Worker {
                 let _ = way.to.send(&self.bytes[..len]);
                 continue;
             };
-            let action = match &self.plan {
-                Some(plan) if index.is_multiple_of(2) => plan.act(index / 2, now),
-                _ => Action::Pass,
+            let (entry, is_forward, bytes) = (index / 2, index.is_multiple_of(2), &self.bytes[..len]);
+            let mut sent = now;
+            if let Some(plant) = &mut self.plant {
+                match if is_forward { plant.leaves(entry, now) } else { Action::Pass } {
+                    Action::Pass if !is_forward && plant.is_left_out(entry, wall(), bytes) => continue,
+                    Action::Pass => {}
+                    Action::Delay(by) => sent += by,
+                    Action::Drop => continue,
+                }
+            }
+            let arrives = match &self.plan {
+                Some(plan) if is_forward => plan.passes(entry, sent),
+                _ => Some(sent),
             };
-            let arrives = match action {
-                Action::Pass => now,
-                Action::Delay(held) => now + held,
-                Action::Drop => continue,
-            };
-            match way.link.pass(arrives, len) {
+            let due = arrives.and_then(|arrives| way.link.pass(arrives, len));
+            if let Some(plant) = self.plant.as_mut().filter(|_| is_forward) {
+                plant.passed(entry, wall(), due.map(|due| wall() + due - now), bytes);
+            }
+            match due {
                 Some(due) if due <= now => self.send(index, &self.bytes[..len]),
                 Some(due) => {
                     self.number += 1;

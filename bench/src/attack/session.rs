@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use attack::active::Plan;
 use attack::{Record, Truth};
+use dataplane::ledger::DropReason;
 use dataplane::per_direction::PerDirection;
 use eddy_node::report::{MeterReport, NodeReport};
+use eddy_virtual::{Chain, ENTRIES};
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -17,12 +19,14 @@ use super::capture::{Capture, Captured};
 use super::impairment::Impairments;
 use super::network::{Network, Recorded, resident};
 use super::places::{Tap, Wire};
-use super::profile::{self, FRAME_LEN, Traffic, WARM_UP};
+use super::plant::{self, Leak, Plant, Spoke};
+use super::profile::{self, FRAME_LEN, OWN_PACED_LEN, Traffic, WARM_UP};
 use super::record::{Entries, Recording};
 use super::relay::{Begin, Relay};
 use super::users::{self, wall};
+use super::virtual_run::VirtualFacts;
 use crate::load::plan::Queue;
-use crate::load::source::{Nanos, Source, Sources};
+use crate::load::source::{Nanos, Source, Sources, seeded};
 use crate::results::histogram;
 
 /// Between two readings of the meters.
@@ -42,6 +46,12 @@ pub(super) struct Session<'a> {
     /// Of an active adversary.
     pub(super) plan: Option<Plan>,
     pub(super) tap: Tap,
+    /// A leak that is planted.
+    pub(super) leak: Option<Leak>,
+    /// Entries that stop now and then. Under a virtual clock only.
+    pub(super) stalls: Vec<usize>,
+    /// The record also has what a corrupt exit sees. Under a virtual clock only.
+    pub(super) corrupt_exit: bool,
 }
 
 /// Counts and costs of a run.
@@ -84,6 +94,9 @@ pub(crate) struct Facts {
     /// Only if a paced class was recorded.
     #[serde(default)]
     pub(super) paced: Option<PacedFacts>,
+    /// Only of a run under a virtual clock.
+    #[serde(default)]
+    pub(super) virtual_clock: Option<VirtualFacts>,
     /// The anonymity meters of the mixes, about once a second.
     #[serde(default)]
     pub(crate) meter: Vec<MeterSample>,
@@ -160,6 +173,32 @@ impl PacedFacts {
         facts
     }
 
+    /// From a chain in memory.
+    pub(super) fn of_chain(chain: &Chain) -> PacedFacts {
+        let mut facts = PacedFacts::default();
+        for number in chain.numbers() {
+            if number >= ENTRIES {
+                let view = chain.shown(number);
+                facts.entries += 1;
+                facts.skipped += view.skipped;
+                facts.places += view.places;
+                facts.lost += view.lost;
+            }
+            let ledger = chain.ledger(number);
+            for (unit, tally) in ledger
+                .cells
+                .iter()
+                .map(|tally| ("cells", tally))
+                .chain(ledger.datagrams.iter().map(|tally| ("datagrams", tally)))
+            {
+                for reason in DropReason::ALL.iter().filter(|reason| tally.drops(**reason) > 0) {
+                    *facts.drops.entry(format!("{unit} {}", reason.name())).or_default() += tally.drops(*reason);
+                }
+            }
+        }
+        facts
+    }
+
     /// Drops that were not second copies.
     fn dropped(&self) -> u64 {
         self.drops.iter().filter(|(name, _)| *name != "cells copy").map(|(_, count)| count).sum()
@@ -211,8 +250,7 @@ impl Session<'_> {
     /// Something does not start, the user interrupts, or the capture lost too much.
     pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
         let started = Instant::now();
-        // In a paced class, short enough that none of the adversary's own waits for a second cell.
-        let own_len = if let Recorded::Paced(_) = self.class { 40 } else { FRAME_LEN };
+        let own_len = if let Recorded::Paced(_) = self.class { OWN_PACED_LEN } else { FRAME_LEN };
         let (truth, sources) = profile::draw(self.traffic, self.entries.rows, own_len, self.seed);
         let mut flows = truth.0.clone();
         // The adversary's own user.
@@ -221,12 +259,15 @@ impl Session<'_> {
         let network = Network::start(self.mixes, &self.class)?;
         let begin = Begin::default();
         let links = self.entries.count();
-        let relay = Relay::start(links, &self.impairments, self.plan.clone(), begin.clone(), self.seed)?;
+        let spoke = plant::nobody(links);
+        let planted = self.plant(&flows, &spoke);
+        let relay = Relay::start(links, &self.impairments, (self.plan.clone(), planted), begin.clone(), self.seed)?;
         let start = users::Start {
             chain: &network.chain,
             class: &self.class,
             entries: self.entries,
             flows: &flows,
+            spoke,
             interrupted,
         };
         let users = start.run(|ready| progress(Stage::Starting(ready)))?;
@@ -288,6 +329,7 @@ impl Session<'_> {
             memory_here: resident("self"),
             memory_nodes: network.resident(),
             late_ms: traffic.late.as_secs_f64() * 1e3,
+            virtual_clock: None,
             start_s: (origin + WARM_UP - started).as_secs_f64(),
             meter,
         };
@@ -311,6 +353,7 @@ impl Session<'_> {
             tap: self.tap,
             entries: self.entries,
             probe: &traffic.probe,
+            has_contents: false,
         };
         let (record, wait_ms) = recording.record();
         Ok(Run { record, truth, wait_ms, facts })
@@ -339,8 +382,23 @@ impl Session<'_> {
         Some([0.5, 0.99].map(|quantile| all.value_at_quantile(quantile) as f64 / 1e6))
     }
 
+    /// The leak that is planted, if one is.
+    pub(super) fn plant(&self, flows: &[usize], spoke: &Spoke) -> Option<Plant> {
+        let Recorded::Paced(terms) = &self.class else { return None };
+        let mut partners = vec![None; self.entries.count()];
+        for (user, &flow) in flows.iter().enumerate().filter(|_| self.entries.meetings) {
+            let (own, partner) = (self.entries.user(user), self.entries.partner(flow));
+            (partners[own], partners[partner]) = (Some(partner), Some(own));
+        }
+        // Users draw from stream 0 of the same seed, and links from stream 1.
+        let mut rng = seeded(self.seed);
+        rng.set_stream(4);
+        let leak = self.leak?;
+        Some(Plant::new(leak, (terms, self.mixes + 1), partners, spoke.clone(), rng))
+    }
+
     /// What all users and destinations send.
-    fn queues(&self, sources: Vec<Sources>) -> PerDirection<Queue> {
+    pub(super) fn queues(&self, sources: Vec<Sources>) -> PerDirection<Queue> {
         let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
         let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
         for flow in sources {
@@ -357,7 +415,7 @@ pub(super) fn dropped(report: &NodeReport) -> u64 {
 }
 
 /// Processor time of this process.
-fn cpu() -> Duration {
+pub(super) fn cpu() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
@@ -377,6 +435,7 @@ impl Facts {
     /// One or two lines.
     pub(super) fn text(&self) -> String {
         let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
+        let share = 100.0 * arrived.iter().sum::<u64>() as f64 / sent.iter().sum::<u64>().max(1) as f64;
         let mib = |bytes: u64| bytes >> 20;
         let way = |Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms");
         let grid = self.off_grid_ms.map_or_else(String::new, |off| format!("; off the grid by {off:.2} ms"));
@@ -387,8 +446,18 @@ impl Facts {
             let PacedFacts { entries, skipped, places, lost, .. } = paced;
             format!("\n  {entries} entries skipped {skipped} rounds, and lost {lost} of {places} cells")
         });
+        if let Some(of) = &self.virtual_clock {
+            return format!(
+                "sent {} + {}, arrived {} + {} ({share:.2} %), captured {captured}\n  {}{paced}",
+                sent[0],
+                sent[1],
+                arrived[0],
+                arrived[1],
+                of.text()
+            );
+        }
         format!(
-            "sent {} + {}, arrived {} + {}, dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
+            "sent {} + {}, arrived {} + {} ({share:.2} %), dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
              delay p50, p99, p99.9: {} there, {} back{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
              late{paced}",
             sent[0],

@@ -22,6 +22,7 @@ use wire::paced::PacedTerms;
 
 use super::network::Recorded;
 use super::places;
+use super::plant::Spoke;
 use super::profile::WARM_UP;
 use super::record::Entries;
 use crate::load::plan::{Due, Queue};
@@ -45,6 +46,9 @@ pub(super) struct Users {
     far: Vec<UdpSocket>,
     /// Where that answers to, if it was known from the start.
     peers: Vec<Option<SocketAddr>>,
+    /// The entries of each user and of its partner.
+    at: Vec<(usize, Option<usize>)>,
+    spoke: Spoke,
 }
 
 /// An application's end of a flow.
@@ -89,6 +93,7 @@ pub(super) struct Start<'a> {
     pub(super) entries: Entries,
     /// The number of each user's flow, with the adversary's own.
     pub(super) flows: &'a [usize],
+    pub(super) spoke: Spoke,
     pub(super) interrupted: &'a AtomicBool,
 }
 
@@ -110,12 +115,15 @@ impl Start<'_> {
             }
         }
 
-        let mut users = Users { near: Vec::new(), far: Vec::new(), peers: Vec::new(), entries };
+        let (at, spoke) = (Vec::new(), self.spoke.clone());
+        let mut users = Users { near: Vec::new(), far: Vec::new(), peers: Vec::new(), at, spoke, entries };
         for (user, &flow) in self.flows.iter().enumerate() {
             let (near, far, peer) = self.ends(&users.entries, user, flow)?;
             users.near.push(near);
             users.far.push(far);
             users.peers.push(peer);
+            let partner = self.entries.meetings.then(|| self.entries.partner(flow));
+            users.at.push((self.entries.user(user), partner));
         }
         if let Recorded::Paced(terms) = self.class {
             self.pass(&users, terms, progress)?;
@@ -349,11 +357,15 @@ impl Apps<'_> {
             self.played.probe.push(wall());
         }
         let bytes = datagram(len, number, self.origin.elapsed());
+        self.users.spoke[self.users.at[user].0].store(true, Ordering::Relaxed);
         self.played.sent.forward += u64::from(self.users.near[user].send(&bytes));
     }
 
     fn answer(&mut self, Due { flow: user, len, .. }: Due) {
         let Some(peer) = self.peers[user] else { return };
+        if let (_, Some(partner)) = self.users.at[user] {
+            self.users.spoke[partner].store(true, Ordering::Relaxed);
+        }
         let sent = self.users.far[user].send_to(&datagram(len, 0, self.origin.elapsed()), peer);
         self.played.sent.backward += u64::from(sent.is_ok());
     }

@@ -166,3 +166,69 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
         assert_alike(&to_mix.collect::<Vec<_>>(), slack);
     }
 }
+
+/// Arguments of small records under a virtual clock.
+const VIRTUAL: [&str; 4] = ["--seeds", "1", "--paced", "voice:rounds=512,steps_ms=2,loops=0"];
+
+/// Cells of each round of a link: rounds are apart, their cells are not. Those at the ends of the record are left out.
+fn rounds(trace: &Trace) -> Vec<usize> {
+    let rounds = trace.chunk_by(|one, next| next.at - one.at < 5_000_000).map(<[attack::Seen]>::len);
+    let rounds: Vec<usize> = rounds.collect();
+    rounds[1..rounds.len() - 1].to_vec()
+}
+
+#[test]
+fn virtual_links_are_constant_and_everything_arrives() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let records = folder.path().join("records");
+    let small = ["--users", "6", "--seconds", "3", "--cases", "paced-virtual,paced-virtual-outside", "--json"];
+    let chosen = ["--attackers", "likelihood-two-sided", "--record", records.to_str().expect("a path")];
+    let report = json(&attack(&[&small[..], &VIRTUAL[..], &chosen[..]].concat()));
+    for run in report["runs"].as_array().expect("runs") {
+        let (case, facts) = (run["case"].as_str().expect("a name"), &run["facts"]);
+        assert_eq!(facts["sent"], facts["arrived"], "{run}");
+        assert_eq!((&facts["ledgers_closed"], &facts["paced"]["skipped"]), (&true.into(), &0.into()), "{run}");
+        assert!(facts["virtual_clock"]["delay_p999_ms"].as_f64().expect("a delay") < 60.0, "{run}");
+
+        let record = read(&records.join(format!("{case}-1")));
+        let is_inside = case == "paced-virtual";
+        assert_eq!((record.access.len(), record.inner.len()), (if is_inside { 3 } else { 6 }, 3));
+        // What a partner gets is forward in a record.
+        let partners: &[Place] = if is_inside { &record.flows } else { &[] };
+        let from_mix = record.access.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
+        let to_mix = record.access.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
+        for links in [from_mix.map(rounds).collect::<Vec<_>>(), to_mix.map(rounds).collect()] {
+            assert!(links[0].len() > 290 && links.iter().all(|link| *link == links[0]), "{case}: {links:?}");
+        }
+    }
+}
+
+/// The permutation p of one record under a virtual clock, with the attackers that begin so.
+fn virtual_p(case: &str, attackers: &str, more: &[&str]) -> f64 {
+    let arguments = ["--cases", case, "--attackers", attackers, "--json"];
+    let report = json(&attack(&[&arguments[..], &VIRTUAL[..], more].concat()));
+    report["summaries"][0]["verdicts"][0]["p"].as_f64().expect("a p")
+}
+
+/// Each planted leak is found, and nothing is without it.
+fn assert_found(case: &str, attackers: &str, leak: &str, more: &[&str]) {
+    let without = virtual_p(case, attackers, more);
+    let with = virtual_p(case, attackers, &[more, &["--plant", leak]].concat());
+    assert!(with < 0.005 && without > 0.05, "{leak}: p {with}, and {without} without it");
+}
+
+#[test]
+fn planted_lateness_of_data_is_found() {
+    assert_found("paced-virtual-outside", "lateness", "late", &["--users", "12", "--seconds", "12"]);
+}
+
+#[test]
+fn planted_gaps_of_silent_users_are_found() {
+    assert_found("paced-virtual-outside", "missing-slots", "gaps", &["--users", "12", "--seconds", "12"]);
+}
+
+#[test]
+fn planted_loss_behind_mix_1_is_found() {
+    let more = ["--users", "16", "--seconds", "10", "--loss", "0.2"];
+    assert_found("paced-virtual", "missing-slots,outage", "loss", &more);
+}
