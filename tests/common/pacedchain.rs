@@ -1,17 +1,22 @@
 //! A chain of a paced class with what to expect of it: counts of its links, and what becomes of the datagrams of
 //! applications.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut, Range};
+use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::Nanos;
+use dataplane::command::LinkCommand;
+use dataplane::paced::Command;
 use dataplane::socket::memory::Datagram;
 use eddy_virtual::Setup;
-use wire::cell::{Class, Direction};
+use wire::cell::{CellKind, Class, Direction};
 use wire::ids::Side;
-use wire::paced::{ControlSlots, PacedClass, PacedTerms, Phase};
+use wire::link::HeaderKey;
+use wire::paced::{ControlSlots, PacedClass, PacedHeader, PacedTerms, Phase};
 use wire::setup::Suite;
 
 use super::limit::Permit;
@@ -59,8 +64,24 @@ pub fn ends((link, entry): LinkOf, direction: Direction) -> (SocketAddr, SocketA
     if direction == Direction::Forward { (up, down) } else { (down, up) }
 }
 
+/// Header keys of a link slot, with the node that has them.
+struct Slot {
+    node: usize,
+    forward: HeaderKey,
+    backward: HeaderKey,
+}
+
+/// A cell as it was sent, with its header in the clear.
+pub struct Opened<'a> {
+    pub seen: &'a Seen,
+    pub header: PacedHeader,
+    /// The slot of its link.
+    slot: usize,
+}
+
 pub struct Chain {
     chain: eddy_virtual::Chain,
+    slots: Rc<RefCell<Vec<Slot>>>,
     _permit: Permit,
 }
 
@@ -89,7 +110,16 @@ impl Chain {
         let _permit = Permit::wait();
         let meetings = meetings.iter().copied().collect();
         let setup = Setup { meetings, ..Setup::new(terms, HOPS - 1, entries) };
-        Chain { chain: eddy_virtual::Chain::new(setup), _permit }
+        let mut chain = eddy_virtual::Chain::new(setup);
+        let slots = Rc::<RefCell<Vec<Slot>>>::default();
+        let known = slots.clone();
+        chain.watch_commands(move |node, command| {
+            if let Command::Link(LinkCommand::InstallSlot { header_i2r, header_r2i, .. }) = command {
+                let [forward, backward] = [header_i2r, header_r2i].map(|key| HeaderKey::new(key));
+                known.borrow_mut().push(Slot { node, forward, backward });
+            }
+        });
+        Chain { chain, slots, _permit }
     }
 
     /// Runs until all entries have channels in a batch, which has just begun.
@@ -175,15 +205,16 @@ impl Chain {
             slots.placed + slots.link
         };
         let found = self.per_round(ends(link, direction), self.offset(link, direction), rounds.clone());
-        let gap = u64::from(terms.gap);
+        // Copies of control cells come on link 1, each `gap` rounds after the one before.
+        let (gap, copies) = (u64::from(terms.gap), if link.0 == 1 { u64::from(terms.copies) } else { 1 });
         let data = rounds.clone().zip(&found).map(|(round, found)| {
-            let copies = if link.0 == 1 { control(round - gap) } else { 0 };
-            *found as i64 - (control(round) + copies) as i64
+            let control: usize = (0..copies).map(|copy| control(round - copy * gap)).sum();
+            *found as i64 - control as i64
         });
         let data: Vec<i64> = data.collect();
         let differ = |at: &usize| data[*at] != data[0];
         let others: Vec<_> = (0..data.len()).filter(differ).map(|at| (at, data[at])).take(5).collect();
-        let of_channel = usize::from(terms.cells) * if link.0 == 1 { usize::from(terms.copies) } else { 1 };
+        let of_channel = usize::from(terms.cells) * copies as usize;
         match usize::try_from(data[0]) {
             Ok(cells) if others.is_empty() => Ok(cells / of_channel),
             _ => Err(format!("{} data cells in a round, but (round, cells) {others:?}", data[0])),
@@ -232,6 +263,52 @@ impl Chain {
             let is_cut = (datagram.from, datagram.to) == link && time.contains(&now);
             if is_cut { Vec::new() } else { vec![(0, datagram)] }
         });
+    }
+
+    /// Lets `each` see all cells that nodes have sent, in order, with their headers in the clear.
+    pub fn each_opened(&self, mut each: impl FnMut(Opened)) {
+        let (seen, slots, class) = (self.seen(), self.slots.borrow(), self.terms.class);
+        let mut latest = HashMap::new();
+        for seen in seen.iter().filter(|seen| seen.bytes.len() == class.cell_len()) {
+            let IpAddr::V4(host) = seen.from.ip() else { panic!("{} is a node", seen.from) };
+            let [_, high, low, side] = host.octets();
+            let (node, round) = (usize::from(high) << 8 | usize::from(low), self.round_at(seen.at));
+            let open = |slot: usize| {
+                let Slot { node: of, forward, backward } = &slots[slot];
+                let mut block: [u8; 16] = seen.bytes[..16].try_into().expect("16 bytes");
+                let key = if side == 1 { backward } else { forward };
+                key.decipher(std::slice::from_mut(&mut block));
+                let header = PacedHeader::from_block(&block, class, Some(round)).filter(|_| *of == node);
+                header.map(|header| Opened { seen, header, slot })
+            };
+            let latest = latest.entry((seen.from, seen.to)).or_insert(0);
+            let opened = std::iter::once(*latest).chain((0..slots.len()).rev()).find_map(open);
+            let opened = opened.expect("a cell under the keys of a slot");
+            *latest = opened.slot;
+            each(opened);
+        }
+    }
+
+    /// Fails if a node has sent two bodies for one channel, round and sub, or under one number of a slot: no place was
+    /// sealed twice, by an entry, a loop or the exit, nor enciphered twice by a hop.
+    pub fn assert_sealed_once(&self) {
+        let (mut bodies, mut senders) = (HashMap::new(), HashSet::new());
+        self.each_opened(|Opened { seen, header, slot }| {
+            let place = match header.kind {
+                // Noise of Mix 1 for an entry without a channel.
+                CellKind::Data if header.channel == 0 => return,
+                // A channel keeps its keys when its link gets new ones.
+                CellKind::Data => (seen.from, None, header.channel, header.seq, header.sub),
+                _ => (seen.from, Some(slot), 0, header.seq, 0),
+            };
+            if header.kind == CellKind::Data {
+                senders.insert(seen.from);
+            }
+            let body = bodies.entry(place).or_insert_with(|| seen.bytes[16..].to_vec());
+            assert!(*body == seen.bytes[16..], "a second body from {} at {}: {header:?}", seen.from, seen.at);
+        });
+        // Mixes send on two links.
+        assert_eq!(senders.len(), self.numbers().count() + HOPS - 1, "{senders:?}");
     }
 
     /// Fails if a node has lost count of a cell.

@@ -22,7 +22,9 @@ use wire::kdf::Secret;
 use wire::paced::{PacedTerms, Phase};
 use wire::setup::{self, HopPublic, SetupKey, Suite, ack_cells};
 
-use crate::common::pacedchain::{Chain, DIRECTIONS, HOPS, LATE, client, destination, ends, link_address, terms};
+use crate::common::pacedchain::{
+    Chain, DIRECTIONS, HOPS, LATE, LinkOf, client, destination, ends, link_address, terms,
+};
 
 const MILLI: Nanos = 1_000_000;
 const SECRET: [u8; 32] = [7; 32];
@@ -208,11 +210,11 @@ fn bodies_of_a_meeting_look_like_noise_on_every_link() {
     assert!(lost * 10 > sent.len() && lost * 3 < sent.len(), "{lost} of {} lost", sent.len());
 }
 
-/// What an observer of link 2 sees in some rounds: times in ms, lengths, directions.
-fn trace(chain: &Chain, rounds: Range<u64>) -> Vec<(Nanos, usize, bool)> {
+/// What an observer of a link sees in some rounds: times in ms, lengths, directions.
+fn trace(chain: &Chain, link: LinkOf, rounds: Range<u64>) -> Vec<(Nanos, usize, bool)> {
     let seen = chain.seen();
     let of = |direction| {
-        let link = ends((2, 0), direction);
+        let link = ends(link, direction);
         let of_link = seen.iter().filter(move |seen| (seen.from, seen.to) == link);
         of_link.map(move |seen| (seen.at / MILLI, seen.bytes.len(), direction == Forward))
     };
@@ -234,8 +236,8 @@ fn at_destination(chain: &Chain) -> Vec<(Nanos, Vec<u8>)> {
 }
 
 /// Entries that talk for two batches, from the first batch on that has channels of all. Returns its number, too.
-fn talking(entries: usize, attack: impl FnOnce(&Chain)) -> (Chain, u64) {
-    let mut chain = Chain::new(&few_seats(), entries).start();
+fn talking(entries: usize, meetings: &[(usize, [u8; 32])], attack: impl FnOnce(&Chain)) -> (Chain, u64) {
+    let mut chain = Chain::with_meetings(&few_seats(), entries, meetings).start();
     let first = chain.batch();
     attack(&chain);
     let entries: Vec<_> = (101..101 + entries).collect();
@@ -244,14 +246,14 @@ fn talking(entries: usize, attack: impl FnOnce(&Chain)) -> (Chain, u64) {
     (chain, first)
 }
 
-/// Lets every datagram of access links meet with chance.
-fn at_random(chain: &Chain, mut chance: impl FnMut(u32, u64) -> Option<Nanos> + 'static) {
+/// Lets every datagram of the access links of some entries meet with chance.
+fn at_random(chain: &Chain, entries: &[usize], mut chance: impl FnMut(Nanos, u32, u64) -> Option<Nanos> + 'static) {
     let mut rng = ChaCha20Rng::seed_from_u64(9);
-    chain.attack(move |_, datagram| {
+    let entries: Vec<_> = entries.iter().map(|entry| link_address(*entry, Side::Down)).collect();
+    chain.attack(move |now, datagram| {
         let (percent, ms) = (rng.random_range(0..100), rng.random_range(0..60));
-        let first = link_address(1, Side::Up);
-        let is_access = datagram.from == first || datagram.to == first;
-        let after = if is_access { chance(percent, ms) } else { Some(0) };
+        let is_access = entries.contains(&datagram.from) || entries.contains(&datagram.to);
+        let after = if is_access { chance(now, percent, ms) } else { Some(0) };
         after.map(|after| (after * MILLI, datagram)).into_iter().collect()
     });
 }
@@ -273,34 +275,80 @@ fn assert_equal_traces<T: PartialEq + std::fmt::Debug>(one: &[T], other: &[T], w
 
 #[test]
 fn loss_and_delay_before_mix_1_leave_the_trace_of_link_2() {
-    let (calm, first) = talking(3, |_| {});
+    let (calm, first) = talking(3, &[], |_| {});
     let rounds = calm.times.first(first)..calm.times.first(first + 2);
-    let (trace_of_calm, came) = (trace(&calm, rounds.clone()), at_destination(&calm));
+    let link_2 = |chain: &Chain| trace(chain, (2, 0), rounds.clone());
+    let (trace_of_calm, came) = (link_2(&calm), at_destination(&calm));
     drop(calm);
 
-    let (delayed, _) = talking(3, |chain| at_random(chain, |_, ms| Some(ms % 8)));
-    assert_equal_traces(&trace_of_calm, &trace(&delayed, rounds.clone()), "link 2, delays shorter than the slack");
+    let all = [101, 102, 103];
+    let (delayed, _) = talking(3, &[], |chain| at_random(chain, &all, |_, _, ms| Some(ms % 8)));
+    assert_equal_traces(&trace_of_calm, &link_2(&delayed), "link 2, delays shorter than the slack");
     assert_equal_traces(&came, &at_destination(&delayed), "destination, delays shorter than the slack");
     drop(delayed);
 
-    let lose = |percent, ms| (percent >= 5).then_some(if percent < 15 { ms } else { 0 });
-    let (lossy, _) = talking(3, |chain| at_random(chain, lose));
+    let lose = |_, percent, ms| (percent >= 5).then_some(if percent < 15 { ms } else { 0 });
+    let (lossy, _) = talking(3, &[], |chain| at_random(chain, &all, lose));
     assert!(
         [1, 2].map(|more| lossy.channels_both((2, 0), lossy.rounds(first + more - 1))) == [3, 3],
         "all setups came"
     );
-    assert_equal_traces(&trace_of_calm, &trace(&lossy, rounds), "link 2, loss and long delays");
+    assert_equal_traces(&trace_of_calm, &link_2(&lossy), "link 2, loss and long delays");
     let mix_1 = lossy.ledger(1).cells.forward;
     assert!(mix_1.drops(DropReason::Late) > 100 && at_destination(&lossy).len() < came.len(), "they did happen");
 }
 
+/// One end of a meeting loses datagrams, has them late, or is cut off between phases 1 and 2h of both batches. The
+/// access link of the other end, and all links behind Mix 1, carry the same at the same times as without that.
+#[test]
+fn loss_delay_and_cuts_at_one_end_do_not_show_at_the_other() {
+    let meeting = [(101, SECRET), (102, SECRET)];
+    // The times of its setups and acks on link 1 are left alone, until the last copies have left.
+    let is_quiet = |chain: &Chain| {
+        let first = chain.batch();
+        let begin_and_end = |batch| {
+            let [setup, ack] = [Phase::Setup(1), Phase::Ack(1)].map(|phase| chain.times.rounds_of(batch, phase));
+            chain.begins(setup.end + 12)..chain.begins(ack.start - 12)
+        };
+        let times = [first, first + 1].map(begin_and_end);
+        move |now: Nanos| times.iter().any(|time| time.contains(&now))
+    };
+    let (calm, first) = talking(3, &meeting, |_| {});
+    let rounds = calm.times.first(first)..calm.times.first(first + 2);
+    let links = [(1, 102), (1, 103), (2, 0), (3, 0), (4, 0)];
+    let traces = |chain: &Chain| links.map(|link| trace(chain, link, rounds.clone()));
+    let lost = |chain: &Chain| chain.delivered(101, client(102)).iter().filter(|(_, came)| came.is_none()).count();
+    let (of_calm, lost_of_calm) = (traces(&calm), lost(&calm));
+    drop(calm);
+
+    type Chance = fn(bool, u32, u64) -> Option<Nanos>;
+    let cases: [(&str, Chance, Range<usize>); 3] = [
+        ("loss", |_, percent, _| (percent >= 20).then_some(0), 5..100),
+        ("delay", |_, percent, ms| Some(if percent < 50 { ms } else { 0 }), 5..400),
+        ("cut", |is_quiet, _, _| (!is_quiet).then_some(0), 250..450),
+    ];
+    for (what, chance, expected) in cases {
+        let (chain, _) = talking(3, &meeting, |chain| {
+            let is_quiet = is_quiet(chain);
+            at_random(chain, &[101], move |now, percent, ms| chance(is_quiet(now), percent, ms));
+        });
+        for ((link, one), other) in links.into_iter().zip(&of_calm).zip(&traces(&chain)) {
+            assert_equal_traces(one, other, &format!("link {link:?}, {what}"));
+        }
+        let more = lost(&chain) - lost_of_calm;
+        println!("{what}: {more} datagrams less");
+        assert!(expected.contains(&more), "{what} did happen: {more} datagrams less");
+    }
+}
+
 #[test]
 fn lost_setup_leaves_the_trace_of_a_run_without_its_entry() {
-    let (lost, first) = talking(3, |chain| chain.cut_in_phase(103, Phase::Setup(1), Forward));
-    let (without, same) = talking(2, |_| {});
+    let (lost, first) = talking(3, &[], |chain| chain.cut_in_phase(103, Phase::Setup(1), Forward));
+    let (without, same) = talking(2, &[], |_| {});
     assert_eq!(first, same);
     let next = lost.rounds(first + 1);
-    assert_equal_traces(&trace(&lost, next.clone()), &trace(&without, next.clone()), "link 2");
+    let [one, other] = [&lost, &without].map(|chain| trace(chain, (2, 0), next.clone()));
+    assert_equal_traces(&one, &other, "link 2");
     assert_eq!([&lost, &without].map(|chain| chain.channels_both((HOPS, 0), next.clone())), [2, 2]);
 }
 

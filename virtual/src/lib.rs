@@ -22,13 +22,13 @@ use control::paced::{PacedEvent, PacedStatus};
 use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
 use dataplane::Nanos;
 use dataplane::ledger::Ledger;
-use dataplane::paced::{entry, mix};
+use dataplane::paced::{Command, entry, mix};
 use dataplane::socket::memory::MemNet;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::ids::Side;
 use wire::kdf::Secret;
-use wire::paced::{PacedClass, PacedTerms, Timetable};
+use wire::paced::{MeetingSecret, PacedClass, PacedTerms, Timetable};
 use wire::setup::Suite;
 
 mod corrupt_exit;
@@ -107,6 +107,7 @@ pub struct Chain {
     pub events: Vec<String>,
     /// By node: hops from 1, entries from 101.
     pub paced_events: Vec<(usize, PacedEvent)>,
+    watch: Box<dyn FnMut(usize, &Command)>,
     kit: Rc<Kit>,
 }
 
@@ -187,6 +188,7 @@ impl Chain {
             rng: ChaCha20Rng::seed_from_u64(setup.seed ^ 0x7a7e),
             events: Vec::new(),
             paced_events: Vec::new(),
+            watch: Box::new(|_, _| ()),
             terms: setup.terms.clone(),
             kit: Rc::new(Kit { chain, descriptors, keys, setup }),
         };
@@ -199,6 +201,17 @@ impl Chain {
         }
         made.ready.extend(0..made.nodes.len());
         made
+    }
+
+    /// From now on `watch` sees what control passes to the worker of each node: keys of links and channels, too.
+    pub fn watch_commands(&mut self, watch: impl FnMut(usize, &Command) + 'static) {
+        self.watch = Box::new(watch);
+    }
+
+    /// Gives an entry that serves a meeting another secret, for batches whose setups have not begun.
+    pub fn meet(&mut self, entry: usize, secret: [u8; 32]) {
+        let index = self.index(entry);
+        self.nodes[index].control.meet(0, MeetingSecret::new(secret));
     }
 
     /// Lets virtual time pass.
@@ -252,7 +265,8 @@ impl Chain {
             wires.delivered.get() - links.waiting() as u64 - apps.waiting() as u64
         };
         let before = moved(&self.links, &self.apps, &self.wires);
-        node.run_control(self.now, (&self.links, &self.wires), &mut self.events, &mut self.paced_events);
+        let network = (&self.links, &*self.wires);
+        node.run_control(self.now, network, &mut self.events, &mut self.paced_events, &mut self.watch);
         let worker_wake = node.worker.turn(self.now);
         node.worker.record_latency(self.now);
         // It has received something, and there may be more. What it received may have been for control.

@@ -76,6 +76,7 @@ impl Node {
         (links, wires): (&MemNet, &Wires),
         events: &mut Vec<String>,
         paced_events: &mut Vec<(usize, PacedEvent)>,
+        watch: &mut dyn FnMut(usize, &Command),
     ) {
         let elapsed = Duration::from_nanos(now);
         if self.control.next_wake() <= elapsed {
@@ -95,6 +96,7 @@ impl Node {
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
                     wires.corrupt_exit.borrow_mut().command(self.number, &command);
+                    watch(self.number, &command);
                     assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
                 }
                 Output::Save(number) => self.control.saved(elapsed, number),
