@@ -457,7 +457,7 @@ fn loss_and_reordering_change_no_count_on_any_link() {
 
 /// A chain with two pairs of loops at each mix, all of which have come through for a while.
 fn with_loops() -> Chain {
-    let mut chain = Chain::new(&PacedTerms { loops: 2, ..few_seats() }, ENTRIES.len()).start();
+    let mut chain = started_with(2);
     chain.run_batches(2);
     assert_eq!(alarms(&chain), [], "nothing is lost");
     chain

@@ -20,10 +20,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use control::draw::{draw_secret, draw_x25519};
 use control::paced::{PacedEvent, PacedStatus};
 use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
-use dataplane::Nanos;
 use dataplane::ledger::Ledger;
 use dataplane::paced::{Command, entry, mix};
 use dataplane::socket::memory::MemNet;
+use dataplane::{MILLI, Nanos};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::ids::Side;
@@ -46,7 +46,6 @@ use wires::Wires;
 const EPOCH_S: u64 = 1_800_000_000;
 /// The virtual clock at the start.
 const START: Nanos = 10_000 * MILLI;
-const MILLI: Nanos = 1_000_000;
 /// A node that wants to run again at once runs after this time.
 const AT_ONCE: Nanos = MILLI / 20;
 /// Entries have numbers from here on, hops from 1.
@@ -430,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn each_entry_has_a_destination_and_held_datagrams_arrive_later() {
+    fn each_entry_has_a_destination_and_held_datagrams_are_late() {
         let of = |number: usize| SocketAddr::from(([198, 18, 0, 9], number as u16));
         let mut chain = started(Setup { destination: of, ..setup(1) });
         let arrives = |chain: &mut Chain| {

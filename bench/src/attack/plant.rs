@@ -38,17 +38,17 @@ const ROUND: Nanos = MILLI;
 const REMEMBERED: usize = 64;
 
 /// For each entry: its application has sent something.
-pub(super) type Spoke = Arc<[AtomicBool]>;
+pub(super) type Speakers = Arc<[AtomicBool]>;
 
 /// Nobody has sent anything.
-pub(super) fn nobody(entries: usize) -> Spoke {
+pub(super) fn nobody(entries: usize) -> Speakers {
     (0..entries).map(|_| AtomicBool::new(false)).collect()
 }
 
 /// The planted leak of a run.
 pub(super) struct Plant {
     leak: Leak,
-    spoke: Spoke,
+    speakers: Speakers,
     rng: ChaCha20Rng,
     times: Timetable,
     cell_len: usize,
@@ -78,12 +78,12 @@ impl Plant {
         leak: Leak,
         (terms, hops): (&PacedTerms, usize),
         partners: Vec<Option<usize>>,
-        spoke: Spoke,
+        speakers: Speakers,
         rng: ChaCha20Rng,
     ) -> Plant {
         let (times, copies) = (terms.timetable(hops), Copies::new(terms, hops, partners.len()));
         let entries = partners.iter().map(|_| OfEntry::default()).collect();
-        Plant { leak, spoke, rng, times, cell_len: terms.class.cell_len(), copies, entries, partners }
+        Plant { leak, speakers, rng, times, cell_len: terms.class.cell_len(), copies, entries, partners }
     }
 
     /// What becomes of a datagram that an entry sends.
@@ -95,7 +95,7 @@ impl Plant {
         if let Some((_, action)) = of.round.filter(|(began, _)| now < began + ROUND) {
             return action;
         }
-        let has_data = self.spoke[entry].swap(false, Ordering::Relaxed);
+        let has_data = self.speakers[entry].swap(false, Ordering::Relaxed);
         let action = match self.leak {
             Leak::Late if has_data => Action::Delay(LATE),
             Leak::Gaps if !has_data && self.rng.random_bool(LEFT_OUT) => Action::Drop,

@@ -19,7 +19,7 @@ use super::capture::{Capture, Captured};
 use super::impairment::Impairments;
 use super::network::{Network, Recorded, resident};
 use super::places::{Tap, Wire};
-use super::plant::{self, Leak, Plant, Spoke};
+use super::plant::{self, Leak, Plant, Speakers};
 use super::profile::{self, FRAME_LEN, OWN_PACED_LEN, Traffic, WARM_UP};
 use super::record::{Entries, Recording};
 use super::relay::{Begin, Relay};
@@ -131,8 +131,8 @@ fn off_grid(times: &[u64], period: u64) -> Option<f64> {
     Some((times.iter().map(|at| (off(at) - mean).powi(2)).sum::<f64>() / count).sqrt())
 }
 
-/// By how much the times between bursts differ from a period. A burst begins more than half a period after what was sent
-/// before it. All in ns.
+/// By how much the times between bursts differ from a period. A burst begins more than half a period after what was
+/// sent before it. All in ns.
 fn jitter(times: &[u64], period: u64) -> Vec<u64> {
     let begins: Vec<u64> = times
         .iter()
@@ -259,15 +259,15 @@ impl Session<'_> {
         let network = Network::start(self.mixes, &self.class)?;
         let begin = Begin::default();
         let links = self.entries.count();
-        let spoke = plant::nobody(links);
-        let planted = self.plant(&flows, &spoke);
+        let speakers = plant::nobody(links);
+        let planted = self.plant(&flows, &speakers);
         let relay = Relay::start(links, &self.impairments, (self.plan.clone(), planted), begin.clone(), self.seed)?;
         let start = users::Start {
             chain: &network.chain,
             class: &self.class,
             entries: self.entries,
             flows: &flows,
-            spoke,
+            speakers,
             interrupted,
         };
         let users = start.run(|ready| progress(Stage::Starting(ready)))?;
@@ -383,7 +383,7 @@ impl Session<'_> {
     }
 
     /// The leak that is planted, if one is.
-    pub(super) fn plant(&self, flows: &[usize], spoke: &Spoke) -> Option<Plant> {
+    pub(super) fn plant(&self, flows: &[usize], speakers: &Speakers) -> Option<Plant> {
         let Recorded::Paced(terms) = &self.class else { return None };
         let mut partners = vec![None; self.entries.count()];
         for (user, &flow) in flows.iter().enumerate().filter(|_| self.entries.meetings) {
@@ -394,7 +394,7 @@ impl Session<'_> {
         let mut rng = seeded(self.seed);
         rng.set_stream(4);
         let leak = self.leak?;
-        Some(Plant::new(leak, (terms, self.mixes + 1), partners, spoke.clone(), rng))
+        Some(Plant::new(leak, (terms, self.mixes + 1), partners, speakers.clone(), rng))
     }
 
     /// What all users and destinations send.

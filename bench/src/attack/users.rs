@@ -22,7 +22,7 @@ use wire::paced::PacedTerms;
 
 use super::network::Recorded;
 use super::places;
-use super::plant::Spoke;
+use super::plant::Speakers;
 use super::profile::WARM_UP;
 use super::record::Entries;
 use crate::load::plan::{Due, Queue};
@@ -48,7 +48,7 @@ pub(super) struct Users {
     peers: Vec<Option<SocketAddr>>,
     /// The entries of each user and of its partner.
     at: Vec<(usize, Option<usize>)>,
-    spoke: Spoke,
+    speakers: Speakers,
 }
 
 /// An application's end of a flow.
@@ -93,7 +93,7 @@ pub(super) struct Start<'a> {
     pub(super) entries: Entries,
     /// The number of each user's flow, with the adversary's own.
     pub(super) flows: &'a [usize],
-    pub(super) spoke: Spoke,
+    pub(super) speakers: Speakers,
     pub(super) interrupted: &'a AtomicBool,
 }
 
@@ -115,8 +115,8 @@ impl Start<'_> {
             }
         }
 
-        let (at, spoke) = (Vec::new(), self.spoke.clone());
-        let mut users = Users { near: Vec::new(), far: Vec::new(), peers: Vec::new(), at, spoke, entries };
+        let (at, speakers) = (Vec::new(), self.speakers.clone());
+        let mut users = Users { near: Vec::new(), far: Vec::new(), peers: Vec::new(), at, speakers, entries };
         for (user, &flow) in self.flows.iter().enumerate() {
             let (near, far, peer) = self.ends(&users.entries, user, flow)?;
             users.near.push(near);
@@ -357,14 +357,14 @@ impl Apps<'_> {
             self.played.probe.push(wall());
         }
         let bytes = datagram(len, number, self.origin.elapsed());
-        self.users.spoke[self.users.at[user].0].store(true, Ordering::Relaxed);
+        self.users.speakers[self.users.at[user].0].store(true, Ordering::Relaxed);
         self.played.sent.forward += u64::from(self.users.near[user].send(&bytes));
     }
 
     fn answer(&mut self, Due { flow: user, len, .. }: Due) {
         let Some(peer) = self.peers[user] else { return };
         if let (_, Some(partner)) = self.users.at[user] {
-            self.users.spoke[partner].store(true, Ordering::Relaxed);
+            self.users.speakers[partner].store(true, Ordering::Relaxed);
         }
         let sent = self.users.far[user].send_to(&datagram(len, 0, self.origin.elapsed()), peer);
         self.played.sent.backward += u64::from(sent.is_ok());

@@ -28,7 +28,7 @@ use super::copies::hash;
 use super::corrupt_exit::CorruptExit;
 use super::impairment::Link;
 use super::places::{self, Tap};
-use super::plant::{self, Plant, Spoke};
+use super::plant::{self, Plant, Speakers};
 use super::profile::{self, WARM_UP};
 use super::record::{Entries, Recording};
 use super::session::{Facts, PacedFacts, Run, Session, Stage};
@@ -94,7 +94,7 @@ struct World {
     tap: Tap,
     plan: Option<Plan>,
     plant: Option<Plant>,
-    spoke: Spoke,
+    speakers: Speakers,
     /// The access links.
     links: Vec<PerDirection<Link>>,
     contents: Vec<PerDirection<Numbers>>,
@@ -427,8 +427,8 @@ impl Session<'_> {
         let link = |entry, rng: &mut _| Link::new(self.impairments.clone(), entry, ChaCha20Rng::from_rng(rng));
         let links =
             (0..count).map(|entry| PerDirection { forward: link(entry, &mut rng), backward: link(entry, &mut rng) });
-        let (links, spoke) = (links.collect(), plant::nobody(count));
-        let plant = self.plant(flows, &spoke);
+        let (links, speakers) = (links.collect(), plant::nobody(count));
+        let plant = self.plant(flows, &speakers);
         World {
             entries,
             flows: flows.to_vec(),
@@ -436,7 +436,7 @@ impl Session<'_> {
             tap: self.tap,
             plan: self.plan.clone(),
             plant,
-            spoke,
+            speakers,
             links,
             contents: vec![PerDirection::default(); count],
             exit: self.corrupt_exit.then(|| CorruptExit::new(terms, hops, count)),
@@ -460,7 +460,7 @@ impl Session<'_> {
                 false => entries.partner(world.flows[user]),
             };
             let (from, to) = if is_forward || entries.meetings {
-                world.spoke[entry].store(true, Ordering::Relaxed);
+                world.speakers[entry].store(true, Ordering::Relaxed);
                 (application(entry), listener(entry))
             } else {
                 let Some(peer) = world.peers[user] else { return false };

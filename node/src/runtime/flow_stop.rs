@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
-    const MILLI: Duration = Duration::from_millis(1);
+    const MS: Duration = Duration::from_millis(1);
 
     #[test]
     fn new_flows_follow_the_alarm_after_a_random_time() {
@@ -59,8 +59,8 @@ mod tests {
             stop.alarm(now, is_up, rng);
             let due = stop.due();
             // Another cause of the same alarm does not change the time.
-            stop.alarm(now + MILLI, is_up, rng);
-            assert_eq!((stop.due(), stop.change(due - MILLI)), (due, None));
+            stop.alarm(now + MS, is_up, rng);
+            assert_eq!((stop.due(), stop.change(due - MS)), (due, None));
             assert_eq!((stop.change(due), stop.change(due), stop.due()), (Some(is_up), None, Duration::MAX));
             delays.push((due - now).as_secs());
         }

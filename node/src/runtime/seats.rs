@@ -42,8 +42,8 @@ fn within(terms: &PacedTerms, hops: usize, position: usize, one: Duration) -> Re
     if takes > room { Err(TooManySeats { seats, takes, room }) } else { Ok(()) }
 }
 
-/// Processor time of a hop for setups: each is decoded from its shards with as many lost as may be, opened and answered,
-/// and what goes on is encoded.
+/// Processor time of a hop for setups: each is decoded from its shards with as many lost as may be, opened and
+/// answered, and what goes on is encoded.
 pub fn opening_times(terms: &PacedTerms, suite: Suite, hops: usize, position: usize, count: usize) -> Vec<Duration> {
     let shape = Shape::new(terms.class.size(), hops).expect("the chain has as many hops");
     let info = Info::paced(suite, terms.class, 0);
