@@ -1,12 +1,11 @@
 //! `eddy meet`: makes the secret of a meeting.
 
 use std::fs::{File, Permissions};
-use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use eddy_node::config::{create_meeting, draw_meeting};
 
 use crate::args::{MeetAction, MeetArgs, MeetNewArgs};
@@ -17,16 +16,9 @@ use crate::args::{MeetAction, MeetArgs, MeetNewArgs};
 /// No randomness, the file exists or cannot be written, or standard output is closed.
 pub fn run(args: &MeetArgs) -> anyhow::Result<()> {
     let MeetAction::New(MeetNewArgs { out }) = &args.action;
-    out.as_deref().map_or_else(print, create)
-}
-
-fn create(path: &Path) -> anyhow::Result<()> {
-    let name = path.display();
-    match create_meeting(path) {
-        Err(why) if why.kind() == ErrorKind::AlreadyExists => {
-            bail!("{name} exists already, and a secret is not overwritten: name another file, or remove it first")
-        }
-        done => done.with_context(|| format!("cannot write {name}")),
+    match out {
+        Some(file) => Ok(create_meeting(file)?),
+        None => print(),
     }
 }
 

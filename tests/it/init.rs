@@ -53,7 +53,7 @@ fn secret_of_a_meeting_gets_a_new_file_for_its_owner() {
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with("eddy-meet-1:") && text.len() == 77);
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    assert_mistake(line, &run(dir.path(), line), &["call.secret exists already", "name another file"]);
+    assert_mistake(line, &run(dir.path(), line), &["call.secret: File exists: a file is in the way"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), text, "the first one stays");
     let printed = run(dir.path(), "meet new");
     assert!(printed.stdout.starts_with(b"eddy-meet-1:") && printed.stdout != text.as_bytes());

@@ -91,10 +91,12 @@ pub fn draw_meeting() -> io::Result<MeetingSecret> {
 ///
 /// # Errors
 /// The file exists already or cannot be written, or the system returns no random bytes.
-pub fn create_meeting(path: &Path) -> io::Result<()> {
-    let text = draw_meeting()?.to_text();
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
+pub fn create_meeting(path: &Path) -> Result<(), ConfigError> {
+    let create = |secret: MeetingSecret| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(secret.to_text().as_bytes())
+    };
+    draw_meeting().and_then(create).map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
 }
 
 /// Reads the secret of a meeting.

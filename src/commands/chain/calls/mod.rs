@@ -217,7 +217,7 @@ fn start_users(
     for (i, [app, outside]) in apps.into_iter().enumerate() {
         let file = folder.join(format!("call{}.secret", i / 2 + 1));
         if i.is_multiple_of(2) {
-            create_meeting(&file).with_context(|| format!("cannot write {}", file.display()))?;
+            create_meeting(&file)?;
         }
         let entry = Entry::builder()
             .chain_file(&files.chain)
