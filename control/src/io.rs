@@ -62,6 +62,13 @@ pub enum Input<'a> {
     },
     /// Entry of a paced class: what the worker has counted of backward places, about every 100 rounds (SPEC 9.15.3).
     PacedLost(Places),
+    /// Entry of a paced class: the clock cell with this number leaves on a link, the first one with 1 (SPEC 9.5.6).
+    PacedClockSent {
+        link: LinkId,
+        number: u64,
+        /// By the class's clock.
+        sent_ns: u64,
+    },
     /// A channel is gone from the table. Exactly one for each [`Change::InstallChannel`], also if
     /// [`Change::RetireChannel`] ended it. The index may be reused afterwards.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },

@@ -152,7 +152,6 @@ impl Start<'_> {
             control: Default::default(),
             sockets: watched,
             door: door.as_ref().map(Door::counts),
-            readiness: Arc::default(),
             listeners,
             turns,
             figures: terms.paced().map(|terms| Figures::of(terms, self.chain.terms.suite, shape.hops())),

@@ -43,6 +43,7 @@ pub(super) struct Reporter {
     pub(super) chain: [u8; 32],
     pub(super) trust: Arc<Mutex<TrustStatus>>,
     pub(super) clock: Clock,
+    pub(super) readiness: Arc<Readiness>,
     /// At least one.
     pub(super) classes: Arc<[ClassReporter]>,
 }
@@ -58,7 +59,6 @@ pub(super) struct ClassReporter {
     pub(super) sockets: Vec<DropCounter>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
-    pub(super) readiness: Arc<Readiness>,
     /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
@@ -172,7 +172,6 @@ pub(super) mod tests {
             control: Mutex::default(),
             sockets: Vec::new(),
             door: None,
-            readiness: Arc::default(),
             listeners: None,
             turns: Vec::new(),
             figures: None,
@@ -189,6 +188,7 @@ pub(super) mod tests {
             chain: [0; 32],
             trust: Arc::default(),
             clock: Clock::start(),
+            readiness: Arc::default(),
             classes: [class].into(),
         }
     }
