@@ -50,6 +50,17 @@ enum Clocks {
 }
 
 impl Clocks {
+    fn forget(&mut self, link: LinkId) {
+        match self {
+            Clocks::OfPeer(seen) => {
+                seen.remove(&link);
+            }
+            Clocks::Numbered(numbers) => {
+                numbers.remove(&link);
+            }
+        }
+    }
+
     fn cell(&mut self, link: LinkId, round: Round) -> ClockCell {
         match self {
             Clocks::OfPeer(seen) => {
@@ -130,10 +141,7 @@ impl Sender {
     /// Forgets a link. What was to be sent again was not counted yet.
     pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
         self.control.remove(&Some(link));
-        match &mut self.clocks {
-            Clocks::OfPeer(seen) => drop(seen.remove(&link)),
-            Clocks::Numbered(numbers) => drop(numbers.remove(&link)),
-        }
+        self.clocks.forget(link);
         for (_, cells) in &mut self.again {
             cells.remove(&link).into_iter().flatten().for_each(|cell| free.give(cell.into_buffer()));
         }

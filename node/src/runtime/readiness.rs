@@ -81,7 +81,11 @@ impl Readiness {
     }
 
     fn update_class(&self, place: usize, change: impl FnOnce(&mut ClassProgress)) {
-        self.update(|state| drop(state.classes.get_mut(place).map(change)));
+        self.update(|state| {
+            if let Some(class) = state.classes.get_mut(place) {
+                change(class);
+            }
+        });
     }
 
     /// Takes an event of control in the class at this place. An entry has one link in it, to Mix 1.
