@@ -64,6 +64,13 @@ pub enum Input<'a> {
     PacedLost(Places),
     /// Mix of a paced class: what the worker has counted by its loops, about every 100 rounds (SPEC 9.15.3).
     PacedLoops(LoopPlaces),
+    /// Entry of a paced class: the clock cell with this number leaves on a link, the first one with 1 (SPEC 9.5.6).
+    PacedClockSent {
+        link: LinkId,
+        number: u64,
+        /// By the class's clock.
+        sent_ns: u64,
+    },
     /// A channel is gone from the table. Exactly one for each [`Change::InstallChannel`], also if
     /// [`Change::RetireChannel`] ended it. The index may be reused afterwards.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },

@@ -189,6 +189,9 @@ impl Control {
             }
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
+            Input::PacedClockSent { link, number, sent_ns } => {
+                paced.iter_mut().for_each(|paced| paced.clock_sent(link, number, sent_ns));
+            }
             Input::PacedLost(places) => paced.iter_mut().for_each(|paced| paced.lost(places)),
             Input::PacedLoops(places) => paced.iter_mut().for_each(|paced| paced.loops(cx, places)),
             Input::ChannelEnded { channel, reason } => {

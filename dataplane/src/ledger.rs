@@ -73,6 +73,8 @@ drops! {
     Forged => "forged",
     /// Control's queue is full.
     PuntFull => "control-queue-full",
+    /// Paced class: more control cells than the link has slots for.
+    ControlRate => "control-rate",
     /// A cell of control's that found its pool full.
     PoolFull => "pool-full",
     /// No free buffer for a cell of our own.

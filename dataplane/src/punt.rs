@@ -83,6 +83,14 @@ pub enum Punt {
         /// As [`crate::paced::mix::View`] has them, of these rounds only.
         counts: LoopCounts,
     },
+    /// Entry of a paced class: its next clock cell on a link (SPEC 9.5.6).
+    PacedClockSent {
+        link: LinkId,
+        /// From 1.
+        number: u64,
+        /// When it is due, by the class's clock.
+        sent_ns: Nanos,
+    },
     /// A channel is gone.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
     /// Exit: a name to resolve; answered by [`crate::command::Command::Resolved`].

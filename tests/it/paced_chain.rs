@@ -141,6 +141,19 @@ fn assert_all_constant(chain: &Chain, rounds: Range<u64>) {
 }
 
 #[test]
+fn first_rounds_of_an_entry_do_not_show_its_hosts_clock() {
+    let mut chain = Chain::new(&terms(), ENTRIES);
+    let next =
+        |chain: &Chain| -> Vec<u64> { (0..ENTRIES).map(|entry| entry_status(chain, entry).next_batch).collect() };
+    let (first, now) = (next(&chain), chain.batch());
+    // Up to 12 h behind, which is 8,437 batches.
+    assert!(first.iter().all(|batch| (now - 8_440..now).contains(batch)), "{first:?} {now}");
+    assert_eq!(first.iter().collect::<HashSet<_>>().len(), ENTRIES, "{first:?}");
+    chain.run(Duration::from_secs(1));
+    assert!(next(&chain).iter().all(|batch| batch.abs_diff(now) <= 3), "the rounds of Mix 1");
+}
+
+#[test]
 fn every_batch_has_channels_that_lose_nothing() {
     let mut chain = started();
     let (first, setups) = (chain.batch(), [101, 102, 103].map(|entry| chain.setups(entry)));

@@ -119,6 +119,9 @@ fn take(control: &mut Control, punt: Punt, now: Duration) {
             control.handle(now, 0, input);
         }
         Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
+        Punt::PacedClockSent { link, number, sent_ns } => {
+            control.handle(now, 0, Input::PacedClockSent { link, number, sent_ns });
+        }
         Punt::PacedLost { first, rounds, places, lost } => {
             control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
         }

@@ -3,9 +3,10 @@
 //! The worker releases rounds by the clock that is kept here. Control hands it the contents of a round's setup and ack
 //! slots one period before the round is due; slots without a content carry dummies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use rand::RngExt;
 use wire::cell::{CellKind, Direction};
 use wire::ids::{LinkId, Side};
 use wire::link::LinkContent;
@@ -27,6 +28,10 @@ use crate::trust::view::View;
 const STEER_EVERY: Duration = Duration::from_secs(1);
 /// A lead that has changed by less is not worth a command to the worker.
 const LEAD_STEP_NS: u64 = 10_000;
+/// Before its first sample an entry sends as if its clock were ahead by up to 12 h (SPEC 9.5.5).
+const LEAD_BEFORE_MAX_NS: i64 = 12 * 3600 * 1_000_000_000;
+/// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
+const CLOCKS_SENT_MAX: usize = 64;
 
 /// What a node does in a paced class.
 pub(crate) struct Paced {
@@ -37,8 +42,23 @@ pub(crate) struct Paced {
 
 /// What only a hop, or only an entry does.
 enum Part {
-    Hop { hop: Box<PacedHop>, position: usize, next: [u64; 2], exchanges: HashMap<LinkId, Exchange>, watch: HopWatch },
-    Entry { entry: Box<PacedEntry>, lead: Lead, exchange: Exchange, next: u64, told: Told, watch: Box<EntryWatch> },
+    Hop {
+        hop: Box<PacedHop>,
+        position: usize,
+        next: [u64; 2],
+        exchanges: HashMap<LinkId, Exchange>,
+        watch: HopWatch,
+    },
+    Entry {
+        entry: Box<PacedEntry>,
+        lead: Lead,
+        exchange: Exchange,
+        /// Link and number of its latest clock cells, and when they left.
+        clocks_sent: VecDeque<((LinkId, u64), u64)>,
+        next: u64,
+        told: Told,
+        watch: Box<EntryWatch>,
+    },
 }
 
 /// What the worker of an entry knows.
@@ -57,11 +77,13 @@ impl Paced {
         let clock = SteadyClock::new(now.as_nanos() as u64, unix_ns);
         let part = match cx.config.position {
             0 => {
-                let round = config.times.round_at(unix_ns);
-                let lead = Lead::new(&config.terms);
+                // Nobody but the entry itself may learn what its host's clock shows.
+                let lead = Lead::new(&config.terms, -cx.rng.random_range(0..=LEAD_BEFORE_MAX_NS));
+                let next = lead.round_at(unix_ns);
                 let watch = Box::new(EntryWatch::new(config.clone()));
-                let entry = Box::new(PacedEntry::new(config, &mut cx.rng, round));
-                Part::Entry { entry, lead, exchange: Exchange::default(), next: round, told: Told::default(), watch }
+                let entry = Box::new(PacedEntry::new(config, &mut cx.rng, next));
+                let (exchange, clocks_sent, told) = Default::default();
+                Part::Entry { entry, lead, exchange, clocks_sent, next, told, watch }
             }
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
@@ -95,7 +117,10 @@ impl Paced {
 
     /// The interval whose bundle an entry lacks.
     pub(crate) fn wanted_interval(&self) -> Option<u64> {
-        if let Part::Entry { entry, .. } = &self.part { entry.wanted_interval() } else { None }
+        match &self.part {
+            Part::Entry { entry, lead, .. } if lead.lead_ns().is_some() => entry.wanted_interval(),
+            _ => None,
+        }
     }
 
     /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).
@@ -143,8 +168,9 @@ impl Paced {
             }
             Part::Entry { entry, lead, next, told, watch, .. } => {
                 let is_up = links.down_ready().is_some();
+                let is_ready = lead.lead_ns().is_some() && is_up;
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
-                    && is_up
+                    && is_ready
                     && let Some(bundle) = trust.paced_bundle(interval, now, (cx.unix_ns(now) / 1_000_000) as u64)
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
@@ -154,7 +180,6 @@ impl Paced {
                 lead.follow(time);
                 tell_lead(cx, lead, told);
                 let period = entry.config().times.begin(1);
-                let is_ready = lead.lead_ns().is_some() && is_up;
                 let last = lead.round_at(time + 2 * period);
                 // The lead may have become known: then the entry sends other rounds.
                 if next.abs_diff(last) > AHEAD_MAX {
@@ -228,17 +253,23 @@ impl Paced {
         match LinkContent::from_wire(content[0]) {
             Some(LinkContent::Clock) => {
                 let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
-                let cell = ClockCell::from_bytes(cell);
+                let mut cell = ClockCell::from_bytes(cell);
                 let exchange = match part {
-                    Part::Hop { exchanges, .. } => exchanges.entry(link).or_default(),
-                    Part::Entry { lead, exchange, .. } => {
+                    Part::Hop { exchanges, .. } => {
+                        let exchange = exchanges.entry(link).or_default();
+                        exchange.take(cell, at_ns);
+                        let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
+                        cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                        exchange
+                    }
+                    Part::Entry { lead, exchange, clocks_sent, .. } => {
+                        let own = clocks_sent.iter().find(|(own, _)| *own == (link, cell.peer));
+                        cell.peer = own.map_or(0, |(_, sent_ns)| *sent_ns);
                         lead.sample(at_ns, cell);
+                        exchange.take(cell, at_ns);
                         exchange
                     }
                 };
-                exchange.take(cell, at_ns);
-                let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
-                cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
                 if let Some(best) = exchange.best() {
                     let of_class = i128::from(clock.at(now.as_nanos() as u64)) - cx.unix_ns(now) as i128;
                     trust.clock_compared(link, ((i128::from(best.offset_ns) + of_class) / 1_000_000) as i64);
@@ -269,6 +300,14 @@ impl Paced {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Entry: the worker sends the clock cell with this number on a link, by its own clock at `sent_ns`.
+    pub(crate) fn clock_sent(&mut self, link: LinkId, number: u64, sent_ns: u64) {
+        if let Part::Entry { clocks_sent, .. } = &mut self.part {
+            clocks_sent.truncate(CLOCKS_SENT_MAX - 1);
+            clocks_sent.push_front(((link, number), sent_ns));
         }
     }
 
@@ -367,7 +406,7 @@ fn place(cx: &mut Context, direction: Direction, round: u64, cell: Placed<'_>) {
 }
 
 fn tell_lead(cx: &mut Context, lead: &Lead, told: &mut Told) {
-    let now = (lead.lead_ns().unwrap_or(0), lead.lead_ns().is_some());
+    let now = (lead.current_ns(), lead.lead_ns().is_some());
     let is_near = |(lead_ns, is_known): (i64, bool)| is_known == now.1 && lead_ns.abs_diff(now.0) < LEAD_STEP_NS;
     if !told.lead.is_some_and(is_near) {
         told.lead = Some(now);

@@ -35,6 +35,8 @@ pub struct Lead {
     /// Samples beyond these are out of reach for all copies of a round.
     most_above: i64,
     most_below: i64,
+    /// What counts before the first sample.
+    before: i64,
     lead: Option<i64>,
     /// Up to when the lead has followed the samples.
     followed: u64,
@@ -46,8 +48,8 @@ pub struct Lead {
 }
 
 impl Lead {
-    /// Without a sample.
-    pub fn new(terms: &PacedTerms) -> Lead {
+    /// Without a sample. `before` counts until the first one.
+    pub fn new(terms: &PacedTerms, before: i64) -> Lead {
         let ms = |ms: u32| i64::from(ms) * 1_000_000;
         let (period, slack) = (ms(terms.period_ms.into()), ms(terms.slack_ms.into()));
         Lead {
@@ -55,6 +57,7 @@ impl Lead {
             slack,
             most_above: i64::from(terms.copies - 1) * i64::from(terms.gap) * period + slack,
             most_below: 8 * period - slack,
+            before,
             lead: None,
             followed: 0,
             has_sent: false,
@@ -63,8 +66,8 @@ impl Lead {
         }
     }
 
-    /// Takes in a clock cell of Mix 1 that came at `now_ns`. Only its `peer` and `received` count, so delays of
-    /// backward cells change nothing.
+    /// Takes in a clock cell of Mix 1 that came at `now_ns`. Its `peer` is when the entry's own cell was due. Only that
+    /// and `received` count, so delays of backward cells change nothing.
     pub fn sample(&mut self, now_ns: u64, cell: ClockCell) {
         if cell.peer == 0 || self.samples.iter().any(|sample| sample.peer == cell.peer) {
             return;
@@ -140,16 +143,20 @@ impl Lead {
         of_noted().max().zip(of_noted().min()).is_some_and(|(most, least)| most - least > self.slack)
     }
 
-    /// When the entry's clock shows the time at which the first copies of a round leave. Before the first sample the
-    /// lead counts as 0.
+    /// The lead by which the entry sends.
+    pub fn current_ns(&self) -> i64 {
+        self.lead.unwrap_or(self.before)
+    }
+
+    /// When the entry's clock shows the time at which the first copies of a round leave.
     pub fn send_at(&self, round: u64) -> u64 {
-        (round * self.period).saturating_add_signed(-self.lead.unwrap_or(0))
+        (round * self.period).saturating_add_signed(-self.current_ns())
     }
 
     /// The last round whose first copies are due at `now_ns`. It is the running one of SPEC 9.4 from the first sample
     /// on. It may then be an earlier one than before.
     pub fn round_at(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_add_signed(self.lead.unwrap_or(0)) / self.period
+        now_ns.saturating_add_signed(self.current_ns()) / self.period
     }
 }
 
@@ -166,7 +173,7 @@ mod tests {
     const PATH: i64 = 20_000_000;
 
     fn lead() -> Lead {
-        Lead::new(&terms())
+        Lead::new(&terms(), 0)
     }
 
     fn cell(peer: u64, lead: i64) -> ClockCell {
@@ -217,6 +224,10 @@ mod tests {
         }
         assert_eq!((lead.round_at(105 * MS), lead.send_at(10)), (6, 140 * MS));
         assert_eq!(lead.round_at(35 * MS), 0, "a time before 1970 by the clock of Mix 1");
+        let mut lead = Lead::new(&terms(), -1000 * MS as i64);
+        assert_eq!((lead.lead_ns(), lead.round_at(1105 * MS), lead.send_at(10)), (None, 10, 1100 * MS));
+        lead.sample(MS, cell(1, 25 * MS as i64));
+        assert_eq!((lead.lead_ns(), lead.send_at(10)), (Some(25 * MS as i64), 75 * MS));
     }
 
     #[test]

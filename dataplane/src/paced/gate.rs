@@ -9,12 +9,14 @@ use wire::cell::{Block, CellKind, Direction};
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::paced::{PacedClass, PacedHeader};
 
+use super::Settings;
+use super::control_guard::ControlLimits;
 use super::links::PacedLinks;
 use crate::Nanos;
 use crate::batch::{Arrivals, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, PREFETCHED, Sealed};
 use crate::ledger::{DropReason, Tally};
-use crate::punt::{Bytes, Punt, PuntSender};
+use crate::punt::{Bytes, Punt, PuntSender, RESERVED};
 use crate::stage::rounds::{Place, Rounds, Untimely};
 
 /// A data cell that has passed the gate, with what its owner knows of its place.
@@ -41,6 +43,7 @@ pub(super) struct Gate {
     class: PacedClass,
     /// Cells of a channel in a round.
     cells: u8,
+    control: ControlLimits,
     blocks: Vec<Block>,
     found: Vec<Option<Found>>,
     trial: Vec<Block>,
@@ -57,13 +60,14 @@ pub(super) struct ArrivalTime {
 }
 
 impl Gate {
-    /// The gate of the socket towards `side`, in a class with `cells` cells of a channel in a round.
-    pub(super) fn new(side: Side, class: PacedClass, cells: u8) -> Gate {
+    /// The gate of the socket towards `side`.
+    pub(super) fn new(settings: &Settings, side: Side) -> Gate {
         Gate {
             side,
             direction: if side == Side::Up { Direction::Forward } else { Direction::Backward },
-            class,
-            cells,
+            class: settings.terms.class,
+            cells: settings.terms.cells,
+            control: settings.control_limits(side),
             blocks: Vec::with_capacity(RECEIVE_MAX),
             found: Vec::with_capacity(RECEIVE_MAX),
             trial: Vec::with_capacity(RECEIVE_MAX),
@@ -78,7 +82,7 @@ impl Gate {
     pub(super) fn admit<P>(
         &mut self,
         arrivals: &mut Arrivals,
-        links: &PacedLinks,
+        links: &mut PacedLinks,
         (running, at): (Option<u64>, ArrivalTime),
         place: impl Fn(LinkId, &PacedHeader) -> Result<P, DropReason>,
         punts: &mut PuntSender,
@@ -115,13 +119,19 @@ impl Gate {
                 None => Err(DropReason::Header),
                 Some(Found { header, .. }) if !header.kind.travels(self.direction) => Err(DropReason::Kind),
                 Some(Found { link, slot, header, .. }) if header.kind != CellKind::Data => {
-                    let body = Bytes::copy(cell.body_mut(self.class.body_len()));
-                    let punted = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.class });
+                    let body = cell.body_mut(self.class.body_len());
+                    // What finds no room may come again.
+                    let room = if punts.room() > RESERVED { Ok(()) } else { Err(DropReason::PuntFull) };
+                    let passed =
+                        room.and_then(|()| links.pass_control((link, slot), (&header, body), &self.control, at.turn));
+                    if passed.is_ok() {
+                        let body = Bytes::copy(body);
+                        let _ = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.class });
+                    }
                     free.give(cell.into_buffer());
-                    if punted {
-                        tally.consumed += 1;
-                    } else {
-                        tally.drop(DropReason::PuntFull);
+                    match passed {
+                        Ok(()) => tally.consumed += 1,
+                        Err(reason) => tally.drop(reason),
                     }
                     continue;
                 }

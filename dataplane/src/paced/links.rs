@@ -12,8 +12,10 @@ use wire::link::{ControlKey, HeaderKey};
 use wire::paced::{PacedClass, PacedHeader};
 use zeroize::Zeroizing;
 
+use super::control_guard::{ControlGuard, ControlLimits};
 use crate::Nanos;
 use crate::command::LinkCommand;
+use crate::ledger::DropReason;
 use crate::links::Links;
 use crate::punt::{Punt, PuntSender};
 
@@ -36,6 +38,7 @@ struct Keys {
     control_out: ControlKey,
     /// Number of the next control cell.
     next_seq: u64,
+    arrived: ControlGuard,
 }
 
 /// All links of a worker.
@@ -117,6 +120,7 @@ impl PacedLinks {
             tag_out: PolyvalKey::prepare(&keys.tag_out),
             control_out: ControlKey::new(&keys.control_out),
             next_seq: 0,
+            arrived: ControlGuard::default(),
         };
         // There is room: keys of slots that have gone were removed with them.
         let _ = self.keys.entry(link).or_default().try_push((slot, keys));
@@ -126,6 +130,22 @@ impl PacedLinks {
     pub(super) fn is_tag_of(&self, link: LinkId, slot: SlotId, header: &PacedHeader, body: &[u8]) -> bool {
         let keys = self.keys.get(&link).and_then(|keys| keys.iter().find(|(id, _)| *id == slot));
         keys.is_some_and(|(_, keys)| header.is_tag_of(&keys.tag_in, body))
+    }
+
+    /// Whether a control cell that arrived at `now` goes to control.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn pass_control(
+        &mut self,
+        (link, slot): (LinkId, SlotId),
+        (header, body): (&PacedHeader, &[u8]),
+        limits: &ControlLimits,
+        now: Nanos,
+    ) -> Result<(), DropReason> {
+        let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
+        let (_, keys) = keys.ok_or(DropReason::Header)?;
+        keys.arrived.pass(header, keys.tag_in.link_tag(body), limits, now)
     }
 
     /// A cell of the link was accepted.

@@ -90,6 +90,8 @@ pub struct Mix<U, D> {
     runner_clock: Option<Clock>,
     /// Something has come in this turn, and the sockets were read empty.
     rests: bool,
+    /// More has come than was read.
+    is_flooded: bool,
 }
 
 /// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
@@ -126,7 +128,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             // Backward cells of loops have places behind the others.
             let places = if direction == Direction::Backward { channels_max + settings.loops() } else { channels_max };
             Pipe {
-                gate: Gate::new(from, terms.class, terms.cells),
+                gate: Gate::new(&settings, from),
                 rounds: Rounds::new(places, terms.cells, released),
                 noise: Noise::new(terms.class.body_len(), draw()),
                 schedule,
@@ -165,6 +167,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             profile: latency::Shared::default(),
             runner_clock: None,
             rests: false,
+            is_flooded: false,
             settings,
         };
         mix.prepare();
@@ -252,27 +255,29 @@ impl<U: Port, D: Port> Mix<U, D> {
         })
     }
 
-    /// Takes in what has come, until a release is due: how much comes does not delay it by more than one call's worth.
+    /// Takes in what has come, until a release is due: a flood delays it by what is left of one call at most.
     /// Returns whether something came, and whether the socket was read empty.
     fn receive(&mut self, direction: Direction, now: Nanos) -> (bool, bool) {
         for call in 0..RECEIVES {
+            if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
+                return (call > 0, false);
+            }
             if self.receive_once(direction, now) == 0 {
                 return (call > 0, true);
-            }
-            if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
-                break;
             }
         }
         (true, false)
     }
 
+    /// When the next release of a direction is due, by the runner's clock.
+    fn due(&self, direction: Direction) -> Nanos {
+        let Pipe { schedule, rounds, .. } = &self.pipes[direction];
+        self.clock.when(schedule.due_at(rounds.released() + 1))
+    }
+
     /// When the next release is due, by the runner's clock.
     fn next_due(&self) -> Nanos {
-        let due = |direction: Direction| {
-            let Pipe { schedule, rounds, .. } = &self.pipes[direction];
-            self.clock.when(schedule.due_at(rounds.released() + 1))
-        };
-        DIRECTIONS.into_iter().map(due).fold(Nanos::MAX, Nanos::min)
+        DIRECTIONS.into_iter().map(|direction| self.due(direction)).fold(Nanos::MAX, Nanos::min)
     }
 
     /// One call's worth of arrivals. Returns how many came.
@@ -556,9 +561,22 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         }
         // Entries that are new have places in the next round.
         self.prepare();
-        let [forward, backward] = DIRECTIONS.map(|direction| self.receive(direction, now));
-        self.rests = (forward.0 || backward.0) && forward.1 && backward.1;
+        // After a wait for a release the cells of its round are in the socket. A mix that reads all the time has taken in
+        // what came before.
+        let first = DIRECTIONS.map(|direction| {
+            let is_read = self.due(direction) <= now && !self.is_flooded;
+            is_read.then(|| self.receive_once(direction, now))
+        });
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));
+        let [forward, backward] = [0, 1].map(|i| match first[i] {
+            Some(count) => (count > 0, count == 0),
+            None => self.receive(DIRECTIONS[i], now),
+        });
+        self.is_flooded = [forward, backward]
+            .into_iter()
+            .zip(first)
+            .any(|((came, is_empty), first)| first.is_none() && came && !is_empty);
+        self.rests = (forward.0 || backward.0) && forward.1 && backward.1;
         self.send();
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();

@@ -5,6 +5,7 @@
 //!
 //! links          slots with the keys by which a worker seals control cells itself
 //! gate           header, place and link tag of what arrives
+//! control_guard  which control cells go to control
 //! batches        channels, batch by batch
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
@@ -19,6 +20,7 @@
 
 mod batches;
 mod control_cells;
+mod control_guard;
 pub mod entry;
 pub mod exit;
 mod gate;
@@ -44,6 +46,7 @@ use crate::exit::QueryId;
 use crate::stage::ingress;
 use crate::stage::rounds::schedule::Schedule;
 pub use control_cells::Control;
+use control_guard::ControlLimits;
 pub use links::SlotKeys;
 
 /// A paced class at one hop.
@@ -77,6 +80,16 @@ impl Settings {
             Direction::Backward => self.position,
         };
         ControlSlots::new(&self.terms, self.suite, self.hops, link, direction)
+    }
+
+    /// The control cells that come in at the socket towards `side`.
+    fn control_limits(&self, side: Side) -> ControlLimits {
+        let (link, direction) = match side {
+            Side::Up => (self.position, Direction::Forward),
+            Side::Down => (self.position + 1, Direction::Backward),
+        };
+        let slots = ControlSlots::new(&self.terms, self.suite, self.hops, link, direction);
+        ControlLimits::new(self.times().begin(1), slots.most(), link == 1)
     }
 
     /// Most channels of a batch on the link that comes in at this hop.

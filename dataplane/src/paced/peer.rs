@@ -73,6 +73,16 @@ impl Peer {
         Datagram { from: self.at, to: self.hop, bytes }
     }
 
+    /// A link cell from it whose body is not sealed.
+    pub(super) fn control(&self, seq: u64, body: &[u8]) -> Datagram {
+        let header_key = if self.is_up { &self.secrets.header_i2r } else { &self.secrets.header_r2i };
+        let header = PacedHeader { channel: 0, seq, sub: 0, kind: CellKind::Link, class: CLASS, tag: [0; 4] };
+        let mut block = [header.to_block()];
+        HeaderKey::new(header_key).encipher(&mut block);
+        let bytes = block[0].iter().chain(body).copied().collect();
+        Datagram { from: self.at, to: self.hop, bytes }
+    }
+
     /// Reads a cell; the tags of data cells and the bodies of control cells must be genuine.
     pub(super) fn read(&self, bytes: &[u8], running: u64) -> Cell {
         assert_eq!(bytes.len(), CLASS.cell_len());

@@ -41,6 +41,41 @@ pub(super) struct Round {
 /// The cells of a round by link, for their copies.
 type Kept = (u64, HashMap<LinkId, Vec<Cell<Sealed>>, foldhash::fast::RandomState>);
 
+/// What clock cells say, by link.
+enum Clocks {
+    /// At a hop: `sent` of the latest clock cell that came, and when it came.
+    OfPeer(HashMap<LinkId, (u64, u64), foldhash::fast::RandomState>),
+    /// At an entry: how many have left, so that Mix 1 learns nothing of the entry's clock.
+    Numbered(HashMap<LinkId, u64, foldhash::fast::RandomState>),
+}
+
+impl Clocks {
+    fn forget(&mut self, link: LinkId) {
+        match self {
+            Clocks::OfPeer(seen) => {
+                seen.remove(&link);
+            }
+            Clocks::Numbered(numbers) => {
+                numbers.remove(&link);
+            }
+        }
+    }
+
+    fn cell(&mut self, link: LinkId, round: Round) -> ClockCell {
+        match self {
+            Clocks::OfPeer(seen) => {
+                let (peer, received) = seen.get(&link).copied().unwrap_or_default();
+                ClockCell { sent: round.due, peer, received }
+            }
+            Clocks::Numbered(numbers) => {
+                let number = numbers.entry(link).or_default();
+                *number += 1;
+                ClockCell { sent: *number, ..ClockCell::default() }
+            }
+        }
+    }
+}
+
 /// What leaves on the links of one direction.
 pub(super) struct Sender {
     class: PacedClass,
@@ -48,8 +83,7 @@ pub(super) struct Sender {
     copies: u64,
     gap: u64,
     control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
-    /// `sent` of the latest clock cell of each link, and when it came.
-    clocks: HashMap<LinkId, (u64, u64), foldhash::fast::RandomState>,
+    clocks: Clocks,
     /// Cells to send again, by round.
     again: VecDeque<Kept>,
     rng: ChaCha20Rng,
@@ -61,14 +95,19 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// For the links of one direction; `has_copies` on link 1.
+    /// At an entry.
+    pub(super) fn of_entry(terms: &PacedTerms, rng: ChaCha20Rng) -> Sender {
+        Sender { clocks: Clocks::Numbered(HashMap::default()), ..Sender::new(terms, true, rng) }
+    }
+
+    /// At a hop, for the links of one direction; `has_copies` on link 1.
     pub(super) fn new(terms: &PacedTerms, has_copies: bool, rng: ChaCha20Rng) -> Sender {
         Sender {
             class: terms.class,
             copies: if has_copies { terms.copies.into() } else { 1 },
             gap: terms.gap.into(),
             control: HashMap::default(),
-            clocks: HashMap::default(),
+            clocks: Clocks::OfPeer(HashMap::default()),
             again: VecDeque::new(),
             rng,
             leaving: Vec::new(),
@@ -94,13 +133,15 @@ impl Sender {
     }
 
     pub(super) fn clock_seen(&mut self, link: LinkId, sent: u64, received: u64) {
-        self.clocks.insert(link, (sent, received));
+        if let Clocks::OfPeer(seen) = &mut self.clocks {
+            seen.insert(link, (sent, received));
+        }
     }
 
     /// Forgets a link. What was to be sent again was not counted yet.
     pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
         self.control.remove(&Some(link));
-        self.clocks.remove(&link);
+        self.clocks.forget(link);
         for (_, cells) in &mut self.again {
             cells.remove(&link).into_iter().flatten().for_each(|cell| free.give(cell.into_buffer()));
         }
@@ -125,7 +166,7 @@ impl Sender {
 
     /// Seals the cells of a round for one link, with its control cells and the copies of earlier rounds, and appends
     /// them to `out` in uniformly random order. `key` names the link's control cells. Data cells count as received
-    /// before, all others are counted here.
+    /// before, all others are counted here. Returns the clock cell among them.
     #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
     pub(super) fn leave(
         &mut self,
@@ -136,14 +177,14 @@ impl Sender {
         out: &mut Departures,
         free: &mut FreeList,
         tally: &mut Tally,
-    ) {
+    ) -> Option<ClockCell> {
         let (class, body_len) = (self.class, self.class.body_len());
         let Some(mut outgoing) = links.outgoing(link) else {
             for leaving in data {
                 tally.drop(DropReason::LinkDown);
                 free.give(leaving.cell.into_buffer());
             }
-            return;
+            return None;
         };
         // They have waited for their release: the cache may have lost them.
         self.leaving.extend(data);
@@ -160,11 +201,16 @@ impl Sender {
 
         let control = self.control.entry(key).or_default();
         if round.number.is_multiple_of(CLOCK_EVERY) {
-            let (peer, received) = self.clocks.get(&link).copied().unwrap_or_default();
-            let clock = ClockCell { sent: round.due, peer, received };
-            let _ = control.wait(Control::link(LinkContent::Clock, &clock.to_bytes()));
+            let _ = control.wait(Control::link(LinkContent::Clock, &[]));
         }
         control.take(round.number, round.slots, &mut self.taken);
+        // It says the time of the slot that it has got.
+        let empty = Control::link(LinkContent::Clock, &[]);
+        let clock = self.taken.iter_mut().find(|cell| **cell == empty).map(|cell| {
+            let clock = self.clocks.cell(link, round);
+            *cell = Control::link(LinkContent::Clock, &clock.to_bytes());
+            clock
+        });
         for Control { kind, channel, sub, content } in self.taken.drain(..) {
             tally.injected += 1;
             let Some(buffer) = free.take() else {
@@ -194,6 +240,7 @@ impl Sender {
         out.push_run(self.sealed.drain(..), outgoing.peer);
         // An initiator that gets no answer starts a handshake (SPEC 4.6.2).
         links.links.sent(link);
+        clock
     }
 
     /// Keeps this round's cells for their copies, and adds the copies of earlier rounds.

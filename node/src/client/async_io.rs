@@ -77,7 +77,7 @@ impl Entry {
     /// See [`Entry::wait_ready`].
     pub async fn wait_ready_async(&self, timeout: Duration) -> Result<(), NotReady> {
         let started = Instant::now();
-        let progress = tokio::time::timeout(timeout, self.readiness.reached(self.channels)).await;
+        let progress = tokio::time::timeout(timeout, self.readiness.reached()).await;
         self.judge(progress.unwrap_or_else(|_| self.readiness.now()), started.elapsed())
     }
 }

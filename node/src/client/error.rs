@@ -132,7 +132,7 @@ pub enum NotReady {
         /// The time since the call.
         waited: Duration,
     },
-    /// The first mix answers, and fewer channels are open than configured.
+    /// The first mix answers, and fewer channels are open than configured, or none in a paced class.
     #[error("{open} of {wanted} channels are open after {}: check that all mixes and the exit are running", seconds(*waited))]
     FewChannels {
         /// Channels that are open.

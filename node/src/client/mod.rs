@@ -23,7 +23,7 @@ pub use error::{NotReady, TunnelError};
 pub use tunnel::UdpTunnel;
 
 use crate::ceremony::places;
-use crate::config::{ClassName, ConfigError, Loaded, NodeRole, Part};
+use crate::config::{ClassName, ConfigError, Loaded, NodeRole};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::Listeners;
@@ -38,8 +38,6 @@ pub struct Entry {
     node: Option<Running>,
     listeners: Listeners,
     readiness: Arc<Readiness>,
-    /// Channels to keep open.
-    channels: usize,
     /// The address of mix1.
     next: String,
 }
@@ -66,15 +64,15 @@ impl Entry {
                 format!("{file} configures {}, not an entry: pass the entry's configuration", role.with_article());
             ConfigError::Arguments(what)
         };
-        let Part::Entry(part) = &loaded.config.part else { return Err(another().into()) };
-        debug_assert_eq!(role, NodeRole::Entry);
-        let channels = part.channels;
+        if role != NodeRole::Entry {
+            return Err(another().into());
+        }
         let published = loaded.first_class().next_contact().map(places);
         let next = loaded.config.next.clone().or(published).unwrap_or_default();
         let node = Running::start(loaded, ListenFd::empty())?;
         let listeners = node.listeners().expect("an entry has listeners");
         let readiness = node.readiness();
-        Ok(Entry { node: Some(node), listeners, readiness, channels, next })
+        Ok(Entry { node: Some(node), listeners, readiness, next })
     }
 
     /// The addresses at which it listens, in one class: of forwards, or of its meeting. Empty if it does not serve the
@@ -96,25 +94,29 @@ impl Entry {
         self.node.as_ref().expect("it runs until it is dropped")
     }
 
-    /// Waits until all of the entry's channels are open.
+    /// Waits until every class is ready: in a free class all of the entry's channels are open, in a paced class it has
+    /// a channel in the running batch, which takes one to two batches, and up to an interval before them.
     ///
-    /// Tunnels work before that, too: what they send waits. The wait shows whether the chain is up.
+    /// Tunnels of free classes work before that, too: what they send waits. The wait shows whether the chain is up.
     ///
     /// # Errors
-    /// Not all of them are open after `timeout`. The entry keeps trying, so this may be called again.
+    /// Not every class is ready after `timeout`. The entry keeps trying, so this may be called again.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), NotReady> {
         let started = Instant::now();
-        let progress = self.readiness.wait(self.channels, timeout);
+        let progress = self.readiness.wait(timeout);
         self.judge(progress, started.elapsed())
     }
 
     fn judge(&self, progress: Progress, waited: Duration) -> Result<(), NotReady> {
-        let (open, wanted) = (progress.channels, self.channels);
-        match progress {
-            Progress { ended: true, .. } => Err(NotReady::Closed),
-            _ if open >= wanted => Ok(()),
-            Progress { linked: false, .. } => Err(NotReady::NoLink { address: self.next.clone(), waited }),
-            _ => Err(NotReady::FewChannels { open, wanted, waited }),
+        let Progress { linked, open, wanted, ended } = progress;
+        if ended {
+            Err(NotReady::Closed)
+        } else if open >= wanted {
+            Ok(())
+        } else if !linked {
+            Err(NotReady::NoLink { address: self.next.clone(), waited })
+        } else {
+            Err(NotReady::FewChannels { open, wanted, waited })
         }
     }
 

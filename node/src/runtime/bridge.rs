@@ -360,6 +360,9 @@ impl Bridge {
                 let body = body.bytes_mut();
                 self.control.handle(now, class, Input::PacedCell { link, slot, from, header, body, at_ns: at });
             }
+            Punt::PacedClockSent { link, number, sent_ns } => {
+                self.control.handle(now, class, Input::PacedClockSent { link, number, sent_ns });
+            }
             Punt::PacedLost { first, rounds, places, lost } => {
                 self.control.handle(now, class, Input::PacedLost(Places { first, rounds, places, lost }));
             }

@@ -154,7 +154,6 @@ impl Start<'_> {
             control: Default::default(),
             sockets: watched,
             door: door.as_ref().map(Door::counts),
-            readiness: Arc::default(),
             listeners,
             turns,
             plan: terms.paced().map(|terms| ReportPlan {

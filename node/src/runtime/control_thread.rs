@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use control::Event;
-use control::paced::PacedEvent;
+use control::paced::{PacedEvent, PacedStatus};
 use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
@@ -56,7 +56,7 @@ pub(super) struct ControlThread {
 
 impl Drop for ControlThread {
     fn drop(&mut self) {
-        self.reporter.classes.iter().for_each(|class| class.readiness.end());
+        self.reporter.readiness.end();
     }
 }
 
@@ -201,7 +201,7 @@ impl ControlThread {
             match note {
                 Note::Event(event) => {
                     own_descriptor |= trust.concerns_own_descriptor(&event);
-                    reporter.classes[place].readiness.note(&event);
+                    reporter.readiness.note(place, &event);
                     if let (Some(is_up), Some(stop)) = (alarm(&event), &mut class.flow_stop) {
                         stop.alarm(now, is_up, rng);
                     }
@@ -238,7 +238,8 @@ impl ControlThread {
         if let Some(status) = trust.status.take() {
             *lock(&reporter.trust) = status;
         }
-        for (place, (class, reporter)) in classes.iter_mut().zip(&*reporter.classes).enumerate() {
+        let Reporter { readiness, classes: reporters, .. } = reporter;
+        for (place, (class, reporter)) in classes.iter_mut().zip(&**reporters).enumerate() {
             let _named = class.span.enter();
             let of_class = control.class(place);
             class.log.next_hop(now, of_class.next_hop_silence(now));
@@ -248,6 +249,9 @@ impl ControlThread {
             state.counters = of_class.counters().clone();
             state.half_open = of_class.half_open();
             state.paced = of_class.paced_status(now);
+            if let Some(PacedStatus::Entry(status)) = &state.paced {
+                readiness.note_batch(place, status.has_channel);
+            }
             state.flood_per_s = class.flood.per_s();
         }
         wake

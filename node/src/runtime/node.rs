@@ -99,6 +99,15 @@ fn raise_descriptors(classes: &mut [ClassSpec]) {
     }
 }
 
+/// Channels with which a class of an entry is ready.
+fn wanted_channels(class: &ClassSpec) -> usize {
+    match (&class.config.part, class.terms.paced()) {
+        (Part::Entry(_), Some(_)) => 1,
+        (Part::Entry(part), None) => part.channels,
+        (Part::Mix { .. } | Part::Exit(_), _) => 0,
+    }
+}
+
 impl Node {
     /// Starts the threads.
     ///
@@ -127,6 +136,7 @@ impl Node {
             }
         }
 
+        let readiness = Arc::new(Readiness::new(classes.iter().map(wanted_channels)));
         let (stop_all, waker) = (&stop, &control_waker);
         let start = Start {
             chain: &chain,
@@ -160,8 +170,8 @@ impl Node {
             }
             Part::Entry(_) | Part::Mix { .. } => None,
         };
-        let reporter =
-            Reporter { role, position, chain: chain.id, trust: Arc::default(), clock, classes: reporters.into() };
+        let (trust_status, classes) = (Arc::default(), reporters.into());
+        let reporter = Reporter { role, position, chain: chain.id, trust: trust_status, clock, readiness, classes };
 
         let reload = Arc::new(AtomicBool::new(false));
         let new_meetings = Arc::<Mutex<_>>::default();
@@ -205,9 +215,9 @@ impl Node {
         self.reporter.classes.iter().filter_map(of_class).collect()
     }
 
-    /// The progress of the link and the channels of its first class, to wait for.
+    /// The progress of the links and the channels of its classes, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
-        self.reporter.classes[0].readiness.clone()
+        self.reporter.readiness.clone()
     }
 
     /// A report of all counters.

@@ -42,6 +42,7 @@ pub(super) struct Reporter {
     pub(super) chain: [u8; 32],
     pub(super) trust: Arc<Mutex<TrustStatus>>,
     pub(super) clock: Clock,
+    pub(super) readiness: Arc<Readiness>,
     /// At least one.
     pub(super) classes: Arc<[ClassReporter]>,
 }
@@ -57,7 +58,6 @@ pub(super) struct ClassReporter {
     pub(super) sockets: Vec<DropCounter>,
     /// Of handshakes that do not pass a worker.
     pub(super) door: Option<Arc<DoorCounts>>,
-    pub(super) readiness: Arc<Readiness>,
     /// Only at an entry.
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
@@ -174,7 +174,6 @@ pub(super) mod tests {
             control: Mutex::default(),
             sockets: Vec::new(),
             door: None,
-            readiness: Arc::default(),
             listeners: None,
             turns: Vec::new(),
             plan: None,
@@ -192,6 +191,7 @@ pub(super) mod tests {
             chain: [0; 32],
             trust: Arc::default(),
             clock: Clock::start(),
+            readiness: Arc::default(),
             classes: [class].into(),
         }
     }

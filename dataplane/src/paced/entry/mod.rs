@@ -34,7 +34,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
-use wire::paced::clock::SteadyClock;
+use wire::paced::clock::{ClockCell, SteadyClock};
 use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Place, Timetable};
 use wire::reassembly::{HOLD, Reassembler};
 
@@ -278,8 +278,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         rng.fill_bytes(&mut session);
         let mut entry = Entry {
             links: PacedLinks::default(),
-            gate: Gate::new(Side::Down, class, terms.cells),
-            sender: Sender::new(terms, true, rand::SeedableRng::from_rng(&mut rng)),
+            gate: Gate::new(&settings, Side::Down),
+            sender: Sender::of_entry(terms, rand::SeedableRng::from_rng(&mut rng)),
             pacer: Pacer::new(period, clock.at(now)),
             channels: Channels::new(terms, times.clone()),
             reassembler: Reassembler::with_hold(fragmented, HOLD.max(Duration::from_nanos(20 * period))),
@@ -372,7 +372,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Command::Place { round, control, .. } => self.sender.control(None).place_again(round, control),
             Command::Wait { control, .. } => self.sender.wait(None, control, &mut self.cells.forward),
-            Command::ClockSeen { link, sent, received } => self.sender.clock_seen(link, sent, received),
             Command::Listen { id, socket, listener } => {
                 self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);
                 self.find_shortest_age();
@@ -382,6 +381,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Command::InstallChannel { .. }
             | Command::InstallLoop { .. }
             | Command::Clock(_)
+            | Command::ClockSeen { .. }
             | Command::Resolved { .. }
             | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),
         }
@@ -489,7 +489,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packer.forget_before();
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, prepared, runner_clock, waits, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, prepared, punts, runner_clock, waits, .. } = self;
         let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
@@ -543,7 +543,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let due = pacer.due_at(round);
         let of_round = Round { number: round, due, slots: slots.of(times, round) };
         match links.neighbour(Side::Down) {
-            Some(link) => sender.leave((link, None), of_round, leaving.into_iter(), links, prepared, free, tally),
+            Some(link) => {
+                let leaving = leaving.into_iter();
+                let clock = sender.leave((link, None), of_round, leaving, links, prepared, free, tally);
+                if let Some(ClockCell { sent: number, .. }) = clock {
+                    // Without it there is no sample.
+                    let _ = punts.send(Punt::PacedClockSent { link, number, sent_ns: due });
+                }
+            }
             None => {
                 tally.drop_many(DropReason::LinkDown, leaving.len() as u64);
                 leaving.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));

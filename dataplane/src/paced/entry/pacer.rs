@@ -57,18 +57,18 @@ impl Pacer {
         self.skipped
     }
 
-    /// Sets the lead. True if rounds with random bodies are sent again: the first sample may set them back. What was
-    /// sealed never is (SPEC 9.5.4). Later samples set nothing back, or whether an entry falls silent would show
-    /// whether it has flows.
+    /// Sets the lead. True if other rounds come than the one behind the last: up to the first sample the lead may be
+    /// any, and the bodies are random. What was sealed never comes again (SPEC 9.5.4). Later samples set nothing back,
+    /// or whether an entry falls silent would show whether it has flows.
     pub(super) fn set_lead(&mut self, lead_ns: i64, is_known: bool, time: Nanos) -> bool {
-        let is_first = is_known && !self.is_known;
-        (self.lead_ns, self.is_known) = (lead_ns, is_known);
+        let was_known = std::mem::replace(&mut self.is_known, is_known);
+        self.lead_ns = lead_ns;
         let running = self.last_due(time);
-        let goes_back = is_first && self.last > self.sealed && self.last > running + AHEAD_MAX;
-        if goes_back {
+        let jumps = !was_known && self.last > self.sealed && self.last.abs_diff(running) > AHEAD_MAX;
+        if jumps {
             self.last = running.max(self.sealed);
         }
-        goes_back
+        jumps
     }
 
     /// The round to prepare at `time`, if it is time for that: the next one that can still be sent before the one
@@ -119,6 +119,12 @@ mod tests {
             pacer.prepared(1002, is_sealed);
             assert!(!pacer.set_lead(-8100 * T as i64, true, 9002 * T), "idle entries wait as others do");
         }
+        let mut early = Pacer::new(T, 9000 * T);
+        early.prepared(9001, false);
+        assert!(early.set_lead(8000 * T as i64, true, 9001 * T), "the clock was behind");
+        early.prepared(early.next(9002 * T - PREPARE).unwrap(), false);
+        assert_eq!((early.last(), early.skipped()), (17_002, 0));
+
         pacer.prepared(1002, true);
         assert!(!pacer.set_lead(-8100 * T as i64, true, 9002 * T));
         assert_eq!(pacer.next(9050 * T), None, "it waits");

@@ -1076,3 +1076,31 @@ mod packing {
         assert_eq!(fill(true, 31), (false, None));
     }
 }
+
+#[test]
+fn clock_cells_of_an_entry_are_numbers_and_nothing_else() {
+    let mut bench = Bench::to_destination(terms());
+    let first = bench.times.first(BATCH).next_multiple_of(16);
+    let mut cells = Vec::new();
+    for round in first..first + 40 {
+        let came = bench.run_to(round);
+        let of_link = came.iter().map(|bytes| bench.mix.read(bytes, round));
+        cells.extend(
+            of_link.filter(|cell| cell.header.kind == CellKind::Link && cell.body[0] == 2).map(|cell| cell.body),
+        );
+    }
+    let clocks: Vec<_> = cells.iter().map(|body| ClockCell::from_bytes(body[1..].first_chunk().unwrap())).collect();
+    // Each cell has a copy.
+    let sent: Vec<_> = clocks.iter().step_by(2).map(|cell| cell.sent).collect();
+    assert!(sent.len() >= 3 && sent.iter().copied().eq(sent[0]..sent[0] + sent.len() as u64), "{sent:?}");
+    assert!(sent[0] == 1 && clocks.iter().all(|cell| (cell.peer, cell.received) == (0, 0)), "{clocks:?}");
+    let told: Vec<_> = std::iter::from_fn(|| bench.punts.pop().ok()).collect();
+    let told = told.iter().filter_map(|punt| match *punt {
+        Punt::PacedClockSent { link, number, sent_ns } => Some((link, number, sent_ns)),
+        _ => None,
+    });
+    // The entry starts 20 rounds before the batch.
+    let at = |number| bench.times.begin(first + 16 * number - 32);
+    let expected = sent.iter().map(|number| (bench.mix.link, *number, at(*number)));
+    assert!(told.take(sent.len()).eq(expected), "when each of them was due");
+}

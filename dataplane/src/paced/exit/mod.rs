@@ -119,6 +119,8 @@ pub struct Exit<U, A> {
     profile: latency::Shared,
     /// The clock of the runner, to stop reading by.
     runner_clock: Option<Clock>,
+    /// More has come than was read.
+    is_flooded: bool,
 }
 
 /// Buffers of an exit: forward rounds, and the one that waits for its repetition; backward rounds that are sealed, all
@@ -153,7 +155,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             batches: Batches::new(terms.rounds.into(), channels_max),
             meetings: Meetings::default(),
             outside: Outside::new(settings, apps, draw(), now),
-            gate: Gate::new(Side::Up, terms.class, terms.cells),
+            gate: Gate::new(&class, Side::Up),
             rounds: Rounds::new(channels_max, terms.cells, released),
             last: (released, Vec::new()),
             schedules,
@@ -176,6 +178,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             published: Arc::default(),
             profile: latency::Shared::default(),
             runner_clock: None,
+            is_flooded: false,
             class,
         }
     }
@@ -246,12 +249,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Takes in what has come, until a release is due: how much comes does not delay it by more than one call's worth.
-    fn receive(&mut self, now: Nanos) {
+    /// Takes in what has come, until a release is due: a flood delays it by what is left of one call at most. One call
+    /// is made even if one is due. Returns whether the socket was read empty.
+    fn receive(&mut self, now: Nanos) -> bool {
         for _ in 0..RECEIVES {
             let Self { gate, rounds, up, links, batches, punts, free, arrivals, arrived, clock, tally, .. } = self;
             if up.recv(free, arrivals) == 0 {
-                return;
+                return true;
             }
             let channel =
                 |_: LinkId, header: &PacedHeader| batches.find(Direction::Forward, header.seq, None, header.channel);
@@ -261,9 +265,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.encipher_joined();
             self.open_data();
             if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
-                return;
+                break;
             }
         }
+        false
     }
 
     /// When the next release is due, by the runner's clock.
@@ -558,7 +563,10 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
-        self.receive(now);
+        // An exit that reads all the time has taken in what came before a release that is due.
+        if !self.is_flooded || self.next_due() > now {
+            self.is_flooded = !self.receive(now);
+        }
         self.release_forward(now);
         self.release_backward(now);
         self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);

@@ -687,6 +687,53 @@ fn flood_does_not_delay_a_release() {
 }
 
 #[test]
+fn release_that_a_flood_has_delayed_goes_before_what_is_unread() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH) + 1;
+    bench.release(Direction::Forward, first - 1);
+    let junk = bench.entries[0].data(99, 1, 0, &[0; BODY]);
+    (0..2 * RECEIVE_MAX).for_each(|_| bench.net.send(junk.clone()));
+    let of_a_call = bench.mix.receive_once(Direction::Forward, bench.now);
+    while bench.mix.receive_once(Direction::Forward, bench.now) > 0 {}
+    for (round, is_flooded) in [(first, true), (first + 1, false)] {
+        let due = bench.mix.due(Direction::Forward);
+        let junk = if is_flooded { vec![junk.clone(); RECEIVES * of_a_call] } else { Vec::new() };
+        junk.into_iter().for_each(|junk| bench.net.send(junk));
+        bench.mix.turn(due - MILLI);
+        let body = bench.body();
+        bench.net.send(bench.entries[0].data(10, round, 0, &body));
+        bench.mix.turn(due);
+        bench.mix.turn(due);
+        let late = bench.mix.pipes.forward.tally.drops(DropReason::Late);
+        assert_eq!(late, 1, "of the flooded round alone; this is {round}");
+    }
+}
+
+#[test]
+fn flood_of_control_cells_of_one_link_leaves_room_for_others() {
+    let mut bench = Bench::new(2);
+    bench.release(Direction::Forward, bench.times.first(BATCH));
+    let before = bench.tally(Direction::Forward);
+    for seq in 0..1000 {
+        let cell = bench.entries[0].control(seq, &[0; BODY]);
+        (0..3).for_each(|_| bench.net.send(cell.clone()));
+    }
+    bench.net.send(bench.entries[1].control(0, &[0; BODY]));
+    while bench.mix.receive_once(Direction::Forward, bench.now) > 0 {}
+    let tally = bench.mix.pipes.forward.tally;
+    // Two slots of link 1, two bodies for each number, in 16 rounds.
+    assert_eq!(tally.consumed - before.consumed, 2 * 2 * 16 + 1);
+    assert_eq!(tally.drops(DropReason::Copy), 2 * 2 * 2 * 16, "of those that have passed");
+    assert_eq!(tally.drops(DropReason::ControlRate), 3 * (1000 - 2 * 2 * 16));
+    let mut links = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
+        Punt::PacedCell { link, .. } => Some(link),
+        _ => None,
+    });
+    assert!(links.any(|link| link == bench.entries[1].link));
+}
+
+#[test]
 fn late_rounds_leave_one_by_one_and_share_buffers() {
     let mut bench = Bench::new(1);
     bench.open(BATCH, 0);
