@@ -4,7 +4,6 @@
 //! last link. Which entry a channel belongs to is read at the mixes, where no single node could know it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 
 use dataplane::Nanos;
 use dataplane::command::LinkCommand;
