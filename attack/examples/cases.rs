@@ -31,7 +31,7 @@ fn cases(users: usize, seconds: f64) -> Vec<(&'static str, Simulation)> {
     let video = Simulation { profile: Profile::Video, answers: Answers::Independent, ..voice.clone() };
     let ideal = |ideal: Ideal| Simulation { chain: Chain::Ideal(ideal), ..voice.clone() };
     let outages = |copies: u32, loss: Loss, corrupt_exit: bool| Simulation {
-        chain: Chain::Ideal(Ideal { copies, corrupt_exit, leak: Some(Leak::Losses) }),
+        chain: Chain::Ideal(Ideal { copies, corrupt_exit, ..Ideal::with(Leak::Losses) }),
         loss,
         ..constant.clone()
     };

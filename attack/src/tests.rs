@@ -133,7 +133,7 @@ fn dummies_left_out_are_found_by_missing_slots() {
 #[test]
 fn visible_losses_are_found_by_outage() {
     let run = |copies: u32, loss: Loss, seed: u64| {
-        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, leak: Some(Leak::Losses) });
+        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, ..Ideal::with(Leak::Losses) });
         Simulation { chain, loss, seed, ..constant(30.0) }.run()
     };
     let bursts = Loss::Bursts { share: 0.01, run: 3.0 };
