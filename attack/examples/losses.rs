@@ -1,10 +1,11 @@
 //! Prints which share of users is found by what their calls to the Internet lack, because access links lose cells.
 //!
-//! Constant calls of 50 datagrams a second in rounds of 10 ms, for each loss and redundancy that paced classes offer.
+//! Calls of 50 datagrams a second in rounds of 10 ms, for each loss and redundancy that paced classes offer: constant
+//! ones, or with `voice` as the last argument those of people who speak in turn.
 //! A share is the mean of three seeds of the best attacker, chosen for each cell of the table from those made for losses.
 //!
 //! ```text
-//! cargo run --release -p attack --example losses -- [USERS] [SECONDS]
+//! cargo run --release -p attack --example losses -- [USERS] [SECONDS] [voice]
 //! ```
 
 use attack::{
@@ -37,9 +38,12 @@ const COLUMNS: [(&str, u32, bool, bool); 5] = [
 ];
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = |default: f64| arguments.next().and_then(|a| a.parse().ok()).unwrap_or(default);
-    let (users, seconds) = (number(100.0) as usize, number(60.0));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default: f64| arguments.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let (users, seconds) = (number(0, 100.0) as usize, number(1, 60.0));
+    let is_voice = arguments.last().is_some_and(|last| last == "voice");
+    let (profile, answers) =
+        if is_voice { (Profile::Voice, Answers::Turns) } else { (Profile::Constant, Answers::Independent) };
 
     let names: Vec<&str> = COLUMNS.iter().map(|column| column.0).collect();
     println!("| loss on access links | {} |", names.join(" | "));
@@ -48,13 +52,8 @@ fn main() {
         print!("| {name} |");
         for (_, copies, repeat, corrupt_exit) in COLUMNS {
             let ideal = Ideal { copies, repeat, corrupt_exit, ..Ideal::with(Leak::Losses) };
-            let case = Simulation {
-                profile: Profile::Constant,
-                answers: Answers::Independent,
-                chain: Chain::Ideal(ideal),
-                loss,
-                ..Simulation::new(users, seconds, 1)
-            };
+            let case =
+                Simulation { profile, answers, chain: Chain::Ideal(ideal), loss, ..Simulation::new(users, seconds, 1) };
             print!(" {:.0} % |", found(&case) * 100.0);
         }
         println!();
