@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {  # the longest first, because two run at a time
-    "vectors": "the bytes of wire/tests/known_answer.json; needs no eddy",
+    "vectors": "the bytes of known_answer.json and paced.json in wire/tests; needs no eddy",
     "entry": "a Python entry before real nodes, in both suites: setups, datagrams, numbers, renewal; attacks",
     "bundles": "a Python Mix 1 that cheats real entries and hops about keys; renewed descriptors",
     "hops": "real entries, with Python mixes and exits among real nodes, in both suites",

@@ -25,6 +25,8 @@ const QUEUE_AGE: u64 = 60 * MS;
 pub struct Ideal {
     /// How often each forward cell is sent, one round apart.
     pub copies: u32,
+    /// Each forward cell repeats the datagram of the round before, and flows leave a round later.
+    pub repeat: bool,
     pub leak: Option<Leak>,
     /// Fill [`Record::unopened`]. Only lossy links make a difference there.
     pub corrupt_exit: bool,
@@ -40,7 +42,7 @@ pub enum Leak {
     LateData { us: f64 },
     /// This share of the dummies is not sent.
     LeftOut { share: f64 },
-    /// A datagram that the access link loses in all copies is missing from the flow.
+    /// A datagram that the access link loses in all copies and repeats is missing from the flow.
     Losses,
     /// The access link starts with the flow.
     Starts,
@@ -48,7 +50,7 @@ pub enum Leak {
 
 impl Default for Ideal {
     fn default() -> Self {
-        Self { copies: 1, leak: None, corrupt_exit: false, timetable: false }
+        Self { copies: 1, repeat: false, leak: None, corrupt_exit: false, timetable: false }
     }
 }
 
@@ -69,6 +71,11 @@ impl Ideal {
         rounds
             .flat_map(|round| [(round, false)].into_iter().chain(has_control(round).then_some((round, true))))
             .collect()
+    }
+
+    /// From the start of a round to the time at which the exit sends its datagrams.
+    fn departure(&self) -> u64 {
+        self.offset(HOPS) + if self.repeat { ROUND } else { 0 }
     }
 }
 
@@ -107,7 +114,7 @@ pub(super) fn run(simulation: &Simulation, ideal: &Ideal, applications: &[Applic
     }
     for round in (0..rounds).step_by(5) {
         let entered = round * ROUND + exponential(&mut rng, 20.0 * US as f64) as u64;
-        let left = round * ROUND + ideal.offset(HOPS) + exponential(&mut rng, 50.0 * US as f64) as u64;
+        let left = round * ROUND + ideal.departure() + exponential(&mut rng, 50.0 * US as f64) as u64;
         record.probe.push(Passage { entered, left });
     }
     record.first(length)
@@ -172,9 +179,10 @@ fn one_user(
 
     let visible = matches!(ideal.leak, Some(Leak::Losses));
     let mut flow = Place { forward: Trace::new(), backward: application.backward.clone() };
+    let repeated = |round: usize| ideal.repeat && received.get(round + 1).is_some_and(|received| *received);
     for (round, bytes) in data.iter().enumerate().filter_map(|(round, bytes)| Some((round, (*bytes)?))) {
-        if !visible || received[round] {
-            let at = round as u64 * ROUND + ideal.offset(HOPS) + exponential(&mut rng, 50.0 * US as f64) as u64;
+        if !visible || received[round] || repeated(round) {
+            let at = round as u64 * ROUND + ideal.departure() + exponential(&mut rng, 50.0 * US as f64) as u64;
             flow.forward.push(Seen { at, bytes });
         }
     }

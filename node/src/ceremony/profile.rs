@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use dataplane::MILLI;
+use dataplane::paced::entry::{PREPARE, default_max_age};
 use wire::cell::{Class, Direction};
 use wire::frames::{DGRAM_OVERHEAD, fresh_max};
 use wire::ids::{ClassId, UnknownClassId};
@@ -201,8 +203,11 @@ pub struct Figures {
     /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP. It is
     /// the same whatever the user sends.
     pub mb_per_hour: u64,
-    /// Most ms that a datagram waits for its round and in the nodes, in addition to the access paths.
+    /// Most ms that a datagram waits for its round and in the nodes, in addition to the access paths. Between users the
+    /// most is that of a datagram whose own cell was lost, and which its repeat has brought.
     pub delay_ms: PerUse<u64>,
+    /// Most ms that a datagram waits that finds no room in its round, unless it is configured.
+    pub queue_ms: u64,
     /// Length of a batch. An entry that starts carries data after one to two of them.
     pub batch_ms: u64,
 }
@@ -226,9 +231,11 @@ impl Figures {
         let cells = (rounds * u64::from(terms.cells) + control.sum::<u64>()) * u64::from(terms.copies);
         let bytes = cells * (terms.class.cell_len() as u64 + IP_UDP);
 
-        let offset = |direction, hop| times.offset(direction, hop) / 1_000_000;
+        let offset = |direction, hop| times.offset(direction, hop) / MILLI;
         let to_exit = offset(Direction::Forward, hops);
         let to_user = offset(Direction::Backward, 1);
+        // A round takes what came before it was prepared.
+        let round = period_ms + PREPARE / MILLI;
         let repeated = if terms.repeat { period_ms } else { 0 };
         Figures {
             kbit_s: PerUse {
@@ -238,10 +245,12 @@ impl Figures {
             },
             mb_per_hour: (bytes as f64 * 3.6 / (rounds * period_ms) as f64).round() as u64,
             delay_ms: PerUse {
-                forward: period_ms + to_exit + repeated,
-                backward: period_ms + to_user - offset(Direction::Backward, hops),
-                meeting: period_ms + to_user,
+                forward: round + to_exit + repeated,
+                // The exit seals the answers of a round when it releases that round forward.
+                backward: period_ms + to_user - to_exit,
+                meeting: round + to_user + repeated,
             },
+            queue_ms: default_max_age(terms).as_millis() as u64,
             batch_ms: rounds * period_ms,
         }
     }
@@ -256,16 +265,17 @@ impl Figures {
     }
 
     /// In words: what it does, and how much.
-    pub fn lines(&self) -> [(&'static str, String); 4] {
-        let Figures { kbit_s, mb_per_hour, delay_ms, batch_ms } = self;
+    pub fn lines(&self) -> [(&'static str, String); 5] {
+        let Figures { kbit_s, mb_per_hour, delay_ms, queue_ms, batch_ms } = self;
         let PerUse { forward, backward, meeting } = kbit_s;
         let carries = format!("{forward} kbit/s to destinations, {backward} back, {meeting} between users");
         let costs = format!("{mb_per_hour} MB an hour each way for each user, sending or not");
         let PerUse { forward, backward, meeting } = delay_ms;
         let adds = format!("at most {forward} ms to destinations, {backward} ms back, {meeting} ms between users");
+        let queues = format!("what finds no room in its round, for {queue_ms} ms by default");
         let seconds = |ms: u64| (ms + 500) / 1000;
         let starts = format!("{} to {} s after a user's entry", seconds(*batch_ms), seconds(2 * batch_ms));
-        [("carries", carries), ("costs", costs), ("adds", adds), ("starts", starts)]
+        [("carries", carries), ("costs", costs), ("adds", adds), ("queues", queues), ("starts", starts)]
     }
 
     /// These lines below the name of the class.
@@ -297,14 +307,15 @@ mod tests {
     fn voice_has_the_figures_of_the_design() {
         let plain = figures("voice:repeat=0,steps_ms=2", 4);
         assert_eq!(plain.kbit_s, PerUse { forward: 162, backward: 162, meeting: 156 });
-        assert_eq!(plain.delay_ms, PerUse { forward: 34, backward: 16, meeting: 41 });
+        assert_eq!(plain.delay_ms, PerUse { forward: 36, backward: 17, meeting: 43 });
         assert_eq!((plain.mb_per_hour, plain.batch_ms), (235, 20_480));
         let repeated = figures("voice:steps_ms=2", 4);
         assert_eq!(repeated.kbit_s, PerUse { forward: 80, backward: 162, meeting: 76 });
-        assert_eq!(repeated.delay_ms, PerUse { forward: 44, ..plain.delay_ms });
+        assert_eq!(repeated.delay_ms, PerUse { forward: 46, backward: 17, meeting: 53 });
+        assert_eq!((repeated.queue_ms, figures("voice-lite", 4).queue_ms), (60, 120));
         assert_eq!(
             figures("voice:copies=3,steps_ms=2,repeat=0", 4).delay_ms.forward,
-            44,
+            46,
             "a copy more is a round more"
         );
         assert_eq!(figures("voice", 8).mb_per_hour, 226);

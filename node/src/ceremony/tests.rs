@@ -530,7 +530,7 @@ fn inspect_says_who_where_and_until_when() {
         "class voice  paced-S: 1 cell every 10 ms, with repeat\n",
         "    carries    80 kbit/s to destinations, 162 back, 76 between users\n",
         "235 MB an hour",
-        "at most 44 ms to destinations",
+        "at most 46 ms to destinations",
         "  class paced-S  192.0.2.1:4701\n",
     ] {
         assert!(text.contains(wanted), "wanted {wanted:?} in {text}");

@@ -278,7 +278,10 @@ fn figures(loaded: &Loaded) -> Vec<String> {
         let lines = Figures::of(class.terms.paced()?, suite, class.shape.hops()).lines();
         let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
         let how = match class.meeting() {
-            Some(_) => "a meeting: whoever watches all links and the exit cannot tell who calls whom",
+            Some(_) => {
+                "a meeting: with one honest mix, whoever watches all links and the exit cannot tell who of a batch calls \
+                 whom"
+            }
             None => "destinations: losses on your access link show outside, so calls that matter should meet",
         };
         Some(format!("class {} {}; it serves {how}", class.terms.name(), said.join("; ")))

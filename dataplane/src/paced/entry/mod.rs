@@ -63,7 +63,8 @@ use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use crate::socket::apps::Apps;
 use crate::{MICRO, MILLI, Nanos};
 use channels::{BEHIND_MAX, Channel, Channels};
-use pacer::{PREPARE, Pacer, SETTLE};
+pub use pacer::PREPARE;
+use pacer::{Pacer, SETTLE};
 use packer::{FlowAt, Packer, SESSION, Waiting};
 
 /// The worker wakes at least, and at most, this long before a round is due, and spins until then.

@@ -7,8 +7,8 @@ use wire::paced::AHEAD_MAX;
 
 use crate::{MICRO, MILLI, Nanos};
 
-/// A round is prepared this long before it is due. The shortest period is 5 ms.
-pub(super) const PREPARE: Nanos = 2 * MILLI;
+/// A round is prepared this long before it is due, and takes what has come by then. The shortest period is 5 ms.
+pub const PREPARE: Nanos = 2 * MILLI;
 /// A round that is prepared late is not sent before this time has passed, which is longer than preparing takes with a
 /// few cells. So the time at which it leaves does not depend on what is in it.
 pub(super) const SETTLE: Nanos = 300 * MICRO;
