@@ -4,8 +4,9 @@ use crate::{
     Attacker, Example, Record, Scores, Truth,
     assignment::Assigned,
     attackers::{
-        Correlation, Exit, FirstPacket, Lateness, Likelihood, MissingSlots, Order, Outage, PacketCount, StartStop,
-        Volume, passive,
+        Likelihood,
+        all::{Correlation, Exit, FirstPacket, Lateness, MissingSlots, Order, Outage, PacketCount, StartStop, Volume},
+        passive,
     },
     directions::Way,
     figures::{Figures, figures},
