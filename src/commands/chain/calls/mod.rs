@@ -159,8 +159,14 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
         ("--forward", !args.forwards.is_empty()),
         ("--socks", !args.socks.is_empty()),
         ("--pymix", !args.pymix.is_empty()),
+        ("--channels", args.channels.is_some()),
+        ("--receivers", args.receivers.is_some()),
+        ("--messages", args.messages.is_some()),
         ("--rate", args.rate.is_some()),
         ("--payload-len", args.payload_len.is_some()),
+        ("--allow", !args.allow.is_empty()),
+        ("--deny", !args.deny.is_empty()),
+        ("--resolver", args.resolver.is_some()),
         ("--lanes", args.shape.lanes > 1),
     ];
     if let Some((option, _)) = foreign.into_iter().find(|(_, is_set)| *is_set) {
@@ -172,8 +178,9 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
     let least = 2 * users - 1;
     if usize::from(terms.seats) < least {
         return Err(ConfigError::Arguments(format!(
-            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them",
-            terms.seats
+            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them; \
+             write --class {}:seats={least}, or lower --users",
+            terms.seats, terms.name
         )));
     }
     Ok(())
@@ -221,7 +228,9 @@ fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
     let figures = Figures::of(terms, Suite::default(), hops);
     format!(
         "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
-         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n",
+         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n\
+         Users who meet: no observer of all links and the exit sees who calls whom in a\n\
+         batch. Calls to destinations are weaker: losses on access links show outside.\n\n",
         users / 2,
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
@@ -261,7 +270,9 @@ fn start_users(
             .options(&format!("[class.{name}]\nnext = \"{paced_next}\""))
             .start()?;
         let listens = [name, free].map(|class| entry.listens(class).first().copied());
-        let [Some(paced), Some(free)] = listens else { bail!("an entry does not listen") };
+        let [Some(paced), Some(free)] = listens else {
+            bail!("an entry listens in one class only: please report this")
+        };
         users.push(User { entry, app, outside, listens: [paced, free] });
     }
     Ok(users)
@@ -272,7 +283,7 @@ fn write_secret(path: &Path) -> anyhow::Result<()> {
     let secret = MeetingSecret::new(*draw_secret(&mut rng()?).expose());
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(secret.to_text().as_bytes()));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    written.with_context(|| format!("cannot write {}; set TMPDIR to a folder with room", path.display()))
 }
 
 /// Waits until every user hears that the other one is there, and has a channel of the free class.
@@ -310,7 +321,12 @@ fn wait(
             ));
         }
         if started.elapsed() > patience {
-            bail!("{joined} of {} users are in calls after {} s", users.len(), patience.as_secs());
+            bail!(
+                "{joined} of {} users are in calls after {} s: this host is too busy or too slow for them; try --users 4 or \
+                 --mixes 1, or -v for the log of the nodes",
+                users.len(),
+                patience.as_secs()
+            );
         }
         std::thread::sleep(LOOK);
     }

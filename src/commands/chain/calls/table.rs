@@ -73,7 +73,7 @@ impl OfClass {
     ) -> anyhow::Result<OfClass> {
         let of_class = |hop: &NodeReport| hop.classes.get(class.as_str()).cloned();
         let Some(first) = reports.first().and_then(|report| of_class(report.as_ref()?)) else {
-            bail!("mix1 does not answer");
+            bail!("mix1 does not answer on its status socket: this host is too busy; try --users 4");
         };
         let sizes = first.release_sizes.iter().map(|(size, _)| *size).filter(|size| *size > 0);
         let cells = match rounds {
@@ -237,11 +237,18 @@ impl Summary<'_> {
     pub fn verdict(&self) -> anyhow::Result<()> {
         let open = self.open();
         if !open.is_empty() {
-            bail!("the ledger of {} does not close: packets are unaccounted for", open.join(", "));
+            bail!(
+                "the ledger of {} does not close: packets are unaccounted for, which is a bug; please report it with the \
+                 output of --verbose",
+                open.join(", ")
+            );
         }
         for OfClass { class, largest_loss, rounds, .. } in self.results {
             if let Some(RoundsReport { uneven: 1.., released, .. }) = rounds {
-                bail!("the links of class {class} were not constant in all of {released} rounds");
+                bail!(
+                    "the links of class {class} were not constant in all of {released} rounds, which is a bug; please report \
+                     it with the output of --verbose"
+                );
             }
             if *largest_loss > LOSS_MAX {
                 bail!(

@@ -46,7 +46,7 @@ impl Tap {
         bind: impl Fn() -> anyhow::Result<UdpSocket>,
         mixes: impl IntoIterator<Item = SocketAddr>,
     ) -> anyhow::Result<Tap> {
-        let (begin, poller) = (Instant::now(), Poller::new().context("cannot create an epoll")?);
+        let (begin, poller) = (Instant::now(), Poller::new().context("cannot create an epoll; raise `ulimit -n`")?);
         let (mut links, mut addresses) = (Vec::new(), Vec::new());
         for mix in mixes {
             let [to_user, to_mix] = [bind()?, bind()?];
@@ -73,7 +73,10 @@ impl Tap {
             }
             links.into_iter().map(|link| link.seen).collect()
         };
-        let thread = std::thread::Builder::new().name("tap".into()).spawn(relay).context("cannot start a thread")?;
+        let thread = std::thread::Builder::new()
+            .name("tap".into())
+            .spawn(relay)
+            .context("cannot start a thread; raise `ulimit -u`")?;
         Ok(Tap { addresses, begin, stop, thread })
     }
 

@@ -76,7 +76,7 @@ impl Heard {
     }
 }
 
-/// Sends all streams, which are of one length, from `start` on. `watch` is called now and then, and its errors end the run.
+/// Sends all streams, which are of one length, from `start` on. `watch` is called now and then; its errors end the run.
 ///
 /// # Errors
 /// That of `watch`, or a socket is refused by the system.
