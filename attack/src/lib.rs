@@ -5,27 +5,39 @@
 //! The truth stays outside until the scores are judged ([`Truth`]), so no attacker can read it by mistake.
 
 #![forbid(unsafe_code)]
+// One attacker alone needs a part of what all of them share.
+#![cfg_attr(not(feature = "all"), allow(dead_code))]
 
+#[cfg(feature = "all")]
 pub mod active;
+#[cfg(feature = "all")]
 mod assignment;
 mod attacker;
 pub mod attackers;
+#[cfg(feature = "all")]
 mod clock;
 mod delay;
 mod directions;
+#[cfg(feature = "all")]
 pub mod disclosure;
+#[cfg(feature = "all")]
 pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+#[cfg(feature = "all")]
 mod links;
+#[cfg(feature = "all")]
 mod math;
 mod paced;
 mod record;
+#[cfg(feature = "all")]
 pub mod setup_order;
+#[cfg(feature = "all")]
 pub mod simulate;
+#[cfg(feature = "all")]
 mod slots;
-#[cfg(test)]
+#[cfg(all(test, feature = "all"))]
 mod tests;
 
 pub use attacker::{Attacker, Example, Scores};

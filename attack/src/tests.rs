@@ -4,8 +4,9 @@ use crate::{
     Attacker, Example, Record, Scores, Truth,
     assignment::Assigned,
     attackers::{
-        Correlation, Exit, FirstPacket, Lateness, Likelihood, MissingSlots, Order, Outage, PacketCount, StartStop,
-        Volume, passive,
+        Likelihood,
+        all::{Correlation, Exit, FirstPacket, Lateness, MissingSlots, Order, Outage, PacketCount, StartStop, Volume},
+        passive,
     },
     directions::Way,
     figures::{Figures, figures},
@@ -268,7 +269,7 @@ fn likelihood_agrees_with_mixmatch() {
 
 /// Calls outside whose losses show in the flow, with a timetable of copies and control slots.
 fn timetable(leak: Option<Leak>, loss: Loss, seed: u64) -> (Record, Truth) {
-    let chain = Chain::Ideal(Ideal { copies: 2, corrupt_exit: leak.is_some(), timetable: true, leak });
+    let chain = Chain::Ideal(Ideal { copies: 2, repeat: false, corrupt_exit: leak.is_some(), timetable: true, leak });
     Simulation { chain, loss, seed, ..constant(20.0) }.run()
 }
 

@@ -11,7 +11,7 @@ use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
 use eddy_node::ceremony::profile::ClassChoice;
-use eddy_node::config::{CHANNELS, Forward, LIFETIME_S, RENEW_AFTER_S, parse_listen};
+use eddy_node::config::{Forward, LIFETIME_S, RENEW_AFTER_S, parse_listen};
 use wire::cell::Class;
 use wire::paced::PacedTerms;
 
@@ -159,19 +159,18 @@ pub struct ChainArgs {
     /// Users who call each other, 2 to 32 [default: 20]
     #[arg(long, value_name = "N", value_parser = users)]
     pub users: Option<usize>,
-    /// Channels that the entry keeps open
-    #[arg(long, default_value_t = CHANNELS, value_parser = channels, value_name = "N",
-          hide_short_help = true)]
-    pub channels: usize,
+    /// Channels that the entry keeps open [default: 4]
+    #[arg(long, value_parser = channels, value_name = "N", hide_short_help = true)]
+    pub channels: Option<usize>,
     /// Use IPv6 for links and applications (class L: at most 5 mixes)
     #[arg(long, hide_short_help = true)]
     pub ipv6: bool,
-    /// Number of receivers, 1 to 256
-    #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
-    pub receivers: usize,
-    /// Messages, each to a random receiver
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    pub messages: u64,
+    /// Number of receivers, 1 to 256 [default: 5]
+    #[arg(long, value_parser = receivers, value_name = "N")]
+    pub receivers: Option<usize>,
+    /// Messages, each to a random receiver [default: 10]
+    #[arg(long, value_name = "N")]
+    pub messages: Option<u64>,
     /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,

@@ -2,14 +2,22 @@
 
 use eddy_node::report::paced::{ClockReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
 
-/// What the class means to its users, and how it goes: at most three lines, and the alarm.
+/// What the class means to its users, and how it goes: at most five lines, and the alarm.
 pub fn render(paced: Option<&PacedReport>) -> String {
     let Some(PacedReport { figures, entry, hop, .. }) = paced else { return String::new() };
     let mut text = String::new();
     if let Some(entry) = entry {
-        text = format!("{figures}\n{}", of_entry(entry));
+        text = format!("{figures}\n{}{}", promise(entry), of_entry(entry));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
+}
+
+/// What an observer of all links finds, by what the class serves.
+fn promise(entry: &PacedEntryReport) -> &'static str {
+    match entry.meeting {
+        Some(_) => "promise: no observer of all links and the exit sees who calls whom in a batch\n",
+        None => "promise: weaker, to destinations: losses on your access link show at the exit\n",
+    }
 }
 
 fn of_entry(entry: &PacedEntryReport) -> String {

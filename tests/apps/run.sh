@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 recipes=("$@")
-[[ $# -gt 0 ]] || recipes=(dns socks5 iperf3 sip ffmpeg quic wireguard)
+[[ $# -gt 0 ]] || recipes=(dns socks5 iperf3 sip ffmpeg quic wireguard meeting)
 packages=(bind9-dnsutils dnsmasq-base python3-socks curl iperf3 sip-tester ffmpeg)
 packages+=(ngtcp2-client ngtcp2-server openssl wireguard-go wireguard-tools iproute2 iputils-ping)
 python=/usr/bin/python3

@@ -18,11 +18,11 @@ CLOCK, SAID_MS = 8000, 1500
 class Ear:
     """Hears RTP (RFC 3550) at a port until it is closed."""
 
-    def __init__(self, port):
+    def __init__(self, port, host="127.0.0.1"):
         self.heard = {}
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.socket.bind(("127.0.0.1", port))
+        self.socket.bind((host, port))
         self.socket.settimeout(0.1)
         self.open = True
         self.thread = threading.Thread(target=self.listen)
@@ -54,7 +54,8 @@ class Ear:
             late += sum(number < max(numbers[: at + 1]) for at, number in enumerate(numbers))
             jitter = 0
             for (_, stamp, at), (_, next_stamp, next_at) in zip(packets, packets[1:]):
-                spread = (next_at - at) - ((next_stamp - stamp) & 0xFFFFFFFF) / CLOCK
+                step = (next_stamp - stamp + 0x80000000) % 0x100000000 - 0x80000000
+                spread = (next_at - at) - step / CLOCK
                 jitter += (abs(spread) - jitter) / 16
             jitters.append(1000 * jitter)
         return received, lost, late, round(sum(jitters) / max(len(jitters), 1), 3)

@@ -27,7 +27,7 @@ def run(*command, **more):
 class End:
     """A tunnel's end: its UDP port here, its device in a namespace of its own."""
 
-    def __init__(self, name, address, port, folder):
+    def __init__(self, name, address, port, folder, mtu=MTU):
         self.name, self.address, self.port = name, address, port
         self.key = f"{folder}/{name}.key"
         private = run("wg", "genkey")
@@ -41,7 +41,7 @@ class End:
             assert time.monotonic() < deadline and self.tunnel.poll() is None, "wireguard-go does not start"
             time.sleep(0.02)
         run("wg", "set", name, "private-key", self.key, "listen-port", str(port))
-        run("ip", "link", "set", name, "mtu", str(MTU), "netns", str(self.home.pid))
+        run("ip", "link", "set", name, "mtu", str(mtu), "netns", str(self.home.pid))
         self.inside("ip", "addr", "add", f"{address}/24", "dev", name)
         self.inside("ip", "link", "set", name, "up")
 
@@ -51,13 +51,13 @@ class End:
     def inside(self, *command):
         return run(*self.command(*command))
 
-    def peer(self, other, endpoint=None):
+    def peer(self, other, endpoint=None, keepalive=0):
         """Makes `other` the only peer."""
         known = run("wg", "show", self.name, "peers").split()
         for public in known:
             run("wg", "set", self.name, "peer", public, "remove")
         where = ["endpoint", f"127.0.0.1:{endpoint}"] if endpoint else []
-        run("wg", "set", self.name, "peer", other.public, "allowed-ips", f"{other.address}/32", *where)
+        run("wg", "set", self.name, "peer", other.public, "allowed-ips", f"{other.address}/32", *where, "persistent-keepalive", str(keepalive))
 
     def close(self):
         for process in (self.tunnel, self.home):
@@ -113,18 +113,22 @@ def source(address):
     print(json.dumps({"retransmitted": again, "goodput_mbit": round(8 * SIZE / took / 1e6, 1)}))
 
 
-def main(eddy):
+def apart(eddy):
+    """Runs the recipe again in network and mount namespaces of its own, or skips it."""
     needs("wireguard-go", "wg", "ip", "nsenter", "unshare", "ping")
     if os.geteuid() != 0 or not os.access("/dev/net/tun", os.W_OK):
         print("skipped: network namespaces and /dev/net/tun need root", file=sys.stderr)
         sys.exit(77)
     if INSIDE not in os.environ:
-        # Network and mount namespaces of its own.
         command = ["unshare", "-n", "-m", sys.executable, sys.argv[0], eddy]
         sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}, timeout=300).returncode)
     run("ip", "link", "set", "lo", "up")
     os.makedirs("/var/run/wireguard", exist_ok=True)
     run("mount", "-t", "tmpfs", "tmpfs", "/var/run/wireguard")
+
+
+def main(eddy):
+    apart(eddy)
     first, ends = free(2), []
     with tempfile.TemporaryDirectory() as folder:
         try:

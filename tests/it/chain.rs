@@ -82,9 +82,14 @@ fn calls_in_a_paced_class_are_compared_with_a_free_one() {
     let [paced, free] = &json["results"].as_array().unwrap()[..] else { panic!("{json:#}") };
     assert_eq!((&paced["class"], &free["class"]), (&"voice".into(), &"S".into()));
     assert_eq!((&paced["constant"], &free["constant"]), (&true.into(), &false.into()));
+    assert_eq!(paced["sent"], free["sent"], "the same calls");
     for class in [paced, free] {
-        assert_eq!(class["sent"], 4 * 100, "{class:#}");
-        assert!(class["received"].as_u64() <= Some(400) && class["mos"]["mean"].is_f64(), "{class:#}");
+        let (sent, received) = (class["sent"].as_u64(), class["received"].as_u64());
+        assert!(sent <= Some(400) && Some(1) <= sent && received <= sent && class["mos"]["mean"].is_f64(), "{class:#}");
+        // Whom it found depends on the machine; of two calls it guesses half.
+        let found = &class["attacker"];
+        assert!(found["calls"] == 2 && found["matched"].as_u64() <= Some(2), "{found:#}");
+        assert!(found["p"].as_f64() > Some(0.0) && found["p"].as_f64() <= Some(1.0), "{found:#}");
         assert!(class["cells"]["fewest"].as_u64() <= class["cells"]["most"].as_u64());
     }
     let rounds = &paced["rounds"];

@@ -35,7 +35,13 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ),
         ("chain --users 4", &["--users needs a paced class", "--class voice"]),
         ("chain --class voice --stay", &["--stay is for chains of a free class", "instead of voice"]),
-        ("chain --class voice:seats=8", &["invalid seats 8 for 20 users", "39 or more"]),
+        ("chain --class voice --channels 2", &["--channels is for chains of a free class", "leave it out"]),
+        ("chain --class voice --receivers 5", &["--receivers is for chains of a free class", "leave it out"]),
+        ("chain --class voice --messages 10", &["--messages is for chains of a free class", "leave it out"]),
+        ("chain --class voice --allow 10.0.0.0/8", &["--allow is for chains of a free class", "leave it out"]),
+        ("chain --class voice --deny 10.0.0.0/8", &["--deny is for chains of a free class", "leave it out"]),
+        ("chain --class voice --resolver 192.0.2.1:53", &["--resolver is for chains of a free class", "leave it out"]),
+        ("chain --class voice:seats=8", &["invalid seats 8 for 20 users", "39 or more", "--class voice:seats=39"]),
     ];
     for (line, wanted) in mistakes {
         let dir = tempfile::tempdir().unwrap();

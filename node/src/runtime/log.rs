@@ -308,7 +308,7 @@ impl Log {
                 if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
                         "channel setup failed: the answer is not from the hops whose keys it was made for ({why}); if it lasts, a \
-                         hop is corrupt"
+                         hop is corrupt: use another chain"
                     );
                 }
             }
@@ -335,7 +335,11 @@ impl Log {
             PacedEvent::NotJoined { batch, why } => {
                 self.has_joined = false;
                 if self.not_joined.occurs(now) {
-                    warn!(batch, "no channel in batch {batch}: {why}; the next setup is for the batch after it");
+                    warn!(
+                        batch,
+                        "no channel in batch {batch}: {why}; the next setup is for the batch after it; if this repeats, check \
+                         the clock (`timedatectl`) and the loss of the access link (`eddy status`)"
+                    );
                 }
             }
             PacedEvent::Company(Company { channels, n_min }) if channels < n_min => {
@@ -352,7 +356,8 @@ impl Log {
                 warn!(
                     lead_ms,
                     "the way to the first mix got longer or shorter by more than the slack of the class within 10 minutes, or \
-                     its clock or this one is wrong (lead {lead_ms:.1} ms)"
+                     its clock or this one is wrong (lead {lead_ms:.1} ms): check time synchronisation on this host, and \
+                     which network it uses"
                 );
             }
             PacedEvent::ClockOff { side, offset_ns } => {
@@ -376,16 +381,18 @@ impl Log {
                         places,
                         lost,
                         "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
-                         outages of the access link, this host slept, or somebody drops cells on purpose"
+                         outages of the access link, this host slept, or somebody drops cells on purpose; keep the entry \
+                         running, and check the link with `ping`"
                     );
                 }
                 Cause::NoReports => warn!(
                     "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
-                     drops cells on purpose"
+                     drops cells on purpose; keep the entry running, and check the link with `ping`"
                 ),
                 Cause::Setup { batch, why } => warn!(
                     batch,
-                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups"
+                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; \
+                     keep the entry running, and do not begin calls that matter until this ends"
                 ),
                 Cause::Loops { places, lost, garbled } => {
                     let next = self.next.as_ref().map_or("the next hop", |next| &next.name);

@@ -34,12 +34,14 @@ use self::traffic::{Load, Outcome, Payload};
 use super::run::wireguard_hint;
 use crate::args::{ChainArgs, ChainClass};
 use crate::log;
-use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
+use eddy_node::config::{CHANNELS, ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::{sockets, status};
 
-/// Messages per second by default.
+/// Receivers, messages and messages per second by default.
+const RECEIVERS: usize = 5;
+const MESSAGES: u64 = 10;
 const RATE: f64 = 50.0;
 /// Most messages of one run: their times are kept in memory.
 const MESSAGES_MAX: u64 = 20_000_000;
@@ -107,7 +109,7 @@ fn messages(args: &ChainArgs, class: Class) -> anyhow::Result<()> {
     let receivers = bound.receivers.iter().map(UdpSocket::try_clone).collect::<Result<Vec<_>, _>>()?;
     let mut children = Children::spawn(starts(&files, bound), &log, args.stay || args.log.is_set())?;
     let all_delays = plan.mixing.largest_delay() * args.shape.mixes as u32;
-    children.wait_for_channels(args.channels, SETUP_MAX + 4 * all_delays, &interrupted)?;
+    children.wait_for_channels(plan.entry.channels, SETUP_MAX + 4 * all_delays, &interrupted)?;
     let setup = started.elapsed();
     let at_start = children.reports();
     announce(args, &plan, &files, setup)?;
@@ -115,7 +117,7 @@ fn messages(args: &ChainArgs, class: Class) -> anyhow::Result<()> {
     let traffic = Traffic {
         load: &load,
         receivers,
-        clients: plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect(),
+        clients: plan.entry.forwards[..receiver_count(args)].iter().map(|forward| forward.listen).collect(),
         patience: ANSWER_TIMEOUT + 2 * all_delays,
         limit: frames::max_datagram_len(shape.payload()),
     };
@@ -180,10 +182,14 @@ impl Traffic<'_> {
     }
 }
 
+fn receiver_count(args: &ChainArgs) -> usize {
+    args.receivers.unwrap_or(RECEIVERS)
+}
+
 /// The messages to send, from the command line.
 fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
     let rate = args.rate.unwrap_or(RATE);
-    let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
+    let messages = args.seconds.map_or(args.messages.unwrap_or(MESSAGES), |seconds| (seconds * rate).round() as u64);
     if messages > MESSAGES_MAX {
         return Err(ConfigError::Arguments(format!(
             "{messages} messages are too many for one run: lower --rate, --seconds or --messages (limit {MESSAGES_MAX})"
@@ -242,7 +248,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     }
 
     let mut entry = vec![any()?];
-    for _ in 0..args.receivers {
+    for _ in 0..receiver_count(args) {
         entry.push(any()?);
     }
     for forward in &args.forwards {
@@ -269,7 +275,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
         anyhow::Ok((row(&any, lanes)?, sockets::bind_shared((loopback(args), 0).into())?))
     };
     let mixes = (0..args.shape.mixes).map(mix).collect::<anyhow::Result<_>>()?;
-    let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
+    let receivers = (0..receiver_count(args)).map(|_| any()).collect::<anyhow::Result<_>>()?;
     Ok(Bound { entry, mixes, exit: any()?, receivers, socks })
 }
 
@@ -323,7 +329,7 @@ fn plan(args: &ChainArgs, class: Class, bound: &Bound) -> anyhow::Result<Plan> {
 
     let mut entry = bound.entry.iter().map(UdpSocket::local_addr);
     let mut next = || entry.next().context("a socket per forward and pymix port").and_then(|a| Ok(a?));
-    plan.entry.channels = args.channels;
+    plan.entry.channels = args.channels.unwrap_or(CHANNELS);
     plan.entry.down = next()?;
     for receiver in &bound.receivers {
         let to = dataplane::entry::Destination::Ip(receiver.local_addr()?);
@@ -395,7 +401,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         args.shape.mixes
     );
 
-    let asked = &plan.entry.forwards[args.receivers..];
+    let asked = &plan.entry.forwards[receiver_count(args)..];
     for forward in asked {
         text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
     }

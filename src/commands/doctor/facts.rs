@@ -18,7 +18,9 @@ use wire::ids::Side;
 use super::host::Host;
 use super::subject::Subject;
 use eddy_node::config::in_words;
-use eddy_node::runtime::path as link_path;
+use eddy_node::report::NodeReport;
+use eddy_node::report::paced::ClockReport;
+use eddy_node::runtime::{path as link_path, status};
 
 #[derive(Debug)]
 pub struct Facts {
@@ -43,6 +45,8 @@ pub struct Facts {
     pub conntrack: Option<(u64, u64)>,
     /// The clock is synchronised; `None` if the kernel hides it.
     pub clock_kept: Option<bool>,
+    /// What the running node has measured of its neighbours' clocks, for each class; `None` if no node answers.
+    pub neighbours: Option<Vec<(String, Neighbours)>>,
     /// Seconds since 1970.
     pub now: u64,
     /// The hard limit of open files; `None` if unlimited.
@@ -143,10 +147,22 @@ impl Facts {
                 .number("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(host.number("/proc/sys/net/netfilter/nf_conntrack_max")),
             clock_kept: sys::is_clock_kept().ok(),
+            neighbours: neighbours(subject),
             now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             descriptors,
         }
     }
+}
+
+/// The clocks of the next and the previous hop, as [`ClockReport`] has them.
+pub type Neighbours = Vec<(String, ClockReport)>;
+
+/// The report of the running node, if it has paced classes.
+fn neighbours(subject: &Subject) -> Option<Vec<(String, Neighbours)>> {
+    let path = subject.status.as_ref().filter(|_| !subject.steps.is_empty())?;
+    let report = status::ask(path).ok()?;
+    let clocks = |node: NodeReport| Some(node.paced?.hop?.clocks);
+    Some(report.classes.into_iter().filter_map(|(name, node)| Some((name, clocks(node)?))).collect())
 }
 
 /// A socket to probe: IPv6 on hosts without IPv4.
@@ -285,6 +301,7 @@ pub(super) fn sound() -> Facts {
         name_servers: Some(1),
         conntrack: None,
         clock_kept: Some(true),
+        neighbours: None,
         now: 1_800_000_000,
         descriptors: Some(65_536),
     }

@@ -9,6 +9,7 @@ use dataplane::lanes::Lanes;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use wire::cell::{Class, Shape};
+use wire::paced::PacedTerms;
 
 use eddy_node::config::{
     ChainFile, ConfigError, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, node_name,
@@ -45,6 +46,10 @@ pub struct Subject {
     pub max_sockets: Option<usize>,
     /// A hop with this paced class, which needs a synchronised clock.
     pub needs_clock: Option<String>,
+    /// At a hop: the paced classes of its chain by name, and the steps of their links after the first, in ms.
+    pub steps: Vec<(String, Vec<u16>)>,
+    /// The status socket of the node.
+    pub status: Option<PathBuf>,
     /// An exit that uses the name servers of this host.
     pub system_names: bool,
     /// The address for the previous hop.
@@ -90,6 +95,8 @@ impl Subject {
             sockets: 8,
             max_sockets: Some(MAX_SOCKETS),
             needs_clock: None,
+            steps: Vec::new(),
+            status: None,
             system_names: true,
             up: None,
             from: Ipv4Addr::LOCALHOST.into(),
@@ -137,6 +144,7 @@ impl Subject {
             Part::Mix { .. } => (0, None, false),
             Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
+        let steps = |terms: &PacedTerms| (terms.name.clone(), terms.steps_ms.clone());
         let accepts_any = role == NodeRole::Entry || config.unsynchronised_clock;
         let needs_clock = chain.terms.paced.first().filter(|_| !accepts_any);
         let until = |hop| Some((node_name(chain.role(hop), hop), hop == position, newest(hop)?.not_after));
@@ -157,6 +165,8 @@ impl Subject {
             sockets: lanes.own + lanes.downs() + listeners,
             max_sockets,
             needs_clock: needs_clock.map(|terms| terms.name.clone()),
+            steps: chain.terms.paced.iter().filter(|_| position > 0).map(steps).collect(),
+            status: config.status.clone(),
             system_names,
             up: config.up,
             from: config.down.map_or(any, |down| down.ip()),

@@ -432,6 +432,8 @@ table! { COMMAND_LINE:
         &["yaml", "--log-format", "text, json"];
     "a chain with an unknown engine", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
         &["EDDY_AEAD=:", "expected wide512", "or unset it"];
+    "an option of free classes for calls in a paced one", Nothing, "chain --class voice --messages 100",
+        &["--messages is for chains of a free class", "leave it out", "instead of voice"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
         &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"];
     "a chain made over another", Nothing, "init .", &["chain.toml exists", "--force"];

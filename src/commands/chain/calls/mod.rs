@@ -4,9 +4,11 @@
 //! serves a meeting in the paced class, and a forward to the other user's socket in the free class, which has no
 //! meetings. Succeeds only if every call worked, every ledger closes, and the links between hops were constant.
 //!
-//! `voice` sends and receives, `table` compares the two classes.
+//! `voice` sends and receives, `tap` records the access links for the `attacker`, `table` compares the two classes.
 
+mod attacker;
 mod table;
+mod tap;
 mod voice;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -22,12 +24,16 @@ use eddy_node::ceremony::profile::{Figures, for_hops};
 use eddy_node::config::{ClassName, ConfigError, Target, create_meeting};
 use eddy_node::init::{self, Files, Plan, PlannedClass};
 use eddy_node::report::{NodeReport, RoundsReport};
+use eddy_node::runtime::random::rng;
 use eddy_node::runtime::running::engine;
 use indicatif::{ProgressBar, ProgressStyle};
+use wire::cell::{Direction, Shape};
 use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
+use self::attacker::Recording;
 use self::table::{OfClass, Summary};
+use self::tap::Tap;
 use self::voice::Stream;
 use super::children::{Children, SILENCE_MAX};
 use super::{LOOPBACK, NODE_LEVEL, any, interruptible, print, start_of};
@@ -75,6 +81,8 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
 
     let of_hop = |_| Ok([[any(args)?, any(args)?], [any(args)?, any(args)?]]);
     let sockets = (0..=args.shape.mixes).map(of_hop).collect::<anyhow::Result<Vec<OfHop>>>()?;
+    let [free, paced] = sockets[0].each_ref().map(|[up, _]| up.local_addr());
+    let mix1 = [paced?, free?];
     let plan = plan(args, &terms, &sockets)?;
     let files = init::write(dir.path(), &plan)?;
     if !args.json {
@@ -85,22 +93,26 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let mut children = Children::spawn(starts(&files, sockets), &log, args.log.is_set())?;
     let name: ClassName = terms.name.parse().context("the name was checked")?;
     let free: ClassName = terms.class.size().into();
-    let users = start_users(args, &files, [&name, &free], users)?;
+    let tap = Tap::start(|| any(args), std::iter::repeat_n(mix1, users).flatten())?;
+    let users = start_users(args, &files, [&name, &free], &tap.addresses, users)?;
     wait(&users, (&name, &terms), plan.interval_s, &mut children, &interrupted)?;
     let setup = started.elapsed();
 
     let seconds = args.seconds.unwrap_or(SECONDS);
-    let mut results = Vec::new();
+    let mut rng = rng()?;
+    let talks: Vec<_> = users.iter().map(|_| voice::draw(seconds, &mut rng)).collect();
+    let (mut results, mut calls) = (Vec::new(), Vec::new());
     for (at, class) in [&name, &free].into_iter().enumerate() {
         let before = rounds(&children.reports(), class);
         let streams = users.iter().enumerate().map(|(i, user)| {
             let peer = &users[i ^ 1];
             let receiver = if at == 0 { &peer.app } else { &peer.outside };
             let (from, receiver) = (user.app.try_clone()?, receiver.try_clone()?);
-            anyhow::Ok(Stream { from, to: user.listens[at], receiver })
+            anyhow::Ok(Stream { from, to: user.listens[at], receiver, talks: talks[i].clone() })
         });
         let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
-        let heard = voice::run(streams, seconds, class, || {
+        let start = Instant::now();
+        let heard = voice::run(streams, start, class, || {
             if interrupted.load(Ordering::Relaxed) {
                 bail!("interrupted");
             }
@@ -109,6 +121,7 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         let reports = children.reports();
         let rounds = difference(rounds(&reports, class), before);
         results.push(OfClass::new(class, &heard, (at == 0).then_some(rounds), &reports)?);
+        calls.push((start.duration_since(tap.begin), heard));
     }
 
     let skipped = users.iter().filter_map(|user| user.entry.report().classes.get(name.as_str())?.paced.clone());
@@ -118,6 +131,18 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         nodes.push(user.entry.shutdown()?);
     }
     nodes.extend(children.finish()?);
+
+    let links = tap.finish()?;
+    let free_cell = Shape::new(terms.class.size(), plan.hops.len()).context("cannot compute the lengths of cells")?;
+    let cell_bytes = [terms.class.cell_len(), free_cell.cell_len(Direction::Backward, 1)];
+    for (at, (begin, heard)) in calls.iter().enumerate() {
+        let (begin, length) = (begin.as_nanos() as u64, (seconds * 1e9) as u64);
+        let of_class = links.iter().skip(at).step_by(2);
+        let links = of_class.map(|place| attacker::window(place, begin, length)).collect();
+        let is_paced = at == 0;
+        let recording = Recording { links, heard, cell_bytes: cell_bytes[at], is_paced, length };
+        results[at].attacker = recording.attack();
+    }
     let summary = Summary { setup, seconds, results: &results, skipped, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     summary.verdict()
@@ -130,8 +155,14 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
         ("--forward", !args.forwards.is_empty()),
         ("--socks", !args.socks.is_empty()),
         ("--pymix", !args.pymix.is_empty()),
+        ("--channels", args.channels.is_some()),
+        ("--receivers", args.receivers.is_some()),
+        ("--messages", args.messages.is_some()),
         ("--rate", args.rate.is_some()),
         ("--payload-len", args.payload_len.is_some()),
+        ("--allow", !args.allow.is_empty()),
+        ("--deny", !args.deny.is_empty()),
+        ("--resolver", args.resolver.is_some()),
         ("--lanes", args.shape.lanes > 1),
     ];
     if let Some((option, _)) = foreign.into_iter().find(|(_, is_set)| *is_set) {
@@ -143,8 +174,9 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
     let least = 2 * users - 1;
     if usize::from(terms.seats) < least {
         return Err(ConfigError::Arguments(format!(
-            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them",
-            terms.seats
+            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them; \
+             write --class {}:seats={least}, or lower --users",
+            terms.seats, terms.name
         )));
     }
     Ok(())
@@ -192,7 +224,9 @@ fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
     let figures = Figures::of(terms, Suite::default(), hops);
     format!(
         "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
-         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n",
+         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n\
+         Users who meet: no observer of all links and the exit sees who calls whom in a\n\
+         batch. Calls to destinations are weaker: losses on access links show outside.\n\n",
         users / 2,
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
@@ -202,11 +236,13 @@ fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
     )
 }
 
-/// Starts the entries. Two users in a row call each other.
+/// Starts the entries, which find mix1 at `mix1`: of each user for the paced class, then for the free one. Two users in
+/// a row call each other.
 fn start_users(
     args: &ChainArgs,
     files: &Files,
     [name, free]: [&ClassName; 2],
+    mix1: &[SocketAddr],
     count: usize,
 ) -> anyhow::Result<Vec<User>> {
     let folder = files.chain.parent().unwrap_or(Path::new(""));
@@ -219,15 +255,20 @@ fn start_users(
         if i.is_multiple_of(2) {
             create_meeting(&file)?;
         }
+        let [paced_next, free_next] = [mix1[2 * i], mix1[2 * i + 1]];
         let entry = Entry::builder()
             .chain_file(&files.chain)
             .channels(1)
+            .next(free_next.to_string())
             .forward(listen, Destination::Ip(addresses[i ^ 1]))
             .forward_in(name, listen, &Target::Meeting(file))
             .options(&format!("io = \"{}\"\noffload = \"{}\"", args.io, args.offload))
+            .options(&format!("[class.{name}]\nnext = \"{paced_next}\""))
             .start()?;
         let listens = [name, free].map(|class| entry.listens(class).first().copied());
-        let [Some(paced), Some(free)] = listens else { bail!("an entry does not listen") };
+        let [Some(paced), Some(free)] = listens else {
+            bail!("an entry listens in one class only: please report this")
+        };
         users.push(User { entry, app, outside, listens: [paced, free] });
     }
     Ok(users)
@@ -268,7 +309,12 @@ fn wait(
             ));
         }
         if started.elapsed() > patience {
-            bail!("{joined} of {} users are in calls after {} s", users.len(), patience.as_secs());
+            bail!(
+                "{joined} of {} users are in calls after {} s: this host is too busy or too slow for them; try --users 4 or \
+                 --mixes 1, or -v for the log of the nodes",
+                users.len(),
+                patience.as_secs()
+            );
         }
         std::thread::sleep(LOOK);
     }

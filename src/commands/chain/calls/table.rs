@@ -7,6 +7,7 @@ use eddy_node::config::ClassName;
 use eddy_node::report::{NodeReport, RoundsReport};
 use serde::Serialize;
 
+use super::attacker::Found;
 use super::voice::Heard;
 use crate::mos;
 use crate::tables::{self, align_right, lines, table};
@@ -33,6 +34,8 @@ pub struct OfClass {
     constant: bool,
     /// Of a paced class, during the calls.
     rounds: Option<RoundsReport>,
+    /// None for a single call.
+    pub attacker: Option<Found>,
 }
 
 /// One-way delays; none if nothing arrived.
@@ -70,7 +73,7 @@ impl OfClass {
     ) -> anyhow::Result<OfClass> {
         let of_class = |hop: &NodeReport| hop.classes.get(class.as_str()).cloned();
         let Some(first) = reports.first().and_then(|report| of_class(report.as_ref()?)) else {
-            bail!("mix1 does not answer");
+            bail!("mix1 does not answer on its status socket: this host is too busy; try --users 4");
         };
         let sizes = first.release_sizes.iter().map(|(size, _)| *size).filter(|size| *size > 0);
         let cells = match rounds {
@@ -94,6 +97,7 @@ impl OfClass {
             cells,
             constant: rounds.is_some_and(|rounds| rounds.uneven == 0),
             rounds,
+            attacker: None,
         })
     }
 
@@ -101,8 +105,8 @@ impl OfClass {
         1.0 - self.received as f64 / self.sent.max(1) as f64
     }
 
-    fn row(&self) -> [String; 8] {
-        let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
+    fn row(&self) -> [String; 9] {
+        let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1}", us as f64 / 1e3));
         let Cells { fewest, most } = self.cells;
         [
             self.class.clone(),
@@ -113,6 +117,9 @@ impl OfClass {
             format!("{:.2}", self.mos.mean),
             if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") },
             if self.constant { "yes" } else { "no" }.to_owned(),
+            self.attacker
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |found| format!("{} of {}", found.matched, found.calls)),
         ]
     }
 }
@@ -162,11 +169,12 @@ impl Summary<'_> {
 
     /// The table, what it says, and if `verbose` every counter of mixes and exit.
     pub fn people(&self, verbose: bool) -> String {
-        let mut rows = table(&["class", "p50", "p99", "jitter", "loss", "MOS", "cells/round", "constant"]);
+        let mut rows = table(&["class", "p50 ms", "p99 ms", "jitter", "loss", "MOS", "cells", "constant", "matched"]);
         for of_class in self.results {
             rows.add_row(of_class.row());
         }
         align_right(&mut rows, 1..7);
+        align_right(&mut rows, 8..9);
         let nodes = if verbose { by_class(self.hops()) } else { String::new() };
         let text = self.notes().iter().map(|note| wrapped(note)).collect::<String>();
         format!("{}\n{nodes}{text}", lines(&rows))
@@ -187,8 +195,8 @@ impl Summary<'_> {
         let open = self.open();
         vec![
             format!(
-                "Both: {:.0} s of G.711 from each user, delays one way, MOS by ITU-T G.107. The users were in calls after \
-                 {:.0} s.",
+                "Both: {:.0} s of G.711 from each user, who talks in spurts (ITU-T P.59); delays one way, jitter in ms, MOS by ITU-T \
+                 G.107. The users were in calls after {:.0} s.",
                 self.seconds,
                 self.setup.as_secs_f64()
             ),
@@ -198,18 +206,18 @@ impl Summary<'_> {
                 paced.class, free.class
             ),
             format!(
-                "cells/round, constant: cells of channels on the links between hops, without control cells, as the hops \
+                "cells, constant: cells of channels in a round on the links between hops, without control cells, as the hops \
                  count them. They sent {released} rounds, {uneven} of them with another number of cells than their \
                  timetable has.{}{} Class {} has no rounds: these are the cells in a release of mix1.",
                 late(skipped, "They"),
                 late(self.skipped, "The users' entries"),
                 free.class
             ),
+            attackers(paced, free),
             match open.as_slice() {
                 [] => format!("Ledgers of all {} nodes close: every packet is accounted for", self.nodes.len()),
                 open => format!("Ledgers NOT closed: {}", open.join(", ")),
             },
-            "What an attacker finds who watches both ends: eddy-bench attack --cases off,default,paced".to_owned(),
         ]
     }
 
@@ -229,11 +237,18 @@ impl Summary<'_> {
     pub fn verdict(&self) -> anyhow::Result<()> {
         let open = self.open();
         if !open.is_empty() {
-            bail!("the ledger of {} does not close: packets are unaccounted for", open.join(", "));
+            bail!(
+                "the ledger of {} does not close: packets are unaccounted for, which is a bug; please report it with the \
+                 output of --verbose",
+                open.join(", ")
+            );
         }
         for OfClass { class, largest_loss, rounds, .. } in self.results {
             if let Some(RoundsReport { uneven: 1.., released, .. }) = rounds {
-                bail!("the links of class {class} were not constant in all of {released} rounds");
+                bail!(
+                    "the links of class {class} were not constant in all of {released} rounds, which is a bug; please report \
+                     it with the output of --verbose"
+                );
             }
             if *largest_loss > LOSS_MAX {
                 bail!(
@@ -245,6 +260,27 @@ impl Summary<'_> {
         }
         Ok(())
     }
+}
+
+/// What the attacker's column means, and what it is worth.
+fn attackers(paced: &OfClass, free: &OfClass) -> String {
+    let (Some(in_paced), Some(in_free)) = (&paced.attacker, &free.attacker) else {
+        return "matched: an attacker cannot mistake a single call; use --users 4 or more.".to_owned();
+    };
+    format!(
+        "matched: calls of which an attacker found both ends, from the times of datagrams on the users' access links and \
+         at the sockets of class {}. Guessing finds 1 of {}, and up to {} in 95 % of tries. Share of guesses as good as \
+         the attacker (permutation p): {} {:.3}, {} {:.3}. This is one attacker ({}) and one short recording. The \
+         judgement is that of eddy-bench attack --cases off,default,paced.",
+        free.class,
+        in_paced.calls,
+        in_paced.matched_by_chance,
+        paced.class,
+        in_paced.p,
+        free.class,
+        in_free.p,
+        in_free.attacker
+    )
 }
 
 /// Every counter of these nodes, class by class.
@@ -281,18 +317,26 @@ mod tests {
         OfClass::new(&name.parse().unwrap(), heard, rounds, &[Some(hop)]).unwrap()
     }
 
+    fn found(matched: usize, p: f64) -> Found {
+        Found { attacker: "likelihood-two-sided-forward".to_owned(), calls: 10, matched, matched_by_chance: 3, p }
+    }
+
     #[test]
     fn table_compares_the_classes_within_80_columns() {
         let rounds = RoundsReport { released: 123_456, uneven: 0, skipped: 12 };
-        let results = [
-            of_class("voice", &[heard(10, &[40; 10]), heard(10, &[41; 9])], Some(rounds)),
+        let mut results = [
+            of_class("voice-lite", &[heard(10, &[140; 10]), heard(10, &[141; 9])], Some(rounds)),
             of_class("S", &[heard(10, &[7; 10]), heard(10, &[8; 10])], None),
         ];
+        results[0].attacker = Some(found(2, 0.413));
+        results[1].attacker = Some(found(10, 0.001));
         let summary =
             Summary { setup: Duration::from_secs(30), seconds: 0.2, results: &results, skipped: 3, nodes: &[] };
         let text = summary.people(false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        for part in ["voice", "40.0 ms", "41.0 ms", "5.00 %", "yes", "0 to 7", "no", "123456 rounds, 0 of them"] {
+        let parts =
+            [" 140.0 ", " 141.0 ", "5.00 %", "yes", " 2 of 10\n", "0 to 7", "no", " 10 of 10\n", "123456 rounds, 0 of"];
+        for part in parts.into_iter().chain(["voice-lite 0.413, S 0.001", "--cases"]) {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(summary.verdict().is_ok());

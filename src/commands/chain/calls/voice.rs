@@ -1,6 +1,7 @@
 //! Voice: a stream of datagrams from each user to the other one of a call, and what is heard of it.
 //!
-//! A datagram is as long as one of G.711 with its RTP header, and carries its stream, number and time of sending.
+//! A datagram is as long as one of G.711 with its RTP header, and carries its stream, number and time of sending. Users
+//! talk and listen, and a stream rests while its user listens, as with silence suppression.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,13 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use eddy_node::config::ClassName;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::{Rng, RngExt as _};
 
 /// Time between two datagrams of a stream.
 const GAP: Duration = Duration::from_millis(20);
+/// Mean lengths of talk spurts and of the pauses between them (ITU-T P.59).
+const TALK: Duration = Duration::from_millis(1004);
+const PAUSE: Duration = Duration::from_millis(1587);
 /// Samples of 8 kHz in a datagram, a byte each.
 const SAMPLES: u32 = 160;
 /// An RTP header (RFC 3550) without contributing sources.
 const RTP: usize = 12;
+/// Bytes of a datagram.
+pub const LEN: usize = RTP + SAMPLES as usize;
 /// How long the last datagrams may take.
 const DRAIN: Duration = Duration::from_secs(1);
 /// Timeout of a receive call, and the time between calls of `watch`.
@@ -27,13 +34,30 @@ pub struct Stream {
     /// The entry of the sender.
     pub to: SocketAddr,
     pub receiver: UdpSocket,
+    /// For each gap between datagrams: whether there is one.
+    pub talks: Vec<bool>,
+}
+
+/// Draws for each gap of some seconds whether a user talks. All begin with a talk spurt.
+pub fn draw(seconds: f64, rng: &mut impl Rng) -> Vec<bool> {
+    let count = (seconds / GAP.as_secs_f64()).round().max(1.0) as usize;
+    let mut talks = Vec::with_capacity(count);
+    while talks.len() < count {
+        for (is_talk, mean) in [(true, TALK), (false, PAUSE)] {
+            let length = -mean.as_secs_f64() * (1.0 - rng.random::<f64>()).ln();
+            let gaps = (length / GAP.as_secs_f64()).ceil() as usize;
+            talks.resize(count.min(talks.len() + gaps), is_talk);
+        }
+    }
+    talks
 }
 
 /// What arrived of a stream.
 #[derive(Default)]
 pub struct Heard {
     pub sent: u64,
-    /// When each datagram was sent and how long it took, in ns and in the order of arrival. Only the first of a number.
+    /// When each datagram was sent after the start and how long it took, in ns and in the order of arrival. Only the
+    /// first of a number.
     pub arrivals: Vec<(u64, u64)>,
 }
 
@@ -52,18 +76,17 @@ impl Heard {
     }
 }
 
-/// Sends all streams for some seconds. `watch` is called now and then, and its errors end the run.
+/// Sends all streams, which are of one length, from `start` on. `watch` is called now and then; its errors end the run.
 ///
 /// # Errors
 /// That of `watch`, or a socket is refused by the system.
 pub fn run(
     streams: Vec<Stream>,
-    seconds: f64,
+    start: Instant,
     class: &ClassName,
     mut watch: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Heard>> {
-    let count = (seconds / GAP.as_secs_f64()).round().max(1.0) as u32;
-    let (over, start) = (AtomicBool::new(false), Instant::now());
+    let over = AtomicBool::new(false);
     for stream in &streams {
         stream.receiver.set_read_timeout(Some(LOOK)).context("cannot set a timeout")?;
     }
@@ -73,11 +96,11 @@ pub fn run(
             .enumerate()
             .map(|(i, stream)| {
                 let over = &over;
-                scope.spawn(move || listen(&stream.receiver, i as u32, count, start, over))
+                scope.spawn(move || listen(&stream.receiver, i as u32, stream.talks.len(), start, over))
             })
             .collect();
         let sent: Vec<AtomicU64> = streams.iter().map(|_| AtomicU64::new(0)).collect();
-        let outcome = send(&streams, count, start, class, &sent, &mut watch).and_then(|()| {
+        let outcome = send(&streams, start, class, &sent, &mut watch).and_then(|()| {
             let sent_at = Instant::now();
             while sent_at.elapsed() < DRAIN {
                 watch()?;
@@ -95,20 +118,20 @@ pub fn run(
     })
 }
 
-/// Sends a datagram of each stream in every gap, one after the other.
+/// Sends a datagram of each stream that talks in every gap, one after the other.
 fn send(
     streams: &[Stream],
-    count: u32,
     start: Instant,
     class: &ClassName,
     sent: &[AtomicU64],
     watch: &mut impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let template = format!("{{bar:40}} {{pos}}/{{len}} datagrams of each user in class {class}, {{eta}} to go");
+    let count = streams.first().map_or(0, |stream| stream.talks.len() as u32);
+    let template = format!("{{bar:40}} calls in class {class}, {{eta}} to go");
     let bar = ProgressBar::new(count.into()).with_style(ProgressStyle::with_template(&template)?);
     let mut watched = start;
     for number in 0..count {
-        for (i, stream) in streams.iter().enumerate() {
+        for (i, stream) in streams.iter().enumerate().filter(|(_, stream)| stream.talks[number as usize]) {
             let due = start + GAP * number + GAP * i as u32 / streams.len() as u32;
             let now = Instant::now();
             std::thread::sleep(due.saturating_duration_since(now));
@@ -128,8 +151,8 @@ fn send(
 }
 
 /// Datagram `number` of a stream, as of PCMU (RFC 3551).
-fn datagram(stream: u32, number: u32, sent: Duration) -> [u8; RTP + SAMPLES as usize] {
-    let mut bytes = [0xff; RTP + SAMPLES as usize];
+fn datagram(stream: u32, number: u32, sent: Duration) -> [u8; LEN] {
+    let mut bytes = [0xff; LEN];
     bytes[..2].copy_from_slice(&[0x80, 0]);
     bytes[2..4].copy_from_slice(&(number as u16).to_be_bytes());
     bytes[4..8].copy_from_slice(&number.wrapping_mul(SAMPLES).to_be_bytes());
@@ -141,15 +164,15 @@ fn datagram(stream: u32, number: u32, sent: Duration) -> [u8; RTP + SAMPLES as u
 
 /// Stream, number and time of sending of a datagram.
 fn read(bytes: &[u8]) -> Option<(u32, u32, u64)> {
-    let bytes: &[u8; RTP + SAMPLES as usize] = bytes.try_into().ok()?;
+    let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let stream = u32::from_be_bytes(*bytes[8..].first_chunk()?);
     let number = u32::from_be_bytes(*bytes[12..].first_chunk()?);
     Some((stream, number, u64::from_be_bytes(*bytes[16..].first_chunk()?)))
 }
 
-/// Receives a stream of `count` datagrams until `over` is set.
-fn listen(socket: &UdpSocket, stream: u32, count: u32, start: Instant, over: &AtomicBool) -> Vec<(u64, u64)> {
-    let (mut buffer, mut seen, mut arrivals) = ([0; 2048], vec![false; count as usize], Vec::new());
+/// Receives a stream of up to `count` datagrams until `over` is set.
+fn listen(socket: &UdpSocket, stream: u32, count: usize, start: Instant, over: &AtomicBool) -> Vec<(u64, u64)> {
+    let (mut buffer, mut seen, mut arrivals) = ([0; 2048], vec![false; count], Vec::new());
     while !over.load(Ordering::Relaxed) {
         let Ok((len, _)) = socket.recv_from(&mut buffer) else { continue };
         let now = start.elapsed().as_nanos() as u64;
@@ -164,6 +187,9 @@ fn listen(socket: &UdpSocket, stream: u32, count: u32, start: Instant, over: &At
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng as _;
+    use rand_chacha::ChaCha20Rng;
+
     use super::*;
 
     #[test]
@@ -186,6 +212,16 @@ mod tests {
     }
 
     #[test]
+    fn users_talk_and_pause_as_long_as_the_standard_says() {
+        let talks = draw(20_000.0, &mut ChaCha20Rng::from_seed([1; 32]));
+        assert_eq!((talks.len(), talks[0]), (1_000_000, true));
+        let share = talks.iter().filter(|is_talk| **is_talk).count() as f64 / talks.len() as f64;
+        let expected = TALK.as_secs_f64() / (TALK + PAUSE).as_secs_f64();
+        assert!((share - expected).abs() < 0.02, "{share}, expected {expected}");
+        assert_eq!(draw(0.1, &mut ChaCha20Rng::from_seed([2; 32])).len(), 5);
+    }
+
+    #[test]
     fn streams_are_counted_apart_and_once() {
         let sockets: Vec<UdpSocket> = (0..2).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let streams = (0..2)
@@ -193,10 +229,11 @@ mod tests {
                 from: sockets[i].try_clone().unwrap(),
                 to: sockets[1 - i].local_addr().unwrap(),
                 receiver: sockets[1 - i].try_clone().unwrap(),
+                talks: vec![true, false, true, true, false],
             })
             .collect();
         let class = "voice".parse().unwrap();
-        let heard = run(streams, 0.1, &class, || Ok(())).unwrap();
-        assert!(heard.iter().all(|heard| (heard.sent, heard.arrivals.len()) == (5, 5)));
+        let heard = run(streams, Instant::now(), &class, || Ok(())).unwrap();
+        assert!(heard.iter().all(|heard| (heard.sent, heard.arrivals.len()) == (3, 3)));
     }
 }

@@ -7,6 +7,7 @@ mod cpu;
 mod kernel;
 mod network;
 mod process;
+mod rounds;
 
 use super::facts::Facts;
 use super::finding::Finding;
@@ -15,10 +16,11 @@ use super::subject::Subject;
 type Check = fn(&Subject, &Facts) -> Finding;
 
 /// In the order of `--json`.
-const ALL: [Check; 20] = [
+const ALL: [Check; 21] = [
     process::keys,
     process::descriptors_valid,
     process::clock,
+    rounds::steps,
     network::path,
     network::name_servers,
     buffers::receive,

@@ -1,0 +1,130 @@
+//! The rounds of paced classes: whether cells arrive in time for them.
+
+use super::super::facts::Facts;
+use super::super::finding::{Finding, Fix};
+use super::super::subject::Subject;
+use eddy_node::report::paced::ClockReport;
+
+/// From the time of a round to the moment at which its last cell leaves, in ms.
+const RELEASE_MS: f64 = 1.0;
+
+/// A link whose step was compared with what was measured.
+struct Link {
+    /// `class voice to the next hop`.
+    name: String,
+    needs_ms: f64,
+    step_ms: u16,
+    clock: ClockReport,
+    /// The setting with a step that is long enough.
+    remedy: String,
+}
+
+/// The step of each link, against the delay of the link, the difference of the clocks and the time of a release, as the
+/// running node has measured them.
+pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
+    const NAME: &str = "steps";
+    if subject.steps.is_empty() {
+        return Finding::ok(NAME, "no rounds to be in time for");
+    }
+    let Some(neighbours) = &facts.neighbours else {
+        return Finding::note(NAME, "not measured: start the node, then run this again");
+    };
+    let clocks =
+        neighbours.iter().flat_map(|(class, clocks)| clocks.iter().map(move |(who, clock)| (class, who, *clock)));
+    let links: Vec<Link> = clocks.filter_map(|(class, who, clock)| link(subject, class, who, clock)).collect();
+    let Some(worst) = links.iter().max_by(|a, b| a.over_ms().total_cmp(&b.over_ms())) else {
+        return Finding::note(NAME, "not measured: no neighbour has answered yet; run this again in a minute");
+    };
+    let Link { name, needs_ms, step_ms, clock: ClockReport { offset_ms, round_trip_ms }, remedy } = worst;
+    let found = format!("{name} needs {needs_ms:.1} ms, and its step is {step_ms} ms");
+    if worst.over_ms() <= 0.0 {
+        return Finding::ok(NAME, found);
+    }
+    let found = format!(
+        "{found} (half a round trip of {round_trip_ms:.1} ms, twice the clocks' difference of {:.1} ms, {RELEASE_MS:.0} ms \
+         for the release)",
+        offset_ms.abs()
+    );
+    let effect = "cells come after their round has left: they are dropped as `late`, and noise takes their place";
+    let off = 2.0 * offset_ms.abs();
+    let what = if needs_ms - off <= f64::from(*step_ms) {
+        format!("synchronise the clocks of both hosts (`chronyc tracking`), or assemble the chain again with {remedy}")
+    } else {
+        format!("assemble the chain again with {remedy}")
+    };
+    Finding::warning(NAME, found, effect).fix(Fix::words(what))
+}
+
+impl Link {
+    fn over_ms(&self) -> f64 {
+        self.needs_ms - f64::from(self.step_ms)
+    }
+}
+
+/// The link to the neighbour `who`. `None` for links without a step, which are those of users.
+fn link(subject: &Subject, class: &str, who: &str, clock: ClockReport) -> Option<Link> {
+    let (_, steps) = subject.steps.iter().find(|(name, _)| name == class)?;
+    // The first step is that of the link to the second hop.
+    let at = if who == "next" { subject.position - 1 } else { subject.position.checked_sub(2)? };
+    let step_ms = *steps.get(at)?;
+    let needs_ms = clock.round_trip_ms / 2.0 + 2.0 * clock.offset_ms.abs() + RELEASE_MS;
+    let mut longer: Vec<String> = steps.iter().map(u16::to_string).collect();
+    longer[at] = (needs_ms.ceil() as u32).to_string();
+    Some(Link {
+        name: format!("class {class} to the {who} hop"),
+        needs_ms,
+        step_ms,
+        clock,
+        remedy: format!("steps_ms={}", longer.join("/")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::facts::sound;
+    use super::super::super::finding::Severity;
+    use super::*;
+
+    /// Of the second of four hops, where the neighbours' clocks are these.
+    fn found(clocks: &[(&str, f64, f64)]) -> Finding {
+        let subject =
+            Subject { position: 2, steps: vec![("voice".to_owned(), vec![2, 5, 3])], ..Subject::of_a_chain() };
+        let clock = |&(who, offset_ms, round_trip_ms): &(&str, f64, f64)| {
+            (who.to_owned(), ClockReport { offset_ms, round_trip_ms })
+        };
+        let mut facts = sound();
+        facts.neighbours = Some(vec![("voice".to_owned(), clocks.iter().map(clock).collect())]);
+        steps(&subject, &facts)
+    }
+
+    fn remedy(finding: &Finding) -> &str {
+        let Some(Fix::Do { what, .. }) = &finding.fix else { panic!("{finding:?}") };
+        what
+    }
+
+    #[test]
+    fn step_that_covers_link_and_clocks_is_sound() {
+        let finding = found(&[("previous", 0.1, 0.6), ("next", -0.5, 4.0)]);
+        assert_eq!((finding.severity, finding.fix), (Severity::Ok, None));
+        assert_eq!(finding.found, "class voice to the previous hop needs 1.5 ms, and its step is 2 ms");
+    }
+
+    #[test]
+    fn short_step_is_found_with_the_setting_that_fixes_it() {
+        let far = found(&[("previous", 0.0, 1.0), ("next", 0.0, 12.4)]);
+        assert_eq!(far.severity, Severity::Warning);
+        assert!(far.found.starts_with("class voice to the next hop needs 7.2 ms, and its step is 5 ms"), "{far:?}");
+        assert_eq!(remedy(&far), "assemble the chain again with steps_ms=2/8/3");
+        let apart = found(&[("previous", -1.5, 1.0), ("next", 0.0, 1.0)]);
+        assert!(remedy(&apart).starts_with("synchronise the clocks"), "{apart:?}");
+        assert!(remedy(&apart).ends_with("steps_ms=5/5/3"), "{apart:?}");
+    }
+
+    #[test]
+    fn node_that_does_not_run_was_not_measured() {
+        let subject = Subject { steps: vec![("voice".to_owned(), vec![2])], ..Subject::of_a_chain() };
+        assert_eq!(steps(&subject, &sound()).severity, Severity::Note);
+        assert_eq!(found(&[]).severity, Severity::Note);
+        assert_eq!(steps(&Subject::of_a_chain(), &sound()).severity, Severity::Ok);
+    }
+}
