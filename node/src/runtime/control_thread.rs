@@ -123,7 +123,10 @@ impl ControlThread {
                 let Some(stop) = &mut class.flow_stop else { continue };
                 if let Some(refuses) = stop.change(clock.elapsed()) {
                     let _named = class.span.enter();
-                    info!("new flows are {}, by on_alarm", if refuses { "refused" } else { "taken again" });
+                    match refuses {
+                        true => info!("new flows are refused, by on_alarm"),
+                        false => info!("new flows are taken again, by on_alarm"),
+                    }
                     self.bridge.refuse_new_flows(place, refuses);
                     wake = clock.elapsed();
                 }
