@@ -102,8 +102,8 @@ impl Settings {
         2 * usize::from(self.terms.loops)
     }
 
-    /// Commands that wait for the worker at most while it is not later than a hop's release may be: cells of the
-    /// control slots of these rounds, and for each channel the keys of its link, the channel itself and its clock.
+    /// Commands that wait for the worker at most, if it is not later than a hop's release may be: cells of the control
+    /// slots of these rounds, and for each channel the keys of its link, the channel itself and its clock.
     pub fn commands_max(&self) -> usize {
         let (is_entry, is_exit) = (self.position == 0, self.position == self.hops);
         let forward = if is_exit { 0 } else { self.slots(Direction::Forward).most() };

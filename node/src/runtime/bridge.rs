@@ -77,8 +77,8 @@ pub struct Bridge {
 
 /// The way to the workers of one class. Commands that found a ring full wait in the backlog, in binding order. While
 /// there are any, control takes in nothing of this class. What other classes and its clock lead to meanwhile is
-/// bounded: of cells, which may be lost like any others, no more wait than `BACKLOG_MAX` and one command for each
-/// channel in a free class, and than the ring has places in a paced one. The rest is a few commands for each link.
+/// bounded: cells may be lost like any others, so no more of them wait than `BACKLOG_MAX` and one for each channel in a
+/// free class, and than the ring has places in a paced one. The rest is a few commands for each link.
 pub enum Commands {
     Free { sender: CommandSender, backlog: VecDeque<Command> },
     Paced { sender: PacedSender, backlog: VecDeque<paced::Command> },
