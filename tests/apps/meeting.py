@@ -73,7 +73,7 @@ def says(log, text):
     raise TimeoutError(f"{log} does not say {text!r}: {said[-2000:]}")
 
 
-def callee(folder, address):
+def answer(folder, address):
     """Answers calls, and hears them until standard input closes."""
     command = ["sipp", "-sf", f"{folder}/uas.xml", "-i", address, "-p", str(SIP), "-nostdin"]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -94,7 +94,7 @@ def call(here, there, folder):
     scenarios(folder, MEDIA)
     with open(f"{folder}/said.raw", "wb") as file:
         file.write(bytes(range(256)) * (CLOCK * SAID_MS // 1000 // 256 + 1))
-    script = there.command(sys.executable, os.path.abspath(__file__), "callee", folder, there.address)
+    script = there.command(sys.executable, os.path.abspath(__file__), "answer", folder, there.address)
     answering = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert answering.stdout.readline() == "ready\n"
     command = ["sipp", "-sf", f"{folder}/uac.xml", f"{there.address}:{SIP}", "-i", here.address, "-m", str(CALLS), "-nostdin"]
@@ -143,7 +143,7 @@ def main(eddy):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "callee":
-        callee(*sys.argv[2:])
+    if sys.argv[1] == "answer":
+        answer(*sys.argv[2:])
     else:
         main(sys.argv[1])

@@ -62,7 +62,7 @@ class Ear:
 
 
 def scenarios(folder, media):
-    """sipp's own, but the callee is heard at port `media` and the caller speaks."""
+    """sipp's own, but whoever answers is heard at port `media` and the caller speaks."""
     own = {name: subprocess.run(["sipp", "-sd", name], capture_output=True, text=True).stdout for name in ("uac", "uas")}
     speak = f'<nop><action><exec rtp_stream="{folder}/said.raw,1,0"/></action></nop>'
     caller = re.sub(r"(ACK sip:.*?</send>)", lambda found: found[1] + speak, own["uac"], count=1, flags=re.DOTALL)
