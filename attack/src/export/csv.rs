@@ -21,8 +21,8 @@ const LENGTH: &str = "one length of at most a day, 86400000000000 ns";
 const COUNT: &str = "at most 100000 places";
 const TIME: &str = "a time before the end of the record, whose length is in a line before";
 const ORDER: &str = "a time that is not before the one of the last line of this place and direction";
-const TERMS: &str = "terms of a paced class: a period of 1 ms to 1 s, batches of 128 to 65536 rounds, and up to 32 \
-     cells of a channel, 16 copies, a gap of 16 and 16 hops";
+const TERMS: &str = "terms of a paced class as in docs/SPEC.md 9.16: a period of 5 to 100 ms, batches of 128 to 8192 \
+     rounds, up to 32 cells of a channel, 4 copies, a gap of 4, and 2 to 8 hops";
 const PASSAGE: &str = "a datagram that entered, and left after it entered";
 
 /// Writes a record as lines of `place,direction,ns,bytes`, below a line with these words.
@@ -172,15 +172,15 @@ fn read_about(name: &str, at: u64, bytes: u32, record: &mut Record) -> Result<()
 fn read_terms(name: &str, value: u64, number: u32, record: &mut Record) -> Result<(), &'static str> {
     let shape = record.paced.get_or_insert_default();
     match name {
-        "period" if (1_000_000..=1_000_000_000).contains(&value) => shape.period = value,
-        "first_at" if value < 1_000_000_000 => shape.first_at = value,
-        "rounds" if (128..=65_536).contains(&value) => shape.rounds = value,
+        "period" if (5_000_000..=100_000_000).contains(&value) => shape.period = value,
+        "first_at" if value < 100_000_000 => shape.first_at = value,
+        "rounds" if (128..=8192).contains(&value) => shape.rounds = value,
         "first" if value < 1 << 40 => shape.first = value,
         "cells" if (1..=32).contains(&number) => shape.cells = number,
-        "copies" if (1..=16).contains(&number) => shape.copies = number,
-        "gap" if (1..=16).contains(&number) => shape.gap = number,
+        "copies" if (1..=4).contains(&number) => shape.copies = number,
+        "gap" if (1..=4).contains(&number) => shape.gap = number,
         "repeat" if number <= 1 => shape.repeat = number == 1,
-        "hops" if (1..=16).contains(&number) => shape.hops = number,
+        "hops" if (2..=8).contains(&number) => shape.hops = number,
         _ => return Err(TERMS),
     }
     Ok(())

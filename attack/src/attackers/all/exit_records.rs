@@ -42,24 +42,26 @@ impl Attacker for ExitRecords {
 
     fn scores(&self, record: &Record) -> Scores {
         let (users, flows) = (record.access.len(), record.flows.len());
-        let Some(first) = first_round(record) else { return Scores::of_pairs(users, flows, |_, _| 0.0) };
-        let signals: Vec<_> = (0..users).into_par_iter().map(|user| signals(record, user, first)).collect();
+        let (Some(shape), Some(first)) = (&record.paced, first_round(record)) else {
+            return Scores::of_pairs(users, flows, |_, _| 0.0);
+        };
+        let rounds = (record.length / shape.period) as usize + 1;
+        let signals: Vec<_> = (0..users).into_par_iter().map(|user| signals(record, user, first, rounds)).collect();
         let twice = twice(record);
         let features: Vec<_> = (0..flows)
             .into_par_iter()
             .map(|flow| {
                 let meeting = record.meetings.get(flow);
-                let of = |forward| features(meeting.map_or(&[][..], |meeting| meeting.of(forward)), first, &twice);
+                let of =
+                    |forward| features(meeting.map_or(&[][..], |meeting| meeting.of(forward)), first, rounds, &twice);
                 of(true).into_iter().chain(of(false)).collect::<Vec<Vec<f32>>>()
             })
             .collect();
         // Whatever the leak is, it is in one feature and one signal.
         Scores::of_pairs(users, flows, |user, flow| {
             let pairs = signals[user].iter().flat_map(|signal| features[flow].iter().map(move |one| (signal, one)));
-            let correlation = |(signal, feature): (&Vec<f32>, &Vec<f32>)| {
-                let rounds = signal.len().min(feature.len()).max(1) as f32;
-                (dot(signal, feature) / rounds.sqrt()).abs()
-            };
+            let correlation =
+                |(signal, feature): (&Vec<f32>, &Vec<f32>)| (dot(signal, feature) / (rounds as f32).sqrt()).abs();
             f64::from(pairs.map(correlation).fold(0.0, f32::max))
         })
     }
@@ -89,18 +91,18 @@ fn bodies(place: &ExitRound) -> [Option<Body>; 3] {
 }
 
 /// By round from `first` on, standardised.
-fn signals(record: &Record, user: usize, first: u64) -> [Vec<f32>; SIGNALS] {
+fn signals(record: &Record, user: usize, first: u64, rounds: usize) -> [Vec<f32>; SIGNALS] {
     let mut rows = Rows::default();
     for round in links::rounds(record, user, true) {
         if let Some(index) = round.round.checked_sub(first) {
             rows.add(index as usize, [round.lost as f32, round.missing as f32, round.late as f32]);
         }
     }
-    rows.standard()
+    rows.standard(rounds)
 }
 
 /// By round from `first` on, standardised.
-fn features(places: &[ExitRound], first: u64, twice: &HashSet<u64>) -> [Vec<f32>; OF_PLACE] {
+fn features(places: &[ExitRound], first: u64, rounds: usize, twice: &HashSet<u64>) -> [Vec<f32>; OF_PLACE] {
     let mut rows = Rows::default();
     for place in places {
         let of_body = |body: Option<Body>| {
@@ -115,7 +117,7 @@ fn features(places: &[ExitRound], first: u64, twice: &HashSet<u64>) -> [Vec<f32>
         row[2..].copy_from_slice(bodies(place).map(of_body).as_flattened());
         rows.add((place.round - first) as usize, row);
     }
-    rows.standard()
+    rows.standard(rounds)
 }
 
 /// A row of values for some of the rounds.
@@ -134,10 +136,9 @@ impl<const N: usize> Rows<N> {
         self.rows.push((round, row));
     }
 
-    /// Columns of mean zero and variance one over the rows; zero for rounds without a row, and for a column of equal
+    /// Columns for `rounds` rounds, of mean zero and variance one over the rows; zero for rounds without a row, and for a column of equal
     /// values. A round with several rows has their sum.
-    fn standard(&self) -> [Vec<f32>; N] {
-        let rounds = self.rows.iter().map(|(round, _)| round + 1).max().unwrap_or(0).min(MOST);
+    fn standard(&self, rounds: usize) -> [Vec<f32>; N] {
         let count = self.rows.len() as f64;
         std::array::from_fn(|column| {
             let values = || self.rows.iter().map(move |(_, row)| f64::from(row[column]));
@@ -155,10 +156,6 @@ impl<const N: usize> Rows<N> {
         })
     }
 }
-
-/// The most rounds that are compared: as many as a day has at the shortest period of a record. A damaged record must
-/// not make the attacker allocate without bound.
-const MOST: usize = 86_400_000;
 
 #[cfg(test)]
 mod tests {
