@@ -92,8 +92,8 @@ fn assert_works(chain: &mut Chain) {
 }
 
 /// Time from the restart of a hop until entries have channels again, at most (SPEC 9.7.7): it signs the first interval
-/// that begins a fifth of one after its start, that bundle is for batches that begin in the interval after it, and their
-/// setups are for the batches after those.
+/// that begins a fifth of one after its start, that bundle is for batches that begin in the interval after it, and
+/// their setups are for the batches after those.
 fn back_within(chain: &Chain) -> Nanos {
     let interval = 10 * SECOND;
     (interval * 11 / 5 + 2 * batch(chain)).as_nanos() as Nanos

@@ -5,15 +5,15 @@
 
 use wire::cell::CellKind;
 use wire::gcm::LINK_TAG_LEN;
-use wire::paced::{AHEAD_MAX, PacedHeader};
+use wire::paced::PacedHeader;
 
 use crate::Nanos;
 use crate::ledger::DropReason;
 
 /// Bodies that are passed on under one header. Whoever copies a header and overtakes its cell uses up the others.
 const BODIES_MAX: u8 = 2;
-/// Rounds whose control cells may come at once.
-const ROUNDS_AT_ONCE: u64 = 2 * AHEAD_MAX;
+/// Rounds whose control cells may come at once: twice as many as a hop takes data cells ahead of.
+const ROUNDS_AT_ONCE: u64 = 16;
 /// Numbers that are remembered, at least.
 const NUMBERS_MIN: usize = 256;
 

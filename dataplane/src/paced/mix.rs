@@ -542,8 +542,8 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         }
         // Entries that are new have places in the next round.
         self.prepare();
-        // After a wait for a release the cells of its round are in the socket. A mix that reads all the time has taken in
-        // what came before.
+        // After a wait for a release the cells of its round are in the socket. A mix that reads all the time has taken
+        // in what came before.
         let first = DIRECTIONS.map(|direction| {
             let is_read = self.due(direction) <= now && !self.is_flooded;
             is_read.then(|| self.receive_once(direction, now))
