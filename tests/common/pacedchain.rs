@@ -14,9 +14,10 @@ use dataplane::paced::Command;
 use dataplane::socket::memory::Datagram;
 use eddy_virtual::Setup;
 use wire::cell::{CellKind, Class, Direction};
-use wire::ids::Side;
+use wire::gcm::encipher_batch;
+use wire::ids::{ChannelKeys, Side};
 use wire::link::HeaderKey;
-use wire::paced::{ControlSlots, PacedClass, PacedHeader, PacedTerms, Phase};
+use wire::paced::{ControlSlots, HopKeys, PacedClass, PacedHeader, PacedTerms, Phase};
 use wire::setup::Suite;
 
 use super::limit::Permit;
@@ -79,9 +80,17 @@ pub struct Opened<'a> {
     slot: usize,
 }
 
+/// What control has given to workers.
+#[derive(Default)]
+struct Keys {
+    slots: Vec<Slot>,
+    /// The layers of the exit, by batch and number on the last link.
+    exit: HashMap<(u64, u32), HopKeys>,
+}
+
 pub struct Chain {
     chain: eddy_virtual::Chain,
-    slots: Rc<RefCell<Vec<Slot>>>,
+    keys: Rc<RefCell<Keys>>,
     _permit: Permit,
 }
 
@@ -111,15 +120,21 @@ impl Chain {
         let meetings = meetings.iter().copied().collect();
         let setup = Setup { meetings, ..Setup::new(terms, HOPS - 1, entries) };
         let mut chain = eddy_virtual::Chain::new(setup);
-        let slots = Rc::<RefCell<Vec<Slot>>>::default();
-        let known = slots.clone();
-        chain.watch_commands(move |node, command| {
-            if let Command::Link(LinkCommand::InstallSlot { header_i2r, header_r2i, .. }) = command {
+        let keys = Rc::<RefCell<Keys>>::default();
+        let known = keys.clone();
+        chain.watch_commands(move |node, command| match command {
+            Command::Link(LinkCommand::InstallSlot { header_i2r, header_r2i, .. }) => {
                 let [forward, backward] = [header_i2r, header_r2i].map(|key| HeaderKey::new(key));
-                known.borrow_mut().push(Slot { node, forward, backward });
+                known.borrow_mut().slots.push(Slot { node, forward, backward });
             }
+            Command::InstallChannel { batch, up, keys, .. } if node == HOPS => {
+                let ChannelKeys::Hop { forward, backward } = &**keys else { panic!("keys of an entry") };
+                let layers = HopKeys::new(forward.clone(), backward.clone());
+                known.borrow_mut().exit.insert((*batch, up.number), layers);
+            }
+            _ => {}
         });
-        Chain { chain, slots, _permit }
+        Chain { chain, keys, _permit }
     }
 
     /// Runs until all entries have channels in a batch, which has just begun.
@@ -267,7 +282,8 @@ impl Chain {
 
     /// Lets `each` see all cells that nodes have sent, in order, with their headers in the clear.
     pub fn each_opened(&self, mut each: impl FnMut(Opened)) {
-        let (seen, slots, class) = (self.seen(), self.slots.borrow(), self.terms.class);
+        let (seen, keys, class) = (self.seen(), self.keys.borrow(), self.terms.class);
+        let slots = &keys.slots;
         let mut latest = HashMap::new();
         for seen in seen.iter().filter(|seen| seen.bytes.len() == class.cell_len()) {
             let IpAddr::V4(host) = seen.from.ip() else { panic!("{} is a node", seen.from) };
@@ -290,6 +306,31 @@ impl Chain {
             };
             *latest = opened.slot;
             each(opened);
+        }
+    }
+
+    /// Puts the exit's forward layer of a channel on a body: what is between its two layers in a meeting.
+    pub fn encipher_at_exit(&self, header: &PacedHeader, body: &mut [u8]) {
+        let (keys, batch) = (self.keys.borrow(), self.times.batch_of(header.seq));
+        let layers = keys.exit.get(&(batch, header.channel)).expect("a channel of the exit");
+        encipher_batch(&mut [layers.job(Direction::Forward, header.place(), body)]);
+    }
+
+    /// Gives a forward cell that a node has sent the number of the free class, under the key of its link.
+    pub fn make_free(&self, node: usize) -> impl Fn(&mut [u8]) + 'static {
+        let (keys, class) = (self.keys.clone(), self.terms.class);
+        move |cell| {
+            let sealed: [u8; 16] = cell[..16].try_into().expect("16 bytes");
+            for slot in keys.borrow().slots.iter().filter(|slot| slot.node == node) {
+                let mut block = [sealed];
+                slot.forward.decipher(&mut block);
+                if block[0][11] == class.number() && block[0][10] <= CellKind::Link as u8 {
+                    block[0][11] = class.size() as u8;
+                    slot.forward.encipher(&mut block);
+                    cell[..16].copy_from_slice(&block[0]);
+                }
+            }
+            assert_ne!(sealed, cell[..16], "a cell of this node");
         }
     }
 

@@ -30,6 +30,7 @@ mod multicore;
 mod names;
 mod paced_chain;
 mod paced_failures;
+mod paced_profiles;
 mod paced_properties;
 mod policy;
 mod renewal;

@@ -378,6 +378,41 @@ fn clock_of_an_end_that_steps_by_an_hour_stops_no_round() {
     stepped_by_an_hour(103);
 }
 
+/// An entry that goes back with Mix 1's clock would seal rounds again.
+#[test]
+fn mix_1_with_a_clock_behind_lets_nothing_be_sealed_twice() {
+    for behind in [SECOND / 2, 2 * SECOND] {
+        let mut chain = started();
+        chain.talk(&ENTRIES, SECOND);
+        chain.step_clock(1, -(behind.as_nanos() as i64));
+        chain.restart(1);
+        let skipped = ENTRIES.map(|entry| chain.shown(entry).running.expect("it runs"));
+        chain.talk(&ENTRIES, 6 * SECOND);
+        let rounds = ENTRIES.map(|entry| chain.shown(entry).running.expect("it runs"));
+        let expected = (6 * SECOND - behind).as_millis() as u64 / 10;
+        for (before, after) in skipped.into_iter().zip(rounds) {
+            assert!((after - before).abs_diff(expected) < 3, "{} rounds, not {expected}", after - before);
+        }
+        chain.assert_closed();
+        chain.assert_sealed_once();
+    }
+}
+
+#[test]
+fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
+    for ahead in [SECOND / 10, 3600 * SECOND] {
+        let mut chain = started();
+        let first = chain.batch();
+        chain.step_clock(103, ahead.as_nanos() as i64);
+        chain.restart(103);
+        chain.talk(&ENTRIES, 2 * batch(&chain));
+        chain.step_clock(103, -(ahead.as_nanos() as i64));
+        let back = run_until_back(&mut chain, first, &format!("entry that was {ahead:?} ahead"));
+        println!("entry {ahead:?} ahead: channels in batch {}", back - first);
+        assert_works(&mut chain);
+    }
+}
+
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry
 /// `channels`. Others notice nothing, and its flow goes on in the next batch. Returns how many cells the exit could not
 /// open from that batch on.

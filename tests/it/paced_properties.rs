@@ -1,14 +1,14 @@
 //! Paced classes (SPEC 9) against an attacker on the wire, in memory: meetings, bodies, traces, damage, replays.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use control::Counters;
-use control::paced::{PacedConfig, PacedEntry, PacedHop, ShardCell};
+use control::paced::{PacedConfig, PacedEntry, PacedHop, PacedStatus, Reported, ShardCell};
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use dataplane::paced::entry::MeetingState;
@@ -17,13 +17,14 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction::{self, Backward, Forward};
+use wire::cell::{CellKind, Class, Shape};
 use wire::ids::{LinkId, Side};
 use wire::kdf::Secret;
 use wire::paced::{PacedTerms, Phase};
 use wire::setup::{self, HopPublic, SetupKey, Suite, ack_cells};
 
 use crate::common::pacedchain::{
-    Chain, DIRECTIONS, HOPS, LATE, LinkOf, client, destination, ends, link_address, terms,
+    Chain, DIRECTIONS, HOPS, LATE, LinkOf, Opened, client, destination, ends, link_address, terms,
 };
 
 const MILLI: Nanos = 1_000_000;
@@ -76,6 +77,43 @@ fn two_entries_with_one_secret_meet_and_a_third_waits() {
     println!("{count} datagrams: p50 {p50:.2} ms, at most {most:.2} ms");
     assert!(p50 <= 50.0 && most <= 65.0, "p50 {p50}, at most {most}");
     chain.assert_closed();
+}
+
+#[test]
+fn new_secret_holds_from_the_next_batch_without_a_setup() {
+    const OTHER: [u8; 32] = [8; 32];
+    let meetings = [(101, SECRET), (102, SECRET), (103, OTHER)];
+    let mut chain = Chain::with_meetings(&few_seats(), 3, &meetings).start();
+    let first = chain.batch();
+    let setups = chain.times.rounds_of(first, Phase::Setup(1));
+    // The setup for the next batch has begun.
+    let begun = chain.begins(setups.start + 20);
+    chain.run_until(begun);
+    chain.meet(101, OTHER);
+    for (batch, peers) in (first..).zip([(102, 103), (102, 103), (103, 102), (103, 102)]) {
+        let begun = chain.begins(chain.times.first(batch)) + 100 * MILLI;
+        let now = chain.now;
+        chain.run_until(begun.max(now));
+        let (from, (peer, other)) = (chain.now, peers);
+        chain.talk(&[101, 102, 103], 2 * self::batch(&chain) / 5);
+        let [this, joined, waits] = [101, peer, other].map(|entry| chain.shown(entry).meeting.expect("a meeting"));
+        let expected = (MeetingState::Joined, MeetingState::Joined, MeetingState::Waiting);
+        assert_eq!((this, joined, waits), expected, "batch {}", batch - first);
+        chain.run(2 * LATE);
+        let came = |one, to| {
+            let of_time = chain.delivered(one, client(to)).into_iter().filter(|(at, _)| *at >= from);
+            of_time.map(|(_, came)| came.is_some()).collect::<Vec<_>>()
+        };
+        for (one, to) in [(101, peer), (peer, 101)] {
+            assert!(came(one, to).iter().all(|came| *came), "from {one} to {to} in batch {}", batch - first);
+        }
+        for (one, to) in [(101, other), (other, 101), (other, peer), (peer, other)] {
+            assert!(came(one, to).iter().all(|came| !came), "from {one} to {to} in batch {}", batch - first);
+        }
+        chain.run_to_batch(1);
+    }
+    chain.assert_closed();
+    chain.assert_sealed_once();
 }
 
 /// Chi-squared of bytes against a uniform distribution, 255 degrees of freedom.
@@ -176,8 +214,8 @@ fn batch_below_the_floor_carries_nothing_and_looks_alike() {
     chain.assert_closed();
 }
 
-#[test]
-fn bodies_of_a_meeting_look_like_noise_on_every_link() {
+/// Two entries that meet for three batches, and lose rounds on their way to Mix 1. Returns its first batch, too.
+fn lossy_meeting() -> (Chain, u64) {
     let chain = Chain::with_meetings(&few_seats(), 2, &[(101, SECRET), (102, SECRET)]);
     let mut chain = chain.start();
     lose_rounds(&chain);
@@ -187,6 +225,12 @@ fn bodies_of_a_meeting_look_like_noise_on_every_link() {
     for entry in [101, 102] {
         assert_eq!(chain.shown(entry).meeting, Some(MeetingState::Joined));
     }
+    (chain, first)
+}
+
+#[test]
+fn bodies_of_a_meeting_look_like_noise_on_every_link() {
+    let (chain, first) = lossy_meeting();
     let mut bodies = HashSet::new();
     for (link, direction) in (2..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
         let mut counts = [[0; 256]; 2];
@@ -208,6 +252,55 @@ fn bodies_of_a_meeting_look_like_noise_on_every_link() {
     let sent = chain.delivered(101, client(102));
     let lost = sent.iter().filter(|(_, came)| came.is_none()).count();
     assert!(lost * 10 > sent.len() && lost * 3 < sent.len(), "{lost} of {} lost", sent.len());
+}
+
+/// The exit takes off no layer of a meeting: it adds one for the channel on which a cell comes, and one for the other.
+/// Between them it sees noise, at every byte, and nothing of which rounds were lost before Mix 1.
+#[test]
+fn bodies_between_the_layers_of_the_exit_look_like_noise() {
+    let (chain, first) = lossy_meeting();
+    let rounds = chain.times.first(first)..chain.times.first(first + 3);
+    // Bodies of the same round, in the order of their channels.
+    let mut pairs = BTreeMap::<u64, BTreeMap<u32, Vec<u8>>>::new();
+    chain.each_opened(|Opened { seen, header, .. }| {
+        let is_in = seen.to == link_address(HOPS, Side::Up) && header.kind == CellKind::Data;
+        if is_in && rounds.contains(&header.seq) {
+            let mut body = seen.bytes[16..].to_vec();
+            chain.encipher_at_exit(&header, &mut body);
+            pairs.entry(header.seq).or_default().insert(header.channel, body);
+        }
+    });
+    assert!(pairs.len() as u64 == rounds.end - rounds.start && pairs.values().all(|pair| pair.len() == 2));
+
+    let body_len = chain.terms.class.body_len();
+    let mut positions = vec![[0; 256]; body_len];
+    let (mut of_rounds, mut differences) = ([[0; 256]; 2], [[0; 256]; 2]);
+    let mut blocks = HashSet::new();
+    for (round, pair) in &pairs {
+        let pair: Vec<_> = pair.values().collect();
+        for body in &pair {
+            body.iter().zip(&mut positions).for_each(|(byte, counts)| counts[usize::from(*byte)] += 1);
+            body.iter().for_each(|byte| of_rounds[usize::from(is_lost(*round))][usize::from(*byte)] += 1);
+            body.chunks(16).for_each(|block| assert!(blocks.insert(block.to_vec()), "an equal block, round {round}"));
+        }
+        for (one, other) in pair[0].iter().zip(pair[1]) {
+            differences[usize::from(is_lost(*round))][usize::from(one ^ other)] += 1;
+        }
+    }
+    let of_positions: Vec<f64> = positions.iter().map(chi_squared).collect();
+    let of_bytes = of_rounds.map(|counts| chi_squared(&counts));
+    let of_pairs = differences.map(|counts| chi_squared(&counts));
+    let lost = [of_rounds, differences].map(|[came, lost]| chi_squared_of_two(&came, &lost));
+    println!("bytes {of_bytes:.0?}, differences {of_pairs:.0?}, lost against others {lost:.0?}");
+    println!("{} positions: {:.0?}", of_positions.len(), quantiles_of(of_positions.clone()));
+    let all = of_positions.iter().chain(&of_bytes).chain(&of_pairs).chain(&lost);
+    assert!(all.clone().all(|chi| PLAUSIBLE.contains(chi)), "{:?}", all.collect::<Vec<_>>());
+}
+
+/// The least, the half and the most.
+fn quantiles_of(mut of: Vec<f64>) -> [f64; 3] {
+    of.sort_by(f64::total_cmp);
+    [of[0], of[of.len() / 2], of[of.len() - 1]]
 }
 
 /// What an observer of a link sees in some rounds: times in ms, lengths, directions.
@@ -352,6 +445,31 @@ fn lost_setup_leaves_the_trace_of_a_run_without_its_entry() {
     assert_eq!([&lost, &without].map(|chain| chain.channels_both((HOPS, 0), next.clone())), [2, 2]);
 }
 
+/// All other entries' setups are held: an n-1 attack.
+#[test]
+fn isolated_entry_has_the_company_of_the_loops_of_mixes() {
+    let mut chain = Chain::new(&PacedTerms { loops: 2, ..few_seats() }, 3).start();
+    let (first, period) = (chain.batch(), chain.times.begin(1));
+    let others = [102, 103].map(|entry| link_address(entry, Side::Down));
+    let phase = chain.times.rounds_of(first, Phase::Setup(1));
+    let held = chain.begins(phase.start) - period..chain.begins(phase.end + 12);
+    // They come when the phase is over.
+    let end = held.end;
+    chain.attack(move |now, datagram| {
+        let is_held = others.contains(&datagram.from) && held.contains(&now);
+        vec![(if is_held { end - now } else { 0 }, datagram)]
+    });
+    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.run(LATE);
+    for (of_batch, entries) in (first..).zip([3, 1]) {
+        for link in 2..=HOPS {
+            let channels = chain.channels_both((link, 0), chain.rounds(of_batch));
+            assert_eq!(channels, entries + 4 * (link - 1), "link {link}, batch {}", of_batch - first);
+        }
+    }
+    chain.assert_closed();
+}
+
 /// Spearman's rank correlation of two orders of the same things.
 fn correlation(one: &[u32], other: &[u32]) -> f64 {
     let n = one.len() as f64;
@@ -491,6 +609,8 @@ struct Blow {
 struct Wire {
     chain: Chain,
     blow: Rc<RefCell<Option<Blow>>>,
+    /// The cell that was struck, as it was sent.
+    struck: Rc<RefCell<Vec<u8>>>,
     rng: ChaCha20Rng,
 }
 
@@ -498,13 +618,15 @@ impl Wire {
     fn new() -> Wire {
         let mut chain = Chain::with_meetings(&few_seats(), 3, &[(101, SECRET), (102, SECRET)]).start();
         let (blow, len) = (Rc::<RefCell<Option<Blow>>>::default(), chain.terms.class.cell_len());
-        let next = blow.clone();
+        let struck = Rc::<RefCell<Vec<u8>>>::default();
+        let (next, cell) = (blow.clone(), struck.clone());
         chain.attack(move |_, datagram| {
             let mut blow = next.borrow_mut();
             match &mut *blow {
                 Some(Blow { link, passes: 0, make })
                     if *link == (datagram.from, datagram.to) && datagram.bytes.len() == len =>
                 {
+                    *cell.borrow_mut() = datagram.bytes.clone();
                     let made = make(datagram);
                     *blow = None;
                     made
@@ -518,16 +640,17 @@ impl Wire {
         });
         // From now on every cell of every channel opens.
         chain.talk(&[101, 102, 103], Duration::from_millis(300));
-        Wire { chain, blow, rng: ChaCha20Rng::seed_from_u64(13) }
+        Wire { chain, blow, struck, rng: ChaCha20Rng::seed_from_u64(13) }
     }
 
     /// Strikes one cell of a link. Returns what nodes have dropped until it is over, `after` later.
     fn strike(
         &mut self,
-        (link, direction): ((usize, usize), Direction),
+        (link, direction): (LinkOf, Direction),
         after: Duration,
         make: impl Fn(Datagram) -> Vec<(Nanos, Datagram)> + 'static,
     ) -> BTreeMap<Count, u64> {
+        self.chain.forget_links();
         let before = dropped(&self.chain);
         let passes = self.rng.random_range(0..5);
         *self.blow.borrow_mut() = Some(Blow { link: ends(link, direction), passes, make: Box::new(make) });
@@ -539,6 +662,38 @@ impl Wire {
         });
         changed.collect()
     }
+
+    /// True if the cell that was struck is one of a channel.
+    fn has_struck_data(&self) -> bool {
+        let (mut is_data, struck) = (false, self.struck.borrow());
+        self.chain.each_opened(|Opened { seen, header, .. }| {
+            is_data |= seen.bytes == *struck && header.kind == CellKind::Data;
+        });
+        is_data
+    }
+
+    /// Waits until the rounds until now are in reports.
+    fn wait_for_reports(&mut self) {
+        let due = (self.chain.round_at(self.chain.now) / 100 + 1) * 100;
+        let reported = self.chain.begins(due + 40);
+        self.chain.run_until(reported);
+    }
+
+    /// Places that were filled with noise, and those of them that were lost, as reports say: by direction and the node
+    /// to which they were to come. Entries count lost ones themselves.
+    fn filled(&self) -> HashMap<(usize, Direction), (u64, u64)> {
+        let of = |reported: Reported| (reported.filled, reported.lost);
+        let of_node = |node| match self.chain.status(node) {
+            // Mix 1 reports to each entry on its own channel.
+            PacedStatus::Entry(status) => {
+                [((node, Forward), of(status.forward)), ((node, Backward), of(status.backward))]
+            }
+            PacedStatus::Hop(status) => {
+                [((node + 1, Forward), of(status.forward)), ((node - 1, Backward), of(status.backward))]
+            }
+        };
+        self.chain.numbers().flat_map(of_node).collect()
+    }
 }
 
 /// One altered bit of one cell, at each of some places on each link and direction. Whoever receives it drops it, and if
@@ -548,6 +703,8 @@ fn damaged_cell_costs_one_place_and_changes_nothing_else() {
     let mut wire = Wire::new();
     let mut ends_seen = [0, 0];
     for (link, direction) in (1..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
+        wire.wait_for_reports();
+        let (filled_before, mut data_struck) = (wire.filled(), 0);
         let mut tags = 0;
         // Header and tag are one block; the body from begin to end.
         for (nth, byte) in [0, 11, 14, 16, 100, 128, 239].repeat(9).into_iter().enumerate() {
@@ -583,11 +740,22 @@ fn damaged_cell_costs_one_place_and_changes_nothing_else() {
                 (_, Forward) => assert!(behind == tag || (header == 1 && behind <= 1), "{what}"),
                 (_, Backward) => assert!(at_exit == 0 && (behind == tag || (header == 1 && behind <= 1)), "{what}"),
             }
+            data_struck += u64::from(wire.has_struck_data());
             tags += tag;
             ends_seen[0] += at_exit;
             ends_seen[1] += at_entries;
         }
         assert!(tags > 0, "no data cell was hit on link {link} {direction:?}");
+
+        // Whoever receives a damaged data cell between hops fills its place. On link 1 a copy takes it.
+        wire.wait_for_reports();
+        let receiver = if direction == Forward { link } else { link - 1 };
+        for (of, (filled, lost)) in wire.filled() {
+            let (filled_before, lost_before) = filled_before[&of];
+            let expected = if of == (receiver, direction) && link > 1 { data_struck } else { 0 };
+            let found = (filled - filled_before, lost - lost_before);
+            assert_eq!(found, (expected, expected), "filled and lost at {of:?}, struck on link {link} {direction:?}");
+        }
     }
     assert!(ends_seen.iter().all(|count| *count > 0), "at the exit and in the meeting: {ends_seen:?}");
     wire.chain.assert_closed();
@@ -596,39 +764,82 @@ fn damaged_cell_costs_one_place_and_changes_nothing_else() {
 #[test]
 fn replayed_and_foreign_cells_are_dropped_and_counted() {
     let mut wire = Wire::new();
-    let [to_mix_1, from_mix_2] = [link_address(1, Side::Up), link_address(2, Side::Down)];
-    let (from_mix_3, to_mix_3, to_exit) =
-        (link_address(3, Side::Down), link_address(3, Side::Up), link_address(4, Side::Up));
+    let len = wire.chain.terms.class.cell_len();
+    let up = |node| link_address(node, Side::Up);
+    let down = |node| link_address(node, Side::Down);
     let stranger = SocketAddr::from(([10, 9, 9, 9], 9));
-    // A second datagram with the bytes of one on links 1 or 3, from where and to where, and how many ms later.
-    for (what, link, (from, to), after_ms, expected) in [
-        ("at once", 3, (from_mix_2, to_mix_3), 0, (3, "forward", "replay")),
-        ("after the release of its round", 3, (from_mix_2, to_mix_3), 15, (3, "forward", "late")),
-        ("1100 rounds later", 3, (from_mix_2, to_mix_3), 11_000, (3, "forward", "header")),
-        ("on another link", 3, (from_mix_3, to_exit), 0, (4, "forward", "header")),
-        ("back to its sender", 3, (to_mix_3, from_mix_2), 0, (2, "backward", "header")),
-        ("on the link of another entry", 1, (link_address(102, Side::Down), to_mix_1), 0, (1, "forward", "header")),
-        ("from somewhere else", 1, (stranger, to_mix_1), 0, (1, "forward", "stranger")),
+    let of_batch = 10 * u64::from(wire.chain.terms.rounds);
+    // A second datagram with the bytes of one of a link, from where and to where, and how many ms later.
+    for (what, (link, direction), (from, to), after_ms, (node, why)) in [
+        ("at once", (3, Forward), (down(2), up(3)), 0, (3, "replay")),
+        ("after the release of its round", (3, Forward), (down(2), up(3)), 15, (3, "late")),
+        ("in the next batch", (3, Forward), (down(2), up(3)), of_batch, (3, "late")),
+        ("1100 rounds later", (3, Forward), (down(2), up(3)), 11_000, (3, "header")),
+        ("on another link", (3, Forward), (down(3), up(4)), 0, (4, "header")),
+        ("back to its sender", (3, Forward), (up(3), down(2)), 0, (2, "header")),
+        ("on the link of another entry", (1, Forward), (down(102), up(1)), 0, (1, "header")),
+        ("from somewhere else", (1, Forward), (stranger, up(1)), 0, (1, "stranger")),
+        ("at once", (2, Backward), (up(2), down(1)), 0, (1, "replay")),
+        ("after the release of its round", (2, Backward), (up(2), down(1)), 15, (1, "late")),
+        ("at once", (4, Backward), (up(4), down(3)), 0, (3, "replay")),
+        ("in the next batch", (4, Backward), (up(4), down(3)), of_batch, (3, "late")),
+        ("back to its sender", (4, Backward), (down(3), up(4)), 0, (4, "header")),
+        ("300 rounds later", (1, Backward), (up(1), down(101)), 3000, (101, "late")),
+        ("1100 rounds later", (1, Backward), (up(1), down(101)), 11_000, (101, "header")),
+        ("on the link of another entry", (1, Backward), (up(1), down(102)), 0, (102, "header")),
     ] {
         let mut found = 0;
         // Three of at most eight cells of a round are data.
         for _ in 0..30 {
             let after = Duration::from_millis(after_ms) + LATE;
-            let changed = wire.strike(((link, 101), Forward), after, move |datagram| {
+            let changed = wire.strike(((link, 101), direction), after, move |datagram| {
                 let again = Datagram { from, to, bytes: datagram.bytes.clone() };
                 vec![(0, datagram), (after_ms * MILLI, again)]
             });
             let changed: Vec<_> = changed.into_iter().collect();
+            let way = if to == up(node) { "forward" } else { "backward" };
             // A control cell has no round: it is a replay whenever it comes again.
-            let replayed = (3, "forward", "replay");
-            let is_control = expected != replayed && changed == [(replayed, 1)];
-            assert!(changed == [(expected, 1)] || is_control, "{what}: {changed:?}");
+            let is_control = why != "replay" && changed == [((node, way, "replay"), 1)];
+            assert!(changed == [((node, way, why), 1)] || is_control, "{what}, link {link} {direction:?}: {changed:?}");
             found += usize::from(!is_control);
             if found == 3 || (found == 1 && after_ms > 1000) {
                 break;
             }
         }
         assert!(found > 0, "{what}: only control cells");
+    }
+
+    // On link 1 a third datagram counts as the second one does, and nobody gets anything twice.
+    let copies = |wire: &Wire| wire.chain.ledger(101).cells.backward.drops(DropReason::Copy);
+    for _ in 0..10 {
+        let changed = wire.strike(((1, 101), Backward), LATE, |datagram| vec![(0, datagram.clone()), (0, datagram)]);
+        assert_eq!(changed, BTreeMap::new(), "one copy more on link 1");
+    }
+    let before = copies(&wire);
+    wire.chain.run(LATE);
+    assert!(copies(&wire) > before);
+    let seen = wire.chain.at_apps();
+    let mut came = HashSet::new();
+    for seen in seen.iter().filter(|seen| [101, 102, 103].map(client).contains(&seen.to)) {
+        assert!(came.insert((seen.to, &seen.bytes)), "a datagram came twice");
+    }
+    drop(seen);
+
+    // Cells of the free class of the same size, on the same port: by their length, or by the class in the header.
+    let free = Shape::new(Class::S, HOPS).expect("four hops").cell_len(Forward, 2);
+    assert_ne!(free, len);
+    for (link, node) in [(1, 1), (2, 2)] {
+        let changed = wire.strike(((link, 101), Forward), LATE, move |datagram| {
+            vec![(0, Datagram { bytes: vec![0x5a; free], ..datagram.clone() }), (0, datagram)]
+        });
+        assert_eq!(changed, BTreeMap::from([((node, "forward", "length"), 1)]), "a cell of another length");
+        let make_free = wire.chain.make_free(if link == 1 { 101 } else { 1 });
+        let changed = wire.strike(((link, 101), Forward), LATE, move |datagram| {
+            let mut free = datagram.clone();
+            make_free(&mut free.bytes);
+            vec![(0, free), (0, datagram)]
+        });
+        assert_eq!(changed, BTreeMap::from([((node, "forward", "header"), 1)]), "a header of the free class");
     }
     wire.chain.assert_closed();
 }

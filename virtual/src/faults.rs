@@ -8,14 +8,16 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 
 use super::Chain;
+use super::node::Node;
 
 impl Chain {
     /// A node dies and starts again, with what it has on disk. What waits in its sockets is lost.
     pub fn restart(&mut self, node: usize) {
         let index = self.index(node);
-        let (state, at) = (self.nodes[index].control.state(), self.nodes[index].at);
+        let Node { control, at, wall_ahead, .. } = &self.nodes[index];
+        let (at, start) = (*at, (control.state(), *wall_ahead));
         at.into_iter().for_each(|at| while self.links.receive(at).is_some() {});
-        self.nodes[index] = self.node(node, state, &mut ChaCha20Rng::seed_from_u64(self.now));
+        self.nodes[index] = self.node(node, start, &mut ChaCha20Rng::seed_from_u64(self.now));
     }
 
     /// A node does not run for this time. What comes waits in its sockets.

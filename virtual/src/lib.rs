@@ -195,7 +195,7 @@ impl Chain {
         made.watch_apps(|_, _| true);
         let entries = made.kit.setup.entries;
         for number in (1..=hops).chain((0..entries).map(|entry| ENTRIES + entry)) {
-            let node = made.node(number, State::fresh(EPOCH_S), &mut rng);
+            let node = made.node(number, (State::fresh(EPOCH_S), 0), &mut rng);
             made.nodes.push(node);
         }
         made.ready.extend(0..made.nodes.len());

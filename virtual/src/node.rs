@@ -135,8 +135,8 @@ fn take(control: &mut Control, punt: Punt, now: Duration) {
 }
 
 impl Chain {
-    /// A hop, from 1, or an entry, from 101, that starts with this state.
-    pub(super) fn node(&self, number: usize, state: State, rng: &mut ChaCha20Rng) -> Node {
+    /// A hop, from 1, or an entry, from 101, that starts with this state, on a host whose clock is ahead.
+    pub(super) fn node(&self, number: usize, (state, wall_ahead): (State, i64), rng: &mut ChaCha20Rng) -> Node {
         let Kit { chain, descriptors, keys, setup } = &*self.kit;
         let (hops, terms) = (self.hops, &setup.terms);
         let (position, meeting) = (if number >= ENTRIES { 0 } else { number }, setup.meetings.get(&number));
@@ -173,7 +173,8 @@ impl Chain {
             caps: Caps::default(),
         };
         let elapsed = Duration::from_nanos(self.now);
-        let mut control = Control::new(vec![config], trust, seed(), elapsed, wall_at(self.now)).expect("a good config");
+        let wall = wall_at(self.now.saturating_add_signed(wall_ahead));
+        let mut control = Control::new(vec![config], trust, seed(), elapsed, wall).expect("a good config");
         if let Some(secret) = meeting {
             control.meet(0, MeetingSecret::new(*secret));
         }
@@ -235,7 +236,7 @@ impl Chain {
             shown,
             at,
             due: 0,
-            wall_ahead: 0,
+            wall_ahead,
             stopped_until: 0,
             withholds: None,
         }

@@ -180,6 +180,11 @@ impl Chain {
         self.wires.links_seen.borrow()
     }
 
+    /// Forgets the link datagrams that were kept until now.
+    pub fn forget_links(&self) {
+        self.wires.links_seen.borrow_mut().clear();
+    }
+
     /// What applications and destinations sent, and what was sent to them, if it is kept.
     pub fn at_apps(&self) -> Ref<'_, Vec<Seen>> {
         self.wires.apps_seen.borrow()

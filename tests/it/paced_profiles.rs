@@ -1,0 +1,183 @@
+//! Paced classes with other terms, in memory: the profiles, three copies, a longer gap, a longer period, and many
+//! batches in a row.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dataplane::Nanos;
+use eddy_node::ceremony::profile::{ClassChoice, Figures};
+use eddy_virtual::Setup;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Class;
+use wire::ids::Side;
+use wire::paced::{PacedClass, PacedTerms};
+use wire::setup::Suite;
+
+use crate::common::pacedchain::{Chain, HOPS, LATE, client, destination, link_address, terms};
+
+const SECRET: [u8; 32] = [7; 32];
+/// A round is built this long before it is due, and takes nothing in after that: `dataplane::paced::entry`.
+const PREPARE_MS: f64 = 2.0;
+
+fn batch(chain: &Chain) -> Duration {
+    Duration::from_nanos(chain.times.begin(chain.times.first(1)))
+}
+
+/// The delays that half, 99.9 % and all of some do not exceed, in ms.
+fn quantiles(mut delays: Vec<Nanos>) -> [f64; 3] {
+    delays.sort_unstable();
+    let last = delays.len() - 1;
+    [delays.len() / 2, last - last / 1000, last].map(|at| delays[at] as f64 / 1e6)
+}
+
+/// How long datagrams from one address to another took, by their bytes. None may be lost.
+fn delays(chain: &Chain, from: SocketAddr, to: SocketAddr, whose: &str) -> Vec<Nanos> {
+    let seen = chain.at_apps();
+    let came: std::collections::HashMap<_, _> =
+        seen.iter().filter(|seen| seen.to == to).map(|seen| (&seen.bytes, seen.at)).collect();
+    let sent = seen.iter().filter(|seen| seen.from == from && seen.bytes.ends_with(whose.as_bytes()));
+    let delays: Vec<_> = sent.map(|sent| came.get(&sent.bytes).map(|at| at - sent.at)).collect();
+    let lost = delays.iter().filter(|delay| delay.is_none()).count();
+    assert!(lost == 0 && !delays.is_empty(), "{lost} of {} from {from} to {to} were lost", delays.len());
+    delays.into_iter().flatten().collect()
+}
+
+/// Delays to a destination, back from it, and both ways of a meeting: of entry 103, and of 101 and 102.
+fn all_delays(chain: &Chain) -> [Vec<Nanos>; 3] {
+    let inside =
+        [(101, 102), (102, 101)].map(|(from, to)| delays(chain, client(from), client(to), &format!("from {from}")));
+    let out = delays(chain, client(103), destination(), "from 103");
+    [out, delays(chain, destination(), client(103), "from 103"), inside.concat()]
+}
+
+/// With repeat the last round of a batch takes no new frames (SPEC 9.11.7): what comes then waits for the next one.
+fn last_round_ms(terms: &PacedTerms) -> f64 {
+    if terms.repeat { f64::from(terms.period_ms) } else { 0.0 }
+}
+
+/// Runs a class of these terms for two batches: every datagram comes, all links are constant. Returns half, 99.9 % and
+/// all of the delays to a destination, which are no longer than the figures of the class say, as are the others.
+fn runs(terms: &PacedTerms) -> [f64; 3] {
+    let of_chain = Chain::with_meetings(terms, 3, &[(101, SECRET), (102, SECRET)]);
+    let mut chain = of_chain.start();
+    let first = chain.batch();
+    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.run(4 * LATE);
+    for batch in first..first + 2 {
+        for entry in [101, 102, 103] {
+            assert_eq!(chain.channels_both((1, entry), chain.rounds(batch)), 1);
+        }
+        for link in 2..=HOPS {
+            let loops = 2 * usize::from(terms.loops) * (link - 1);
+            assert_eq!(chain.channels_both((link, 0), chain.rounds(batch)), 3 + loops, "link {link}");
+        }
+    }
+    chain.assert_closed();
+    chain.assert_sealed_once();
+    let delays = all_delays(&chain).map(quantiles);
+    let said = Figures::of(terms, Suite::Hybrid, HOPS).delay_ms;
+    let said = [said.forward, said.backward, said.meeting].map(|ms| ms as f64 + PREPARE_MS + last_round_ms(terms));
+    println!("{}: out, back, inside: p50, p99.9, most {delays:.1?}, at most {said:?} ms", terms.name);
+    assert!(delays.iter().zip(said).all(|([.., most], said)| *most <= said), "{delays:?} of {said:?}");
+    delays[0]
+}
+
+#[test]
+fn more_copies_and_longer_gaps_lose_nothing_and_look_alike() {
+    let of = |name: &str, copies, gap| PacedTerms { name: name.to_owned(), copies, gap, seats: 6, ..terms() };
+    let [p50, p999, _] = runs(&of("copies-3", 3, 1));
+    assert!(p50 <= 45.0 && p999 <= 55.0, "three copies: p50 {p50}, p99.9 {p999}");
+    runs(&of("gap-2", 2, 2));
+    runs(&of("copies-3-gap-2", 3, 2));
+}
+
+#[test]
+fn profiles_lose_nothing_and_add_what_they_say() {
+    for profile in ["voice", "voice-lite", "game", "video"] {
+        let short = format!("{profile}:rounds=512,seats=6,loops=1,n_min=1,steps_ms=2/2/2");
+        let ClassChoice::Paced(terms) = short.parse().expect("a profile") else { panic!("{short} is paced") };
+        runs(&terms);
+    }
+}
+
+/// The end of a batch, with its keys, numbers and sessions, costs applications no datagram and, without repeat, no
+/// time.
+fn fifty_batches(repeat: bool) {
+    let terms = PacedTerms { repeat, seats: 6, ..terms() };
+    let mut chain = Chain::with_meetings(&terms, 3, &[(101, SECRET), (102, SECRET)]).start();
+    let first = chain.batch();
+    while chain.batch() < first + 50 {
+        chain.talk(&[101, 102, 103], Duration::from_millis(997));
+        chain.forget_links();
+    }
+    chain.run(4 * LATE);
+    let [out, back, inside] = all_delays(&chain).map(quantiles);
+    println!("repeat {repeat}: out {out:?}, back {back:?}, inside {inside:?} ms");
+    let (again, last_round) = (if repeat { 10.0 } else { 0.0 }, last_round_ms(&terms));
+    assert!(out[2] <= 36.0 + again + last_round && inside[2] <= 43.0 + last_round, "{out:?}, {inside:?}");
+    chain.assert_closed();
+}
+
+#[test]
+fn fifty_batches_in_a_row_lose_nothing() {
+    fifty_batches(false);
+}
+
+#[test]
+fn fifty_batches_with_repeat_lose_nothing() {
+    fifty_batches(true);
+}
+
+/// At least 99.99 % of setups succeed when every link loses 1 % of its datagrams (SPEC 9.8.3).
+fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
+    let entries = 100;
+    let mut chain = eddy_virtual::Chain::new(Setup { keeps: false, ..Setup::new(&terms, mixes, entries) });
+    let numbers: Vec<_> = (101..101 + entries).collect();
+    // All links, each datagram by itself.
+    let mut rng = ChaCha20Rng::seed_from_u64(17);
+    let count = |chain: &eddy_virtual::Chain| {
+        let of = |entry: &usize| match chain.status(*entry) {
+            control::paced::PacedStatus::Entry(status) => [status.joined, status.failed],
+            control::paced::PacedStatus::Hop(_) => panic!("{entry} is an entry"),
+        };
+        numbers.iter().map(of).fold([0, 0], |[a, b], [joined, failed]| [a + joined, b + failed])
+    };
+    while count(&chain)[0] < entries as u64 {
+        chain.run_to_batch(1);
+    }
+    let is_link = move |at: SocketAddr| at.port() == link_address(1, Side::Up).port();
+    chain.tap(move |datagram| !(is_link(datagram.from) && rng.random_bool(0.01)));
+    let [joined_before, failed_before] = count(&chain);
+    let [joined, failed] = loop {
+        chain.run_to_batch(1);
+        let [joined, failed] = count(&chain);
+        let counts = [joined - joined_before, failed - failed_before];
+        if counts[0] + counts[1] >= setups {
+            break counts;
+        }
+    };
+    let share = joined as f64 / (joined + failed) as f64;
+    println!("{} with {mixes} mixes: {joined} of {} setups, {:.4} %", terms.class, joined + failed, 100.0 * share);
+    assert!(share >= 0.9999, "{failed} of {} setups failed", joined + failed);
+}
+
+#[test]
+#[ignore = "takes minutes; run it in release with --nocapture"]
+fn setups_of_class_s_succeed_at_one_percent_loss() {
+    setups_that_succeed(PacedTerms { seats: 100, ..terms() }, 3, 20_000);
+}
+
+#[test]
+#[ignore = "takes minutes; run it in release with --nocapture"]
+fn setups_of_class_s_with_seven_mixes_succeed_at_such_loss() {
+    let terms = PacedTerms { rounds: 1024, seats: 100, steps_ms: vec![2; 7], ..terms() };
+    setups_that_succeed(terms, 7, 5_000);
+}
+
+#[test]
+#[ignore = "takes minutes; run it in release with --nocapture"]
+fn setups_of_class_l_succeed_at_one_percent_loss() {
+    let class = PacedClass::new(Class::L);
+    setups_that_succeed(PacedTerms { class, seats: 100, ..terms() }, 3, 5_000);
+}
