@@ -65,8 +65,8 @@ pub struct Record {
     pub paced: Option<PacedShape>,
     /// For each access link, which of its datagrams are the same bytes. Empty where the record does not say.
     pub contents: Vec<Contents>,
-    /// What a corrupt exit adds about calls inside: for each flow, the meeting that leads there. Empty where the exit is
-    /// honest, or flows leave it. Needs `paced`.
+    /// What a corrupt exit adds about calls inside: for each flow, the meeting that leads there. Empty where the exit
+    /// is honest, or flows leave it. Needs `paced`.
     pub meetings: Vec<Meeting>,
 }
 

@@ -136,8 +136,8 @@ impl<const N: usize> Rows<N> {
         self.rows.push((round, row));
     }
 
-    /// Columns for `rounds` rounds, of mean zero and variance one over the rows; zero for rounds without a row, and for a column of equal
-    /// values. A round with several rows has their sum.
+    /// Columns for `rounds` rounds, of mean zero and variance one over the rows; zero for rounds without a row, and for
+    /// a column of equal values. A round with several rows has their sum.
     fn standard(&self, rounds: usize) -> [Vec<f32>; N] {
         let count = self.rows.len() as f64;
         std::array::from_fn(|column| {
