@@ -1,8 +1,8 @@
 //! What the access link of a paced class shows of its rounds.
 //!
-//! A round has cells of data and, by the timetable, slots for control cells, each sent several times (docs/SPEC.md
-//! 9.6). A cell is lost if no copy arrived. Where the record says which datagrams are the same bytes, that is nearly
-//! certain; otherwise it has a probability.
+//! A round has cells of data and, by the timetable, slots for control cells, each sent several times
+//! (docs/SPEC.md 9.6). A cell is lost if no copy arrived. Where the record says which datagrams are the same bytes,
+//! that is nearly certain; otherwise it has a probability.
 
 use std::{collections::HashMap, ops::RangeFrom};
 
@@ -169,7 +169,7 @@ mod tests {
         record::{Place, Seen},
     };
 
-    /// The first round of the record: a few before the last one that has a slot for setups.
+    /// The first round of the record: a few before the last one with a slot for setups.
     const FIRST: u64 = 2048 * 3 + 180;
 
     /// A link with two copies of every cell, seen 3 ms before its rounds begin. `drops` is asked for the slot, the

@@ -32,7 +32,7 @@ const PASSAGE: &str = "a datagram that entered, and left after it entered";
 /// | `access-N`, `inner-N`, `flow-N`, from 0 | `forward`, `backward` | when, since the record began | UDP payload |
 /// | `probe` | `entered`, `left` | when | number of the adversary's datagram |
 /// | `unopened-N`: flow N | `forward` | time of a round that a corrupt exit could not open | 0 |
-/// | `content-N`: access link N | `forward`, `backward` | as its datagrams | a number, the same for equal ones |
+/// | `content-N`: access link N | `forward`, `backward` | as its datagrams | number that equal ones share |
 /// | `record` | `length` | duration of the record | 0 |
 /// | `record` | `cell` | 0 | length of the shortest cells |
 /// | `record` | `users`, `inner`, `flows`, `unopened`, `contents` | 0 | how many there are |

@@ -11,8 +11,8 @@ use crate::paced::{Body, ExitRound, Meeting};
 /// The most meetings of a file: a damaged one must not make the reader allocate without bound.
 const MOST: usize = 100_000;
 
-const LINE: &str = "FLOW,forward|backward,ROUND,WAITED and three times FINGERPRINT,CHI,ONES,CHANGED, flows below 100000, \
-                    rounds in order";
+const LINE: &str = "FLOW,forward|backward,ROUND,WAITED and three times FINGERPRINT,CHI,ONES,CHANGED, flows below \
+                    100000, rounds in order";
 
 /// Writes one line for each place of a joined channel, below a line with the names of the columns. `flow` and
 /// `direction` say where: [`crate::Record::meetings`]. The others are the fields of [`ExitRound`] and, for each of the

@@ -28,8 +28,8 @@ const FLOWS: &str = "network_requester";
 /// The scripts of that repository pair files of one name. With `truth`, a flow has the name of its user, `user-00007`;
 /// that is for training. Without, flows are `flow-00012` in the order of the record; that is what an attacker gets.
 ///
-/// `about.csv` next to the folders holds what this format has no place for, in the lines of [`super::write_csv`]. What
-/// a corrupt exit sees of meetings is left out.
+/// `about.csv` next to the folders holds what this format has no place for, in the lines of [`super::write_csv`].
+/// What a corrupt exit sees of meetings is left out.
 pub fn write_wf4nym(record: &Record, truth: Option<&Truth>, folder: &Path) -> Result<(), ExportError> {
     let mut record = record.clone();
     let mut flow_name = "flow";
