@@ -35,11 +35,11 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     };
     let excused = match entry.excused {
         0 => String::new(),
-        setups => format!(" ({setups} excused)"),
+        setups => format!(", excused {setups}"),
     };
     let mut text = format!(
         "{channel}{meeting}{company}\n\
-         batches {joined}, failed {failed}{excused}   rounds skipped {skipped}   lost {} out, {} back\n",
+         joined {joined}, failed {failed}{excused}   skipped {skipped}   lost {} out, {} back\n",
         share(*forward),
         share(*backward)
     );
@@ -173,7 +173,7 @@ pub(super) mod tests {
         let text = render(Some(&troubled_entry()));
         for part in [
             "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
-            "batches 1234, failed 56 (3 excused)",
+            "joined 1234, failed 56, excused 3",
             "lost 2.50 % out, 2.50 % back",
             "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
         ] {
