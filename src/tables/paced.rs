@@ -82,7 +82,7 @@ fn of_loops(loops: &LoopsReport) -> String {
     let LoopsReport { set_up, failed, places, lost, garbled, .. } = *loops;
     let part = |lost| share(PlacesReport { places, filled: 0, lost });
     let delay = match (loops.delay_p50_ms, loops.delay_p99_ms) {
-        (Some(p50), Some(p99)) => format!("   back {p50:.1} / {p99:.1} ms"),
+        (Some(p50), Some(p99)) => format!("   RTT {p50:.1} / {p99:.1} ms"),
         _ => String::new(),
     };
     format!("loops {set_up}, failed {failed}   lost {}, noise {}{delay}\n", part(lost), part(garbled))
@@ -158,7 +158,7 @@ pub(super) mod tests {
         let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop), path: PathReport::default() };
         let text = render(Some(&hop));
         assert!(
-            text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   back 123.4 / 234.5 ms\n"),
+            text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   RTT 123.4 / 234.5 ms\n"),
             "{text}"
         );
         assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
