@@ -87,6 +87,9 @@ impl Setup {
     }
 }
 
+/// Sees what control passes to the worker of a node.
+type Watch = Box<dyn FnMut(usize, &Command)>;
+
 /// A running chain.
 pub struct Chain {
     nodes: Vec<Node>,
@@ -106,7 +109,7 @@ pub struct Chain {
     pub events: Vec<String>,
     /// By node: hops from 1, entries from 101.
     pub paced_events: Vec<(usize, PacedEvent)>,
-    watch: Box<dyn FnMut(usize, &Command)>,
+    watch: Watch,
     kit: Rc<Kit>,
 }
 

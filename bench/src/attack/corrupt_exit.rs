@@ -13,13 +13,16 @@ use crate::load::source::Nanos;
 /// Bodies whose other half has not come are forgotten after so many rounds.
 const ROUNDS_MAX: u64 = 16;
 
+/// When a cell came, its body, and the body between the layers.
+type Came = (Nanos, Body, Option<Body>);
+
 /// What it has seen of each entry.
 pub(super) struct CorruptExit {
     copies: Copies,
     /// Rounds of which no copy came in time, those of control cells included.
     unopened: Vec<Vec<u64>>,
-    /// By entry, round and number of the cell: when it came, its body, and the body between the layers.
-    came: HashMap<(usize, u64, u8), (Nanos, Body, Option<Body>)>,
+    /// By entry, round and number of the cell.
+    came: HashMap<(usize, u64, u8), Came>,
     bodies: Vec<OfEntry>,
     /// What went from each entry to the one that it meets.
     rounds: Vec<Vec<(Nanos, ExitRound)>>,

@@ -47,7 +47,7 @@ enum Part {
         position: usize,
         next: [u64; 2],
         exchanges: HashMap<LinkId, Exchange>,
-        watch: HopWatch,
+        watch: Box<HopWatch>,
     },
     Entry {
         entry: Box<PacedEntry>,
@@ -88,7 +88,7 @@ impl Paced {
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
                 let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
-                let watch = HopWatch::new(&config, position, backward);
+                let watch = Box::new(HopWatch::new(&config, position, backward));
                 let hop = Box::new(PacedHop::new(config, position, forward));
                 let (next, exchanges) = ([forward + 1, backward + 1], HashMap::new());
                 Part::Hop { hop, position, next, exchanges, watch }

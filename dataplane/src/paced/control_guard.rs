@@ -129,9 +129,9 @@ mod tests {
     #[test]
     fn link_has_the_credit_of_its_slots_in_every_round() {
         let mut guard = ControlGuard::default();
-        let mut flood =
+        let flood =
             |round: u64| (0..1000).filter(|n| pass(&mut guard, 1000 * round + n, 1, round * T) == Ok(())).count();
-        assert_eq!([5, 6, 8, 1000, 1001].map(|round| flood(round)), [64, 4, 8, 64, 4]);
+        assert_eq!([5, 6, 8, 1000, 1001].map(flood), [64, 4, 8, 64, 4]);
     }
 
     #[test]

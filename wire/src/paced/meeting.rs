@@ -191,10 +191,10 @@ mod tests {
         let (secret, token) = (MeetingSecret::new([7; 32]), MeetingToken::new([7; 32]));
         assert_eq!(format!("{secret:?} {token:?}"), "MeetingSecret(..) MeetingToken(..)");
         let at = token.expose().as_ptr();
-        let moved = vec![token];
+        let moved = [token];
         assert_eq!(moved[0].expose().as_ptr(), at, "only its address is moved");
         let at = secret.0.expose().as_ptr();
-        let moved = vec![secret];
+        let moved = [secret];
         assert_eq!(moved[0].0.expose().as_ptr(), at);
     }
 
