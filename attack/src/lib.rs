@@ -31,7 +31,6 @@ mod links;
 mod math;
 mod paced;
 mod record;
-#[cfg(feature = "all")]
 pub mod setup_order;
 #[cfg(feature = "all")]
 pub mod simulate;

@@ -32,6 +32,7 @@ mod paced_chain;
 mod paced_failures;
 mod paced_profiles;
 mod paced_properties;
+mod paced_setup_order;
 mod policy;
 mod renewal;
 mod robustness;

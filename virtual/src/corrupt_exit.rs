@@ -44,7 +44,7 @@ pub(super) struct CorruptExit {
     /// Header keys of the last link, forward and backward.
     headers: Vec<(LinkId, SlotId, HeaderKey, HeaderKey)>,
     /// The entry of each link of Mix 1.
-    entries: HashMap<LinkId, usize>,
+    pub(super) entries: HashMap<LinkId, usize>,
     /// By mix, batch and number on its next link: where the channel comes from.
     ways: HashMap<(usize, u64, u32), ChannelAt>,
     channels: HashMap<(u64, u32), Channel>,
@@ -114,7 +114,7 @@ impl CorruptExit {
     }
 
     /// The entry of a channel on the last link.
-    fn entry(&self, batch: u64, number: u32) -> Option<usize> {
+    pub(super) fn entry(&self, batch: u64, number: u32) -> Option<usize> {
         let mut at = ChannelAt { link: None, number };
         for mix in (1..self.hops).rev() {
             at = *self.ways.get(&(mix, batch, at.number))?;

@@ -8,6 +8,7 @@
 //! ```text
 //! node      a hop or an entry, and its turns      wires     what is sent: when, from where, and what becomes of it
 //! faults    restarts, nodes that do not run, clocks that step        corrupt_exit   what an exit sees of meetings
+//! setups    when setups and acks pass Mix 1 and the exit
 //! ```
 
 #![warn(unreachable_pub)]
@@ -34,11 +35,13 @@ use wire::setup::Suite;
 mod corrupt_exit;
 mod faults;
 mod node;
+mod setups;
 mod wires;
 
 use corrupt_exit::CorruptExit;
 pub use corrupt_exit::ExitBody;
 use node::{Kit, Node};
+use setups::Setups;
 pub use wires::Seen;
 use wires::Wires;
 
@@ -176,6 +179,7 @@ impl Chain {
         let start = |before: Duration| begin_of_next(START + before.as_nanos() as Nanos) - before.as_nanos() as Nanos;
         let now = setup.before_batch.map_or(START, start);
         let corrupt_exit = CorruptExit::new(terms.class, hops, times.clone());
+        let setups = Setups::new(terms, hops, times.clone());
         let mut made = Chain {
             nodes: Vec::new(),
             times,
@@ -184,7 +188,7 @@ impl Chain {
             hops,
             links: MemNet::default(),
             apps: MemNet::default(),
-            wires: Rc::new(Wires::new(now, hops, setup.keeps, corrupt_exit)),
+            wires: Rc::new(Wires::new(now, hops, setup.keeps, corrupt_exit, setups)),
             ready: BTreeSet::new(),
             timers_late: setup.timers_late,
             rng: ChaCha20Rng::seed_from_u64(setup.seed ^ 0x7a7e),

@@ -95,7 +95,7 @@ impl Node {
                     if self.withholds == Some(direction) => {}
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
-                    wires.corrupt_exit.borrow_mut().command(self.number, &command);
+                    wires.command(self.number, &command);
                     watch(self.number, &command);
                     assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
                 }

@@ -5,11 +5,15 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
 
+use attack::Truth;
+use attack::setup_order::SetupOrder;
 use dataplane::Nanos;
+use dataplane::paced::Command;
 use dataplane::socket::memory::{Datagram, MemNet};
 use wire::cell::Direction;
 
 use super::corrupt_exit::{CorruptExit, ExitBody};
+use super::setups::Setups;
 use super::{Chain, EXIT_HOST, number_of};
 
 /// A datagram as it was sent.
@@ -31,7 +35,8 @@ pub(super) struct Wires {
     pub(super) now: Cell<Nanos>,
     exit: usize,
     keeps: bool,
-    pub(super) corrupt_exit: RefCell<CorruptExit>,
+    corrupt_exit: RefCell<CorruptExit>,
+    pub(super) setups: RefCell<Setups>,
     links_seen: RefCell<Vec<Seen>>,
     apps_seen: RefCell<Vec<Seen>>,
     /// Numbers of the nodes to which something has come.
@@ -65,12 +70,13 @@ impl PartialOrd for Held {
 }
 
 impl Wires {
-    pub(super) fn new(now: Nanos, exit: usize, keeps: bool, corrupt_exit: CorruptExit) -> Wires {
+    pub(super) fn new(now: Nanos, exit: usize, keeps: bool, corrupt_exit: CorruptExit, setups: Setups) -> Wires {
         Wires {
             now: Cell::new(now),
             exit,
             keeps,
             corrupt_exit: RefCell::new(corrupt_exit),
+            setups: RefCell::new(setups),
             links_seen: RefCell::default(),
             apps_seen: RefCell::default(),
             arrived: RefCell::default(),
@@ -79,6 +85,13 @@ impl Wires {
             held: Cell::default(),
             is_delivering: Cell::default(),
         }
+    }
+
+    /// What control tells the worker of a node.
+    pub(super) fn command(&self, node: usize, command: &Command) {
+        let mut corrupt_exit = self.corrupt_exit.borrow_mut();
+        corrupt_exit.command(node, command);
+        self.setups.borrow_mut().command(node, command, &corrupt_exit);
     }
 
     /// The datagram goes into the queue of its receiver.
@@ -91,6 +104,11 @@ impl Wires {
         let number = if host == EXIT_HOST { Some(self.exit) } else { number_of(datagram.to) };
         self.arrived.borrow_mut().extend(number);
         datagram
+    }
+
+    fn arrive_at_link(&self, datagram: Datagram) -> Datagram {
+        self.setups.borrow_mut().sees(Direction::Forward, self.now.get(), &datagram);
+        self.arrive(datagram)
     }
 
     /// A datagram on the last link, for a corrupt exit.
@@ -138,17 +156,18 @@ impl Chain {
         let wires = self.wires.clone();
         self.links.tap(move |datagram| {
             if wires.is_delivering.get() {
-                return vec![wires.arrive(datagram)];
+                return vec![wires.arrive_at_link(datagram)];
             }
             let now = wires.now.get();
             if wires.keeps {
                 wires.links_seen.borrow_mut().push(Seen::new(&datagram, now));
             }
             wires.show(now, &datagram);
+            wires.setups.borrow_mut().sees(Direction::Backward, now, &datagram);
             let mut at_once = Vec::new();
             for (after, datagram) in tap(now, datagram) {
                 if after == 0 {
-                    at_once.push(wires.arrive(datagram));
+                    at_once.push(wires.arrive_at_link(datagram));
                 } else {
                     wires.hold(after, datagram);
                 }
@@ -173,6 +192,16 @@ impl Chain {
     /// From now on the exit is corrupt: `watch` sees the bodies of meetings there, in the order of the last link.
     pub fn watch_exit(&self, watch: impl FnMut(ExitBody<'_>) + 'static) {
         self.wires.corrupt_exit.borrow_mut().watch = Some(Box::new(watch));
+    }
+
+    /// From the next batch on, what Mix 1 and the exit see of setups and acks is kept for [`Chain::setup_order`].
+    pub fn watch_setups(&self) {
+        self.wires.setups.borrow_mut().watch(self.now);
+    }
+
+    /// The setups for all batches that have begun since, and the channel of each user.
+    pub fn setup_order(&self) -> (SetupOrder, Vec<Truth>) {
+        self.wires.setups.borrow().order(self.batch())
     }
 
     /// All link datagrams as they were sent, if they are kept.
