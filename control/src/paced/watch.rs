@@ -148,7 +148,7 @@ pub(super) struct HopWatch {
     /// Batches of the last hour and when they began, the oldest first. The last one is the running one.
     crowds: VecDeque<(Duration, Crowd)>,
     /// Only of a mix with loops.
-    loops: Option<LoopsAlarm>,
+    loops: Option<Box<LoopsAlarm>>,
 }
 
 impl HopWatch {
@@ -156,7 +156,7 @@ impl HopWatch {
     pub(super) fn new(config: &PacedConfig, position: usize, released: u64) -> HopWatch {
         let (forward, backward, clocks_off, has_followed, crowds) = Default::default();
         let has_loops = position < config.shape.hops() && config.terms.loops > 0;
-        let loops = has_loops.then(|| LoopsAlarm::new(config.clone(), position, released));
+        let loops = has_loops.then(|| Box::new(LoopsAlarm::new(config.clone(), position, released)));
         HopWatch { forward, backward, clocks_off, has_followed, crowds, loops }
     }
 
@@ -226,7 +226,7 @@ impl HopWatch {
                 .reduce(|a, b| Crowd { channels: a.channels.min(b.channels), prefixes: a.prefixes.min(b.prefixes) }),
             forward: self.forward,
             backward: self.backward,
-            loops: self.loops.as_ref().map(LoopsAlarm::status),
+            loops: self.loops.as_deref().map(LoopsAlarm::status),
         }
     }
 }
