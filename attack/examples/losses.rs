@@ -2,7 +2,7 @@
 //!
 //! Calls of 50 datagrams a second in rounds of 10 ms, for each loss and redundancy that paced classes offer: constant
 //! ones, or with `voice` as the last argument those of people who speak in turn.
-//! A share is the mean of three seeds of the best attacker, chosen for each cell of the table from those made for losses.
+//! A share is the mean of three seeds, of the attacker made for losses that is best in this cell of the table.
 //!
 //! ```text
 //! cargo run --release -p attack --example losses -- [USERS] [SECONDS] [voice]
