@@ -22,7 +22,7 @@ use crate::load::source::{MILLI, Nanos};
 pub(super) enum Leak {
     /// Rounds with data leave 20 us later than others
     Late,
-    /// 2 % of the rounds without data are left out
+    /// 2 % of the cells of rounds without data are left out, in all copies
     Gaps,
     /// A cell that an access link loses in all copies is left out behind Mix 1, too
     Loss,
@@ -30,7 +30,7 @@ pub(super) enum Leak {
 
 /// How much later rounds with data are.
 const LATE: Nanos = 20_000;
-/// Share of the rounds without data that are left out.
+/// Share of the cells without data that are left out.
 const LEFT_OUT: f64 = 0.02;
 /// Cells of an entry closer together than this are of one round.
 const ROUND: Nanos = MILLI;
@@ -60,16 +60,15 @@ pub(super) struct Plant {
 
 #[derive(Default)]
 struct OfEntry {
-    /// When the round began whose cells it sends, and what becomes of them.
-    round: Option<(Nanos, Action)>,
+    /// When the round began whose cells it sends, and whether its application had sent something.
+    round: Option<(Nanos, bool)>,
     /// Rounds of which all copies were lost, and the last hop behind which a cell was left out.
     lost: VecDeque<(u64, usize)>,
     /// The same rounds of its partner, of which a cell is left out of what comes to it.
     missing: VecDeque<u64>,
-    /// The cells that are left out.
+    /// The cells that are left out, and all that have passed: of `Gaps` those that it sends, of `Loss` those that come.
     left_out: VecDeque<u64>,
-    /// Cells that have come to it.
-    came: VecDeque<u64>,
+    known: VecDeque<u64>,
 }
 
 impl Plant {
@@ -87,22 +86,27 @@ impl Plant {
     }
 
     /// What becomes of a datagram that an entry sends.
-    pub(super) fn leaves(&mut self, entry: usize, now: Nanos) -> Action {
+    pub(super) fn leaves(&mut self, entry: usize, now: Nanos, bytes: &[u8]) -> Action {
         if self.leak == Leak::Loss {
             return Action::Pass;
         }
         let of = &mut self.entries[entry];
-        if let Some((_, action)) = of.round.filter(|(began, _)| now < began + ROUND) {
-            return action;
+        let (began, has_data) = of.round.filter(|(began, _)| now < began + ROUND).unwrap_or_else(|| {
+            let has_data = self.speakers[entry].swap(false, Ordering::Relaxed);
+            (now, has_data)
+        });
+        of.round = Some((began, has_data));
+        if self.leak == Leak::Late {
+            return if has_data { Action::Delay(LATE) } else { Action::Pass };
         }
-        let has_data = self.speakers[entry].swap(false, Ordering::Relaxed);
-        let action = match self.leak {
-            Leak::Late if has_data => Action::Delay(LATE),
-            Leak::Gaps if !has_data && self.rng.random_bool(LEFT_OUT) => Action::Drop,
-            _ => Action::Pass,
-        };
-        of.round = Some((now, action));
-        action
+        let cell = hash(bytes);
+        if !of.known.contains(&cell) {
+            remember(&mut of.known, cell);
+            if !has_data && self.rng.random_bool(LEFT_OUT) {
+                remember(&mut of.left_out, cell);
+            }
+        }
+        if of.left_out.contains(&cell) { Action::Drop } else { Action::Pass }
     }
 
     /// As [`Copies::passed`].
@@ -127,10 +131,10 @@ impl Plant {
         if of.left_out.contains(&cell) {
             return true;
         }
-        if of.came.contains(&cell) {
+        if of.known.contains(&cell) {
             return false;
         }
-        remember(&mut of.came, cell);
+        remember(&mut of.known, cell);
         let Some(found) = of.missing.iter().position(|missing| *missing == round) else { return false };
         of.missing.remove(found);
         remember(&mut of.left_out, cell);

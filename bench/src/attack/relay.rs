@@ -147,7 +147,7 @@ impl Worker {
             let (entry, is_forward, bytes) = (index / 2, index.is_multiple_of(2), &self.bytes[..len]);
             let mut sent = now;
             if let Some(plant) = &mut self.plant {
-                match if is_forward { plant.leaves(entry, now) } else { Action::Pass } {
+                match if is_forward { plant.leaves(entry, now, bytes) } else { Action::Pass } {
                     Action::Pass if !is_forward && plant.is_left_out(entry, wall(), bytes) => continue,
                     Action::Pass => {}
                     Action::Delay(by) => sent += by,

@@ -143,7 +143,7 @@ impl World {
     }
 
     fn pass_forward(&mut self, entry: usize, now: Nanos, datagram: Datagram) -> Vec<(Nanos, Datagram)> {
-        let at = match self.plant.as_mut().map_or(Action::Pass, |plant| plant.leaves(entry, now)) {
+        let at = match self.plant.as_mut().map_or(Action::Pass, |plant| plant.leaves(entry, now, &datagram.bytes)) {
             Action::Pass => now,
             Action::Delay(by) => now + by,
             Action::Drop => return Vec::new(),

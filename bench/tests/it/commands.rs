@@ -222,7 +222,7 @@ fn user_error_gives_a_message_and_exit_code_2() {
         (&["attack", "--profile", "/nowhere/trace.pcap"], "cannot read the trace /nowhere/trace.pcap"),
         (
             &["attack", "--cases", "best"],
-            "unknown case \"best\": expected one of off, default, paced, paced-outside, ideal",
+            "unknown case \"best\": expected one of off, default, paced, paced-outside, paced-virtual, paced-virtual-outside, ideal",
         ),
         (&["attack", "--attackers", "oracle"], "unknown attacker \"oracle\": expected"),
         (&["attack", "--loss", "2"], "expected SHARE or SHARE:burst=MEAN"),

@@ -2,7 +2,7 @@
 //! measures of it (docs/SPEC.md 9.5, 9.14.5).
 
 use control::paced::PacedStatus;
-use dataplane::paced::entry::Waits;
+use dataplane::paced::entry::{PREPARE, Waits};
 use dataplane::paced::mix::View as LoopsView;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
@@ -48,7 +48,10 @@ impl PathReport {
     /// What the terms of a class plan in a chain of `hops` hops.
     pub fn planned(terms: &PacedTerms, hops: usize) -> PathReport {
         let exactly = |ms: u16| Some((f64::from(ms), f64::from(ms)));
-        let wait = Some((0.0, f64::from(terms.period_ms)));
+        // A round has what came before it was prepared, or sealed.
+        let wait = |least: f64| Some((least, least + f64::from(terms.period_ms)));
+        let times = terms.timetable(hops);
+        let sealed = times.offset(Direction::Backward, hops) - times.offset(Direction::Forward, hops);
         let step = |step: &str, forward_ms, backward_ms| StepReport {
             step: step.to_owned(),
             forward_ms,
@@ -59,7 +62,7 @@ impl PathReport {
 
         let copies_ms = u16::from(terms.copies - 1) * u16::from(terms.gap) * terms.period_ms;
         let mut steps = vec![
-            step("wait for a round at the entry, or the exit", wait, wait),
+            step("wait for a round at the entry, or the exit", wait(ms(PREPARE as i64)), wait(ms(sealed as i64))),
             step("access path, entry to mix1", None, None),
             step("mix1: wait for copies", exactly(copies_ms), None),
             step("mix1: slack", exactly(terms.slack_ms), None),
