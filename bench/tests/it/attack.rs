@@ -198,7 +198,8 @@ fn virtual_links_are_constant_and_everything_arrives() {
         let from_mix = record.access.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));
         let to_mix = record.access.iter().map(|link| &link.forward).chain(partners.iter().map(|link| &link.backward));
         for links in [from_mix.map(rounds).collect::<Vec<_>>(), to_mix.map(rounds).collect()] {
-            assert!(links[0].len() > 290 && links.iter().all(|link| *link == links[0]), "{case}: {links:?}");
+            // A record may end within a round, before or behind what an entry sends.
+            assert!(links.iter().all(|link| link.len() > 290 && link[..290] == links[0][..290]), "{case}: {links:?}");
         }
     }
 }

@@ -15,7 +15,8 @@ const ERROR: f64 = 0.02;
 
 /// Looks for slots without a cell on links that send at regular times: no datagram of the user's flow can belong to
 /// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow. In a
-/// paced class whose terms are known, a slot is a round, and it is empty if all copies of its cell are missing.
+/// paced class whose terms are known, a slot is a round, and it is empty if all copies of its cell are missing. That the
+/// next round may repeat it is for [`super::Outage`]: a dummy that is left out is not repeated.
 pub(crate) struct MissingSlots {
     pub way: Way,
 }
@@ -33,9 +34,8 @@ impl Attacker for MissingSlots {
     fn scores(&self, record: &Record) -> Scores {
         self.way.sum(|forward| {
             let delay = Direction::of(record, forward).delay.median() * if forward { 1 } else { -1 };
-            let repeat = forward && record.paced.as_ref().is_some_and(|shape| shape.repeat);
             let users = (0..record.access.len()).into_par_iter();
-            let links: Vec<Option<Slots>> = users.map(|user| Slots::seen(record, user, forward, repeat)).collect();
+            let links: Vec<Option<Slots>> = users.map(|user| Slots::seen(record, user, forward, false)).collect();
             let earlier = |times: &Vec<u64>| times.iter().map(|&at| at as i64 - delay).collect();
             let flows: Vec<Vec<i64>> = record.datagrams(forward).iter().map(earlier).collect();
             Scores::of_pairs(links.len(), flows.len(), |user, flow| {
