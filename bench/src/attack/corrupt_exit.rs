@@ -88,8 +88,9 @@ impl CorruptExit {
             match partner {
                 Some(partner) => meetings.push(Meeting { forward: rounds(*user), backward: rounds(*partner) }),
                 None => {
-                    let all = self.unopened[*user].iter().filter(|round| within(**round));
-                    unopened.push(all.map(|round| release(*round) - begin).collect());
+                    let times = self.unopened[*user].iter().map(|round| release(*round));
+                    let within = times.filter(|at| (begin..begin + record.length).contains(at));
+                    unopened.push(within.map(|at| at - begin).collect());
                 }
             }
         }
