@@ -400,17 +400,15 @@ fn mix_1_with_a_clock_behind_lets_nothing_be_sealed_twice() {
 
 #[test]
 fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
-    for ahead in [SECOND / 10, 3600 * SECOND] {
-        let mut chain = started();
-        let first = chain.batch();
-        chain.step_clock(103, ahead.as_nanos() as i64);
-        chain.restart(103);
-        chain.talk(&ENTRIES, 2 * batch(&chain));
-        chain.step_clock(103, -(ahead.as_nanos() as i64));
-        let back = run_until_back(&mut chain, first, &format!("entry that was {ahead:?} ahead"));
-        println!("entry {ahead:?} ahead: channels in batch {}", back - first);
-        assert_works(&mut chain);
-    }
+    let mut chain = started();
+    let first = chain.batch();
+    chain.step_clock(103, 100_000_000);
+    chain.restart(103);
+    chain.talk(&ENTRIES, 2 * batch(&chain));
+    chain.step_clock(103, -100_000_000);
+    let back = run_until_back(&mut chain, first, "entry that was 100 ms ahead");
+    println!("entry: channels in batch {} after its restart", back - first);
+    assert_works(&mut chain);
 }
 
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry

@@ -107,6 +107,10 @@ pub(super) fn tail(n: u64, p: f64, x: u64) -> f64 {
     for k in x..n {
         term *= (n - k) as f64 / (k + 1) as f64 * p / (1.0 - p);
         sum += term;
+        // Behind the mean each term is less than the one before.
+        if term < sum * f64::EPSILON {
+            break;
+        }
     }
     sum
 }
@@ -173,8 +177,13 @@ impl Alarm {
             *reported = last.max(*reported);
         }
         let Some(Report { first, last, places, filled, lost }) = new else { return };
+        let rounds = last + 1 - first;
+        // Of more rounds than are remembered, or more places than a channel has: it would be long to test.
+        if rounds > BEFORE || u64::from(places) > rounds * u64::from(self.config.terms.cells) {
+            return;
+        }
         let floored = u64::from(filled - lost);
-        let places = Places { first, rounds: last + 1 - first, places: u64::from(places) - floored, lost: lost.into() };
+        let places = Places { first, rounds, places: u64::from(places) - floored, lost: lost.into() };
         if let Some(excess) = self.forward.add(places) {
             self.raise_lost(Direction::Forward, excess);
         }

@@ -72,10 +72,11 @@ impl Lead {
         if cell.peer == 0 || self.samples.iter().any(|sample| sample.peer == cell.peer) {
             return;
         }
-        if cell.received.abs_diff(cell.peer) > SAMPLE_MAX {
+        let lead = cell.received.wrapping_sub(cell.peer) as i64;
+        // Against the time that its first rounds show, so that this says nothing of its host's clock.
+        if lead.abs_diff(self.before) > SAMPLE_MAX {
             return;
         }
-        let lead = cell.received.wrapping_sub(cell.peer) as i64;
         self.follow(now_ns);
         self.samples.push_back(Sample { at: now_ns, peer: cell.peer, lead });
         while self.samples.len() > LATEST && self.samples[0].at + MEMORY <= now_ns {

@@ -44,6 +44,8 @@ pub use loops::{Delay, LoopCounts, View};
 
 /// Receive calls on each socket in one turn.
 const RECEIVES: usize = 4;
+/// A mix that has read its sockets empty reads them again after this time.
+const REST: Nanos = crate::MILLI;
 /// Mix 1 sends to an entry for this long after its last cell (SPEC 9.6.3).
 const ENTRY_SILENT: Nanos = 15 * SECOND;
 /// The company is announced in rounds with this divisor (SPEC 9.15.1).
@@ -581,8 +583,13 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish();
-        let blocked = if self.is_behind() { now + BLOCKED_WAIT } else { Nanos::MAX };
-        self.next_due().min(blocked)
+        let due = self.next_due();
+        match (self.is_behind(), self.rests) {
+            (true, _) => due.min(now + BLOCKED_WAIT),
+            // What waits just before a release is read until nothing is left: a call takes in 64 datagrams at most.
+            (false, true) => due.min((now + REST).min(due.saturating_sub(BLOCKED_WAIT)).max(now + BLOCKED_WAIT)),
+            (false, false) => due,
+        }
     }
 
     fn record_latency(&mut self, now: Nanos) {

@@ -121,7 +121,7 @@ impl ControlThread {
             }
             for (place, class) in self.classes.iter_mut().enumerate() {
                 let Some(stop) = &mut class.flow_stop else { continue };
-                if let Some(refuses) = stop.change(clock.elapsed()) {
+                if let Some(refuses) = stop.change(clock.elapsed(), &mut self.rng) {
                     let _named = class.span.enter();
                     match refuses {
                         true => info!("new flows are refused, by on_alarm"),

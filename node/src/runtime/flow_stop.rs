@@ -19,11 +19,15 @@ pub(super) struct FlowStop {
 }
 
 impl FlowStop {
-    /// The alarm is up or has ended. A change that was due is not, if the alarm has gone back before it.
+    /// The alarm is up or has ended. A start that was drawn comes even if the alarm has ended before it.
     pub(super) fn alarm(&mut self, now: Duration, is_up: bool, rng: &mut impl Rng) {
-        if std::mem::replace(&mut self.is_up, is_up) != is_up {
-            let due = now + Duration::from_millis(rng.random_range(DELAY_MS));
-            self.due = (is_up != self.refuses).then_some(due);
+        if std::mem::replace(&mut self.is_up, is_up) == is_up {
+            return;
+        }
+        match (is_up, self.refuses) {
+            (true, true) => self.due = None,
+            (false, false) => {}
+            _ => self.due = self.due.or_else(|| Some(after(now, rng))),
         }
     }
 
@@ -33,11 +37,18 @@ impl FlowStop {
     }
 
     /// What is true from now on if there is a change: new flows are refused, or not.
-    pub(super) fn change(&mut self, now: Duration) -> Option<bool> {
+    pub(super) fn change(&mut self, now: Duration, rng: &mut impl Rng) -> Option<bool> {
         self.due.take_if(|due| *due <= now)?;
-        self.refuses = self.is_up;
+        self.refuses = !self.refuses;
+        if self.refuses && !self.is_up {
+            self.due = Some(after(now, rng));
+        }
         Some(self.refuses)
     }
+}
+
+fn after(now: Duration, rng: &mut impl Rng) -> Duration {
+    now + Duration::from_millis(rng.random_range(DELAY_MS))
 }
 
 #[cfg(test)]
@@ -60,8 +71,8 @@ mod tests {
             let due = stop.due();
             // Another cause of the same alarm does not change the time.
             stop.alarm(now + MS, is_up, rng);
-            assert_eq!((stop.due(), stop.change(due - MS)), (due, None));
-            assert_eq!((stop.change(due), stop.change(due), stop.due()), (Some(is_up), None, Duration::MAX));
+            assert_eq!((stop.due(), stop.change(due - MS, rng)), (due, None));
+            assert_eq!((stop.change(due, rng), stop.change(due, rng), stop.due()), (Some(is_up), None, Duration::MAX));
             delays.push((due - now).as_secs());
         }
         delays.sort_unstable();
@@ -70,14 +81,23 @@ mod tests {
     }
 
     #[test]
-    fn alarm_that_goes_back_before_its_time_changes_nothing() {
+    fn start_comes_after_a_short_alarm_and_ends_by_itself() {
         let rng = &mut ChaCha20Rng::seed_from_u64(1);
         let mut stop = FlowStop::default();
         [true, false].into_iter().for_each(|is_up| stop.alarm(Duration::ZERO, is_up, rng));
-        assert_eq!((stop.due(), stop.change(HOUR)), (Duration::MAX, None));
+        let start = stop.due();
+        assert_eq!(stop.change(start, rng), Some(true));
+        let end = stop.due();
+        assert!(end > start && stop.change(end, rng) == Some(false) && stop.due() == Duration::MAX);
+    }
+
+    #[test]
+    fn alarm_that_rises_again_before_the_end_changes_nothing() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(1);
+        let mut stop = FlowStop::default();
         stop.alarm(HOUR, true, rng);
-        assert_eq!(stop.change(2 * HOUR), Some(true));
+        assert_eq!(stop.change(2 * HOUR, rng), Some(true));
         [false, true].into_iter().for_each(|is_up| stop.alarm(2 * HOUR, is_up, rng));
-        assert_eq!((stop.due(), stop.change(3 * HOUR)), (Duration::MAX, None));
+        assert_eq!((stop.due(), stop.change(3 * HOUR, rng)), (Duration::MAX, None));
     }
 }

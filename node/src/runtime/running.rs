@@ -329,9 +329,12 @@ fn addresses(sockets: &Sockets) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, TcpStream};
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::client::{Destination, Entry, UdpTunnel};
     use crate::config::served::tests::{chain_of_a_paced_class, chain_of_two_classes, chain_with_seats};
 
     /// Sends to `at` until the echo comes back.
@@ -398,9 +401,62 @@ mod tests {
         }
     }
 
-    /// The address at which a second class of an entry listens.
-    fn forward_of_second_class(entry: &Running) -> SocketAddr {
-        entry.node.class_listeners()[1].1.forwards()[0].1.listen
+    /// Sends a datagram into the chain, and says whether it has come back.
+    type Way = Box<dyn FnMut() -> bool>;
+
+    /// Uses all of these at the same time until five datagrams have come back on each.
+    fn expect_echoes(mut ways: Vec<Way>) {
+        let (deadline, mut came) = (Instant::now() + Duration::from_secs(120), vec![0; ways.len()]);
+        while came.iter().any(|count| *count < 5) {
+            assert!(Instant::now() < deadline, "echoes: {came:?}");
+            ways.iter_mut().zip(&mut came).for_each(|(way, count)| *count += usize::from(way()));
+        }
+    }
+
+    fn socket() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        socket
+    }
+
+    /// A way through a forward.
+    fn through_forward(at: SocketAddr) -> impl FnMut() -> bool {
+        let (socket, mut buffer) = (socket(), [0; 2048]);
+        move || {
+            socket.send_to(&[7; 100], at).unwrap();
+            socket.recv_from(&mut buffer).is_ok_and(|(len, from)| (&buffer[..len], from) == (&[7; 100][..], at))
+        }
+    }
+
+    /// A way through a SOCKS port (RFC 1928), without a name. `client` is its connection.
+    fn through_socks(client: &mut TcpStream, to: SocketAddr) -> impl FnMut() -> bool + use<> {
+        let mut answer = [0; 10];
+        client.write_all(&[5, 1, 0]).unwrap();
+        client.read_exact(&mut answer[..2]).unwrap();
+        assert_eq!(answer[..2], [5, 0]);
+        client.write_all(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[..4], [5, 0, 0, 1]);
+        let [.., a, b, c, d, high, low] = answer;
+        let relay = SocketAddr::from(([a, b, c, d], u16::from_be_bytes([high, low])));
+        let IpAddr::V4(host) = to.ip() else { panic!("{to} is of IPv4") };
+        let header = [&[0, 0, 0, 1][..], &host.octets(), &to.port().to_be_bytes()].concat();
+        let (socket, mut buffer) = (socket(), [0; 2048]);
+        move || {
+            let datagram = [&header[..], &[8; 100]].concat();
+            socket.send_to(&datagram, relay).unwrap();
+            socket.recv_from(&mut buffer).is_ok_and(|(len, _)| buffer[..len] == datagram)
+        }
+    }
+
+    /// A way through a tunnel of the library.
+    fn through_tunnel(tunnel: UdpTunnel, to: SocketAddr) -> impl FnMut() -> bool {
+        tunnel.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (to, mut buffer) = (Destination::Ip(to), [0; 2048]);
+        move || {
+            tunnel.send_to(&[9; 100], &to).unwrap();
+            tunnel.recv_from(&mut buffer).is_ok_and(|(len, from)| buffer[..len] == [9; 100] && from == to)
+        }
     }
 
     /// Stops the nodes of a chain with the class `voice`, whose ledgers must close.
@@ -414,55 +470,79 @@ mod tests {
     }
 
     #[test]
-    fn call_passes_a_chain_of_a_paced_class() {
+    fn flows_and_calls_pass_a_chain_with_a_paced_class() {
         let dir = tempfile::tempdir().unwrap();
         let files = chain_of_a_paced_class(dir.path());
-        let (client, destination) = (UdpSocket::bind("127.0.0.1:0").unwrap(), echo());
-        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-
+        let destination = echo();
+        let voice: ClassName = "voice".parse().unwrap();
+        let forward = |to: &str, class: &str| {
+            format!("[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{to}\"\nclass = \"{class}\"\n")
+        };
         let text = std::fs::read_to_string(&files.entry).unwrap();
-        let forward =
-            |to: &str| format!("{text}[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{to}\"\nclass = \"voice\"\n");
-        std::fs::write(&files.entry, forward(&destination.to_string())).unwrap();
+
+        // An address of this test alone.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let socks = SocketAddr::from(([127, 93, high, low.max(1)], 4720));
+        let forwards = ["S", "voice"].map(|class| forward(&destination.to_string(), class)).concat();
+        let of_class = format!("[class.voice]\nsocks = [\"{socks}\"]\n");
+        std::fs::write(&files.entry, [&text, &forwards, &of_class].map(String::as_str).concat()).unwrap();
         let start = |path: &PathBuf| Running::start(Loaded::read(path).unwrap(), ListenFd::empty()).unwrap();
-        let mut nodes: Vec<Running> = files.hops.iter().chain([&files.entry]).map(start).collect();
-        expect_echo(&client, forward_of_second_class(&nodes[2]), &[7; 100]);
-        let entry = nodes.pop().expect("the entry");
-        assert!(entry.stop().unwrap().classes["voice"].ledger.closed());
+        let mut nodes: Vec<Running> = files.hops.iter().map(start).collect();
+        let entry = Entry::start(&files.entry).unwrap();
+        let mut client = TcpStream::connect(socks).unwrap();
+        expect_echoes(vec![
+            Box::new(through_forward(entry.listens(&"S".parse().unwrap())[0])),
+            Box::new(through_forward(entry.listens(&voice)[0])),
+            Box::new(through_socks(&mut client, destination)),
+            Box::new(through_tunnel(UdpTunnel::open_in(&entry, &voice).unwrap(), destination)),
+        ]);
+        let report = entry.shutdown().unwrap();
+        for class in ["S", "voice"] {
+            let ledger = &report.classes[class].ledger;
+            let sent = ledger.datagrams.as_ref().map(|datagrams| datagrams.backward.sent);
+            assert!(ledger.closed() && sent >= Some(5), "{class}: {ledger:?}");
+        }
 
         // The same hops join two entries with one secret.
         let secret = dir.path().join("call.secret");
-        std::fs::write(&secret, MeetingSecret::new([7; 32]).to_text().as_bytes()).unwrap();
+        let write = |bytes| std::fs::write(&secret, MeetingSecret::new([bytes; 32]).to_text().as_bytes()).unwrap();
+        write(7);
         std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let ends: Vec<SocketAddr> = [1, 2]
-            .map(|end| {
-                let path = dir.path().join(format!("entry{end}.toml"));
-                std::fs::write(&path, forward("meet:@call.secret").replace("entry.", &format!("entry{end}."))).unwrap();
-                nodes.push(start(&path));
-                let said = nodes.last().expect("just added").ready().split("meeting ").nth(1).expect("its socket");
-                said.split([',', ' ']).next().expect("an address").parse().unwrap()
-            })
-            .into();
-        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        other.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        for end in [1, 2] {
+            let path = dir.path().join(format!("entry{end}.toml"));
+            let text = [&text, &forward("meet:@call.secret", "voice")].map(String::as_str).concat();
+            std::fs::write(&path, text.replace("entry.", &format!("entry{end}."))).unwrap();
+            nodes.push(start(&path));
+        }
+        let ends = [&nodes[2], &nodes[3]].map(|entry| entry.listens(&voice)[0]);
+        let sockets = [socket(), socket()];
         let deadline = Instant::now() + Duration::from_secs(120);
-        let mut buffer = [0; 2048];
-        let mut heard = [false; 2];
-        let joined = |nodes: &[Running]| {
-            let state = |entry: &Running| entry.report().classes["voice"].paced.clone()?.entry?.meeting;
-            nodes[2..].iter().all(|entry| state(entry).as_deref() == Some("joined"))
-        };
-        while heard != [true; 2] || !joined(&nodes) {
-            assert!(Instant::now() < deadline, "the ends do not hear each other: {heard:?}");
-            for (i, (socket, at)) in [&client, &other].into_iter().zip(&ends).enumerate() {
-                socket.send_to(&[i as u8; 100], at).unwrap();
-                if let Ok((len, from)) = socket.recv_from(&mut buffer)
-                    && (&buffer[..len], from) == (&[1 - i as u8; 100][..], *at)
-                {
-                    heard[i] = true;
+        // Both ends talk until both are in this state, and have heard each other in it if they are joined.
+        let wait_for = |state: &str| {
+            let (mut heard, mut buffer) = ([false; 2], [0; 2048]);
+            let is_in = |entry: &Running| {
+                let paced = entry.report().classes["voice"].paced.clone();
+                paced.and_then(|paced| paced.entry?.meeting).as_deref() == Some(state)
+            };
+            while !nodes[2..].iter().all(is_in) || (state == "joined" && heard != [true; 2]) {
+                assert!(Instant::now() < deadline, "the ends are not {state}, or do not hear each other: {heard:?}");
+                for (i, (socket, at)) in sockets.iter().zip(&ends).enumerate() {
+                    socket.send_to(&[i as u8; 100], at).unwrap();
+                    if let Ok((len, from)) = socket.recv_from(&mut buffer)
+                        && (&buffer[..len], from) == (&[1 - i as u8; 100][..], *at)
+                    {
+                        heard[i] = true;
+                    }
                 }
             }
-        }
+        };
+        wait_for("joined");
+        // One of them gets another secret in its file, then the other one by the library.
+        write(8);
+        nodes[2].reload();
+        wait_for("waiting");
+        nodes[3].meet(&voice, MeetingSecret::new([8; 32])).unwrap();
+        wait_for("joined");
         stop_paced(nodes);
     }
 

@@ -29,7 +29,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
@@ -71,8 +71,8 @@ use packer::{FlowAt, Packer, SESSION, Waiting};
 const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
-/// An entry may leave AGAIN out in rounds with this divisor (SPEC 9.11.7).
-const CATCH_UP_EVERY: u64 = 16;
+/// An entry that is behind leaves AGAIN out in one of so many rounds (SPEC 9.11.7).
+const CATCH_UP_ONE_IN: u64 = 16;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
 /// A turn that has read this many datagrams of applications reads no further batch.
@@ -495,7 +495,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
-        let behind = match round.is_multiple_of(CATCH_UP_EVERY) {
+        let behind = match rng.random_range(0..CATCH_UP_ONE_IN) == 0 {
             true => now.saturating_sub(2 * Nanos::from(terms.period_ms) * MILLI),
             false => 0,
         };
