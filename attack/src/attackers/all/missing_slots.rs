@@ -15,8 +15,8 @@ const ERROR: f64 = 0.02;
 
 /// Looks for slots without a cell on links that send at regular times: no datagram of the user's flow can belong to
 /// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow. In a
-/// paced class whose terms are known, a slot is a round, and it is empty if all copies of its cell are missing. That the
-/// next round may repeat it is for [`super::Outage`]: a dummy that is left out is not repeated.
+/// paced class whose terms are known, a slot is a round, and it is empty if all copies of its cell are missing. That
+/// the next round may repeat it is for [`super::Outage`]: a dummy that is left out is not repeated.
 pub(crate) struct MissingSlots {
     pub way: Way,
 }

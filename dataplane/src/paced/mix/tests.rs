@@ -382,10 +382,31 @@ fn mix_that_has_read_everything_waits_for_more() {
     let body = bench.body();
     let datagram = bench.entries[0].data(10, first, 0, &body);
     bench.net.send(datagram);
-    assert_eq!(bench.mix.turn(bench.now), wake, "the next release");
+    assert_eq!(bench.mix.turn(bench.now), wake - BLOCKED_WAIT, "a moment before the next release");
     assert!(bench.mix.is_blocked());
     bench.mix.turn(bench.now);
     assert!(!bench.mix.is_blocked());
+}
+
+#[test]
+fn what_waits_while_a_mix_rests_is_read_before_the_release() {
+    let mut bench = Bench::new(3);
+    (0..3).for_each(|entry| bench.open(BATCH, entry));
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    let body = bench.body();
+    let cell = |bench: &Bench, entry: u32, sub| bench.entries[entry as usize].data(entry + 10, first, sub, &body);
+    bench.net.send(cell(&bench, 0, 0));
+    bench.mix.turn(bench.now);
+    assert!(bench.mix.is_blocked());
+    // More than one call takes in: no two of one sender follow each other.
+    for _ in 0..100 {
+        [1, 2].into_iter().for_each(|entry| bench.net.send(cell(&bench, entry, 0)));
+    }
+    bench.net.send(cell(&bench, 0, 1));
+    bench.release(Direction::Forward, first);
+    let tally = bench.tally(Direction::Forward);
+    assert_eq!((tally.drops(DropReason::Late), tally.drops(DropReason::Copy)), (0, 2 * 99));
 }
 
 #[test]
