@@ -59,14 +59,25 @@ pub(crate) struct VirtualFacts {
     /// One-way delay from application to application, both directions, in milliseconds.
     delay_p50_ms: f64,
     delay_p999_ms: f64,
+    /// Batches of the record whose setups were watched, and whether their order says whose channel is whose
+    /// (`attack::setup_order`).
+    #[serde(default)]
+    setup_batches: usize,
+    #[serde(default = "chance")]
+    setup_order_p: f64,
+}
+
+/// The p of no evidence.
+fn chance() -> f64 {
+    1.0
 }
 
 impl VirtualFacts {
     pub(super) fn text(&self) -> String {
-        let VirtualFacts { seconds, cpu_s, delay_p50_ms, delay_p999_ms } = self;
+        let VirtualFacts { seconds, cpu_s, delay_p50_ms, delay_p999_ms, setup_batches, setup_order_p } = self;
         format!(
-            "one-way delay p50 {delay_p50_ms:.1} ms, p99.9 {delay_p999_ms:.1} ms; {seconds:.0} s of virtual time took \
-             {cpu_s:.0} s"
+            "one-way delay p50 {delay_p50_ms:.1} ms, p99.9 {delay_p999_ms:.1} ms; order of setups for {setup_batches} \
+             batches: p {setup_order_p:.3}; {seconds:.0} s of virtual time took {cpu_s:.0} s"
         )
     }
 }
@@ -283,6 +294,7 @@ impl Session<'_> {
         let mut queues = self.queues(sources);
 
         let mut chain = self.start_chain(terms, &flows)?;
+        chain.watch_setups();
         progress(Stage::Starting(flows.len()));
         let world = Rc::new(RefCell::new(self.world(terms, &flows)));
         let (of_links, of_apps) = (world.clone(), world.clone());
@@ -360,6 +372,7 @@ impl Session<'_> {
             let ends = |(flow, user)| (entries.user(user), entries.meetings.then(|| entries.partner(flow)));
             exit.fill(&mut record, &chain, begin, &of_flows.into_iter().map(ends).collect::<Vec<_>>());
         }
+        let (setup_order, setup_truths) = chain.setup_order();
         let hops = chain.numbers().take_while(|number| *number < ENTRIES);
         let facts = Facts {
             sent: [sent.forward, sent.backward],
@@ -374,6 +387,8 @@ impl Session<'_> {
                 cpu_s: (super::session::cpu() - cpu).as_secs_f64(),
                 delay_p50_ms: world.delays.value_at_quantile(0.5) as f64 / 1e6,
                 delay_p999_ms: world.delays.value_at_quantile(0.999) as f64 / 1e6,
+                setup_batches: setup_truths.len(),
+                setup_order_p: setup_order.p(&setup_truths, self.seed),
             }),
             ..Facts::default()
         };
