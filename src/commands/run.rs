@@ -117,11 +117,14 @@ fn node(
     let has_listeners = require_listeners(&loaded)?;
 
     let file = loaded.config.path.display().to_string();
+    // What a paced class carries is in its figures.
+    let free = loaded.classes().into_iter().filter(|class| class.terms.paced().is_none());
+    let free: Vec<_> = free.map(|class| (class.terms.name(), class.shape)).collect();
     let signals = watch_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
     if role == NodeRole::Entry {
-        tracing::info!("{}", lengths_line(node.shape()));
+        free.iter().for_each(|(name, shape)| tracing::info!("class {name}: {}", lengths_line(*shape)));
     }
     if !has_listeners {
         tracing::warn!(
@@ -161,6 +164,8 @@ fn node(
 /// False if programs cannot use this entry yet. It then needs a command socket, through which forwards are added.
 pub(super) fn require_listeners(loaded: &Loaded) -> Result<bool, ConfigError> {
     let Part::Entry(EntryPart { commands, .. }) = &loaded.config.part else { return Ok(true) };
+    // A forward of a class that the chain does not have belongs to no class.
+    loaded.check_classes()?;
     let has_listeners = |class: &ServedClass<'_>| {
         let Part::Entry(EntryPart { forwards, pymix, socks, .. }) = &class.config.part else { return false };
         !(forwards.is_empty() && pymix.is_empty() && socks.is_empty())

@@ -132,7 +132,7 @@ impl Loaded {
     ///
     /// # Errors
     /// The first one that it does not have.
-    pub(crate) fn check_classes(&self) -> Result<(), ConfigError> {
+    pub fn check_classes(&self) -> Result<(), ConfigError> {
         let names: Vec<String> = self.terms().map(|terms| terms.name().to_string()).collect();
         let refuse = |at: Location, what: String| {
             let remedy = format!("name a class of the chain ({}), or use another chain", names.join(", "));

@@ -133,7 +133,8 @@ fn add(wanted: ForwardInfo, classes: &[(ClassName, Listeners)]) -> Result<Forwar
     let (_, listeners) = found.ok_or_else(|| {
         let class = class.as_ref().map_or("", ClassName::as_str);
         format!(
-            "this entry does not use class {class}: add a table [class.{class}] to its configuration and restart it"
+            "this entry serves no destinations in class {class}: name a class of the chain that has no meeting here, \
+             and add a table [class.{class}] to the configuration if it has none"
         )
     })?;
     listeners.add(Forward { listen, to, idle, max_age, class }).map_err(|why| why.to_string())

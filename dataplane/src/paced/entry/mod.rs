@@ -121,7 +121,7 @@ impl MeetingState {
 pub struct View {
     /// The round of which first copies leave; none before the lead is known.
     pub running: Option<u64>,
-    /// None for destinations, and before the first channel of a meeting.
+    /// None for destinations.
     pub meeting: Option<MeetingState>,
     /// Rounds that were not sent because the worker was late, or because the lead has jumped.
     pub skipped: u64,
@@ -629,10 +629,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn publish(&mut self, now: Nanos) {
         let running = self.pacer.running(self.clock.at(now));
-        let latest = self.meeting.as_ref().and_then(|meeting| meeting.latest);
         let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
         self.view.running = running;
-        self.view.meeting = latest.map(|(round, state)| if is_lost(round) { MeetingState::Lost } else { state });
+        self.view.meeting = self.meeting.as_ref().map(|meeting| match meeting.latest {
+            Some((round, _)) if is_lost(round) => MeetingState::Lost,
+            Some((_, state)) => state,
+            None => MeetingState::Waiting,
+        });
         self.view.skipped = self.pacer.skipped();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.view;
 
