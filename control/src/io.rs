@@ -181,6 +181,7 @@ pub enum PacedChange {
         tag_in: Zeroizing<[u8; 16]>,
         tag_out: Zeroizing<[u8; 16]>,
         /// Of control cells.
+        control_in: Zeroizing<[u8; 28]>,
         control_out: Zeroizing<[u8; 28]>,
     },
     /// Hop: a channel of a batch that has not begun.

@@ -104,9 +104,9 @@ impl Neighbour {
 
     fn commands(&self) -> [Command; 3] {
         let (link, slot, secrets) = (LinkId(self.side as u32), SlotId(self.side as u32), self.secrets.clone());
-        let (tag_in, tag_out, control_out) = match self.side {
-            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_r2i),
-            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_i2r),
+        let (tag_in, tag_out, control_in, control_out) = match self.side {
+            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
+            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
         };
         let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
         [
@@ -119,7 +119,7 @@ impl Neighbour {
                 header_r2i,
                 rank: Rank::Current,
             }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_out }) },
+            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
         ]
     }
 

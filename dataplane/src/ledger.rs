@@ -69,7 +69,7 @@ drops! {
     Floor => "floor",
     /// Paced class: the hop woke too late to release its round.
     Skipped => "skipped",
-    /// The layer is not authentic.
+    /// The layer, or the body of a control cell of a paced class, is not authentic.
     Forged => "forged",
     /// Control's queue is full.
     PuntFull => "control-queue-full",

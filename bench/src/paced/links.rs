@@ -52,15 +52,15 @@ impl Link {
     /// What installs it at the mix; `peer` is the address of this end.
     pub(super) fn commands(&self, peer: SocketAddr) -> [Command; 3] {
         let (link, slot, side, secrets) = (self.id, SlotId(self.id.0), self.side, self.secrets.clone());
-        let (tag_in, tag_out, control_out) = match side {
-            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_r2i),
-            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_i2r),
+        let (tag_in, tag_out, control_in, control_out) = match side {
+            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
+            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
         };
         let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
         [
             Command::Link(LinkCommand::Install { link, side, peer }),
             Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_out }) },
+            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
         ]
     }
 

@@ -403,15 +403,16 @@ impl Links {
             rank,
         });
         if cx.config.paced {
-            let (tag_in, tag_out, control_out) = match link.side {
-                Side::Up => (&secrets.tag_i2r, &secrets.tag_r2i, &secrets.control_r2i),
-                Side::Down => (&secrets.tag_r2i, &secrets.tag_i2r, &secrets.control_i2r),
+            let (tag_in, tag_out, control_in, control_out) = match link.side {
+                Side::Up => (&secrets.tag_i2r, &secrets.tag_r2i, &secrets.control_i2r, &secrets.control_r2i),
+                Side::Down => (&secrets.tag_r2i, &secrets.tag_i2r, &secrets.control_r2i, &secrets.control_i2r),
             };
             cx.change(Change::Paced(PacedChange::SlotKeys {
                 link: link.id,
                 slot: id,
                 tag_in: tag_in.clone(),
                 tag_out: tag_out.clone(),
+                control_in: control_in.clone(),
                 control_out: control_out.clone(),
             }));
         }

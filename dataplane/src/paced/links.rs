@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
-use wire::cell::{CellKind, SEQ_END};
+use wire::cell::{CellKind, Class, SEQ_END};
 use wire::gcm::PolyvalKey;
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::{ControlKey, HeaderKey};
@@ -28,6 +28,8 @@ pub struct SlotKeys {
     pub tag_in: Zeroizing<[u8; 16]>,
     /// Key of the link tags of cells that leave.
     pub tag_out: Zeroizing<[u8; 16]>,
+    /// Opens control cells that arrive.
+    pub control_in: Zeroizing<[u8; 28]>,
     /// Seals control cells that leave.
     pub control_out: Zeroizing<[u8; 28]>,
 }
@@ -35,6 +37,7 @@ pub struct SlotKeys {
 struct Keys {
     tag_in: PolyvalKey,
     tag_out: PolyvalKey,
+    control_in: ControlKey,
     control_out: ControlKey,
     /// Number of the next control cell.
     next_seq: u64,
@@ -118,6 +121,7 @@ impl PacedLinks {
         let keys = Keys {
             tag_in: PolyvalKey::prepare(&keys.tag_in),
             tag_out: PolyvalKey::prepare(&keys.tag_out),
+            control_in: ControlKey::new(&keys.control_in),
             control_out: ControlKey::new(&keys.control_out),
             next_seq: 0,
             arrived: ControlGuard::default(),
@@ -145,7 +149,12 @@ impl PacedLinks {
     ) -> Result<(), DropReason> {
         let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
         let (_, keys) = keys.ok_or(DropReason::Header)?;
-        keys.arrived.pass(header, keys.tag_in.link_tag(body), limits, now)
+        keys.arrived.pass(header.seq, limits, now, || {
+            let mut opened = [0; PacedClass::new(Class::L).body_len()];
+            let opened = &mut opened[..body.len()];
+            opened.copy_from_slice(body);
+            keys.control_in.open_under(&header.to_block(), opened).is_some()
+        })
     }
 
     /// A cell of the link was accepted.

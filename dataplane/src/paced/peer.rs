@@ -73,13 +73,17 @@ impl Peer {
         Datagram { from: self.at, to: self.hop, bytes }
     }
 
-    /// A link cell from it whose body is not sealed.
-    pub(super) fn control(&self, seq: u64, body: &[u8]) -> Datagram {
-        let header_key = if self.is_up { &self.secrets.header_i2r } else { &self.secrets.header_r2i };
+    /// A link cell from it.
+    pub(super) fn control(&self, seq: u64) -> Datagram {
+        let (header_key, control) = match self.is_up {
+            true => (&self.secrets.header_i2r, &self.secrets.control_i2r),
+            false => (&self.secrets.header_r2i, &self.secrets.control_r2i),
+        };
         let header = PacedHeader { channel: 0, seq, sub: 0, kind: CellKind::Link, class: CLASS, tag: [0; 4] };
-        let mut block = [header.to_block()];
+        let (mut block, mut body) = ([header.to_block()], [0; BODY]);
+        ControlKey::new(control).seal_under(&block[0], &mut body);
         HeaderKey::new(header_key).encipher(&mut block);
-        let bytes = block[0].iter().chain(body).copied().collect();
+        let bytes = block[0].iter().chain(&body).copied().collect();
         Datagram { from: self.at, to: self.hop, bytes }
     }
 
@@ -106,15 +110,15 @@ impl Peer {
     /// What installs its link at the hop.
     pub(super) fn link_commands(&self) -> [Command; 3] {
         let (link, slot, peer, secrets) = (self.link, SlotId(self.link.0), self.at, self.secrets.clone());
-        let (side, tag_in, tag_out, control_out) = match self.is_up {
-            true => (Side::Up, secrets.tag_i2r, secrets.tag_r2i, secrets.control_r2i),
-            false => (Side::Down, secrets.tag_r2i, secrets.tag_i2r, secrets.control_i2r),
+        let (side, tag_in, tag_out, control_in, control_out) = match self.is_up {
+            true => (Side::Up, secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
+            false => (Side::Down, secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
         };
         let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
         [
             Command::Link(LinkCommand::Install { link, side, peer }),
             Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_out }) },
+            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
         ]
     }
 }

@@ -396,8 +396,12 @@ pub fn loop_places(first: u64, rounds: u64, counts: LoopCounts) -> LoopPlaces {
 pub fn paced_command(change: Change) -> Option<paced::Command> {
     let control = |kind, channel, sub, content| paced::Control { kind, channel, sub, content };
     Some(match change {
-        Change::Paced(PacedChange::SlotKeys { link, slot, tag_in, tag_out, control_out }) => {
-            paced::Command::SlotKeys { link, slot, keys: Box::new(paced::SlotKeys { tag_in, tag_out, control_out }) }
+        Change::Paced(PacedChange::SlotKeys { link, slot, tag_in, tag_out, control_in, control_out }) => {
+            paced::Command::SlotKeys {
+                link,
+                slot,
+                keys: Box::new(paced::SlotKeys { tag_in, tag_out, control_in, control_out }),
+            }
         }
         Change::Paced(PacedChange::InstallChannel { batch, up: (link, number), down, keys, token }) => {
             let (up, keys) = (paced::ChannelAt { link, number }, Box::new(keys));

@@ -737,13 +737,13 @@ fn flood_of_control_cells_of_one_link_leaves_room_for_others() {
     bench.release(Direction::Forward, bench.times.first(BATCH));
     let before = bench.tally(Direction::Forward);
     for seq in 0..1000 {
-        let cell = bench.entries[0].control(seq, &[0; BODY]);
+        let cell = bench.entries[0].control(seq);
         (0..3).for_each(|_| bench.net.send(cell.clone()));
     }
-    bench.net.send(bench.entries[1].control(0, &[0; BODY]));
+    bench.net.send(bench.entries[1].control(0));
     while bench.mix.receive_once(Direction::Forward, bench.now) > 0 {}
     let tally = bench.mix.pipes.forward.tally;
-    // Two slots of link 1, two bodies for each number, in 16 rounds.
+    // Twice the two slots of link 1, in 16 rounds.
     assert_eq!(tally.consumed - before.consumed, 2 * 2 * 16 + 1);
     assert_eq!(tally.drops(DropReason::Copy), 2 * 2 * 2 * 16, "of those that have passed");
     assert_eq!(tally.drops(DropReason::ControlRate), 3 * (1000 - 2 * 2 * 16));
