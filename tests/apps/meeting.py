@@ -118,9 +118,10 @@ def main(eddy):
             says(nodes.start(name, f"eddy {name.rstrip('12')} --config chain/{name}.toml"), "ready: ")
         nodes.shell(commands[0])
         logs = []
+        # The log says who is there at this level alone.
         for user in range(2):
             ours = commands[1].replace("127.0.0.1:5000", f"127.0.0.1:{first + user}").replace("class=voice", "class=video")
-            logs.append(nodes.start(f"user{user}", ours.replace("chain.toml", "chain/chain.toml")))
+            logs.append(nodes.start(f"user{user}", ours.replace("chain.toml", "chain/chain.toml") + " --log debug"))
         for log in logs:
             says(log, "meeting: joined")
         try:
@@ -135,7 +136,7 @@ def main(eddy):
             answered = int(output.split(" received")[0].rsplit(" ", 1)[1])
             rtt = float(output.split("rtt min/avg/max/mdev = ")[1].split("/")[1])
             row(recipe="WireGuard in a meeting", way="eddy", sent=20, received=answered, lost=20 - answered, rtt_ms=round(rtt, 1))
-            assert answered > 0
+            assert answered >= 10
             call(here, there, folder)
         finally:
             for end in ends:

@@ -1,7 +1,7 @@
 //! Leaks that are planted on purpose. They show whether the attackers would find one.
 //!
-//! They are on the wire alone: whoever carries datagrams between entries and Mix 1 delays some or leaves some out. It
-//! knows from the applications which entries have data.
+//! They are on the wire alone: whoever carries datagrams between entries and Mix 1 delays some or leaves some out, and
+//! records of virtual chains leave some out behind Mix 1. It knows from the applications which entries have data.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -200,7 +200,7 @@ impl PacedFacts {
     }
 
     /// Drops that were not second copies.
-    fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.drops.iter().filter(|(name, _)| *name != "cells copy").map(|(_, count)| count).sum()
     }
 }

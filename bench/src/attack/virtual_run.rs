@@ -374,14 +374,16 @@ impl Session<'_> {
         }
         let (setup_order, setup_truths) = chain.setup_order();
         let hops = chain.numbers().take_while(|number| *number < ENTRIES);
+        let paced = PacedFacts::of_chain(&chain);
         let facts = Facts {
+            dropped: paced.dropped(),
             sent: [sent.forward, sent.backward],
             arrived: [world.arrived.forward, world.arrived.backward],
             ledgers_closed: hops.into_iter().all(|hop| chain.ledger(hop).closed()),
             captured: world.captured.len() as u64,
-            paced: Some(PacedFacts::of_chain(&chain)),
+            paced: Some(paced),
             memory_here: super::network::resident("self"),
-            start_s: started.elapsed().as_secs_f64(),
+            start_s: chain.since_start().as_secs_f64() - self.length.as_secs_f64(),
             virtual_clock: Some(VirtualFacts {
                 seconds: chain.since_start().as_secs_f64(),
                 cpu_s: (super::session::cpu() - cpu).as_secs_f64(),
