@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use attack::active::{Action, Plan};
@@ -286,7 +286,7 @@ impl Session<'_> {
         interrupted: &AtomicBool,
         mut progress: impl FnMut(Stage),
     ) -> anyhow::Result<Run> {
-        let (started, cpu) = (Instant::now(), super::session::cpu());
+        let cpu = super::session::cpu();
         let entries = self.entries;
         let (truth, sources) = profile::draw(self.traffic, entries.rows, profile::OWN_PACED_LEN, self.seed);
         let mut flows = truth.0.clone();
