@@ -180,13 +180,15 @@ impl Chain {
         let now = setup.before_batch.map_or(START, start);
         let corrupt_exit = CorruptExit::new(terms.class, hops, times.clone());
         let setups = Setups::new(terms, hops, times.clone());
+        let links = MemNet::default();
+        links.join_bursts();
         let mut made = Chain {
             nodes: Vec::new(),
             times,
             now,
             started: now,
             hops,
-            links: MemNet::default(),
+            links,
             apps: MemNet::default(),
             wires: Rc::new(Wires::new(now, hops, setup.keeps, corrupt_exit, setups)),
             ready: BTreeSet::new(),

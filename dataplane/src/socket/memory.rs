@@ -36,6 +36,7 @@ struct Inner {
     queues: HashMap<QueueKey, VecDeque<Datagram>>,
     /// Datagrams in all queues.
     waiting: usize,
+    has_bursts: bool,
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
@@ -95,6 +96,11 @@ impl MemNet {
         self.take((at, None))
     }
 
+    /// From now on a port receives together what one sender has sent without a pause, as a kernel with GRO has it.
+    pub fn join_bursts(&self) {
+        self.0.borrow_mut().has_bursts = true;
+    }
+
     /// Who has sent the next datagram for an address.
     fn front(&self, at: QueueKey) -> Option<SocketAddr> {
         Some(self.0.borrow().queues.get(&at)?.front()?.from)
@@ -132,17 +138,17 @@ pub struct MemPort {
     lengths: Lengths,
 }
 
-/// Messages of one receive call, and datagrams of a message: what one sender has sent without a pause is received
-/// together, as a kernel with GRO has it.
+/// Messages of one receive call, and datagrams of a burst.
 const MESSAGES: usize = 64;
 const SEGMENTS: usize = 64;
 
 impl Port for MemPort {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let (mut count, mut messages, mut segments, mut last) = (0, 0, 0, None);
+        let has_bursts = self.net.0.borrow().has_bursts;
         while count < RECEIVE_MAX && free.free() > 0 {
             let from = self.net.front(self.at);
-            segments = if from == last { segments + 1 } else { 0 };
+            segments = if has_bursts && from == last { segments + 1 } else { 0 };
             messages += usize::from(segments % SEGMENTS == 0);
             last = from;
             if messages > MESSAGES {
