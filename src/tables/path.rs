@@ -75,7 +75,7 @@ mod tests {
         };
         assert_eq!(words("mix1: slack"), ["8", "-", "1234.5", "/", "1234.5"]);
         assert_eq!(words("mix7 to exit: path, then wait"), ["5", "5", "1234.5", "/", "1234.5"]);
-        assert_eq!(words("total, without access paths"), ["53", "to", "63", "35", "to", "45", "-"]);
+        assert_eq!(words("total, without access paths"), ["55", "to", "65", "36", "to", "46", "-"]);
     }
 
     #[test]
