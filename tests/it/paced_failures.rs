@@ -264,9 +264,9 @@ fn link_that_is_cut_for_30_s_has_channels_again() {
     chain.tap(move |datagram| !(ends.contains(&datagram.from) && ends.contains(&datagram.to)));
     chain.run(30 * SECOND);
     chain.tap(|_| true);
-    let mended = chain.batch();
+    let restored = chain.batch();
     let back = run_until_back(&mut chain, first, "link 3 after 30 s");
-    println!("channels in batch {} after the one in which the link is back", back - mended);
+    println!("channels in batch {} after the one in which the link is back", back - restored);
     assert_works(&mut chain);
     assert_others_constant(&chain, &[3], first..chain.batch());
 }

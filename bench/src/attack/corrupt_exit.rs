@@ -10,7 +10,7 @@ use wire::paced::PacedTerms;
 use super::copies::Copies;
 use crate::load::source::Nanos;
 
-/// Bodies whose other half has not come are forgotten after so many rounds.
+/// A body that has not left again is forgotten after this number of rounds.
 const ROUNDS_MAX: u64 = 16;
 
 /// When a cell came, its body, and the body between the layers.

@@ -209,7 +209,7 @@ mod tests {
             (0..places).filter(|_| self.rng.random_bool(share)).count() as u64
         }
 
-        /// Runs for so many hundreds of rounds.
+        /// Runs for `hundreds` times 100 rounds.
         fn run(&mut self, hundreds: usize) {
             for _ in 0..hundreds {
                 let [[forward, backward], ..] = self.share;

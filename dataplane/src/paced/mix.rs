@@ -587,7 +587,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         match (self.is_behind(), self.rests) {
             (true, _) => due.min(now + BLOCKED_WAIT),
             // What waits just before a release is read until nothing is left: a call takes in 64 datagrams at most.
-            (false, true) => due.min((now + REST).min(due.saturating_sub(BLOCKED_WAIT)).max(now + BLOCKED_WAIT)),
+            (false, true) => due.min(due.saturating_sub(BLOCKED_WAIT).clamp(now + BLOCKED_WAIT, now + REST)),
             (false, false) => due,
         }
     }

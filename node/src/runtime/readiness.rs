@@ -64,7 +64,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Of classes that are ready with so many channels each: one in a paced class.
+    /// The number of channels with which each class is ready: one in a paced class.
     pub fn new(wanted: impl Iterator<Item = usize>) -> Readiness {
         let classes = wanted.map(|wanted| ClassProgress { wanted, ..ClassProgress::default() }).collect();
         Readiness { state: Mutex::new(State { classes, ended: false }), ..Readiness::default() }

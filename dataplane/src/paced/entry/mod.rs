@@ -71,7 +71,7 @@ use packer::{FlowAt, Packer, SESSION, Waiting};
 const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
-/// An entry that is behind leaves AGAIN out in one of so many rounds (SPEC 9.11.7).
+/// An entry that is behind leaves AGAIN out in one round of 16 on average (SPEC 9.11.7).
 const CATCH_UP_ONE_IN: u64 = 16;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
@@ -548,7 +548,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let leaving = leaving.into_iter();
                 let clock = sender.leave((link, None), of_round, leaving, links, prepared, free, tally);
                 if let Some(ClockCell { sent: number, .. }) = clock {
-                    // Without it there is no sample.
+                    // If it is lost, this clock cell gives no sample.
                     let _ = punts.send(Punt::PacedClockSent { link, number, sent_ns: due });
                 }
             }
