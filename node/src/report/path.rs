@@ -28,7 +28,7 @@ pub struct PathReport {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     pub step: String,
-    /// Planned towards the exit, the least and the most. `None` for an access path, or if this direction lacks the step.
+    /// Planned towards the exit, the least and the most. `None` for an access path, or if it has no such step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_ms: Option<(f64, f64)>,
     /// The same towards the entry.
