@@ -1,14 +1,12 @@
 //! From what was captured to a [`Record`].
 
 use attack::{Contents, PacedShape, Passage, Place, Record, Seen};
+use dataplane::paced::entry::PREPARE;
 use wire::cell::Direction;
 
 use super::capture::Captured;
 use super::network::Recorded;
 use super::places::{Tap, Wire};
-
-/// A paced entry builds a round this long before it leaves (SPEC 9.11.1), in nanoseconds.
-const PREPARE: u64 = 2_000_000;
 
 /// What a record is made of.
 pub(super) struct Recording<'a> {

@@ -6,14 +6,13 @@
 use attack::figures::top1;
 use attack::independence::verdict;
 use attack::{Attacker as _, Passage, Place, Record, Seen, Trace, Truth, attackers};
+use dataplane::paced::entry::PREPARE;
 use serde::Serialize;
 
 use super::voice::{self, Heard};
 
 /// For the order of random matchings: one recording, one result.
 const SEED: u64 = 1;
-/// A paced entry builds a round this long before it leaves (SPEC 9.11.1), in nanoseconds.
-const PREPARE: u64 = 2_000_000;
 
 /// What the attacker found in a recording of one class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
