@@ -20,6 +20,7 @@ GROUPS = {  # the longest first, because two run at a time
     "entry": "a Python entry before real nodes, in both suites: setups, datagrams, numbers, renewal; attacks",
     "bundles": "a Python Mix 1 that cheats real entries and hops about keys; renewed descriptors",
     "hops": "real entries, with Python mixes and exits among real nodes, in both suites",
+    "rounds": "a Python entry in the rounds of a paced class: setups, datagrams, a meeting with a real entry; attacks",
     "epochs": "an epoch change under a Python hop",
     "files": "descriptors and chain files, from Python to eddy and back",
 }

@@ -36,8 +36,8 @@ from .protocol import (
     setup_shards, shard_counts, x25519,
 )  # fmt: skip
 from .paced import (
-    PACED_FRAMES, Lead, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
-    again, binomial_tail, class_terms, copied_rounds, link_loss, link_window, loop_loss, loop_setup_loss, offsets,
+    PACED_FRAMES, Lead, Meeting, PacedClass, PacedHop, PacedSlot, PacedTerms, Wide,
+    again, binomial_tail, copied_rounds, link_loss, link_window, loop_loss, loop_setup_loss, offsets,
     open_at_entry, parse_meeting, phase_rounds, polyval, refused_terms, slot_counts, tweak, unwrap, wrap,
 )  # fmt: skip
 from .report import same
@@ -104,7 +104,7 @@ def compute(known, tor):
         same("DEC", Wide(key).dec(tweak(SUB, first), ciphertext), text)
         out["wide"]["texts"].append({"text": text, "enc": ciphertext})
 
-    bytes_of_class = class_terms(size.number, **TERMS)
+    bytes_of_class = PacedTerms(size.number, **TERMS).encode()
     start = b"eddy chain" + bytes([1, 2]) + (10).to_bytes(4) + (3600).to_bytes(4) + bytes([h, 1])
     chain_id = sha256(start + bytes_of_class + b"".join(hop.descriptor_hash for hop in hops))
     out["terms"] = {**TERMS, "bytes": bytes_of_class, "chain_id": chain_id}
@@ -310,7 +310,7 @@ def check_times():
         lead, first = Lead(10, 2, 1, 8), delays(0)
         moves = []
         for at in range(0, 300_000, every):
-            lead.sample(at, at + 1, at + 1 + 20 + delays(at))
+            lead.sample(at, at + 1, 20 + delays(at))
             moves.append(lead.moved(at, every) - 20 - first)
             lead.sent = True
         same(f"lead, {name}", max(map(abs, moves)) <= most, True)
@@ -318,7 +318,7 @@ def check_times():
             same(f"lead, {name}, at the end", abs(moves[-1] - final) < 0.1, True)
     lead = Lead(10, 2, 1, 8)
     for received in (25, 21, 30):
-        lead.sample(received, 1, received)  # one sample: the peer is the same
+        lead.sample(received, 1, received - 1)  # one sample: the peer is the same
     same("a peer counts once", lead.value, 24)
 
     same("rounds on link 1", copied_rounds(100, 97, 3, 2), [100, 98])
