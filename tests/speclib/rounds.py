@@ -164,7 +164,7 @@ def check_destination(report, name, entry, echo):
 
 def check_attacks(report, name, chain, entry, echo):
     """9.4 at Mix 1, 9.12 at the exit."""
-    reasons = ("header", "kind", "sub", "late", "early", "bad-tag", "replay", "forged", "cell-forged", "control-rate")
+    reasons = ("header", "kind", "sub", "late", "early", "bad-tag", "copy", "forged", "cell-forged", "control-rate")
 
     def data(ahead, sub=0, number=None, damage=None):
         batch, of = entry.batches[entry.running // ROUNDS], entry.running + ahead
@@ -193,8 +193,8 @@ def check_attacks(report, name, chain, entry, echo):
     attack("a channel that is not of the batch", "no-channel", lambda: [data(2, number=1)])
     for what, at in (("first", 16), ("last", -1)):
         attack(f"the {what} byte of a body altered", "bad-tag", lambda: [data(3, damage=at)])  # noqa: B023
-    attack("a place twice, and the entry's own cell for it", "replay", lambda: 2 * [data(3)], least=2)
-    attack("a control cell twice", "replay", lambda: 2 * [control(LINK, b"\0")])
+    attack("a place twice, and the entry's own cell for it", "copy", lambda: 2 * [data(3)], least=2)
+    attack("a control cell twice", "copy", lambda: 2 * [control(LINK, b"\0")])
     attack("a control cell altered", "forged", lambda: [flip_bit(control(SETUP, b"", 5), 100)])
     attack("an ack", "kind", lambda: [control(ACK, b"", 5)])
     attack("control cells of 40 rounds at once", "control-rate", lambda: [control(LINK, b"\0") for _ in range(160)], 90)
