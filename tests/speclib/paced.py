@@ -293,21 +293,20 @@ def refused_terms(size, period, rounds, copies, gap, slack, steps, interval, epo
 
 # 9.6.6 Contents of type 3 cells
 
-ClockCell = collections.namedtuple("ClockCell", "sent peer received")
-ReportCell = collections.namedtuple("ReportCell", "first last places filled lost")
-CompanyCell = collections.namedtuple("CompanyCell", "channels n_min")
+
+class ClockCell(collections.namedtuple("ClockCell", "sent peer received", defaults=(0, 0))):
+    def content(self):
+        return struct.pack(">BQQQ", CLOCK, *self)
 
 
-def clock_content(sent, peer=0, received=0):
-    return struct.pack(">BQQQ", CLOCK, sent, peer, received)
+class ReportCell(collections.namedtuple("ReportCell", "first last places filled lost")):
+    def content(self):
+        return bytes([REPORT_CELL]) + self.first.to_bytes(5) + self.last.to_bytes(5) + struct.pack(">III", *self[2:])
 
 
-def report_content(first, last, places, filled, lost):
-    return bytes([REPORT_CELL]) + first.to_bytes(5) + last.to_bytes(5) + struct.pack(">III", places, filled, lost)
-
-
-def company_content(channels, n_min):
-    return struct.pack(">BHH", COMPANY, channels, n_min)
+class CompanyCell(collections.namedtuple("CompanyCell", "channels n_min")):
+    def content(self):
+        return struct.pack(">BHH", COMPANY, *self)
 
 
 def parse_content(content):

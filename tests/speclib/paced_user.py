@@ -13,7 +13,7 @@ from .ends import Initiator, bound
 from .nodes import new_channel_id, serious
 from .paced import (
     PACED_FRAMES, ClockCell, CompanyCell, Lead, Meeting, PacedHop, PacedLink, ReportCell,
-    again, clock_content, open_at_entry, parse_content, parse_meeting, phase_rounds, tweak, wrap,
+    again, open_at_entry, parse_content, parse_meeting, phase_rounds, tweak, wrap,
 )  # fmt: skip
 from .protocol import (
     ACK, AGAIN, BACKWARD, CLOCK, COMPANY, DATA, DGRAM, DUMMY, ECHO, FORWARD, FRAG, KEEPALIVE, LINK, OPEN, OPENED,
@@ -70,11 +70,11 @@ class Batch(SimpleNamespace):
 
 
 class PacedEntry:
-    """It sends its cells in every round. `secret` is that of the meeting which later setups are for."""
+    """It sends its cells in every round. With the secret of a meeting it serves that, otherwise destinations."""
 
     passive = False
 
-    def __init__(self, loop, chain):
+    def __init__(self, loop, chain, secret=None):
         self.loop, self.terms, self.size, self.host = loop, chain.terms, chain.terms.size, chain.host
         self.paced = chain.terms.paced[0]
         same("copies", self.paced.copies, 1)
@@ -85,7 +85,7 @@ class PacedEntry:
         self.drawn_lead = -random.uniform(0, 12 * 3600 * 1000)  # 9.5.5
         self.moved_at = self.clock()
         self.running = self.ready_from = self.prepared = None
-        self.skipped, self.sent, self.batches, self.secret = [], [], {}, None
+        self.skipped, self.sent, self.batches, self.secret = [], [], {}, secret
         self.clocks = {}  # 9.5.6: when the slots of clock cells were due, by their numbers
         self.arrivals = []  # (round, ms) of cells of type 0, by Mix 1's clock
         self.contents, self.dummies, self.noise = [], 0, set()
@@ -204,7 +204,7 @@ class PacedEntry:
         content = self.down.waiting.pop(0)
         if content[0] == CLOCK:
             self.clocks[len(self.clocks) + 1] = self.due(number)
-            content = clock_content(len(self.clocks))
+            content = ClockCell(len(self.clocks)).content()
         return self.link.control_cell(LINK, 0, 0, content)
 
     def dummy(self):
