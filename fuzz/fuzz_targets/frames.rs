@@ -1,5 +1,6 @@
-//! The payload of a cell, as a free class, a paced one and a meeting read it. Parsed frames write the same bytes again.
-//! Their fragments keep the ledger of the reassembler balanced, and a completed datagram consists of received fragments.
+//! The payload of a cell, as a free class, a paced one and a meeting read it. Parsed frames write the same
+//! bytes again. Their fragments keep the ledger of the reassembler balanced, and a completed datagram consists of
+//! received fragments.
 
 #![no_main]
 
