@@ -248,7 +248,7 @@ impl Session<'_> {
     ///
     /// # Errors
     /// Something does not start, the user interrupts, or the capture lost too much.
-    pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
+    pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage) + Send) -> anyhow::Result<Run> {
         let started = Instant::now();
         let own_len = if let Recorded::Paced(_) = self.class { OWN_PACED_LEN } else { FRAME_LEN };
         let (truth, sources) = profile::draw(self.traffic, self.entries.rows, own_len, self.seed);
@@ -270,7 +270,7 @@ impl Session<'_> {
             speakers,
             interrupted,
         };
-        let users = start.run(|ready| progress(Stage::Starting(ready)))?;
+        let users = yielding(|| start.run(|ready| progress(Stage::Starting(ready))))?;
         let capture = Capture::start()?;
 
         let (before, cpu_before) = (network.reports()?, (cpu(), entries_cpu()));
@@ -407,6 +407,18 @@ impl Session<'_> {
         }
         PerDirection { forward: Queue::new(all.forward, limit), backward: Queue::new(all.backward, limit) }
     }
+}
+
+/// Runs `start` so that the threads that it starts yield to those of the nodes, which would have a host of their own.
+fn yielding<R: Send>(start: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            // It fails only where a limit forbids it; the processor is shared evenly then.
+            let _ = rustix::process::nice(10);
+            start()
+        });
+        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Cells and datagrams that a node dropped.
