@@ -15,7 +15,7 @@ use anyhow::ensure;
 use attack::active::{Action, Plan};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::{Chain, ENTRIES, Setup, listener, number_of, wall};
+use eddy_virtual::{Chain, ENTRIES, listener, number_of, wall};
 use hdrhistogram::Histogram;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -402,22 +402,22 @@ impl Session<'_> {
     fn start_chain(&self, terms: &PacedTerms, flows: &[usize]) -> anyhow::Result<Chain> {
         let mut rng = seeded(self.seed);
         rng.set_stream(2);
-        let mut setup = Setup {
+        let mut plan = eddy_virtual::Plan {
             destination,
             seed: self.seed,
             timers_late: TIMERS_LATE,
             before_batch: Some(BEFORE_BATCH),
             keeps: false,
-            ..Setup::new(terms, self.mixes, self.entries.count())
+            ..eddy_virtual::Plan::new(terms, self.mixes, self.entries.count())
         };
         for (user, &flow) in flows.iter().enumerate().filter(|_| self.entries.meetings) {
             let mut secret = [0; 32];
             rng.fill_bytes(&mut secret);
             for entry in [self.entries.user(user), self.entries.partner(flow)] {
-                setup.meetings.insert(ENTRIES + entry, secret);
+                plan.meetings.insert(ENTRIES + entry, secret);
             }
         }
-        let mut chain = Chain::new(setup);
+        let mut chain = Chain::new(plan);
         for _ in 0..4 {
             chain.run_to_batch(1);
             if chain.numbers().filter(|number| *number >= ENTRIES).all(|entry| chain.setups(entry) > 0) {
