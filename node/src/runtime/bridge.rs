@@ -374,12 +374,12 @@ pub fn input(punt: &mut Punt) -> Option<Input<'_>> {
         Punt::Cell { link, slot, from, header, body } => {
             Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body: body.bytes_mut() }
         }
-        Punt::PacedCell { link, slot, from, header, body, at } => Input::PacedCell {
+        Punt::PacedCell { link, slot, from, header, content, at } => Input::PacedCell {
             link: *link,
             slot: *slot,
             from: *from,
             header: *header,
-            body: body.bytes_mut(),
+            content: content.bytes(),
             at_ns: *at,
         },
         &mut Punt::PacedClockSent { link, number, sent_ns } => Input::PacedClockSent { link, number, sent_ns },
