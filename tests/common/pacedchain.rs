@@ -24,19 +24,12 @@ const MILLI: Nanos = 1_000_000;
 /// Terms of a class with short batches.
 pub fn terms() -> PacedTerms {
     PacedTerms {
-        class: PacedClass::new(Class::S),
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 1,
         rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
         n_min: 1,
         seats: 16,
         loops: 0,
-        slack_ms: 8,
         steps_ms: vec![2; HOPS - 1],
+        ..PacedTerms::new(PacedClass::new(Class::S), "voice", HOPS)
     }
 }
 

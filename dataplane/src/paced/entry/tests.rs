@@ -19,36 +19,16 @@ use super::rounds::next_early;
 use super::*;
 use crate::entry::listener::{Destination, ListenerKind};
 use crate::paced::control_cells::Control;
-use crate::paced::peer::{CLASS, Cell as Read, Peer};
+use crate::paced::peer::{BODY, CLASS, Cell as Read, HOPS, Peer, terms};
 use crate::punt::Punt;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::sys::Waker;
 use crate::{MICRO, MILLI};
 
-const HOPS: usize = 3;
-const BODY: usize = CLASS.body_len();
 const P: usize = CLASS.size().payload();
 /// The first batch of the tests.
 const BATCH: u64 = 350_000_000;
 const MAX_AGE: Duration = Duration::from_millis(60);
-
-fn terms() -> PacedTerms {
-    PacedTerms {
-        class: CLASS,
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 2,
-        rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
-        n_min: 1,
-        seats: 16,
-        loops: 0,
-        slack_ms: 8,
-        steps_ms: vec![5; HOPS - 1],
-    }
-}
 
 fn client(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
