@@ -111,10 +111,12 @@ pub(super) struct Delay {
 }
 
 impl Delay {
-    /// Of nanoseconds.
-    fn of(delays: &Histogram<u64>) -> Delay {
-        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| delays.value_at_quantile(quantile) as f64 / 1e6);
-        Delay { p50, p99, p999 }
+    /// Of nanoseconds, forward and backward.
+    pub(super) fn of_both(delays: &PerDirection<Histogram<u64>>) -> [Delay; 2] {
+        [&delays.forward, &delays.backward].map(|delays| {
+            let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| delays.value_at_quantile(quantile) as f64 / 1e6);
+            Delay { p50, p99, p999 }
+        })
     }
 }
 
@@ -312,7 +314,7 @@ impl Session<'_> {
         let facts = Facts {
             sent: [traffic.sent.forward, traffic.sent.backward],
             arrived: [traffic.arrived.forward, traffic.arrived.backward],
-            delays: [Delay::of(&traffic.delays.forward), Delay::of(&traffic.delays.backward)],
+            delays: Delay::of_both(&traffic.delays),
             off_grid_ms: self.off_grid(&captured).map(|deviation| deviation / 1e6),
             entry_jitter_ms: self.entry_jitter(&captured),
             dropped: match &paced {
@@ -449,7 +451,8 @@ impl Facts {
         let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
         let share = 100.0 * arrived.iter().sum::<u64>() as f64 / sent.iter().sum::<u64>().max(1) as f64;
         let mib = |bytes: u64| bytes >> 20;
-        let way = |Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms");
+        let [there, back] = self.delays.map(|Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms"));
+        let delay = format!("delay p50, p99, p99.9: {there} there, {back} back");
         let grid = self.off_grid_ms.map_or_else(String::new, |off| format!("; off the grid by {off:.2} ms"));
         let jitter = self.entry_jitter_ms.map_or_else(String::new, |[p50, p99]| {
             format!("; rounds of entries vary by {p50:.2} ms (p50), {p99:.2} ms (p99)")
@@ -460,7 +463,7 @@ impl Facts {
         });
         if let Some(of) = &self.virtual_clock {
             return format!(
-                "sent {} + {}, arrived {} + {} ({share:.2} %), captured {captured}\n  {}{paced}",
+                "sent {} + {}, arrived {} + {} ({share:.2} %), captured {captured}\n  {delay}; {}{paced}",
                 sent[0],
                 sent[1],
                 arrived[0],
@@ -470,14 +473,12 @@ impl Facts {
         }
         format!(
             "sent {} + {}, arrived {} + {} ({share:.2} %), dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
-             delay p50, p99, p99.9: {} there, {} back{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
+             {delay}{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
              late{paced}",
             sent[0],
             sent[1],
             arrived[0],
             arrived[1],
-            way(self.delays[0]),
-            way(self.delays[1]),
             self.cores_here,
             self.cores_entries,
             self.cores_nodes,
