@@ -175,7 +175,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
     served.iter().try_for_each(|class| seats_open_in_time(loaded, class))?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
-    workers::check_cores(config)?;
+    served.iter().try_for_each(|class| workers::check_cores(&class.config))?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
