@@ -129,8 +129,17 @@ pub struct View {
     pub places: u64,
     /// Those of them of which no copy came (SPEC 9.15.3).
     pub lost: u64,
+    /// Those of a meeting in batches in which the other end is there, up to the latest one that has opened.
+    pub of_other_end: EndToEnd,
     /// Of about 100 rounds, the latest ones in which datagrams left.
     pub waits: Option<Waits>,
+}
+
+/// Places of cells that the other end of a meeting has sent, and those of them that did not open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndToEnd {
+    pub places: u64,
+    pub lost: u64,
 }
 
 /// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
@@ -154,6 +163,8 @@ struct MeetingEnd {
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
     latest: Option<(u64, MeetingState)>,
+    /// What was counted behind the latest place that has opened: the other end may have stopped there.
+    unsure: EndToEnd,
     notices: Notices,
 }
 
@@ -263,7 +274,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Service::Destinations(listeners) => (listeners, None),
             Service::Meeting { max_age } => {
                 let max_age = nanos(max_age);
-                let end = MeetingEnd { max_age, client: None, next_id: 0, latest: None, notices: Notices::default() };
+                let (client, next_id, latest, unsure, notices) = Default::default();
+                let end = MeetingEnd { max_age, client, next_id, latest, unsure, notices };
                 (Vec::new(), Some(end))
             }
         };
@@ -605,6 +617,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let (places, lost) = self.channels.lost(round);
             self.view.places += places;
             self.view.lost += lost;
+            if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
+                let EndToEnd { places, lost } = self.channels.of_other_end(round);
+                (unsure.places, unsure.lost) = (unsure.places + places, unsure.lost + lost);
+                if lost < places {
+                    let EndToEnd { places, lost } = std::mem::take(unsure);
+                    self.view.of_other_end.places += places;
+                    self.view.of_other_end.lost += lost;
+                }
+            }
         }
         self.counted = self.counted.max(end);
         let (first, places, lost) = self.told;
