@@ -275,7 +275,8 @@ fn figures(loaded: &Loaded) -> Vec<String> {
     let suite = loaded.chain.terms.suite;
     let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
     let of_class = |class: &ServedClass<'_>| {
-        let lines = Figures::of(class.terms.paced()?, suite, class.shape.hops()).lines();
+        let terms = class.terms.paced()?;
+        let lines = Figures::of(terms, suite, class.shape.hops()).lines();
         let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
         let how = match class.meeting() {
             Some(_) => {
@@ -284,7 +285,13 @@ fn figures(loaded: &Loaded) -> Vec<String> {
             }
             None => "destinations: losses on your access link show outside, so calls that matter should meet",
         };
-        Some(format!("class {} {}; it serves {how}", class.terms.name(), said.join("; ")))
+        Some(format!(
+            "class {} {}; it serves {how}; it hides you among the channels of a batch, of which there are {} or more (n_min): \
+             `eddy status` shows how many",
+            class.terms.name(),
+            said.join("; "),
+            terms.n_min
+        ))
     };
     classes.iter().filter_map(of_class).collect()
 }
