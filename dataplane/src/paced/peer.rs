@@ -18,14 +18,7 @@ pub(super) const CLASS: PacedClass = PacedClass::new(Class::S);
 pub(super) const BODY: usize = CLASS.body_len();
 
 pub(super) fn terms() -> PacedTerms {
-    PacedTerms {
-        cells: 2,
-        rounds: 512,
-        n_min: 1,
-        seats: 16,
-        loops: 0,
-        ..PacedTerms::new(CLASS, "voice", HOPS)
-    }
+    PacedTerms { cells: 2, rounds: 512, n_min: 1, seats: 16, loops: 0, ..PacedTerms::new(CLASS, "voice", HOPS) }
 }
 
 /// The other end of a link.

@@ -2,8 +2,8 @@
 
 use std::sync::PoisonError;
 
-use super::Entry;
 use super::channels::BEHIND_MAX;
+use super::{Entry, MeetingEnd};
 use crate::Nanos;
 use crate::ledger::{Buffers, Gauges, Ledger};
 use crate::paced::places::REPORT_EVERY;
@@ -51,8 +51,17 @@ pub struct View {
     pub places: u64,
     /// Those of them of which no copy came (SPEC 9.15.3).
     pub lost: u64,
+    /// Those of a meeting in batches in which the other end is there, up to the latest one that has opened.
+    pub of_other_end: EndToEnd,
     /// Of about 100 rounds, the latest ones in which datagrams left.
     pub waits: Option<Waits>,
+}
+
+/// Places of cells that the other end of a meeting has sent, and those of them that did not open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndToEnd {
+    pub places: u64,
+    pub lost: u64,
 }
 
 /// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
@@ -70,6 +79,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let (places, lost) = self.channels.lost(round);
             self.view.places += places;
             self.view.lost += lost;
+            if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
+                let EndToEnd { places, lost } = self.channels.of_other_end(round);
+                (unsure.places, unsure.lost) = (unsure.places + places, unsure.lost + lost);
+                if lost < places {
+                    let EndToEnd { places, lost } = std::mem::take(unsure);
+                    self.view.of_other_end.places += places;
+                    self.view.of_other_end.lost += lost;
+                }
+            }
         }
         self.counted = self.counted.max(end);
         let (first, places, lost) = self.told;

@@ -77,18 +77,17 @@ impl Log {
                         places,
                         lost,
                         "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
-                         outages of the access link, this host slept, or somebody drops cells on purpose; keep the entry \
-                         running, and check the link with `ping`"
+                         outages of the access link, this host slept, or somebody drops cells on purpose; {WHAT_TO_DO}"
                     );
                 }
                 Cause::NoReports => warn!(
                     "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
-                     drops cells on purpose; keep the entry running, and check the link with `ping`"
+                     drops cells on purpose; {WHAT_TO_DO}"
                 ),
                 Cause::Setup { batch, why } => warn!(
                     batch,
-                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; \
-                     keep the entry running, and do not begin calls that matter until this ends"
+                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; do \
+                     not begin calls that matter until this ends; {WHAT_TO_DO}"
                 ),
                 Cause::Loops { places, lost, garbled } => {
                     let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
@@ -114,11 +113,15 @@ impl Log {
                 warn!(
                     peer = name,
                     setups,
-                    "hop {hop}, {name}, has restarted: it has other setup keys, so {setups} failed setups are excused; once in \
-                     65,536 rounds"
+                    "hop {hop}, {name}, has restarted: it has other setup keys, which explains failed setups ({setups}), and \
+                     no alarm is raised; another restart of it within 65,536 rounds raises one"
                 );
             }
             PacedEvent::DroppingEnded => info!("dropping has ended"),
         }
     }
 }
+
+/// What the user of an entry does about the alarm `dropping`.
+const WHAT_TO_DO: &str = "keep the entry running, and compare with the loss of the link itself (`ping`): if that is less, \
+                          use another access link and tell the operators";

@@ -1,6 +1,7 @@
 //! Entries of a meeting.
 
 use super::*;
+use crate::paced::entry::channels::BEHIND_MAX;
 
 /// Two entries with one secret, and the exit between them.
 struct Pair {
@@ -90,6 +91,26 @@ fn repeat_brings_what_one_lost_cell_held() {
     assert_eq!(rounds, (first + 6..first + 36).collect::<Vec<_>>(), "every datagram once");
     let garbled = pair.ends[1].ledger().cells.backward.drops(DropReason::Garbled);
     assert_eq!(garbled, 0);
+}
+
+#[test]
+fn losses_from_the_other_end_count_until_it_stops() {
+    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first - 1)));
+    for round in first..first + 40 {
+        pair.round(round, |from, _| from == 0 && round % 4 == 0);
+    }
+    // The other end has stopped: what did not come since then is not lost.
+    for end in &mut pair.ends {
+        end.run_to(first + 40 + BEHIND_MAX + 20);
+    }
+    let shown = pair.ends.each_ref().map(|end| end.shown());
+    assert_eq!(
+        shown.map(|view| view.of_other_end),
+        [(40, 0), (40, 10)].map(|(places, lost)| EndToEnd { places, lost })
+    );
+    assert_eq!(shown.map(|view| view.lost >= 20), [true; 2], "the access link brought nothing any more");
 }
 
 #[test]
