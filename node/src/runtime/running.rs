@@ -175,7 +175,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
     served.iter().try_for_each(|class| seats_open_in_time(loaded, class))?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
-    workers::check_cores(config)?;
+    served.iter().try_for_each(|class| workers::check_cores(&class.config))?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
@@ -275,7 +275,8 @@ fn figures(loaded: &Loaded) -> Vec<String> {
     let suite = loaded.chain.terms.suite;
     let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
     let of_class = |class: &ServedClass<'_>| {
-        let lines = Figures::of(class.terms.paced()?, suite, class.shape.hops()).lines();
+        let terms = class.terms.paced()?;
+        let lines = Figures::of(terms, suite, class.shape.hops()).lines();
         let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
         let how = match class.meeting() {
             Some(_) => {
@@ -284,7 +285,13 @@ fn figures(loaded: &Loaded) -> Vec<String> {
             }
             None => "destinations: losses on your access link show outside, so calls that matter should meet",
         };
-        Some(format!("class {} {}; it serves {how}", class.terms.name(), said.join("; ")))
+        Some(format!(
+            "class {} {}; it serves {how}; it hides you among the channels of a batch, of which there are {} or more (n_min): \
+             `eddy status` shows how many",
+            class.terms.name(),
+            said.join("; "),
+            terms.n_min
+        ))
     };
     classes.iter().filter_map(of_class).collect()
 }
