@@ -141,11 +141,11 @@ class PacedEntry:
             return
         self.lead.moved(now, now - self.moved_at)
         self.moved_at, latest = now, self.round_at(now)
+        self.running = None if self.lead.value is None else latest
         if now < self.due(number + 1):
             for cell in cells:
                 self.down.send(self.link, cell)
             self.sent.append(number)
-            self.running = None if self.lead.value is None else number
             self.prepare(number + 1)
         else:  # 9.5.8: never later than the next slot
             self.skipped += range(number, latest)

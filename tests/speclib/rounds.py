@@ -135,7 +135,7 @@ def lengths(entry, meeting):
     """Of a DGRAM and of FRAGs, with their edges (9.11.7, 9.13.6)."""
     less = entry.less(meeting)
     one, part = entry.size.one_cell - less, entry.size.payload - 8 - less
-    return [0, 1, 100, one - 1, one, one + 1, 2 * part, 2 * part + 1, 8 * part]
+    return [0, 1, 100, one - 1, one, one + 1, 2 * part, 2 * part + 1]
 
 
 def received(entry, flow):
