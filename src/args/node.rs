@@ -118,9 +118,10 @@ Each then has a local UDP port at which the other one answers: for a call, a
 game, or WireGuard. Whoever watches all links and the exit sees that both are
 online. Within a batch they do not see who of its users meets whom, if one mix
 is honest: it has n_min of them or more (8, unless the chain has another
-number), and among two there is nothing to hide. Over batches they compare who is online with how many pairs there
-are: keep the entry running, not for the call alone. Whoever gets the secret
-later can read what was recorded: use SRTP or WireGuard inside.";
+number), and among two there is nothing to hide. Over batches they compare who
+is online with how many pairs there are: keep the entry running, not for the
+call alone. Whoever gets the secret later can read what was recorded: use SRTP
+or WireGuard inside.";
 
 /// `eddy meet`.
 #[derive(Args, Debug)]
