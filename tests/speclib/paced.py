@@ -40,7 +40,7 @@ def polyval(key, text):
     for at in range(0, len(text), 16):
         block = out ^ int.from_bytes(text[at : at + 16], "little")
         out = 0
-        for row, byte in zip(table, block.to_bytes(16, "little")):
+        for row, byte in zip(table, block.to_bytes(16, "little"), strict=True):
             out ^= row[byte]
     return out.to_bytes(16, "little")
 

@@ -249,7 +249,8 @@ class PacedEntry:
         """9.9.3"""
         batch, place = divmod(self.running or 0, self.paced.rounds)
         target = self.batches.get(batch + 1)
-        if not target or not target.attempt or header.channel != target.channel or header.sub >= ack_contents(self.size):
+        expected = target and target.attempt and header.channel == target.channel
+        if not expected or header.sub >= ack_contents(self.size):
             raise Refused("unexpected-ack")
         if place + 8 < (2 * self.size.hops - 1) * self.length:
             raise Refused("ack-early")

@@ -33,9 +33,9 @@ has `content`.
   of the second channel in `peer`.
 * `long`: a chain of seven mixes, class S, suite 1. Hops and links as in known_answer.json, and the same as above of
   them.
-* `tables` (9.5 to 9.9): of a class in a chain with these terms, L, u, the rounds of a batch with which its phases begin,
-  the offsets in ms, and for each link the shards k and r, the seats, w, a and the window of link keys. On link 1 w and
-  a are those of 9.6, 1, and r makes min(u, 255) shards."""
+* `tables` (9.5 to 9.9): of a class in a chain with these terms, L, u, the rounds of a batch with which its phases
+  begin, the offsets in ms, and for each link the shards k and r, the seats, w, a and the window of link keys. On link 1
+  w and a are those of 9.6, 1, and r makes min(u, 255) shards."""
 
 import json
 import os
@@ -186,7 +186,8 @@ def compute_long(first):
     for i in range(1, 9):
         private, d, x, y = (fixed(f"{name} {i}") for name in ("setup", "D", "x", "y"))
         public = SetupKeys(x25519_public(private), b"", d)
-        hops.append(SimpleNamespace(public=public, private=SetupPrivate(private, b""), ephemeral=Ephemeral(x, b""), y=y))
+        own, drawn = SetupPrivate(private, b""), Ephemeral(x, b"")
+        hops.append(SimpleNamespace(public=public, private=own, ephemeral=drawn, y=y))
         shown.append({
             "setup_private": private, "setup_public": public.x25519, "descriptor_hash": d,
             "entry_ephemeral_private": x, "hop_ephemeral_private": y,

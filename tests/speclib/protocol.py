@@ -203,7 +203,7 @@ def datagrams_max(payload):
 
 
 def datagram_frames(size, flow, number, data, less=0):
-    """3.11.1: a DGRAM, or FRAGs that need a cell each. Their data are `less` shorter in paced classes (9.11.7, 9.13.6)."""
+    """3.11.1: a DGRAM, or FRAGs that need a cell each. In paced classes they are `less` shorter (9.11.7, 9.13.6)."""
     if len(data) <= size.one_cell - less:
         return [frame(DGRAM, flow, len(data), data)]
     part = size.payload - 8 - less
