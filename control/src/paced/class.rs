@@ -284,7 +284,10 @@ impl Paced {
             Some(LinkContent::Report) => {
                 let report = Report::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
                 match part {
-                    Part::Hop { watch, .. } => hop.map_or(Ok(()), |side| watch.report(side, report)),
+                    Part::Hop { hop: own, watch, .. } => hop.map_or(Ok(()), |side| {
+                        let direction = if side == Side::Down { Direction::Forward } else { Direction::Backward };
+                        watch.report((link, side), report, own.released(direction))
+                    }),
                     // Without a lead it does not know which round it is.
                     Part::Entry { lead, .. } if lead.lead_ns().is_none() => Ok(()),
                     Part::Entry { entry, watch, .. } => watch.report(report, entry.running()),
