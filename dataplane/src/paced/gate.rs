@@ -122,8 +122,9 @@ impl Gate {
                     let body = cell.body_mut(self.class.body_len());
                     // What finds no room may come again.
                     let room = if punts.room() > RESERVED { Ok(()) } else { Err(DropReason::PuntFull) };
+                    let at_turn = (at.turn, punts.is_half_full());
                     let passed =
-                        room.and_then(|()| links.pass_control((link, slot), (&header, body), &self.control, at.turn));
+                        room.and_then(|()| links.pass_control((link, slot), (&header, body), &self.control, at_turn));
                     if passed.is_ok() {
                         let body = Bytes::copy(body);
                         let _ = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.class });

@@ -136,7 +136,7 @@ impl PacedLinks {
         keys.is_some_and(|(_, keys)| header.is_tag_of(&keys.tag_in, body))
     }
 
-    /// Whether a control cell that arrived at `now` goes to control.
+    /// Whether a control cell that arrived at `now` goes to control, whose queue is more than half full or not.
     ///
     /// # Errors
     /// Why not.
@@ -145,11 +145,11 @@ impl PacedLinks {
         (link, slot): (LinkId, SlotId),
         (header, body): (&PacedHeader, &[u8]),
         limits: &ControlLimits,
-        now: Nanos,
+        (now, is_crowded): (Nanos, bool),
     ) -> Result<(), DropReason> {
         let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
         let (_, keys) = keys.ok_or(DropReason::Header)?;
-        keys.arrived.pass(header.seq, limits, now, || {
+        keys.arrived.pass(header.seq, limits, (now, is_crowded), || {
             let mut opened = [0; PacedClass::new(Class::L).body_len()];
             let opened = &mut opened[..body.len()];
             opened.copy_from_slice(body);
