@@ -577,12 +577,12 @@ mod tests {
         let files = chain_with_seats(dir.path(), 16_384);
         let check = |path: &PathBuf| {
             let loaded = Loaded::read_files(NodeConfig::read(path).unwrap()).unwrap();
-            let checked = loaded.classes().iter().try_for_each(|class| seats_open_in_time(&loaded, class));
+            let checked = seats_open_in_time(&loaded, &loaded.classes());
             checked.map_err(|why| why.to_string())
         };
         let why = check(&files.hops[0]).unwrap_err();
-        assert!(why.contains("chain.toml: class voice has room for 16384 channels"), "{why}");
-        assert!(why.contains("a phase has 120ms for them") && why.contains("fewer `seats`"), "{why}");
+        assert!(why.contains("chain.toml: paced classes have room for 16384 channels"), "{why}");
+        assert!(why.contains("a phase of class voice has 120ms for them") && why.contains("fewer `seats`"), "{why}");
         assert_eq!(check(&files.entry), Ok(()), "an entry opens none");
     }
 }
