@@ -96,7 +96,7 @@ jq -r '
   (.[] | . as $row | .summaries[0] as $s
     | [.runs[].facts] as $f
     | "| \(.name) | \(.kind) | \(([$f[].arrived | add] | add) / ([$f[].sent | add] | add) | percent) | "
-      + "\([$f[].virtual_clock.delay_p50_ms] | add / length | round), \([$f[].virtual_clock.delay_p999_ms] | max | round) ms | "
+      + "\([$f[].delays[].p50] | add / length | round), \([$f[].delays[].p999] | max | round) ms | "
       + "\([3, 10, 30, 60] | map(top1($s; .)) | join(", ")) | \($s.chance | percent) | "
       + "\([3, 10, 30, 60] | map(p($s; .)) | join(", ")) | \($row | marks) |")
 ' "$out/all.json" >"$out/table.md"

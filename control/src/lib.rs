@@ -191,8 +191,8 @@ impl Control {
                     self.classes[class].cx.refuse(why);
                 }
             }
-            Input::PacedCell { link, slot, from, header, body, at_ns } => {
-                if let Err(why) = self.handle_paced(now, class, (link, slot), from, &header, (body, at_ns)) {
+            Input::PacedCell { link, slot, from, header, content, at_ns } => {
+                if let Err(why) = self.handle_paced(now, class, (link, slot), from, &header, (content, at_ns)) {
                     self.classes[class].cx.refuse(why);
                 }
             }
@@ -267,11 +267,11 @@ impl Control {
         (link, slot): (LinkId, SlotId),
         from: SocketAddr,
         header: &PacedHeader,
-        (body, at_ns): (&mut [u8], u64),
+        (content, at_ns): (&[u8], u64),
     ) -> Result<(), Refusal> {
         let ClassControl { cx, links, paced, .. } = &mut self.classes[class];
         let paced = paced.as_mut().ok_or(Refusal::CellMalformed)?;
-        let content = links.open_paced(cx, now, (link, slot), from, header, body)?;
+        links.accept_paced(cx, now, (link, slot), from, header, content)?;
         match LinkContent::from_wire(content[0]).filter(|_| header.kind == CellKind::Link) {
             Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
             Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),

@@ -43,13 +43,13 @@ pub enum Punt {
         header: Header,
         body: Bytes,
     },
-    /// The same in a paced class.
+    /// The same in a paced class, opened.
     PacedCell {
         link: LinkId,
         slot: SlotId,
         from: SocketAddr,
         header: PacedHeader,
-        body: Bytes,
+        content: Bytes,
         /// When it came, by the class's clock: for clock cells.
         at: Nanos,
     },

@@ -4,6 +4,7 @@
 //! The clock is read here, at the start of each turn and at its end. A worker reads it once more before it sends
 //! (`age`).
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::thread::set_current_timer_slack;
 
 use crate::Nanos;
 use crate::sys::Waker;
@@ -89,9 +92,17 @@ impl Poller {
     /// An empty one.
     ///
     /// # Errors
-    /// No descriptors left.
+    /// No descriptors left, or a kernel without epoll_pwait2, with which waits end to the microsecond.
     pub fn new() -> std::io::Result<Poller> {
-        Ok(Poller(Arc::new(epoll::create(CreateFlags::CLOEXEC)?)))
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let mut events = Vec::with_capacity(1);
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
+            Err(why @ (Errno::NOSYS | Errno::PERM)) => {
+                let why = format!("the system refuses epoll_pwait2 ({why}): eddy needs Linux 5.11 or later");
+                Err(std::io::Error::new(std::io::ErrorKind::Unsupported, why))
+            }
+            _ => Ok(Poller(Arc::new(epoll))),
+        }
     }
 
     /// Watches a descriptor until it is closed.
@@ -155,6 +166,8 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
     let Run { poller, waker, clock, spin, stop, turns } = run;
     let spin = spin.as_nanos() as Nanos;
     let mut awake_until = 0;
+    // By default the kernel may end a wait 50 us late. If it refuses, that remains.
+    let _ = set_current_timer_slack(Some(NonZeroU64::MIN));
     worker.set_clock(clock);
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
@@ -212,6 +225,18 @@ pub fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_are_not_rounded_up_to_milliseconds() {
+        let poller = Poller::new().unwrap();
+        let wait = || {
+            let began = Instant::now();
+            poller.wait(Some(Duration::from_micros(50)), |_| ());
+            began.elapsed()
+        };
+        let shortest = (0..200).map(|_| wait()).min().unwrap();
+        assert!(Duration::from_micros(50) <= shortest && shortest < Duration::from_millis(1), "{shortest:?}");
+    }
 
     /// A worker whose socket takes nothing, and which therefore does not read the other one.
     struct Stuck {

@@ -23,7 +23,9 @@ pub struct StatusArgs {
     #[arg(long, short)]
     pub verbose: bool,
     /// Print where the delay of a paced class comes from
-    #[arg(long, conflicts_with_all = ["json", "verbose"])]
+    ///
+    /// With --json as one line: the path, or if the node has several classes the path of each paced one by its name.
+    #[arg(long, conflicts_with = "verbose")]
     pub path: bool,
 }
 

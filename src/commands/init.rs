@@ -124,7 +124,8 @@ fn classes(args: &InitArgs, addresses: &[SocketAddr]) -> Result<(Class, Vec<Plan
         [] => Ok((Class::L, paced)),
         [class] => Ok((class, paced)),
         _ => Err(ConfigError::Arguments(
-            "init makes chains of one free class: name one of S, M, L, or use `eddy assemble`".to_owned(),
+            "init makes chains of one free class, and of paced ones: name one of S, M, L, or use `eddy assemble`"
+                .to_owned(),
         )),
     }
 }
@@ -173,11 +174,16 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
         Class::M => "suits links of MTU 1280",
         Class::L => "suits WireGuard, QUIC and video",
     };
+    let names: Vec<&str> = plan.paced.iter().map(|paced| paced.terms.name.as_str()).collect();
+    let classes = match names[..] {
+        [] => format!("class {class}"),
+        _ => format!("classes {class}, {} (paced)", names.join(", ")),
+    };
     let bytes = frames::max_single_cell_len(shape.payload());
     let links = addresses.iter().zip(1..).map(|(to, link)| path::longest_packet(shape, link, to.is_ipv6()));
     let mtu = links.max().unwrap_or_default();
     let mut text = format!(
-        "Created a chain of class {class} with {} mix{} in {}.\n\
+        "Created a chain of {classes} with {} mix{} in {}.\n\
          Class {class} {suits}: {bytes} bytes per cell, link MTU {mtu}.\n\n  \
          chain.toml  public: every node and user needs it\n  \
          NAME.toml   configuration of a node\n  \
@@ -212,10 +218,11 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let _ = write!(
             text,
-            "\nTwo users call each other: both have the secret that one of them makes:\n\n  \
+            "\nTwo users call each other, hidden among the users of a batch, {} or more (n_min).\n\
+             Both have the secret that one of them makes:\n\n  \
              eddy meet new --out call.secret\n  \
              eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class={}\n",
-            terms.name
+            terms.n_min, terms.name
         );
     }
 

@@ -45,7 +45,9 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
         });
         unanswered(&socket, role, &start, why)
     })?;
-    let text = if args.json {
+    let text = if args.json && args.path {
+        tables::path::json(&node)? + "\n"
+    } else if args.json {
         serde_json::to_string(&node)? + "\n"
     } else if args.path {
         tables::by_class(&node, tables::path::render)

@@ -1,22 +1,31 @@
 //! Lines of `eddy status` about a paced class.
 
-use eddy_node::report::paced::{ClockReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport};
+use eddy_node::report::NodeReport;
+use eddy_node::report::paced::{
+    ClockReport, EndToEndReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport,
+};
 
-/// What the class means to its users, and how it goes: at most five lines, and the alarm.
-pub fn render(paced: Option<&PacedReport>) -> String {
-    let Some(PacedReport { figures, entry, hop, .. }) = paced else { return String::new() };
+/// What the class means to its users, and how it goes: at most six lines, and the alarm.
+pub fn render(node: &NodeReport) -> String {
+    let Some(PacedReport { figures, entry, hop, .. }) = &node.paced else { return String::new() };
     let mut text = String::new();
     if let Some(entry) = entry {
-        text = format!("{figures}\n{}{}", promise(entry), of_entry(entry));
+        text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node, entry));
+        text += &dropping(&entry.dropping, WHAT_TO_DO);
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
 
-/// What an observer of all links finds, by what the class serves.
-fn promise(entry: &PacedEntryReport) -> &'static str {
+/// What an observer of all links finds, by what the class serves, and among how many.
+fn promise(entry: &PacedEntryReport) -> String {
+    let among = match entry.company {
+        Some((channels, n_min)) if channels >= n_min => format!("{channels} channels"),
+        Some((_, n_min)) => format!("{n_min} or more channels"),
+        None => "a batch's channels".to_owned(),
+    };
     match entry.meeting {
-        Some(_) => "promise: no observer of all links and the exit sees who calls whom in a batch\n",
-        None => "promise: weaker, to destinations: losses on your access link show at the exit\n",
+        Some(_) => format!("promise: with one honest mix, who calls whom is hidden among {among}\n"),
+        None => format!("promise: weaker, among {among}: losses on your access link show outside\n"),
     }
 }
 
@@ -33,27 +42,44 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some((channels, _)) => format!("   company {channels}"),
         None => String::new(),
     };
-    let excused = match entry.excused {
+    let restarts = match entry.excused {
         0 => String::new(),
-        setups => format!(", excused {setups}"),
+        setups => format!(" (restarts of hops: {setups})"),
     };
-    let mut text = format!(
+    let other_end = match entry.end_to_end {
+        Some(EndToEndReport { places, lost }) => {
+            format!("   from the other end {}", share(PlacesReport { places, filled: 0, lost }))
+        }
+        None => String::new(),
+    };
+    format!(
         "{channel}{meeting}{company}\n\
-         joined {joined}, failed {failed}{excused}   skipped {skipped}   lost {} out, {} back\n",
+         batches {joined}, failed {failed}{restarts}   rounds skipped {skipped}\n\
+         lost on the access link {} out, {} back{other_end}\n",
         share(*forward),
         share(*backward)
-    );
-    text += &dropping(&entry.dropping);
-    text
+    )
 }
 
-/// Its causes while the alarm is up.
-fn dropping(causes: &[String]) -> String {
+/// A line about datagrams that have waited for too long.
+fn aged(node: &NodeReport, entry: &PacedEntryReport) -> String {
+    let datagrams = node.ledger.datagrams.as_ref().and_then(|pair| pair.forward.dropped.get("aged"));
+    let why =
+        if entry.has_channel { "use a slower codec, a larger class or more cells" } else { "they wait for a channel" };
+    datagrams.map_or_else(String::new, |count| format!("aged: {count} datagrams dropped: {why}\n"))
+}
+
+/// What the user of an entry does about its alarm.
+const WHAT_TO_DO: &str = ". Keep the entry running; if the link itself loses less (`ping`), use another access link \
+                          and tell the operators";
+
+/// Its causes while the alarm is up, and what to do.
+fn dropping(causes: &[String], what_to_do: &str) -> String {
     if causes.is_empty() {
         return String::new();
     }
     let options = super::wrapping(super::summary::WIDTH).subsequent_indent("  ");
-    textwrap::fill(&format!("DROPPING: {}", causes.join("; ")), &options) + "\n"
+    textwrap::fill(&format!("DROPPING: {}{what_to_do}", causes.join("; ")), &options) + "\n"
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
@@ -73,7 +99,7 @@ fn of_hop(hop: &PacedHopReport) -> String {
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
         hop.loops.as_ref().map_or_else(String::new, of_loops),
-        dropping(&hop.dropping),
+        dropping(&hop.dropping, ""),
     )
 }
 
@@ -102,6 +128,9 @@ fn share(places: PlacesReport) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use dataplane::latency::Profile;
+    use dataplane::ledger::{DropReason, Ledger};
+    use eddy_node::config::NodeRole;
     use eddy_node::report::path::PathReport;
 
     use super::*;
@@ -126,9 +155,22 @@ pub(super) mod tests {
             clock: Some(clock),
             forward: places,
             backward: places,
+            end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000 }),
             dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
+    }
+
+    /// A node that reports this, and has dropped some datagrams of a kind.
+    pub fn node(paced: PacedReport, dropped: DropReason, count: u64) -> NodeReport {
+        let mut ledger = Ledger::default();
+        ledger.datagrams.forward.drop_many(dropped, count);
+        let role = if paced.entry.is_some() { NodeRole::Entry } else { NodeRole::Mix };
+        NodeReport { paced: Some(paced), ..NodeReport::new(role, 0, &ledger, &Profile::default()) }
+    }
+
+    fn shown(paced: PacedReport) -> String {
+        render(&node(paced, DropReason::Aged, 1_234_567))
     }
 
     #[test]
@@ -157,28 +199,61 @@ pub(super) mod tests {
             ..PacedHopReport::default()
         };
         let hop = PacedReport { figures: String::new(), entry: None, hop: Some(hop), path: PathReport::default() };
-        let text = render(Some(&hop));
+        let text = shown(hop.clone());
         assert!(
             text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   RTT 123.4 / 234.5 ms\n"),
             "{text}"
         );
         assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
-        for report in [troubled_entry(), hop] {
-            let text = render(Some(&report));
-            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= 5, "{text}");
+        let mut in_company = troubled_entry();
+        let entry = in_company.entry.as_mut().unwrap();
+        (entry.company, entry.meeting) = (Some((12_345, 8)), None);
+        for (report, most) in [(troubled_entry(), 9), (in_company, 9), (hop, 5)] {
+            let text = shown(report);
+            assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= most, "{text}");
         }
     }
 
     #[test]
     fn entry_says_when_it_joins_and_for_whom_it_waits() {
-        let text = render(Some(&troubled_entry()));
+        let text = shown(troubled_entry());
         for part in [
             "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
-            "joined 1234, failed 56, excused 3",
-            "lost 2.50 % out, 2.50 % back",
+            "batches 1234, failed 56 (restarts of hops: 3)   rounds skipped 12345",
+            "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
             "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        assert!(text.replace("\n  ", " ").contains("Keep the entry running; if the link itself"), "{text}");
+    }
+
+    #[test]
+    fn promise_names_the_channels_that_it_holds_among() {
+        let promised = |company, meeting: Option<&str>| {
+            let mut paced = troubled_entry();
+            let entry = paced.entry.as_mut().unwrap();
+            (entry.company, entry.meeting) = (company, meeting.map(str::to_owned));
+            shown(paced).lines().nth(1).unwrap().to_owned()
+        };
+        assert!(promised(Some((12, 8)), Some("joined")).ends_with("who calls whom is hidden among 12 channels"));
+        assert!(promised(Some((5, 8)), Some("joined")).ends_with("hidden among 8 or more channels"));
+        assert!(promised(None, Some("waiting")).ends_with("hidden among a batch's channels"));
+        assert!(promised(Some((12, 8)), None).starts_with("promise: weaker, among 12 channels: losses on your access"));
+    }
+
+    #[test]
+    fn datagrams_beyond_the_class_are_shown_with_a_remedy() {
+        let mut paced = troubled_entry();
+        let lines = |paced: &PacedReport, dropped, count| {
+            let text = render(&node(paced.clone(), dropped, count));
+            text.lines().filter(|line| line.starts_with("aged")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&paced, DropReason::Aged, 7), ["aged: 7 datagrams dropped: they wait for a channel"]);
+        paced.entry.as_mut().unwrap().has_channel = true;
+        let full = "aged: 7 datagrams dropped: use a slower codec, a larger class or more cells";
+        assert_eq!(lines(&paced, DropReason::Aged, 7), [full]);
+        assert!(lines(&paced, DropReason::Aged, 0).is_empty());
+        assert!(lines(&paced, DropReason::TooLarge, 7).is_empty());
     }
 }

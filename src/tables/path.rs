@@ -1,5 +1,7 @@
 //! `eddy status --path`: where the delay of a paced class comes from.
 
+use std::collections::BTreeMap;
+
 use eddy_node::report::NodeReport;
 use eddy_node::report::path::{PathReport, StepReport};
 
@@ -10,13 +12,34 @@ pub fn render(node: &NodeReport) -> String {
     let Some(paced) = &node.paced else {
         return "a free class has no timetable: without --path, eddy status shows how long cells stay\n".to_owned();
     };
-    let PathReport { steps, total, loops } = &paced.path;
+    let PathReport { steps, total, meeting, loops } = &paced.path;
     let mut rows = table(&[&format!("{}, ms", node.name()), "forward", "backward", "measured"]);
-    for step in steps.iter().chain([total]) {
+    for step in steps.iter().chain([total, meeting]) {
         rows.add_row([step.step.clone(), planned(step.forward_ms), planned(step.backward_ms), measured(step)]);
     }
     align_right(&mut rows, 1..4);
-    lines(&rows) + &loops.as_ref().map_or_else(String::new, of_loops)
+    let most = |times: Option<(f64, f64)>| times.map_or(0.0, |(_, most)| most);
+    let (forward, backward) = (most(total.forward_ms), most(total.backward_ms));
+    format!(
+        "{}`adds` of eddy status is the most of both: {forward:.0}, {backward:.0}, {:.0} ms, without access paths\n{}",
+        lines(&rows),
+        most(meeting.forward_ms),
+        loops.as_ref().map_or_else(String::new, of_loops)
+    )
+}
+
+/// The same for programs: of a node with one class its path, null of a free one; otherwise the paths of its paced
+/// classes by name.
+///
+/// # Errors
+/// Never in practice.
+pub fn json(node: &NodeReport) -> serde_json::Result<String> {
+    let path = |node: &NodeReport| node.paced.as_ref().map(|paced| paced.path.clone());
+    if node.classes.is_empty() {
+        return serde_json::to_string(&path(node));
+    }
+    let paths: BTreeMap<_, _> = node.classes.iter().filter_map(|(name, class)| Some((name, path(class)?))).collect();
+    serde_json::to_string(&paths)
 }
 
 fn planned(times: Option<(f64, f64)>) -> String {
@@ -75,7 +98,22 @@ mod tests {
         };
         assert_eq!(words("mix1: slack"), ["8", "-", "1234.5", "/", "1234.5"]);
         assert_eq!(words("mix7 to exit: path, then wait"), ["5", "5", "1234.5", "/", "1234.5"]);
-        assert_eq!(words("total, without access paths"), ["55", "to", "65", "36", "to", "46", "-"]);
+        assert_eq!(words("total to destinations, and back"), ["55", "to", "65", "36", "to", "46", "-"]);
+        assert_eq!(words("total between users"), ["72", "to", "82", "72", "to", "82", "-"]);
+        assert!(text.contains("\n`adds` of eddy status is the most of both: 65, 46, 82 ms"), "{text}");
+    }
+
+    #[test]
+    fn path_of_each_paced_class_is_in_its_json() {
+        let path = PathReport::planned(&PacedTerms::new(PacedClass::new(Class::S), "voice", 4), 4);
+        let parsed = |node: &NodeReport| serde_json::from_str::<serde_json::Value>(&json(node).unwrap()).unwrap();
+        let free = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
+        assert!(parsed(&free).is_null());
+        let paced = node(path.clone());
+        assert_eq!(parsed(&paced), serde_json::to_value(&path).unwrap());
+        let classes = [("L".to_owned(), free.clone()), ("voice".to_owned(), paced)].into();
+        let both = parsed(&NodeReport { classes, ..free });
+        assert_eq!(both, serde_json::json!({ "voice": path }));
     }
 
     #[test]

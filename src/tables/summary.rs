@@ -28,7 +28,7 @@ pub fn render(node: &NodeReport) -> String {
         NodeRole::Entry | NodeRole::Exit => format!("   client sockets {}", node.sockets),
     };
     let (trust, no_channel, flood, traffic) = (trust(node), no_channel(node), flood(node), traffic(node));
-    let paced = paced::render(node.paced.as_ref());
+    let paced = paced::render(node);
     let some_lines: usize =
         [&trust, &no_channel, &flood, &traffic, &paced].iter().map(|text| text.lines().count()).sum();
     let room = HEIGHT.saturating_sub(OTHER_LINES + some_lines);
@@ -140,12 +140,14 @@ fn flood(node: &NodeReport) -> String {
 }
 
 /// Counts, rates and latency by direction. A dash where a role has no such direction: an entry makes the cells of the
-/// forward direction from datagrams, an exit those of the backward direction.
+/// forward direction from datagrams, an exit those of the backward direction. At an entry of a paced class only
+/// datagrams: its cells are as many in every round.
 fn traffic(node: &NodeReport) -> String {
     let mut rows = table(&["", "forward", "backward"]);
     let units = [("cells", Some(&node.ledger.cells)), ("datagrams", node.ledger.datagrams.as_ref())];
+    let is_paced_entry = node.paced.as_ref().is_some_and(|paced| paced.entry.is_some());
     let units = units.into_iter().filter_map(|(unit, pair)| Some((unit, pair?)));
-    for (unit, pair) in units {
+    for (unit, pair) in units.filter(|(unit, _)| !is_paced_entry || *unit == "datagrams") {
         let (receives, sends) = (is_received(node.role, unit), is_sent(node.role, unit));
         let mut row = |what: &str, occurs: [bool; 2], of: &dyn Fn(&TallyReport) -> (u64, String)| {
             let cells = [(&pair.forward, occurs[0]), (&pair.backward, occurs[1])].map(|(tally, occurs)| {
@@ -161,6 +163,9 @@ fn traffic(node: &NodeReport) -> String {
             row("into the chain", receives, &|tally| plain(tally.consumed));
         }
         row("sent", sends, &|tally| plain(tally.sent));
+        if is_paced_entry {
+            continue;
+        }
         row("sent per second, mean", sends, &|tally| (tally.sent, rate(tally.sent, node.uptime_s)));
         if pair.forward.held + pair.backward.held > 0 {
             row("held", [true; 2], &|tally| plain(tally.held));
@@ -173,7 +178,7 @@ fn traffic(node: &NodeReport) -> String {
         }
     };
     row("mixing p50 / p99", &|stay| stay.pool.as_ref().map(p50_p99));
-    row("node p50 / p99", &|stay| Some(p50_p99(&stay.node)));
+    row("node p50 / p99", &|stay| (!is_paced_entry).then(|| p50_p99(&stay.node)));
     if let Some(MeterReport { forward, backward, .. }) = &node.meter {
         let company = |of: &CompanyReport| {
             let low = if of.below_floor { " LOW" } else { "" };
@@ -257,7 +262,7 @@ mod tests {
     use dataplane::ledger::{DropReason, Ledger};
 
     use super::super::nodes::tests::busy;
-    use super::super::paced::tests::troubled_entry;
+    use super::super::paced::tests::{node as paced_node, troubled_entry};
     use super::*;
 
     fn fits(text: &str) {
@@ -299,8 +304,11 @@ mod tests {
 
     #[test]
     fn summary_of_an_entry_of_a_paced_class_fits_80x24() {
-        let node = NodeReport { role: NodeRole::Entry, meter: None, paced: Some(troubled_entry()), ..busy() };
-        fits(&render(&node));
+        let node = paced_node(troubled_entry(), DropReason::Aged, 1_234_567);
+        let node = NodeReport { ledger: node.ledger, role: NodeRole::Entry, meter: None, paced: node.paced, ..busy() };
+        let text = render(&node);
+        fits(&text);
+        assert!(text.contains("\ndatagrams received") && !text.contains("\ncells"), "{text}");
     }
 
     #[test]

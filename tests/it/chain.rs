@@ -286,6 +286,8 @@ fn staying_chain_serves_until_a_signal() {
         let status: Value = serde_json::from_slice(&asked.stdout).unwrap();
         assert_eq!(status["ledger"]["cells"]["forward"]["closed"], true);
         assert!(run(Path::new("."), &format!("status --config {}", config.display())).status.success());
+        let path = run(Path::new("."), &format!("status --json --path --config {}", config.display()));
+        assert_eq!(path.stdout, b"null\n", "a free class has none");
     }
     // Twice, as supervisors do.
     demo.signal(Signal::TERM);

@@ -157,6 +157,9 @@ fn config_explain_fits_a_terminal_and_suggests() {
     for wanted in ["mixN.toml", "chain.toml", "default  \"threshold-or-timed:n=64,n_min=8,t=5ms\""] {
         assert!(key.contains(wanted), "{key}");
     }
+    let to = said(dir.path(), "config explain to");
+    assert!(to.contains("meet:@FILE") && to.contains("eddy meet new --out FILE"), "{to}");
+    assert!(list.contains("meet:@FILE"), "{list}");
     assert_mistake("explain", &run(dir.path(), "config explain mixxing"), &["mixxing", "did you mean `mixing`?"]);
 }
 

@@ -155,6 +155,22 @@ fn missing_cores_are_an_error() {
 }
 
 #[test]
+fn workers_of_all_classes_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "init . --class L --class voice").status.success());
+    let found = || {
+        let all = findings(&run(dir.path(), "doctor --json --config mix2.toml"));
+        named(&all, "cores")["found"].as_str().unwrap().to_owned()
+    };
+    assert!(found().starts_with("2 workers"), "{}", found());
+    edit(&dir.path().join("mix2.toml"), "# cores", "cores = [0]");
+    assert!(found().starts_with("`cores` lists 1 core for 2 workers"), "{}", found());
+    edit(&dir.path().join("mix2.toml"), "", "[class.voice]\ncores = [1000]");
+    assert!(found().starts_with("`cores` lists 1000, but"), "{}", found());
+    assert_mistake("cores", &run(dir.path(), "config check mix2.toml"), &["cores lists 1000", "list some of these"]);
+}
+
+#[test]
 fn mistakes_in_files_are_reported_as_by_the_node() {
     let dir = chain();
     assert_mistake("none", &run(dir.path(), "doctor --config mix9.toml"), &["mix9.toml: No such file", "eddy init"]);

@@ -59,7 +59,7 @@ fn secret_of_a_meeting_gets_a_new_file_for_its_owner() {
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with("eddy-meet-1:") && text.len() == 77);
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    assert_mistake(line, &run(dir.path(), line), &["call.secret: File exists: a file is in the way"]);
+    assert_mistake(line, &run(dir.path(), line), &["call.secret: this file exists", "another FILE"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), text, "the first one stays");
     let printed = run(dir.path(), "meet new");
     assert!(printed.stdout.starts_with(b"eddy-meet-1:") && printed.stdout != text.as_bytes());
@@ -166,7 +166,14 @@ fn paced_class_has_the_port_after_those_of_lanes() {
     let dir = tempfile::tempdir().unwrap();
     let made = run(dir.path(), "init x --mixes 1 --lanes 2 --class S --class voice:n_min=2 --class video");
     let said = String::from_utf8(made.stdout).unwrap();
-    for wanted in ["# 127.0.0.1:4701", "# 127.0.0.1:4705", "class voice (paced-S):", "meet:@call.secret,class=voice"] {
+    for wanted in [
+        "Created a chain of classes S, voice, video (paced) with 1 mix in x.",
+        "# 127.0.0.1:4701",
+        "# 127.0.0.1:4705",
+        "class voice (paced-S):",
+        "hidden among the users of a batch, 2 or more (n_min)",
+        "meet:@call.secret,class=voice",
+    ] {
         assert!(said.contains(wanted), "wanted {wanted:?} in {said}");
     }
     let shown = run(dir.path(), "inspect x/chain.toml");

@@ -136,40 +136,40 @@ impl Worker {
         }
     }
 
+    /// One datagram: the poller names the way again if there are more.
     fn receive(&mut self, index: usize) {
         let now = self.now();
-        while let Ok(len) = self.ways[index].from.recv(&mut self.bytes) {
-            let way = &mut self.ways[index];
-            let Some(now) = now else {
-                let _ = way.to.send(&self.bytes[..len]);
-                continue;
-            };
-            let (entry, is_forward, bytes) = (index / 2, index.is_multiple_of(2), &self.bytes[..len]);
-            let mut sent = now;
-            if let Some(plant) = &mut self.plant {
-                match if is_forward { plant.leaves(entry, now, bytes) } else { Action::Pass } {
-                    Action::Pass if !is_forward && plant.is_left_out(entry, wall(), bytes) => continue,
-                    Action::Pass => {}
-                    Action::Delay(by) => sent += by,
-                    Action::Drop => continue,
-                }
+        let way = &mut self.ways[index];
+        let Ok(len) = way.from.recv(&mut self.bytes) else { return };
+        let Some(now) = now else {
+            let _ = way.to.send(&self.bytes[..len]);
+            return;
+        };
+        let (entry, is_forward, bytes) = (index / 2, index.is_multiple_of(2), &self.bytes[..len]);
+        let mut sent = now;
+        if let Some(plant) = &mut self.plant {
+            match if is_forward { plant.leaves(entry, now, bytes) } else { Action::Pass } {
+                Action::Pass if !is_forward && plant.is_left_out(entry, wall(), bytes) => return,
+                Action::Pass => {}
+                Action::Delay(by) => sent += by,
+                Action::Drop => return,
             }
-            let arrives = match &self.plan {
-                Some(plan) if is_forward => plan.passes(entry, sent),
-                _ => Some(sent),
-            };
-            let due = arrives.and_then(|arrives| way.link.pass(arrives, len));
-            if let Some(plant) = self.plant.as_mut().filter(|_| is_forward) {
-                plant.passed(entry, wall(), due.map(|due| wall() + due - now), bytes);
+        }
+        let arrives = match &self.plan {
+            Some(plan) if is_forward => plan.passes(entry, sent),
+            _ => Some(sent),
+        };
+        let due = arrives.and_then(|arrives| way.link.pass(arrives, len));
+        if let Some(plant) = self.plant.as_mut().filter(|_| is_forward) {
+            plant.passed(entry, wall(), due.map(|due| wall() + due - now), bytes);
+        }
+        match due {
+            Some(due) if due <= now => self.send(index, &self.bytes[..len]),
+            Some(due) => {
+                self.number += 1;
+                self.held.push(Reverse((due, self.number, index, self.bytes[..len].to_vec())));
             }
-            match due {
-                Some(due) if due <= now => self.send(index, &self.bytes[..len]),
-                Some(due) => {
-                    self.number += 1;
-                    self.held.push(Reverse((due, self.number, index, self.bytes[..len].to_vec())));
-                }
-                None => {}
-            }
+            None => {}
         }
     }
 

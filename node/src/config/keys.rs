@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -96,7 +96,14 @@ pub fn create_meeting(path: &Path) -> Result<(), ConfigError> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(secret.to_text().as_bytes())
     };
-    draw_meeting().and_then(create).map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
+    draw_meeting().and_then(create).map_err(|why| match why.kind() {
+        ErrorKind::AlreadyExists => ConfigError::Value {
+            at: Location::file(path),
+            what: "this file exists, and may be the secret of a meeting that is in use".into(),
+            remedy: "choose another FILE in `eddy meet new --out FILE`, or remove this one".into(),
+        },
+        _ => ConfigError::Unwritable { path: path.to_owned(), why },
+    })
 }
 
 /// Reads the secret of a meeting.
@@ -104,11 +111,31 @@ pub fn create_meeting(path: &Path) -> Result<(), ConfigError> {
 /// # Errors
 /// Others may read the file, it cannot be read, or it is not what `eddy meet new` writes.
 pub fn read_meeting(path: &Path) -> Result<MeetingSecret, ConfigError> {
-    read_private(path)?.all().parse().map_err(|why: BadSecret| ConfigError::Value {
-        at: Location::file(path),
-        what: why.to_string(),
-        remedy: "make one with `eddy meet new`, and give the other user the same file".into(),
-    })
+    const NEW: &str = "make one with `eddy meet new --out FILE`, and give the other user the same file";
+    let wrong = |what, remedy: String| ConfigError::Value { at: Location::file(path), what, remedy };
+    let source = read_private(path).map_err(|why| match why {
+        ConfigError::Exposed { mode, .. } => wrong(
+            format!("mode {mode:04o} lets other users read this secret of a meeting"),
+            format!(
+                "run `chmod 600 {}`; if somebody may have read it, make another one with `eddy meet new --out FILE`",
+                path.display()
+            ),
+        ),
+        ConfigError::Unreadable { path, why, .. } => {
+            let remedy = match why.kind() {
+                ErrorKind::PermissionDenied => {
+                    "the user who runs eddy must own this secret of a meeting, as `eddy meet new --out FILE` makes it"
+                        .into()
+                }
+                _ => format!("this must be the secret of a meeting: {NEW}"),
+            };
+            ConfigError::Unreadable { path, why, remedy }
+        }
+        // It is empty, or a file of another kind.
+        ConfigError::Value { what, .. } => wrong(format!("this is not the secret of a meeting: {what}"), NEW.into()),
+        other => other,
+    })?;
+    source.all().parse().map_err(|why: BadSecret| wrong(why.to_string(), NEW.into()))
 }
 
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access

@@ -495,9 +495,10 @@ pub static FORWARD: &[Key] = &[
     Key {
         name: "to",
         roles: &[Entry],
-        kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
+        kind: Kind::Text("IP:PORT, [IPv6]:PORT, NAME:PORT or meet:@FILE"),
         default: DefaultValue::Required,
-        doc: "Destination of the exit. A name is resolved there.",
+        doc: "Destination of the exit, which resolves a name; or meet:@FILE, the other user of a meeting. FILE has the \
+              secret that `eddy meet new --out FILE` makes and both users have. A meeting needs a paced class (`class`).",
         example: "\"192.0.2.7:5000\"",
     },
     Key {

@@ -67,9 +67,12 @@ pub struct PacedEntryReport {
     pub lead_age_s: Option<f64>,
     /// By how much the clock of Mix 1 is ahead of this one's, and the round trip of that measurement.
     pub clock: Option<ClockReport>,
-    /// Its cells on their way to Mix 1, as that one reports, and from there.
+    /// Its cells on the access link: to Mix 1, as that one reports, and from there.
     pub forward: PlacesReport,
     pub backward: PlacesReport,
+    /// What the other end of a meeting sent, all the way from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_to_end: Option<EndToEndReport>,
     /// Why the alarm `dropping` is up; empty if it is not.
     pub dropping: Vec<String>,
 }
@@ -121,6 +124,14 @@ pub struct ClockReport {
     /// Positive: it is ahead.
     pub offset_ms: f64,
     pub round_trip_ms: f64,
+}
+
+/// Cells of the other end of a meeting, up to the latest one that came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndToEndReport {
+    pub places: u64,
+    /// Those that were lost anywhere on their way. With repeat, the next cell brings their datagrams.
+    pub lost: u64,
 }
 
 /// Places of cells at the node that received them.
@@ -182,6 +193,8 @@ impl PacedEntryReport {
             clock: status.clock.map(ClockReport::from),
             forward: status.forward.into(),
             backward: status.backward.into(),
+            end_to_end: (view.of_other_end.places > 0)
+                .then_some(EndToEndReport { places: view.of_other_end.places, lost: view.of_other_end.lost }),
             dropping: status.dropping.iter().map(in_words).collect(),
         }
     }

@@ -16,8 +16,11 @@ use crate::config::{NodeRole, node_name};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PathReport {
     pub steps: Vec<StepReport>,
-    /// The sum of the steps, without access paths.
+    /// The sum of the steps to a destination, and back, without access paths.
     pub total: StepReport,
+    /// The same between two users, each way. With repeat the most is that of a datagram whose own cell was lost.
+    #[serde(default)]
+    pub meeting: StepReport,
     /// At a mix: from its forward release of a round to the arrival of that round's loop cells from the next hop.
     /// Planned are the next hop's release, and this mix's own, after which a cell is late.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,8 +81,11 @@ impl PathReport {
             let planned = steps.iter().filter_map(of);
             Some(planned.fold((0.0, 0.0), |(least, most), (more, more_most)| (least + more, most + more_most)))
         };
-        let total = step("total, without access paths", sum(|step| step.forward_ms), sum(|step| step.backward_ms));
-        PathReport { steps, total, loops: None }
+        let total = step("total to destinations, and back", sum(|step| step.forward_ms), sum(|step| step.backward_ms));
+        let there = ms((PREPARE + times.offset(Direction::Backward, 1)) as i64);
+        let between = Some((there, there + f64::from(terms.period_ms * (1 + u16::from(terms.repeat)))));
+        let meeting = step("total between users", between, between);
+        PathReport { steps, total, meeting, loops: None }
     }
 
     /// Adds what the node at this position has measured: at an entry the waits of datagrams, at a mix its loops.
@@ -145,9 +151,11 @@ mod tests {
         for repeat in [false, true] {
             let terms = PacedTerms { repeat, ..terms() };
             let Figures { delay_ms, .. } = Figures::of(&terms, Suite::Hybrid, 4);
-            let total = PathReport::planned(&terms, 4).total;
+            let PathReport { total, meeting, .. } = PathReport::planned(&terms, 4);
             assert_eq!(total.forward_ms.map(|(_, most)| most), Some(delay_ms.forward as f64));
             assert_eq!(total.backward_ms.map(|(_, most)| most), Some(delay_ms.backward as f64));
+            assert_eq!(meeting.forward_ms.map(|(_, most)| most), Some(delay_ms.meeting as f64));
+            assert_eq!(meeting.backward_ms, meeting.forward_ms);
         }
     }
 

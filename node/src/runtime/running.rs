@@ -175,7 +175,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
     seats_open_in_time(loaded, &served)?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
-    workers::check_cores(config)?;
+    served.iter().try_for_each(|class| workers::check_cores(&class.config))?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
@@ -278,7 +278,8 @@ fn figures(loaded: &Loaded) -> Vec<String> {
     let suite = loaded.chain.terms.suite;
     let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
     let of_class = |class: &ServedClass<'_>| {
-        let lines = Figures::of(class.terms.paced()?, suite, class.shape.hops()).lines();
+        let terms = class.terms.paced()?;
+        let lines = Figures::of(terms, suite, class.shape.hops()).lines();
         let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
         let how = match class.meeting() {
             Some(_) => {
@@ -287,7 +288,13 @@ fn figures(loaded: &Loaded) -> Vec<String> {
             }
             None => "destinations: losses on your access link show outside, so calls that matter should meet",
         };
-        Some(format!("class {} {}; it serves {how}", class.terms.name(), said.join("; ")))
+        Some(format!(
+            "class {} {}; it serves {how}; it hides you among the channels of a batch, of which there are {} or more (n_min): \
+             `eddy status` shows how many",
+            class.terms.name(),
+            said.join("; "),
+            terms.n_min
+        ))
     };
     classes.iter().filter_map(of_class).collect()
 }
@@ -577,11 +584,10 @@ mod tests {
         let files = chain_with_seats(dir.path(), 16_384);
         let check = |path: &PathBuf| {
             let loaded = Loaded::read_files(NodeConfig::read(path).unwrap()).unwrap();
-            let checked = seats_open_in_time(&loaded, &loaded.classes());
-            checked.map_err(|why| why.to_string())
+            seats_open_in_time(&loaded, &loaded.classes()).map_err(|why| why.to_string())
         };
         let why = check(&files.hops[0]).unwrap_err();
-        assert!(why.contains("chain.toml: paced classes have room for 16384 channels"), "{why}");
+        assert!(why.contains("chain.toml: paced classes have room for 16384 channels here"), "{why}");
         assert!(why.contains("a phase of class voice has 120ms for them") && why.contains("fewer `seats`"), "{why}");
         assert_eq!(check(&files.entry), Ok(()), "an entry opens none");
     }

@@ -12,7 +12,7 @@ use wire::cell::{Class, Shape};
 use wire::paced::PacedTerms;
 
 use eddy_node::config::{
-    ChainFile, ConfigError, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, node_name,
+    ChainFile, ConfigError, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, Terms, node_name,
 };
 
 /// A node and what it requires.
@@ -28,15 +28,17 @@ pub struct Subject {
     pub shape: Shape,
     /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
-    /// Worker threads.
+    /// Worker threads of all its classes.
     pub workers: usize,
+    /// Those of them that are pinned to cores.
+    pub pinned: usize,
     /// Bytes requested for link sockets, and for the listening sockets of an entry.
     pub receive_buffer: usize,
     /// The line that sets it, which makes it mandatory.
     pub receive_buffer_at: Option<Location>,
     pub offload: Offload,
     pub io: Io,
-    /// The cores that its workers are pinned to.
+    /// The cores that its workers are pinned to, as `cores` of the node and of its classes lists them.
     pub cores: Vec<usize>,
     /// Buffers and channels on huge pages.
     pub hugepages: bool,
@@ -86,6 +88,7 @@ impl Subject {
             shape: Shape::new(Class::L, 4).expect("three mixes and an exit are a chain"),
             position: 0,
             workers: 5,
+            pinned: 0,
             receive_buffer: RECEIVE_BUFFER,
             receive_buffer_at: None,
             offload: Offload::Auto,
@@ -122,21 +125,26 @@ impl Subject {
             None => chain.descriptors.get(hop - 1).map(|copy| copy.content()),
         };
         let hops = 1..=chain.descriptors.len();
-        let (lanes, next) = match &loaded {
+        // Of each class: its lanes, and the cores for its workers.
+        let (classes, next): (Vec<(Lanes, Vec<usize>)>, _) = match &loaded {
             Some(loaded) => {
                 let class = loaded.first_class();
                 let next = class.next_contact();
                 let address = next.map_or(Ok(None), |next| class.next_address(next).map_err(|why| why.to_string()));
-                (class.lanes(next), address)
+                let served = loaded.classes().into_iter();
+                (served.map(|class| (class.lanes(class.next_contact()), class.config.cores)).collect(), address)
             }
             None => {
-                let lanes_of = |hop: usize| {
+                let lanes_of = |hop: usize, class| {
                     let copy = hops.contains(&hop).then(|| newest(hop)).flatten();
-                    copy.and_then(|one| one.contact(shape.class())).map_or(1, |contact| usize::from(contact.lanes))
+                    copy.and_then(|one| one.contact(class)).map_or(1, |contact| usize::from(contact.lanes))
                 };
-                (Lanes { own: lanes_of(position), next: lanes_of(position + 1) }, Ok(None))
+                let lanes = |class| Lanes { own: lanes_of(position, class), next: lanes_of(position + 1, class) };
+                (Terms::of(&chain.terms).map(|terms| (lanes(terms.id()), config.cores.clone())).collect(), Ok(None))
             }
         };
+        let workers =
+            |classes: &mut dyn Iterator<Item = &(Lanes, Vec<usize>)>| classes.map(|(lanes, _)| lanes.own).sum();
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         let (listeners, max_sockets, system_names) = match &config.part {
@@ -155,14 +163,15 @@ impl Subject {
             role: Some(role),
             shape,
             position,
-            workers: lanes.own,
+            workers: workers(&mut classes.iter()),
+            pinned: workers(&mut classes.iter().filter(|(_, cores)| !cores.is_empty())),
             receive_buffer: config.receive_buffer,
             receive_buffer_at: config.place("receive_buffer", 0),
             offload: config.offload,
             io: config.io,
-            cores: config.cores.clone(),
+            cores: classes.iter().flat_map(|(_, cores)| cores.clone()).collect(),
             hugepages: config.hugepages,
-            sockets: lanes.own + lanes.downs() + listeners,
+            sockets: classes.iter().map(|(lanes, _)| lanes.own + lanes.downs()).sum::<usize>() + listeners,
             max_sockets,
             needs_clock: needs_clock.map(|terms| terms.name.clone()),
             steps: chain.terms.paced.iter().filter(|_| position > 0).map(steps).collect(),

@@ -15,7 +15,7 @@ use rustix::thread::sched_getaffinity;
 
 use super::Setup::{Do, Line, Nothing};
 use super::{Mistake, Running, Scene};
-use crate::common::command::eddy;
+use crate::common::command::{eddy, run};
 
 const MIX: &str = "mix --config mix1.toml";
 const ENTRY: &str = "entry --config entry.toml";
@@ -32,6 +32,14 @@ pub const TABLE: &[(&str, &[Mistake])] = &[
     ("The status socket", STATUS),
     ("The command line", COMMAND_LINE),
 ];
+
+/// A chain with a paced class in place of the other, whose entry has a meeting with the secret in this file.
+fn voice(s: &Scene, secret: &str) {
+    let init = run(s.dir.path(), "init . --force --class L --class voice");
+    assert!(init.status.success());
+    let forward = format!("[[forward]]\nlisten = \"5000\"\nto = \"meet:@{secret}\"\nclass = \"voice\"");
+    s.edit("entry.toml", "", &forward);
+}
 
 macro_rules! table {
     ($name:ident: $($what:literal, $setup:expr, $command:expr, $wanted:expr;)*) => {
@@ -154,6 +162,25 @@ table! { NODE:
     "a meeting in a chain without a paced class",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\""), ENTRY,
         &["entry.toml:", "is a meeting, which class L does not have", "a chain that has a paced class"];
+    "no file with a meeting's secret", Do(|s| voice(s, "none.secret")), ENTRY,
+        &["none.secret: No such file", "the secret of a meeting", "`eddy meet new --out FILE`"];
+    "a folder for a meeting's secret",
+        Do(|s| { fs::create_dir(s.path("secrets")).unwrap(); voice(s, "secrets") }), ENTRY,
+        &["secrets: is a directory", "the secret of a meeting", "`eddy meet new --out FILE`"];
+    "a meeting's secret that others may read",
+        Do(|s| {
+            voice(s, "call.secret");
+            assert!(eddy().args(["meet", "new", "--out"]).arg(s.path("call.secret")).status().unwrap().success());
+            mode(s, "call.secret", 0o644);
+        }), ENTRY,
+        &["call.secret: mode 0644", "this secret of a meeting", "`chmod 600 call.secret`", "`eddy meet new --out FILE`"];
+    "a key file for a meeting's secret", Do(|s| voice(s, "mix1.key")), ENTRY,
+        &["mix1.key: invalid secret of a meeting", "`eddy meet new --out FILE`"];
+    "an empty file for a meeting's secret",
+        Do(|s| { fs::write(s.path("call.secret"), "").unwrap(); mode(s, "call.secret", 0o600); voice(s, "call.secret") }),
+        ENTRY, &["call.secret: this is not the secret of a meeting", "`eddy meet new --out FILE`"];
+    "a meeting's secret over another file", Nothing, "meet new --out mix1.key",
+        &["mix1.key: this file exists", "another FILE in `eddy meet new --out FILE`"];
     "an invalid class name",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nclass = \"Voice\""), ENTRY,
         &["unknown class \"Voice\"", "the name of a paced class"];

@@ -30,12 +30,14 @@ pub struct MeetingSecret(Box<Secret>);
 /// Why a text is not a meeting secret. The messages do not show the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadSecret {
-    #[error("invalid meeting secret: expected {PREFIX:?} and {DIGITS} hexadecimal digits, found another beginning")]
+    #[error(
+        "invalid secret of a meeting: expected {PREFIX:?} and {DIGITS} hexadecimal digits, found another beginning"
+    )]
     Prefix,
-    #[error("invalid meeting secret: expected {DIGITS} hexadecimal digits after {PREFIX:?}, found {0} bytes")]
+    #[error("invalid secret of a meeting: expected {DIGITS} hexadecimal digits after {PREFIX:?}, found {0} bytes")]
     Length(usize),
     #[error(
-        "invalid meeting secret: expected {DIGITS} hexadecimal digits after {PREFIX:?}, number {0} is another byte"
+        "invalid secret of a meeting: expected {DIGITS} hexadecimal digits after {PREFIX:?}, number {0} is another byte"
     )]
     Digit(usize),
 }

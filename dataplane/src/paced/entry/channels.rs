@@ -5,6 +5,8 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
 use wire::paced::{Call, EntryKeys, PacedTerms, Place, Timetable};
 
+use super::EndToEnd;
+
 /// Rounds for which backward cells are accepted, and for which a channel is kept after its batch (SPEC 9.4, step 5).
 pub(super) const BEHIND_MAX: u64 = 256;
 /// Rounds whose places are remembered: more than are in range.
@@ -48,6 +50,8 @@ pub(super) struct Channel {
     opened: Marks,
     /// Places whose frames have had their effect: in a meeting an AGAIN may bring them first.
     used: Marks,
+    /// A body of the other end of the meeting has opened, so that one is there for the whole batch.
+    is_joined: bool,
     naming: Naming,
 }
 
@@ -128,7 +132,7 @@ impl Channels {
         if let Some((keys, call)) = keys {
             batch.channel_number = channel_number;
             let (opened, used) = (marks(), marks());
-            batch.channel = Some(Channel { keys, call, opened, used, naming: Naming::default() });
+            batch.channel = Some(Channel { keys, call, opened, used, is_joined: false, naming: Naming::default() });
         }
     }
 
@@ -171,6 +175,13 @@ impl Channels {
         }
     }
 
+    /// A cell of this round is of the other end of the meeting.
+    pub(super) fn mark_joined(&mut self, round: u64) {
+        if let Some(channel) = self.channel(round) {
+            channel.is_joined = true;
+        }
+    }
+
     /// True the first time that frames of this place are to have an effect.
     pub(super) fn mark_used(&mut self, place: Place) -> bool {
         let at = self.mark_of(place);
@@ -203,8 +214,7 @@ impl Channels {
     }
 
     /// How many places the channel of a round has, and how many of them no cell came for. The round is one of the
-    /// latest
-    /// 512.
+    /// latest 512.
     pub(super) fn lost(&mut self, round: u64) -> (u64, u64) {
         if self.channel(round).is_none() {
             return (0, 0);
@@ -212,6 +222,15 @@ impl Channels {
         let at = (round % RECENT) as usize * self.cells;
         let lost = self.recent[at..at + self.cells].iter().filter(|seen| seen.round != round).count();
         (self.cells as u64, lost as u64)
+    }
+
+    /// The places of a round in which the other end of the meeting is there, and those that have not opened.
+    pub(super) fn of_other_end(&mut self, round: u64) -> EndToEnd {
+        let cells = self.cells;
+        let first = self.mark_of(Place { round, sub: 0 });
+        let Some(channel) = self.channel(round).filter(|channel| channel.is_joined) else { return EndToEnd::default() };
+        let lost = (first..first + cells).filter(|at| !channel.opened.has(*at)).count();
+        EndToEnd { places: cells as u64, lost: lost as u64 }
     }
 
     /// Batches with a channel.

@@ -54,16 +54,20 @@ pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
     let mut distinct = subject.cores.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    if !distinct.is_empty() && distinct.len() < workers {
-        let found = format!("`cores` lists {} for {}", plural(distinct.len(), "core"), plural(workers, "worker"));
-        return Finding::warning(NAME, format!("{found}; {has}"), SHARED)
-            .fix(Fix::words(format!("list {workers} in `cores`, or make the chain with fewer --lanes")));
+    if distinct.len() < subject.pinned {
+        let pinned = plural(subject.pinned, "worker");
+        let found = format!("`cores` lists {} for {pinned}", plural(distinct.len(), "core"));
+        return Finding::warning(NAME, format!("{found}; {has}"), SHARED).fix(Fix::words(format!(
+            "list {} in `cores`, for a class in [class.NAME], or make the chain with fewer --lanes",
+            subject.pinned
+        )));
     }
 
     if allowed.len() < workers {
         let found = format!("{} on too few cores: {has}", plural(workers, "worker"));
         return match subject.role {
-            Some(_) => Finding::warning(NAME, found, SHARED).fix(Fix::words("make the chain with fewer --lanes")),
+            Some(_) => Finding::warning(NAME, found, SHARED)
+                .fix(Fix::words("use a host with more cores, or make the chain with fewer --lanes or classes")),
             // `eddy chain` runs five nodes on one host: fine for a demonstration.
             None => Finding::note(NAME, found),
         };
@@ -76,8 +80,11 @@ pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
         return Finding::note(NAME, found).effect(UNMEASURED);
     }
 
-    let pinned =
-        if distinct.is_empty() { "not pinned".to_owned() } else { format!("pinned to {}", in_short(&distinct)) };
+    let pinned = match subject.pinned {
+        0 => "not pinned".to_owned(),
+        pinned if pinned < workers => format!("{pinned} of them pinned to {}", in_short(&distinct)),
+        _ => format!("pinned to {}", in_short(&distinct)),
+    };
     Finding::ok(NAME, format!("{}, {pinned}; {has}", plural(workers, "worker")))
 }
 
@@ -165,10 +172,13 @@ mod tests {
         assert_eq!(named(&[0], 2).severity, Severity::Warning);
         assert_eq!(named(&[1, 1], 2).severity, Severity::Warning);
         assert_eq!(named(&[], 3).severity, Severity::Warning);
+        let of_a_class = cores(&Subject { cores: vec![1], pinned: 1, ..mix(2) }, &facts);
+        assert_eq!(of_a_class.found, "2 workers, 1 of them pinned to 1; this process may use 2 cores (0, 1)");
     }
 
     fn cores_of(named: &[usize], workers: usize, facts: &Facts) -> Finding {
-        cores(&Subject { cores: named.to_vec(), ..mix(workers) }, facts)
+        let pinned = if named.is_empty() { 0 } else { workers };
+        cores(&Subject { cores: named.to_vec(), pinned, ..mix(workers) }, facts)
     }
 
     #[test]
