@@ -165,8 +165,9 @@ impl Control {
         (self.classes[0].cx.unix_ns(now) / 1_000_000) as u64
     }
 
-    /// By which time trust judges what comes on its links, in ms since 1970. What an entry asks for and takes in shows Mix
-    /// 1 by which, so one that serves paced classes only judges by that of rounds, which Mix 1 knows (SPEC 9.8.2).
+    /// The time by which trust judges what comes on its links, in ms since 1970. What an entry asks for and takes in
+    /// shows Mix 1 that time, so one that serves paced classes only judges by that of rounds, which Mix 1 knows (SPEC
+    /// 9.8.2).
     fn trust_ms(&self, now: Duration) -> u64 {
         let is_paced = matches!(self.trust, Trust::Entry(_)) && self.classes.iter().all(|class| class.paced.is_some());
         let paced = self.classes[0].paced.as_ref().filter(|_| is_paced);

@@ -83,7 +83,8 @@ pub struct Alert {
     /// The rounds in which a cause of this kind came first, and last.
     pub since: u64,
     pub last: u64,
-    /// Causes of this kind in that time: tests after 100 rounds each, setups of a batch, late reports, or times of 40 s.
+    /// Causes of this kind in that time: tests, one after every 100 rounds, batches with failed setups, late reports,
+    /// or times of 40 s without a clock.
     pub times: u64,
 }
 
@@ -185,8 +186,8 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Takes in running totals, of at most `places` in a round, while this node is at round `running`. Returns what they
-    /// add; none if they are the first ones, or not later than the last.
+    /// Takes in running totals, of at most `places` in a round, while this node is at round `running`. Returns what
+    /// they add; none if they are the first ones, or not later than the last.
     ///
     /// # Errors
     /// They are of rounds to come, or what they add is impossible (SPEC 9.15.2).

@@ -128,8 +128,8 @@ impl UserTrust {
         self.sync.stalled(now);
     }
 
-    /// Takes in the content of a part cell. `wall_ms` is the time by which it is judged: that of rounds in a paced class,
-    /// otherwise that of the host's clock.
+    /// Takes in the content of a part cell. `wall_ms` is the time by which it is judged: that of rounds, if the entry
+    /// has paced classes only, otherwise that of the host's clock.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -274,7 +274,8 @@ impl UserTrust {
         }
     }
 
-    /// Sends what is due. Files count by the host's clock, what has come on the link by the time of [`UserTrust::take`].
+    /// Sends what is due. Files count by the host's clock, what has come on the link by the time of
+    /// [`UserTrust::take`].
     pub fn tick(&mut self, now: Duration, (wall_ms, link_ms): (u64, u64)) {
         self.durable.forget(wall_ms);
         self.session.forget(link_ms);

@@ -113,8 +113,9 @@ impl Settings {
         AHEAD_MAX as usize * (forward + backward * links) + 8 * channels
     }
 
-    /// Messages that wait for control at most. Half of them are control cells of one round from all links that may be, at
-    /// most twice as many as these have slots (SPEC 9.4.9). Between hops there are two while one link replaces another.
+    /// Messages that wait for control at most. Half of them are what all links that may exist send in one round, twice
+    /// as many control cells as they have slots (SPEC 9.4.9). Between hops there are two links while one replaces the
+    /// other.
     pub fn punts_max(&self) -> usize {
         let links = |side| match (side, self.position) {
             (Side::Up, 0) => 0,

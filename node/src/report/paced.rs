@@ -62,7 +62,7 @@ pub struct PacedEntryReport {
     pub company: Option<(u16, u16)>,
     /// By how much cells are sent before this host's clock shows the time of their round.
     pub lead_ms: Option<f64>,
-    /// Seconds since Mix 1 last answered a clock cell. For longer than 40 s the lead follows nothing, and the alarm rises.
+    /// Seconds since Mix 1 last answered a clock cell. From 40 s on the lead follows nothing, and the alarm rises.
     #[serde(default)]
     pub lead_age_s: Option<f64>,
     /// By how much the clock of Mix 1 is ahead of this one's, and the round trip of that measurement.
