@@ -557,6 +557,21 @@ mod tests {
     }
 
     #[test]
+    fn entry_says_among_how_many_a_class_hides_at_least() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_with_seats(dir.path(), 256);
+        let text = std::fs::read_to_string(&files.entry).unwrap();
+        for (to, serves) in [("meet:@call.secret", "it serves a meeting"), ("192.0.2.1:5", "it serves destinations")] {
+            let forward = format!("[[forward]]\nlisten = \"5000\"\nto = \"{to}\"\nclass = \"voice\"\n");
+            std::fs::write(&files.entry, [&text, &forward].map(String::as_str).concat()).unwrap();
+            let loaded = Loaded::read_files(NodeConfig::read(&files.entry).unwrap()).unwrap();
+            let n_min = loaded.chain.terms.paced[0].n_min;
+            let said = figures(&loaded).concat();
+            assert!(said.contains(serves) && said.contains(&format!("of which there are {n_min} or more")), "{said}");
+        }
+    }
+
+    #[test]
     fn hop_with_a_paced_class_needs_a_synchronised_clock() {
         let dir = tempfile::tempdir().unwrap();
         let files = chain_of_a_paced_class(dir.path());
