@@ -17,7 +17,7 @@ if [[ ${1-} =~ ^[0-9]+$ ]]; then
 fi
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-    targets=(aead cell frames setup ack handshake descriptor trust config mixing pymix)
+    targets=(aead cell frames paced setup ack handshake descriptor trust config mixing pymix)
 fi
 for target in "${targets[@]}"; do
     [[ -f fuzz_targets/$target.rs ]] || {

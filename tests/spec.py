@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {  # the longest first, because two run at a time
     "vectors": "the bytes of known_answer.json and paced.json in wire/tests; needs no eddy",
+    "rounds": "a Python entry in the rounds of a paced class: setups, datagrams, a meeting with a real entry; attacks",
     "entry": "a Python entry before real nodes, in both suites: setups, datagrams, numbers, renewal; attacks",
     "bundles": "a Python Mix 1 that cheats real entries and hops about keys; renewed descriptors",
     "hops": "real entries, with Python mixes and exits among real nodes, in both suites",

@@ -33,14 +33,13 @@ pub enum Input<'a> {
         /// With its tag; opened in place.
         body: &'a mut [u8],
     },
-    /// The same in a paced class.
+    /// The same in a paced class, where the worker has opened it.
     PacedCell {
         link: LinkId,
         slot: SlotId,
         from: SocketAddr,
         header: PacedHeader,
-        /// With its tag; opened in place.
-        body: &'a mut [u8],
+        content: &'a [u8],
         /// When it came, by the class's clock.
         at_ns: u64,
     },

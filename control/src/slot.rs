@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::cell::{Block, CellKind, Class, Header, SEQ_END};
+use wire::cell::{CellKind, Class, Header, SEQ_END};
 use wire::ids::{Side, SlotId};
 use wire::link::{ControlKey, LinkSecrets};
 use wire::replay::{WIDTH_DEFAULT, Window};
@@ -67,13 +67,17 @@ impl Slot {
         Some((header, body))
     }
 
-    /// Opens a cell. Its number is marked as seen only if the cell is authentic.
-    /// `header` is in the clear, `seq` its number.
-    pub(crate) fn open<'a>(&mut self, seq: u64, header: &Block, body: &'a mut [u8]) -> Result<&'a mut [u8], Refusal> {
-        self.window.accept(seq).map_err(|_| Refusal::CellReplayed)?;
-        let content = self.open.open_under(header, body).ok_or(Refusal::CellForged)?;
-        self.window.mark_seen(seq).map_err(|_| Refusal::CellReplayed)?;
+    /// Opens a cell. Its number is marked as seen only if the cell is authentic. `header` is in the clear.
+    pub(crate) fn open<'a>(&mut self, header: &Header, body: &'a mut [u8]) -> Result<&'a mut [u8], Refusal> {
+        self.window.accept(header.seq).map_err(|_| Refusal::CellReplayed)?;
+        let content = self.open.open(header, body).ok_or(Refusal::CellForged)?;
+        self.mark_seen(header.seq)?;
         Ok(content)
+    }
+
+    /// Marks the number of an authentic cell as seen.
+    pub(crate) fn mark_seen(&mut self, seq: u64) -> Result<(), Refusal> {
+        self.window.mark_seen(seq).map_err(|_| Refusal::CellReplayed)
     }
 }
 

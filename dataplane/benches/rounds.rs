@@ -72,21 +72,8 @@ impl Port for Ready {
 }
 
 fn terms(class: Class, seats: u16) -> PacedTerms {
-    PacedTerms {
-        class: PacedClass::new(class),
-        name: "bench".to_owned(),
-        period_ms: 10,
-        cells: 1,
-        rounds: 2048,
-        copies: 2,
-        gap: 1,
-        repeat: false,
-        n_min: 1,
-        seats,
-        loops: 0,
-        slack_ms: 8,
-        steps_ms: vec![2; HOPS - 1],
-    }
+    let class = PacedClass::new(class);
+    PacedTerms { n_min: 1, seats, loops: 0, steps_ms: vec![2; HOPS - 1], ..PacedTerms::new(class, "bench", HOPS) }
 }
 
 /// A neighbour: its link, and how it seals.

@@ -43,13 +43,13 @@ pub enum Punt {
         header: Header,
         body: Bytes,
     },
-    /// The same in a paced class.
+    /// The same in a paced class, opened.
     PacedCell {
         link: LinkId,
         slot: SlotId,
         from: SocketAddr,
         header: PacedHeader,
-        body: Bytes,
+        content: Bytes,
         /// When it came, by the class's clock: for clock cells.
         at: Nanos,
     },
@@ -195,6 +195,11 @@ impl PuntSender {
 
     pub fn room(&self) -> usize {
         self.ring.slots()
+    }
+
+    /// True if more than half of the ring is taken.
+    pub(crate) fn is_half_full(&self) -> bool {
+        2 * self.room() < self.ring.buffer().capacity()
     }
 
     /// Queues a message that strangers or users can cause at will. It leaves [`RESERVED`] places to the

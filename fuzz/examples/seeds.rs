@@ -7,7 +7,9 @@ use std::path::Path;
 use control::trust::State;
 use eddy_fuzz::{Step, To, WALL_S, chain_toml, signed};
 use wire::cell::{CellKind, Class, Header};
-use wire::frames::{Address, Frame, Status, Writer, split};
+use wire::frames::{Address, Frame, SESSION_FLOW, Status, Writer, split};
+use wire::paced::clock::ClockCell;
+use wire::paced::{MeetingSecret, PacedClass, PacedHeader};
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
@@ -79,6 +81,53 @@ fn frames() {
     cell("late", &[whole[0], other[0], late, whole[1], other[1], other[2], Frame::Close { flow }]);
     let many: Vec<_> = (0..18).map(|id| Frame::Frag { flow, id, index: 0, last: false, data: &[7; 16] }).collect();
     cell("many", &many);
+    // Paced classes.
+    let inside = |frames: &[Frame<'_>]| {
+        let mut inner = vec![0; frames.iter().map(Frame::len).sum()];
+        let mut writer = Writer::new(&mut inner);
+        frames.iter().for_each(|frame| assert!(writer.put(frame)));
+        inner
+    };
+    let earlier = inside(&[Frame::Session([3; 16]), Frame::Dgram { flow, data: b"before" }]);
+    cell("session", &[Frame::Again(&earlier), Frame::Session([3; 16]), open(v4), Frame::Dgram { flow, data: b"now" }]);
+    cell(
+        "answer",
+        &[Frame::Status { flow: SESSION_FLOW, code: Status::UnknownFlow }, Frame::Dgram { flow, data: b"" }],
+    );
+    let earlier = inside(&[Frame::Dgram { flow: 0, data: b"before" }, Frame::Dgram { flow: 0, data: b"" }]);
+    let part = Frame::Frag { flow: 0, id: 9, index: 0, last: false, data: &[7; 16] };
+    cell("meeting", &[Frame::Again(&earlier), part, Frame::Dgram { flow: 0, data: b"now" }]);
+}
+
+fn paced() {
+    const RUNNING: u64 = 80_000_000 * 2048;
+    for (name, choice, size, kind) in [
+        ("data", 0, Class::S, CellKind::Data),
+        ("setup", 1, Class::M, CellKind::Setup),
+        ("link", 2, Class::L, CellKind::Link),
+    ] {
+        let channel = if kind == CellKind::Link { 0 } else { 0x0102_0304 };
+        let seq = if kind == CellKind::Data { RUNNING + 7 } else { 77 };
+        let header = PacedHeader { channel, seq, sub: 1, kind, class: PacedClass::new(size), tag: [0; 4] };
+        let clock = |sent, peer, received| ClockCell { sent, peer, received }.to_bytes();
+        // Kind, when it came, and a clock cell. Its first bytes are those of the other kinds, too.
+        let contents = [
+            &[2][..],
+            &6000_u64.to_le_bytes(),
+            &clock(5000, 0, 0),
+            &[5],
+            &7000_u64.to_le_bytes(),
+            &clock(6500, 5200, 5900),
+        ];
+        let input = [&[choice, 1][..], &RUNNING.to_le_bytes(), &header.to_block(), &contents.concat()].concat();
+        write("paced", name, &input);
+    }
+    // Not a real secret.
+    let text = MeetingSecret::new([0x5a; 32]).to_text();
+    let upper = text.trim_end().replace('a', "A");
+    for (name, text) in [("secret", &text[..]), ("upper", &upper), ("short", &text[..70])] {
+        write("paced", name, &[&[3; 10], text.as_bytes()].concat());
+    }
 }
 
 fn setups_and_acks() {
@@ -88,10 +137,12 @@ fn setups_and_acks() {
     let ciphertext = [&[0; 40][..], &[1]].concat();
     for (name, choice, flips) in [
         ("whole", 0, &[0; 40][..]),
-        ("front", 2, &[1]),
+        ("front", 4, &[1]),
         ("end", 0, &last),
         ("whole-2", 1, &[0; 40]),
-        ("ciphertext-2", 3, &ciphertext),
+        ("ciphertext-2", 5, &ciphertext),
+        ("paced", 2, &[0; 40]),
+        ("paced-exit-2", 19, &[0; 40]),
     ] {
         write("setup", name, &[&[choice], flips].concat());
     }
@@ -198,6 +249,7 @@ fn main() {
     aead();
     cells();
     frames();
+    paced();
     setups_and_acks();
     handshakes();
     descriptors();

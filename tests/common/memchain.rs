@@ -8,11 +8,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use control::draw::{draw_secret, draw_x25519};
-use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
-use control::{Caps, Config, Control, NodeKeys, Role, Timing, TrustSetup};
+use control::trust::{ChainTerms, ClassTerms, Contact, State};
+use control::{Caps, Config, Control, Role, Timing};
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
@@ -31,17 +30,16 @@ use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
 use dataplane::{Nanos, SECOND};
 use eddy_node::runtime::bridge::{Bridge, Commands, Ends, Note};
+use eddy_virtual::{Hops, START_S, wall_at};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::{ChannelKeys, Side};
-use wire::kdf::Secret;
 use wire::setup::{HopSecrets, Suite};
 
 use super::limit::Permit;
 
-/// Wall clock at the start of every chain: its descriptors are valid around it.
-pub const EPOCH_S: u64 = 1_800_000_000;
+pub use eddy_virtual::link_address;
 
 /// What a chain is made with.
 #[derive(Clone)]
@@ -128,67 +126,28 @@ pub struct Seen {
     pub bytes: Vec<u8>,
 }
 
-/// What the hops of a chain are made of.
-struct Made {
-    terms: ChainTerms,
-    /// By position - 1.
-    descriptors: Vec<SignedDescriptor>,
-    /// Noise and signing keys, by position - 1.
-    keys: Vec<(Secret, Secret)>,
-}
-
-impl Made {
-    fn new(plan: &Plan, shape: Shape, rng: &mut ChaCha20Rng) -> Made {
-        let (mut descriptors, mut keys) = (Vec::new(), Vec::new());
-        for position in 1..=shape.hops() {
-            let identity = Signer::from_seed(&draw_secret(rng));
-            let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
-            let contact = Contact {
-                class: plan.class.into(),
-                lanes: plan.lanes(position) as u8,
-                addresses: vec![link_address(position, Side::Up)],
-                names: Vec::new(),
-            };
-            let descriptor = NodeDescriptor {
-                role: if position == shape.hops() { HopRole::Exit } else { HopRole::Mix },
-                revision: 1,
-                floor: 0,
-                not_before: EPOCH_S - 10,
-                not_after: EPOCH_S + 1_000_000,
-                identity: identity.public(),
-                noise: public,
-                signing: Signer::from_seed(&signing).public(),
-                contacts: vec![contact],
-            };
-            descriptors.push(descriptor.sign(&identity).unwrap());
-            keys.push((noise, signing));
-        }
-        let class = ClassTerms {
-            class: plan.class,
-            mixing_delay_ms: plan.mixing.largest_delay().as_millis() as u32,
-            lifetime_s: plan.lifetime_s,
-        };
-        let terms = ChainTerms {
-            suite: plan.suite,
-            interval_s: plan.interval_s,
-            epoch_s: plan.epoch_s,
-            classes: vec![class],
-            paced: Vec::new(),
-            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
-        };
-        Made { terms, descriptors, keys }
-    }
-
-    /// What a node starts with, for the first time.
-    fn trust(&self, position: usize) -> TrustSetup {
-        let mut view = View::new(self.terms.clone());
-        for (at, descriptor) in self.descriptors.iter().enumerate() {
-            view.take_descriptor(at + 1, descriptor.clone(), EPOCH_S).unwrap();
-        }
-        let own = position.checked_sub(1).map(|at| &self.keys[at]);
-        let own = own.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
-        TrustSetup { view, keys: own.into_iter().collect(), state: State::fresh(EPOCH_S).hop }
-    }
+/// The hops of a chain, Mix 1 first.
+fn hops(plan: &Plan, shape: Shape, rng: &mut ChaCha20Rng) -> Hops {
+    let contact = |position| Contact {
+        class: plan.class.into(),
+        lanes: plan.lanes(position) as u8,
+        addresses: vec![link_address(position, Side::Up)],
+        names: Vec::new(),
+    };
+    let class = ClassTerms {
+        class: plan.class,
+        mixing_delay_ms: plan.mixing.largest_delay().as_millis() as u32,
+        lifetime_s: plan.lifetime_s,
+    };
+    let terms = ChainTerms {
+        suite: plan.suite,
+        interval_s: plan.interval_s,
+        epoch_s: plan.epoch_s,
+        classes: vec![class],
+        paced: Vec::new(),
+        identities: Vec::new(),
+    };
+    Hops::draw(terms, (1..=shape.hops()).map(contact).collect(), rng)
 }
 
 /// A chain of nodes: entry, mixes, exit.
@@ -208,17 +167,6 @@ pub struct Chain {
     pub asleep: HashSet<usize>,
     /// Nodes whose workers do not take what control hands them.
     pub held_up: HashSet<usize>,
-}
-
-/// Address of a node's link socket.
-pub fn link_address(position: usize, side: Side) -> SocketAddr {
-    let host = if side == Side::Up { 1 } else { 2 };
-    SocketAddr::from(([10, 0, position as u8, host], 4000))
-}
-
-/// The hosts' clocks at an instant of virtual time.
-fn wall_at(now: Nanos) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
 }
 
 /// Address of a lane of a node.
@@ -251,7 +199,7 @@ impl Chain {
     pub fn new(plan: Plan) -> Chain {
         let shape = Shape::new(plan.class, plan.mixes + 1).unwrap();
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
-        let made = Made::new(&plan, shape, &mut rng);
+        let hops = hops(&plan, shape, &mut rng);
         let (links, apps) = (MemNet::default(), MemNet::default());
         let seen: Rc<RefCell<Vec<Seen>>> = Rc::default();
         let now = 10 * SECOND;
@@ -273,7 +221,7 @@ impl Chain {
         };
         chain.tap(|datagram| vec![datagram]);
         for position in 0..=shape.hops() {
-            let node = chain.node(position, &made, &mut rng);
+            let node = chain.node(position, &hops, &mut rng);
             chain.nodes.push(node);
         }
         chain
@@ -316,13 +264,14 @@ impl Chain {
         }
     }
 
-    fn node(&self, position: usize, made: &Made, rng: &mut ChaCha20Rng) -> Node {
+    fn node(&self, position: usize, hops: &Hops, rng: &mut ChaCha20Rng) -> Node {
         let (plan, shape, now) = (&self.plan, self.shape, self.now);
         let exit = position == shape.hops();
-        let config = self.config(position, &made.terms);
+        let config = self.config(position, &hops.terms);
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let elapsed = Duration::from_nanos(now);
-        let control = Control::new(vec![config], made.trust(position), seeds(), elapsed, wall_at(now)).unwrap();
+        let trust = hops.trust(position, State::fresh(START_S).hop);
+        let control = Control::new(vec![config], trust, seeds(), elapsed, wall_at(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
         let (mut rings, mut commands, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
         for _ in 0..lanes.own {

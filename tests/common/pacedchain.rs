@@ -1,23 +1,17 @@
 //! A chain of a paced class with what to expect of it: counts of its links, and what becomes of the datagrams of
 //! applications.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut, Range};
-use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::Nanos;
-use dataplane::command::LinkCommand;
-use dataplane::paced::Command;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::Setup;
+use eddy_virtual::{Plan, link_of};
 use wire::cell::{CellKind, Class, Direction};
-use wire::gcm::encipher_batch;
-use wire::ids::{ChannelKeys, Side};
-use wire::link::HeaderKey;
-use wire::paced::{ControlSlots, HopKeys, PacedClass, PacedHeader, PacedTerms, Phase};
+use wire::ids::Side;
+use wire::paced::{ControlSlots, PacedClass, PacedHeader, PacedTerms, Phase};
 use wire::setup::Suite;
 
 use super::limit::Permit;
@@ -30,19 +24,12 @@ const MILLI: Nanos = 1_000_000;
 /// Terms of a class with short batches.
 pub fn terms() -> PacedTerms {
     PacedTerms {
-        class: PacedClass::new(Class::S),
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 1,
         rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
         n_min: 1,
         seats: 16,
         loops: 0,
-        slack_ms: 8,
         steps_ms: vec![2; HOPS - 1],
+        ..PacedTerms::new(PacedClass::new(Class::S), "voice", HOPS)
     }
 }
 
@@ -58,18 +45,21 @@ pub fn client(entry: usize) -> SocketAddr {
     SocketAddr::from(([198, 18, 1, 100], entry as u16))
 }
 
+/// When a datagram was sent and, if it has come, how long it took and from where it came.
+pub type Delivered = (Nanos, Option<(Nanos, SocketAddr)>);
+
+/// The delays that half, 99.9 % and all of some do not exceed, in ms.
+pub fn quantiles(mut delays: Vec<Nanos>) -> [f64; 3] {
+    delays.sort_unstable();
+    let last = delays.len() - 1;
+    [delays.len() / 2, last - last / 1000, last].map(|at| delays[at] as f64 / 1e6)
+}
+
 /// Sender and receiver of a link.
 pub fn ends((link, entry): LinkOf, direction: Direction) -> (SocketAddr, SocketAddr) {
     let up = link_address(if link == 1 { entry } else { link - 1 }, Side::Down);
     let down = link_address(link, Side::Up);
     if direction == Direction::Forward { (up, down) } else { (down, up) }
-}
-
-/// Header keys of a link slot, with the node that has them.
-struct Slot {
-    node: usize,
-    forward: HeaderKey,
-    backward: HeaderKey,
 }
 
 /// A cell as it was sent, with its header in the clear.
@@ -80,17 +70,8 @@ pub struct Opened<'a> {
     slot: usize,
 }
 
-/// What control has given to workers.
-#[derive(Default)]
-struct Keys {
-    slots: Vec<Slot>,
-    /// The layers of the exit, by batch and number on the last link.
-    exit: HashMap<(u64, u32), HopKeys>,
-}
-
 pub struct Chain {
     chain: eddy_virtual::Chain,
-    keys: Rc<RefCell<Keys>>,
     _permit: Permit,
 }
 
@@ -118,23 +99,8 @@ impl Chain {
     pub fn with_meetings(terms: &PacedTerms, entries: usize, meetings: &[(usize, [u8; 32])]) -> Chain {
         let _permit = Permit::wait();
         let meetings = meetings.iter().copied().collect();
-        let setup = Setup { meetings, ..Setup::new(terms, HOPS - 1, entries) };
-        let mut chain = eddy_virtual::Chain::new(setup);
-        let keys = Rc::<RefCell<Keys>>::default();
-        let known = keys.clone();
-        chain.watch_commands(move |node, command| match command {
-            Command::Link(LinkCommand::InstallSlot { header_i2r, header_r2i, .. }) => {
-                let [forward, backward] = [header_i2r, header_r2i].map(|key| HeaderKey::new(key));
-                known.borrow_mut().slots.push(Slot { node, forward, backward });
-            }
-            Command::InstallChannel { batch, up, keys, .. } if node == HOPS => {
-                let ChannelKeys::Hop { forward, backward } = &**keys else { panic!("keys of an entry") };
-                let layers = HopKeys::new(forward.clone(), backward.clone());
-                known.borrow_mut().exit.insert((*batch, up.number), layers);
-            }
-            _ => {}
-        });
-        Chain { chain, keys, _permit }
+        let plan = Plan { meetings, ..Plan::new(terms, HOPS - 1, entries) };
+        Chain { chain: eddy_virtual::Chain::new(plan), _permit }
     }
 
     /// Runs until all entries have channels in a batch, which has just begun.
@@ -175,20 +141,53 @@ impl Chain {
             }
             let left = Duration::from_nanos(end - self.now);
             self.run(left.min(Duration::from_millis(gap)));
-            for datagram in std::iter::from_fn(|| self.apps.receive(destination())).collect::<Vec<_>>() {
-                self.apps.send(Datagram { from: destination(), to: datagram.from, bytes: datagram.bytes });
-            }
+            self.answer();
+        }
+    }
+
+    /// Lets the destination answer what has come to it.
+    pub fn answer(&self) {
+        for datagram in std::iter::from_fn(|| self.apps.receive(destination())).collect::<Vec<_>>() {
+            self.apps.send(Datagram { from: destination(), to: datagram.from, bytes: datagram.bytes });
         }
     }
 
     /// For each datagram of the application at an entry when it was sent and, if it has come to `to`, how long it took
     /// and from where it came.
-    pub fn delivered(&self, entry: usize, to: SocketAddr) -> Vec<(Nanos, Option<(Nanos, SocketAddr)>)> {
-        let seen = self.at_apps();
+    pub fn delivered(&self, entry: usize, to: SocketAddr) -> Vec<Delivered> {
+        self.delivered_between(entry, client(entry), to)
+    }
+
+    /// The same for what `from` sent of the datagrams of an entry's application.
+    fn delivered_between(&self, entry: usize, from: SocketAddr, to: SocketAddr) -> Vec<Delivered> {
+        let (seen, whose) = (self.at_apps(), format!(" from {entry}"));
         let came: HashMap<_, _> =
             seen.iter().filter(|seen| seen.to == to).map(|seen| (&seen.bytes, (seen.at, seen.from))).collect();
-        let sent = seen.iter().filter(|seen| seen.from == client(entry));
+        let sent = seen.iter().filter(|seen| seen.from == from && seen.bytes.ends_with(whose.as_bytes()));
         sent.map(|sent| (sent.at, came.get(&sent.bytes).map(|(at, from)| (at - sent.at, *from)))).collect()
+    }
+
+    /// How long the datagrams of an entry's application took. None may be lost.
+    pub fn delays(&self, entry: usize, to: SocketAddr) -> Vec<Nanos> {
+        self.delays_between(entry, client(entry), to)
+    }
+
+    /// How long the destination's answers to them took. None may be lost.
+    pub fn delays_of_answers(&self, entry: usize) -> Vec<Nanos> {
+        self.delays_between(entry, destination(), client(entry))
+    }
+
+    fn delays_between(&self, entry: usize, from: SocketAddr, to: SocketAddr) -> Vec<Nanos> {
+        let sent = self.delivered_between(entry, from, to);
+        let lost: Vec<_> = sent.iter().filter(|(_, came)| came.is_none()).map(|(at, _)| at / MILLI).collect();
+        let all = sent.len();
+        assert!(lost.is_empty() && all > 0, "entry {entry}: of {all} from {from} to {to} lost those of {lost:?} ms");
+        sent.iter().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect()
+    }
+
+    /// How long a batch is.
+    pub fn batch_time(&self) -> Duration {
+        Duration::from_nanos(self.times.begin(self.times.first(1)))
     }
 
     /// How long after the begin of a round its cells leave on a link.
@@ -231,7 +230,7 @@ impl Chain {
         let others: Vec<_> = (0..data.len()).filter(differ).map(|at| (at, data[at])).take(5).collect();
         let of_channel = usize::from(terms.cells) * copies as usize;
         match usize::try_from(data[0]) {
-            Ok(cells) if others.is_empty() => Ok(cells / of_channel),
+            Ok(cells) if others.is_empty() && cells.is_multiple_of(of_channel) => Ok(cells / of_channel),
             _ => Err(format!("{} data cells in a round, but (round, cells) {others:?}", data[0])),
         }
     }
@@ -248,13 +247,32 @@ impl Chain {
         forward
     }
 
+    /// Channels on a link: one of each of some entries, and those of the loops of the mixes before it.
+    pub fn channels_of(&self, link: usize, entries: usize) -> usize {
+        entries + 2 * usize::from(self.terms.loops) * (link - 1)
+    }
+
+    /// Fails unless all links carry the cells of SPEC 9.6 in every round, for these entries and for loops.
+    pub fn assert_all_constant(&self, entries: &[usize], rounds: Range<u64>) {
+        entries.iter().for_each(|entry| assert_eq!(self.channels_both((1, *entry), rounds.clone()), 1));
+        self.assert_constant_behind_mix_1(entries.len(), rounds);
+    }
+
+    /// The same of the links behind Mix 1, for a number of entries.
+    pub fn assert_constant_behind_mix_1(&self, entries: usize, rounds: Range<u64>) {
+        for link in 2..=HOPS {
+            let expected = self.channels_of(link, entries);
+            assert_eq!(self.channels_both((link, 0), rounds.clone()), expected, "link {link} in rounds {rounds:?}");
+        }
+    }
+
     /// The rounds of a batch.
     pub fn rounds(&self, batch: u64) -> Range<u64> {
         self.times.first(batch)..self.times.first(batch + 1)
     }
 
     /// Cells that one socket sent to another in each of these rounds, which leave `offset` after their begin.
-    pub fn per_round(&self, (from, to): (SocketAddr, SocketAddr), offset: Nanos, rounds: Range<u64>) -> Vec<usize> {
+    fn per_round(&self, (from, to): (SocketAddr, SocketAddr), offset: Nanos, rounds: Range<u64>) -> Vec<usize> {
         let mut counts = vec![0; (rounds.end - rounds.start) as usize];
         let len = self.terms.class.cell_len();
         let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == len;
@@ -282,55 +300,27 @@ impl Chain {
 
     /// Lets `each` see all cells that nodes have sent, in order, with their headers in the clear.
     pub fn each_opened(&self, mut each: impl FnMut(Opened)) {
-        let (seen, keys, class) = (self.seen(), self.keys.borrow(), self.terms.class);
-        let slots = &keys.slots;
-        let mut latest = HashMap::new();
-        for seen in seen.iter().filter(|seen| seen.bytes.len() == class.cell_len()) {
-            let IpAddr::V4(host) = seen.from.ip() else { panic!("{} is a node", seen.from) };
-            let [_, high, low, side] = host.octets();
-            let (node, round) = (usize::from(high) << 8 | usize::from(low), self.round_at(seen.at));
-            let open = |slot: usize| {
-                let Slot { node: of, forward, backward } = &slots[slot];
-                let mut block: [u8; 16] = seen.bytes[..16].try_into().expect("16 bytes");
-                let key = if side == 1 { backward } else { forward };
-                key.decipher(std::slice::from_mut(&mut block));
-                let header = PacedHeader::from_block(&block, class, Some(round)).filter(|_| *of == node);
-                header.map(|header| Opened { seen, header, slot })
-            };
-            let latest = latest.entry((seen.from, seen.to)).or_insert(0);
-            let opened = std::iter::once(*latest).chain((0..slots.len()).rev()).find_map(open);
-            let Some(opened) = opened else {
+        let (keys, len) = (self.header_keys(), self.terms.class.cell_len());
+        for seen in self.seen().iter().filter(|seen| seen.bytes.len() == len) {
+            let link = link_of(seen.from, seen.to).expect("nodes send to their neighbours");
+            match keys.borrow().open(link, &seen.bytes, self.round_at(seen.at)) {
+                Some((slot, header)) => each(Opened { seen, header, slot }),
                 // Before its first sample an entry sends rounds of another time (SPEC 9.5.5).
-                assert!(node > HOPS, "a cell under the keys of a slot");
-                continue;
-            };
-            *latest = opened.slot;
-            each(opened);
+                None => assert!(link.0 > HOPS && link.1 == Direction::Forward, "a cell under the keys of a slot"),
+            }
         }
-    }
-
-    /// Puts the exit's forward layer of a channel on a body: what is between its two layers in a meeting.
-    pub fn encipher_at_exit(&self, header: &PacedHeader, body: &mut [u8]) {
-        let (keys, batch) = (self.keys.borrow(), self.times.batch_of(header.seq));
-        let layers = keys.exit.get(&(batch, header.channel)).expect("a channel of the exit");
-        encipher_batch(&mut [layers.job(Direction::Forward, header.place(), body)]);
     }
 
     /// Gives a forward cell that a node has sent the number of the free class, under the key of its link.
     pub fn make_free(&self, node: usize) -> impl Fn(&mut [u8]) + 'static {
-        let (keys, class) = (self.keys.clone(), self.terms.class);
+        let (keys, class, running) = (self.header_keys(), self.terms.class, self.round_at(self.now));
         move |cell| {
-            let sealed: [u8; 16] = cell[..16].try_into().expect("16 bytes");
-            for slot in keys.borrow().slots.iter().filter(|slot| slot.node == node) {
-                let mut block = [sealed];
-                slot.forward.decipher(&mut block);
-                if block[0][11] == class.number() && block[0][10] <= CellKind::Link as u8 {
-                    block[0][11] = class.size() as u8;
-                    slot.forward.encipher(&mut block);
-                    cell[..16].copy_from_slice(&block[0]);
-                }
-            }
-            assert_ne!(sealed, cell[..16], "a cell of this node");
+            let (keys, link) = (keys.borrow(), (node, Direction::Forward));
+            let (slot, header) = keys.open(link, cell, running).expect("a cell of this node");
+            let mut block = [header.to_block()];
+            block[0][11] = class.size() as u8;
+            keys.key(link, slot).encipher(&mut block);
+            cell[..16].copy_from_slice(&block[0]);
         }
     }
 
@@ -344,7 +334,7 @@ impl Chain {
                 CellKind::Data if header.channel == 0 => return,
                 // A channel keeps its keys when its link gets new ones.
                 CellKind::Data => (seen.from, None, header.channel, header.seq, header.sub),
-                _ => (seen.from, Some(slot), 0, header.seq, 0),
+                _ => (seen.from, Some((seen.to, slot)), 0, header.seq, 0),
             };
             if header.kind == CellKind::Data {
                 senders.insert(seen.from);

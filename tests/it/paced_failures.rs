@@ -41,15 +41,6 @@ fn other_end(entry: usize) -> SocketAddr {
     }
 }
 
-/// Channels on a link: those of entries, and the loops of the mixes before it.
-fn channels_on(chain: &Chain, link: usize, entries: usize) -> usize {
-    entries + 2 * usize::from(chain.terms.loops) * (link - 1)
-}
-
-fn batch(chain: &Chain) -> Duration {
-    Duration::from_nanos(chain.times.begin(chain.times.first(1)))
-}
-
 /// Fails if a datagram that an entry's application sent in this time has not come. Times are those of sending.
 fn assert_delivered(chain: &Chain, entry: usize, sent: Range<Nanos>) {
     let of_time = chain.delivered(entry, other_end(entry)).into_iter().filter(|(at, _)| sent.contains(at));
@@ -97,7 +88,7 @@ fn assert_inner_links_constant(chain: &Chain, batches: Range<u64>) {
 fn is_complete(chain: &Chain, batch: u64) -> bool {
     let rounds = chain.rounds(batch);
     let is_full = |link, direction| {
-        chain.carries((link, 0), direction, rounds.clone()) == Ok(channels_on(chain, link, ENTRIES.len()))
+        chain.carries((link, 0), direction, rounds.clone()) == Ok(chain.channels_of(link, ENTRIES.len()))
     };
     (2..=HOPS).all(|link| DIRECTIONS.into_iter().all(|direction| is_full(link, direction)))
 }
@@ -117,7 +108,7 @@ fn assert_works(chain: &mut Chain) {
 /// their setups are for the batches after those.
 fn back_within(chain: &Chain) -> Nanos {
     let interval = 10 * SECOND;
-    (interval * 11 / 5 + 2 * batch(chain)).as_nanos() as Nanos
+    (interval * 11 / 5 + 2 * chain.batch_time()).as_nanos() as Nanos
 }
 
 /// What the links have carried since a batch.
@@ -179,7 +170,7 @@ fn restarted_entry_joins_again_and_others_notice_nothing() {
     let first = chain.batch();
     chain.talk(&ENTRIES, SECOND);
     chain.restart(103);
-    let (from, time) = (chain.now, 3 * batch(&chain));
+    let (from, time) = (chain.now, 3 * chain.batch_time());
     chain.talk(&[101, 102], time);
     // The parts of its bundle take up to an interval, 10 s (SPEC 9.16.2): two of these short batches.
     while chain.batch() < first + 4 || !is_complete(&chain, chain.batch() - 1) {
@@ -293,7 +284,7 @@ fn stepped(steps: &[(usize, i64)], off: &[(usize, Direction)]) {
         chain.step_clock(*node, by_ms * 1_000_000);
     }
     let from = chain.now;
-    let time = 2 * batch(&chain);
+    let time = 2 * chain.batch_time();
     chain.talk(&ENTRIES, time);
     chain.run(2 * LATE);
     // Neighbours drift apart by 200 ppm at most, 2 ms in 10 s: that is the step of their link.
@@ -404,11 +395,25 @@ fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
     let first = chain.batch();
     chain.step_clock(103, 100_000_000);
     chain.restart(103);
-    chain.talk(&ENTRIES, 2 * batch(&chain));
+    chain.talk(&ENTRIES, 2 * chain.batch_time());
     chain.step_clock(103, -100_000_000);
     let back = run_until_back(&mut chain, first, "entry that was 100 ms ahead");
     println!("entry: channels in batch {} after its restart", back - first);
     assert_works(&mut chain);
+}
+
+/// Mix 1 would learn the clock of an entry that judged bundles by it: it would refuse them all, and ask again.
+#[test]
+fn entry_judges_bundles_by_rounds_and_not_by_its_clock() {
+    for hours in [-1, 1] {
+        let mut chain = started();
+        let first = chain.batch();
+        chain.step_clock(103, hours * 3_600_000_000_000);
+        chain.restart(103);
+        run_until_back(&mut chain, first, "entry whose clock is off by an hour");
+        chain.run_batches(2);
+        assert_works(&mut chain);
+    }
 }
 
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry
@@ -421,7 +426,7 @@ fn without_a_channel(loops: u8, phase: Phase, direction: Direction, channels: us
     chain.run_to_batch(1);
     let first = chain.batch();
     chain.cut_in_phase(103, phase, direction);
-    let (from, time) = (chain.now, batch(&chain));
+    let (from, time) = (chain.now, chain.batch_time());
     chain.talk(&ENTRIES, time);
     let before = garbled(&chain);
     chain.talk(&ENTRIES, 3 * time);
@@ -433,16 +438,13 @@ fn without_a_channel(loops: u8, phase: Phase, direction: Direction, channels: us
     }
     for (batch, expected) in (first..).zip([3, channels, 3, 3]) {
         ENTRIES.iter().for_each(|entry| assert_eq!(chain.channels_both((1, *entry), chain.rounds(batch)), 1));
-        for link in 2..=HOPS {
-            let found = chain.channels_both((link, 0), chain.rounds(batch));
-            assert_eq!(found, channels_on(&chain, link, expected), "link {link} in batch {batch}");
-        }
+        chain.assert_constant_behind_mix_1(expected, chain.rounds(batch));
     }
     // What it sends in the last 60 ms of the batch waits for the next one.
     let sent = chain.delivered(103, destination());
     let without = from + time + 50_000_000..from + 2 * time - 100_000_000;
-    let lost = sent.iter().filter(|(at, _)| without.contains(at)).all(|(_, came)| came.is_none());
-    assert!(lost, "it has no channel");
+    let mut of_time = sent.iter().filter(|(at, _)| without.contains(at)).peekable();
+    assert!(of_time.peek().is_some() && of_time.all(|(_, came)| came.is_none()), "it has no channel");
     assert_delivered(&chain, 103, from + 2 * time..from + 4 * time);
     let mut sources: Vec<_> = sent.iter().filter_map(|(_, came)| came.map(|(_, source)| source)).collect();
     sources.dedup();
@@ -479,7 +481,7 @@ fn loss_and_reordering_change_no_count_on_any_link() {
         21 => vec![(0, datagram.clone()), (0, datagram)],
         _ => vec![(0, datagram)],
     });
-    chain.talk(&ENTRIES, 2 * batch(&chain));
+    chain.talk(&ENTRIES, 2 * chain.batch_time());
     chain.run_batches(1);
     for batch in first..chain.batch() {
         assert!(is_complete(&chain, batch), "batch {batch}");

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dataplane::Nanos;
+use dataplane::paced::entry::PREPARE;
 use eddy_node::ceremony::profile::{ClassChoice, Figures};
-use eddy_virtual::Setup;
+use eddy_virtual::Plan;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Class;
@@ -14,41 +15,14 @@ use wire::ids::Side;
 use wire::paced::{PacedClass, PacedTerms};
 use wire::setup::Suite;
 
-use crate::common::pacedchain::{Chain, HOPS, LATE, client, destination, link_address, terms};
+use crate::common::pacedchain::{Chain, HOPS, LATE, client, destination, link_address, quantiles, terms};
 
 const SECRET: [u8; 32] = [7; 32];
-/// A round is built this long before it is due, and takes nothing in after that: `dataplane::paced::entry`.
-const PREPARE_MS: f64 = 2.0;
-
-fn batch(chain: &Chain) -> Duration {
-    Duration::from_nanos(chain.times.begin(chain.times.first(1)))
-}
-
-/// The delays that half, 99.9 % and all of some do not exceed, in ms.
-fn quantiles(mut delays: Vec<Nanos>) -> [f64; 3] {
-    delays.sort_unstable();
-    let last = delays.len() - 1;
-    [delays.len() / 2, last - last / 1000, last].map(|at| delays[at] as f64 / 1e6)
-}
-
-/// How long datagrams from one address to another took, by their bytes. None may be lost.
-fn delays(chain: &Chain, from: SocketAddr, to: SocketAddr, whose: &str) -> Vec<Nanos> {
-    let seen = chain.at_apps();
-    let came: std::collections::HashMap<_, _> =
-        seen.iter().filter(|seen| seen.to == to).map(|seen| (&seen.bytes, seen.at)).collect();
-    let sent = seen.iter().filter(|seen| seen.from == from && seen.bytes.ends_with(whose.as_bytes()));
-    let delays: Vec<_> = sent.map(|sent| came.get(&sent.bytes).map(|at| at - sent.at)).collect();
-    let lost = delays.iter().filter(|delay| delay.is_none()).count();
-    assert!(lost == 0 && !delays.is_empty(), "{lost} of {} from {from} to {to} were lost", delays.len());
-    delays.into_iter().flatten().collect()
-}
 
 /// Delays to a destination, back from it, and both ways of a meeting: of entry 103, and of 101 and 102.
 fn all_delays(chain: &Chain) -> [Vec<Nanos>; 3] {
-    let inside =
-        [(101, 102), (102, 101)].map(|(from, to)| delays(chain, client(from), client(to), &format!("from {from}")));
-    let out = delays(chain, client(103), destination(), "from 103");
-    [out, delays(chain, destination(), client(103), "from 103"), inside.concat()]
+    let inside = [(101, 102), (102, 101)].map(|(from, to)| chain.delays(from, client(to)));
+    [chain.delays(103, destination()), chain.delays_of_answers(103), inside.concat()]
 }
 
 /// With repeat the last round of a batch takes no new frames (SPEC 9.11.7): what comes then waits for the next one.
@@ -62,22 +36,15 @@ fn runs(terms: &PacedTerms) -> [f64; 3] {
     let of_chain = Chain::with_meetings(terms, 3, &[(101, SECRET), (102, SECRET)]);
     let mut chain = of_chain.start();
     let first = chain.batch();
-    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.talk(&[101, 102, 103], 2 * chain.batch_time());
     chain.run(4 * LATE);
-    for batch in first..first + 2 {
-        for entry in [101, 102, 103] {
-            assert_eq!(chain.channels_both((1, entry), chain.rounds(batch)), 1);
-        }
-        for link in 2..=HOPS {
-            let loops = 2 * usize::from(terms.loops) * (link - 1);
-            assert_eq!(chain.channels_both((link, 0), chain.rounds(batch)), 3 + loops, "link {link}");
-        }
-    }
+    chain.assert_all_constant(&[101, 102, 103], chain.times.first(first)..chain.times.first(first + 2));
     chain.assert_closed();
     chain.assert_sealed_once();
     let delays = all_delays(&chain).map(quantiles);
     let said = Figures::of(terms, Suite::Hybrid, HOPS).delay_ms;
-    let said = [said.forward, said.backward, said.meeting].map(|ms| ms as f64 + PREPARE_MS + last_round_ms(terms));
+    let said =
+        [said.forward, said.backward, said.meeting].map(|ms| ms as f64 + PREPARE as f64 / 1e6 + last_round_ms(terms));
     println!("{}: out, back, inside: p50, p99.9, most {delays:.1?}, at most {said:?} ms", terms.name);
     assert!(delays.iter().zip(said).all(|([.., most], said)| *most <= said), "{delays:?} of {said:?}");
     delays[0]
@@ -132,7 +99,7 @@ fn fifty_batches_with_repeat_lose_nothing() {
 /// At least 99.99 % of setups succeed when every link loses 1 % of its datagrams (SPEC 9.8.3).
 fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
     let entries = 100;
-    let mut chain = eddy_virtual::Chain::new(Setup { keeps: false, ..Setup::new(&terms, mixes, entries) });
+    let mut chain = eddy_virtual::Chain::new(Plan { keeps: false, ..Plan::new(&terms, mixes, entries) });
     let numbers: Vec<_> = (101..101 + entries).collect();
     // All links, each datagram by itself.
     let mut rng = ChaCha20Rng::seed_from_u64(17);

@@ -13,6 +13,7 @@ use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use dataplane::paced::entry::MeetingState;
 use dataplane::socket::memory::Datagram;
+use eddy_virtual::ExitBody;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -24,7 +25,7 @@ use wire::paced::{PacedTerms, Phase};
 use wire::setup::{self, HopPublic, SetupKey, Suite, ack_cells};
 
 use crate::common::pacedchain::{
-    Chain, DIRECTIONS, HOPS, LATE, LinkOf, Opened, client, destination, ends, link_address, terms,
+    Chain, DIRECTIONS, HOPS, LATE, LinkOf, Opened, client, destination, ends, link_address, quantiles, terms,
 };
 
 const MILLI: Nanos = 1_000_000;
@@ -35,16 +36,12 @@ fn few_seats() -> PacedTerms {
     PacedTerms { seats: 6, ..terms() }
 }
 
-fn batch(chain: &Chain) -> Duration {
-    Duration::from_nanos(chain.times.begin(chain.times.first(1)))
-}
-
 #[test]
 fn two_entries_with_one_secret_meet_and_a_third_waits() {
     let meetings = [(101, SECRET), (102, SECRET), (103, [8; 32]), (104, [8; 32]), (105, [8; 32])];
     let mut chain = Chain::with_meetings(&few_seats(), 5, &meetings).start();
     for of_batch in 0..3 {
-        let (from, time) = (chain.now, batch(&chain));
+        let (from, time) = (chain.now, chain.batch_time());
         chain.talk(&[101, 102, 103, 104, 105], time / 2);
         let (waiting, joined): (Vec<_>, Vec<_>) =
             (101..=105).partition(|entry| chain.shown(*entry).meeting == Some(MeetingState::Waiting));
@@ -71,9 +68,9 @@ fn two_entries_with_one_secret_meet_and_a_third_waits() {
     chain.run(2 * LATE);
 
     // All batches, both ways.
-    let delays = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to))).concat();
+    let delays = [(101, 102), (102, 101)].map(|(from, to)| chain.delays(from, client(to))).concat();
     let count = delays.len();
-    let (p50, most) = half_and_most(delays);
+    let [p50, _, most] = quantiles(delays);
     println!("{count} datagrams: p50 {p50:.2} ms, at most {most:.2} ms");
     assert!(p50 <= 50.0 && most <= 65.0, "p50 {p50}, at most {most}");
     chain.assert_closed();
@@ -95,7 +92,7 @@ fn new_secret_holds_from_the_next_batch_without_a_setup() {
         let now = chain.now;
         chain.run_until(begun.max(now));
         let (from, (peer, other)) = (chain.now, peers);
-        chain.talk(&[101, 102, 103], 2 * self::batch(&chain) / 5);
+        chain.talk(&[101, 102, 103], 2 * chain.batch_time() / 5);
         let [this, joined, waits] = [101, peer, other].map(|entry| chain.shown(entry).meeting.expect("a meeting"));
         let expected = (MeetingState::Joined, MeetingState::Joined, MeetingState::Waiting);
         assert_eq!((this, joined, waits), expected, "batch {}", batch - first);
@@ -151,30 +148,16 @@ fn lose_rounds(chain: &Chain) {
     });
 }
 
-/// The half and the longest of some delays, in ms.
-fn half_and_most(mut delays: Vec<Nanos>) -> (f64, f64) {
-    delays.sort_unstable();
-    (delays[delays.len() / 2] as f64 / 1e6, delays[delays.len() - 1] as f64 / 1e6)
-}
-
-/// How long the datagrams of an entry's application took. None may be lost.
-fn delays(chain: &Chain, entry: usize, to: SocketAddr) -> Vec<Nanos> {
-    let sent = chain.delivered(entry, to);
-    let lost: Vec<_> = sent.iter().filter(|(_, came)| came.is_none()).map(|(at, _)| at / MILLI).collect();
-    assert!(lost.is_empty(), "entry {entry}: of {} datagrams those of {lost:?} ms were lost", sent.len());
-    sent.iter().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect()
-}
-
 #[test]
 fn repeat_brings_what_all_copies_have_lost() {
     let terms = PacedTerms { repeat: true, ..few_seats() };
     let mut chain = Chain::with_meetings(&terms, 3, &[(101, SECRET), (102, SECRET)]).start();
     lose_rounds(&chain);
-    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.talk(&[101, 102, 103], 2 * chain.batch_time());
     chain.run(2 * LATE);
-    let (outside, most_outside) = half_and_most(delays(&chain, 103, destination()));
-    let inside = [(101, 102), (102, 101)].map(|(from, to)| delays(&chain, from, client(to)));
-    let (inside, most_inside) = half_and_most(inside.concat());
+    let [outside, _, most_outside] = quantiles(chain.delays(103, destination()));
+    let inside = [(101, 102), (102, 101)].map(|(from, to)| chain.delays(from, client(to)));
+    let [inside, _, most_inside] = quantiles(inside.concat());
     println!("outside {outside:.2} and {most_outside:.2} ms, inside {inside:.2} and {most_inside:.2} ms");
     // What came while a full cell was repeated waits for one more round.
     assert!(outside <= 45.0 && most_outside <= 60.0 && inside <= 60.0 && most_inside <= 75.0);
@@ -189,7 +172,7 @@ fn repeat_brings_what_all_copies_have_lost() {
 #[test]
 fn batch_below_the_floor_carries_nothing_and_looks_alike() {
     let mut chain = Chain::new(&PacedTerms { n_min: 3, ..few_seats() }, 3).start();
-    let (first, from, time) = (chain.batch(), chain.now, batch(&chain));
+    let (first, from, time) = (chain.batch(), chain.now, chain.batch_time());
     chain.cut_in_phase(103, Phase::Setup(1), Forward);
     chain.talk(&[101, 102, 103], 3 * time);
     chain.run(2 * LATE);
@@ -214,13 +197,15 @@ fn batch_below_the_floor_carries_nothing_and_looks_alike() {
     chain.assert_closed();
 }
 
-/// Two entries that meet for three batches, and lose rounds on their way to Mix 1. Returns its first batch, too.
-fn lossy_meeting() -> (Chain, u64) {
+/// Two entries that meet for three batches, and lose rounds on their way to Mix 1. `watch` sees what the exit has.
+/// Returns its first batch, too.
+fn lossy_meeting(watch: impl FnMut(ExitBody) + 'static) -> (Chain, u64) {
     let chain = Chain::with_meetings(&few_seats(), 2, &[(101, SECRET), (102, SECRET)]);
     let mut chain = chain.start();
     lose_rounds(&chain);
+    chain.watch_exit(watch);
     let first = chain.batch();
-    chain.talk(&[101, 102], 3 * batch(&chain));
+    chain.talk(&[101, 102], 3 * chain.batch_time());
     chain.run(LATE);
     for entry in [101, 102] {
         assert_eq!(chain.shown(entry).meeting, Some(MeetingState::Joined));
@@ -230,7 +215,7 @@ fn lossy_meeting() -> (Chain, u64) {
 
 #[test]
 fn bodies_of_a_meeting_look_like_noise_on_every_link() {
-    let (chain, first) = lossy_meeting();
+    let (chain, first) = lossy_meeting(|_| ());
     let mut bodies = HashSet::new();
     for (link, direction) in (2..=HOPS).flat_map(|link| DIRECTIONS.map(|direction| (link, direction))) {
         let mut counts = [[0; 256]; 2];
@@ -258,18 +243,17 @@ fn bodies_of_a_meeting_look_like_noise_on_every_link() {
 /// Between them it sees noise, at every byte, and nothing of which rounds were lost before Mix 1.
 #[test]
 fn bodies_between_the_layers_of_the_exit_look_like_noise() {
-    let (chain, first) = lossy_meeting();
-    let rounds = chain.times.first(first)..chain.times.first(first + 3);
-    // Bodies of the same round, in the order of their channels.
-    let mut pairs = BTreeMap::<u64, BTreeMap<u32, Vec<u8>>>::new();
-    chain.each_opened(|Opened { seen, header, .. }| {
-        let is_in = seen.to == link_address(HOPS, Side::Up) && header.kind == CellKind::Data;
-        if is_in && rounds.contains(&header.seq) {
-            let mut body = seen.bytes[16..].to_vec();
-            chain.encipher_at_exit(&header, &mut body);
-            pairs.entry(header.seq).or_default().insert(header.channel, body);
+    // Bodies of the same round, in the order of their entries.
+    let pairs = Rc::<RefCell<BTreeMap<u64, BTreeMap<usize, Vec<u8>>>>>::default();
+    let seen = pairs.clone();
+    let (chain, first) = lossy_meeting(move |ExitBody { round, entry, between, .. }| {
+        if let Some(between) = between {
+            seen.borrow_mut().entry(round).or_default().insert(entry, between.to_vec());
         }
     });
+    let rounds = chain.times.first(first)..chain.times.first(first + 3);
+    let mut pairs = pairs.take();
+    pairs.retain(|round, _| rounds.contains(round));
     assert!(pairs.len() as u64 == rounds.end - rounds.start && pairs.values().all(|pair| pair.len() == 2));
 
     let body_len = chain.terms.class.body_len();
@@ -334,7 +318,7 @@ fn talking(entries: usize, meetings: &[(usize, [u8; 32])], attack: impl FnOnce(&
     let first = chain.batch();
     attack(&chain);
     let entries: Vec<_> = (101..101 + entries).collect();
-    chain.talk(&entries, 2 * batch(&chain));
+    chain.talk(&entries, 2 * chain.batch_time());
     chain.run(LATE);
     (chain, first)
 }
@@ -459,7 +443,7 @@ fn isolated_entry_has_the_company_of_the_loops_of_mixes() {
         let is_held = others.contains(&datagram.from) && held.contains(&now);
         vec![(if is_held { end - now } else { 0 }, datagram)]
     });
-    chain.talk(&[101, 102, 103], 2 * batch(&chain));
+    chain.talk(&[101, 102, 103], 2 * chain.batch_time());
     chain.run(LATE);
     for (of_batch, entries) in (first..).zip([3, 1]) {
         for link in 2..=HOPS {

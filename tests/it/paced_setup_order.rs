@@ -6,7 +6,7 @@ use std::time::Duration;
 use attack::Truth;
 use attack::setup_order::{Passed, SetupOrder};
 use dataplane::Nanos;
-use eddy_virtual::{Chain, ENTRIES, Setup, number_of};
+use eddy_virtual::{Chain, ENTRIES, Plan, number_of};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::paced::PacedTerms;
@@ -23,7 +23,7 @@ fn setups(loops: u8) -> (SetupOrder, Vec<Truth>) {
     let _permit = Permit::wait();
     let terms = PacedTerms { loops, ..terms() };
     let timers_late = Duration::from_micros(60);
-    let mut chain = Chain::new(Setup { keeps: false, timers_late, ..Setup::new(&terms, HOPS - 1, USERS) });
+    let mut chain = Chain::new(Plan { keeps: false, timers_late, ..Plan::new(&terms, HOPS - 1, USERS) });
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     chain.attack(move |_, datagram| {
         let is_access = [datagram.from, datagram.to].iter().any(|end| number_of(*end) >= Some(ENTRIES));

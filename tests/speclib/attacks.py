@@ -300,7 +300,7 @@ def attack_with_asks(by):
 
     def send(*contents):
         for content in contents:
-            carriage.send(entry.down, entry.link, content)
+            entry.down.put(entry.link, content)
 
     wrong = {
         "an ask with a clock": (ask._replace(clock=wall_ms()).content(), "trust-from-entry"),

@@ -251,7 +251,7 @@ def check_bad_items(report, chain, liar):
     for what, item in items.items():
         attack(what, "trust-item", lambda: carriage.send_item(liar.down, link, *item))  # noqa: B023
     for what, content in contents.items():
-        attack(what, "trust-malformed", lambda: carriage.send(liar.down, link, content))  # noqa: B023
+        attack(what, "trust-malformed", lambda: liar.down.put(link, content))  # noqa: B023
     with report.check("attack on mix2: afterwards it signs with the others"):
         n = carriage.interval() + 1
         liar.up.loop.until(lambda: any(map(carriage.holdings.bundle, range(n, n + 5))), "a bundle")

@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 from .holdings import ABSENT, Holdings, wall_ms
-from .protocol import ASK, LINK, Refused
+from .protocol import ASK, Refused
 from .trust import (
     BUNDLE, CLOCK_ITEM, DESCRIPTOR_OF, RECORD_OF, SIGNATURES, WANTS_ANSWER,
     Ask, Bundle, Parts, bundle_hash, draw_keys, part_contents, require, sign,
@@ -52,12 +52,9 @@ class Carriage:
         """The complete bundle of the running interval."""
         return self.holdings.bundle(self.interval())
 
-    def send(self, end, link, content):
-        end.send(link, link.control_cell(LINK, 0, 0, content))
-
     def send_item(self, end, link, item, text):
         for content in part_contents(item, text, self.terms.size.content(link.sends, link.number)):
-            self.send(end, link, content)
+            end.put(link, content)
 
     def on_content(self, end, link, content):
         if content[0] == ASK:
@@ -94,11 +91,16 @@ class UserCarriage(Carriage):
         self.wants, self.link = False, None
 
     def tick(self, end, now):
-        link, n = end.link, self.interval()
+        if self.wants and end.link.current:
+            self.ask(end, self.interval(), now)
+
+    def ask(self, end, n, now):
+        """For the bundle of n, if it is missing and an ask is due."""
+        link = end.link
         if link is not self.link:
             self.link, self.holdings = link, Holdings(self.terms)
-        if self.wants and link.current and not self.holdings.bundle(n) and self.state(link).is_due(n, now, self.slow_s):
-            self.send(end, link, self.holdings.ask(n, WANTS_ANSWER, 0, self.state(link).lacks).content())
+        if not self.holdings.bundle(n) and self.state(link).is_due(n, now, self.slow_s):
+            end.put(link, self.holdings.ask(n, WANTS_ANSWER, 0, self.state(link).lacks).content())
 
     def on_ask(self, _end, _link, _ask):
         raise Refused("an ask of Mix 1")
@@ -294,5 +296,5 @@ class HopCarriage(Carriage):
                     self.send_item(end, link, item, text)
             if state.is_due(n, now, self.slow_s) if self.is_wanting(state, n, now) else state.report:
                 flags = WANTS_ANSWER if self.is_wanting(state, n, now) else 0
-                self.send(end, link, self.holdings.ask(n, flags, ms + self.ahead_ms, named=state.lacks).content())
+                end.put(link, self.holdings.ask(n, flags, ms + self.ahead_ms, named=state.lacks).content())
         state.report = False

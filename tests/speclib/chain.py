@@ -29,7 +29,8 @@ LATE = ("half-open-expired", "setup-incomplete")  # counted seconds after their 
 class Chain:
     """Real nodes on a loopback address of their own, but for the positions that Python plays."""
 
-    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None, interval=10, epoch=3600):
+    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None, interval=10, epoch=3600, profile=None):
+        """`profile` is what `eddy assemble --class` takes for a paced class."""
         self.eddy, self.loop, self.python, self.renew_s = eddy, loop, python, renew_s
         self.host = "127." + ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.names = ["entry", *(f"mix{i}" for i in range(1, mixes + 1)), "exit"]
@@ -38,7 +39,8 @@ class Chain:
         for position in range(1, mixes + 2):
             (self.make_real if self.is_real(position) else self.make_python)(position, klass)
         *descriptors, last = [f"{name}/node.desc" for name in self.names[1:]]
-        command = ["assemble", *descriptors, "--exit", last, "--class", klass, "--suite", str(suite)]
+        command = ["assemble", *descriptors, "--exit", last, "--class", profile or klass]
+        command += ["--suite", str(suite)]
         self.run(*command, "--interval", str(interval), "--epoch", str(epoch))
         self.file = (self.folder / "chain.toml").read_text()
         self.terms, self.descriptors = read_chain(self.file)
@@ -51,7 +53,9 @@ class Chain:
         self.run("keygen", "--role", role, "--address", self.address(position), "--class", klass, "--out", name)
         file = self.folder / name / "node.toml"
         text = f"renew_after_s = {self.renew_s}\n" if self.renew_s else ""
-        if role == "mix":
+        if klass.startswith("paced"):
+            text += "unsynchronised_clock = true\n"
+        elif role == "mix":
             text += f'mixing = "{MIXING}"\n'
         lines = [line for line in file.read_text().splitlines() if not line.startswith("mixing =")]
         file.write_text(text + "\n".join(lines))

@@ -15,7 +15,7 @@ from kyber_py.ml_kem import ML_KEM_768
 from .protocol import (
     ACK, ACK_CELLS, ACK_PERIOD, ANSWER_LENGTH, ASK, CHALLENGE, COOKIE, DATA, ECHO, HALF, KEEPALIVE, LINK, MESSAGE_2,
     MESSAGE_2_LENGTH, PART, PATH, SETUP,
-    Link, Noise, Refused, Slot,
+    Link, Noise, Refused,
     flip_bit, handshake_datagram, join_shards, make_answer, make_cookie, open_answer, parse_handshake, shard_counts,
     with_mac2, x25519_public,
 )  # fmt: skip
@@ -30,6 +30,7 @@ class Loop:
 
     def __init__(self):
         self.selector, self.ticks = selectors.DefaultSelector(), []
+        self.dues = []  # functions that return when a node wants its next turn
 
     def add(self, sock, callback):
         sock.setblocking(False)
@@ -38,7 +39,9 @@ class Loop:
         self.selector.register(sock, selectors.EVENT_READ, callback)
 
     def turn(self):
-        for key, _ in self.selector.select(TICK):
+        now = time.monotonic()
+        wait = min([TICK, *(due() - now for due in self.dues)])
+        for key, _ in self.selector.select(max(wait, 0)):
             for _ in range(64):
                 try:
                     datagram, source = key.fileobj.recvfrom(65536)
@@ -77,6 +80,8 @@ def bound(host, port=0):
 
 class End:
     """A socket with one or more ends of links. `owner` is the node, which accepts what they carry."""
+
+    link_type = Link
 
     def __init__(self, loop, sock, owner):
         self.loop, self.sock, self.owner = loop, sock, owner
@@ -189,8 +194,12 @@ class End:
             if link.current and link.heard_at > link.sent_at and now - link.heard_at >= 0.5:
                 self.keepalive(link)
 
+    def put(self, link, content):
+        """Sends a type 3 cell."""
+        self.send(link, link.control_cell(LINK, 0, 0, content))
+
     def keepalive(self, link):
-        self.send(link, link.control_cell(LINK, 0, 0, bytes([KEEPALIVE])))
+        self.put(link, bytes([KEEPALIVE]))
 
 
 class Initiator(End):
@@ -201,7 +210,7 @@ class Initiator(End):
     def __init__(self, loop, sock, owner, peer, pattern, private=None):
         super().__init__(loop, sock, owner)
         self.peer, self.pattern, self.private = peer, pattern, private
-        self.link = Link(peer.size, peer.position, initiator=True)
+        self.link = self.link_type(peer.size, peer.position, initiator=True)
         self.link.address = peer.address
         self.links, self.pending, self.due, self.tries = [self.link], {}, 0.0, 0
         self.clock, self.silent, self.psk = 0, False, bytes(32)
@@ -239,7 +248,7 @@ class Initiator(End):
         """4.8, at the initiator."""
         if content[0] == PATH:
             self.paths += 1
-            self.send(link, link.control_cell(LINK, 0, 0, bytes([ECHO]) + content[1:9]))
+            self.put(link, bytes([ECHO]) + content[1:9])
 
     def answer(self, datagram):
         """4.9.6"""
@@ -281,7 +290,7 @@ class Initiator(End):
             raise Refused("handshake-malformed")
         noise = copy.deepcopy(noise)  # 4.4.5: a forgery changes nothing
         ciphertext = noise.read(text)
-        slot = Slot(noise.hash, *noise.split(), ML_KEM_768.decaps(private, ciphertext))
+        slot = self.link.slot_type(noise.hash, *noise.split(), ML_KEM_768.decaps(private, ciphertext))
         # 4.4.4, 4.4.5: answers to older messages are of no use any more.
         for old in list(self.pending):
             del self.pending[old]
@@ -363,12 +372,12 @@ class Responder(End):
             self.stamp = front
             link = self.links[0] if self.links else None
         if not link:
-            link = Link(self.me.size, self.me.position, initiator=False)
+            link = self.link_type(self.me.size, self.me.position, initiator=False)
             self.links.append(link)
         shared, ciphertext = ML_KEM_768.encaps(key)
         answer = noise.write(ciphertext)
         # 4.4.2: cells under `next` may follow at once.
-        link.next = Slot(noise.hash, *noise.split(), shared)
+        link.next = link.slot_type(noise.hash, *noise.split(), shared)
         link.next.source = source
         self.sock.sendto(handshake_datagram(MESSAGE_2, 0, index, answer, text[:32]), source)
 

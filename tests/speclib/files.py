@@ -6,7 +6,7 @@ import re
 
 from .chain import Chain
 from .ends import Loop
-from .paced import class_terms
+from .paced import PacedTerms
 from .protocol import Refused, flip_bit, x25519_public
 from .report import same
 from .trust import (
@@ -177,7 +177,7 @@ def check_chain_ids(report, chain):
             terms, _ = read_chain((chain.folder / file).read_text())
             same("hops", terms.hops, len(mixes) + 1)
             rows = [(CLASSES[one], delay, lifetime) for one in classes if one in CLASSES]
-            paced = tuple(bytes_of_profile(one, len(mixes)) for one in classes if one not in CLASSES)
+            paced = tuple(terms_of_profile(one, len(mixes)) for one in classes if one not in CLASSES)
             own = Terms(suite, interval, epoch, rows, terms.identities, paced)
             same("id", json.loads(chain.run("inspect", "--json", file))["id"], own.id.hex())
             ids.add(own.id)
@@ -185,11 +185,11 @@ def check_chain_ids(report, chain):
         row["note"] = f"{len(TERMS)} chains"
 
 
-def bytes_of_profile(text, links):
-    """The encoding of what `eddy assemble --class` makes of a profile."""
+def terms_of_profile(text, links):
+    """What `eddy assemble --class` makes of a profile."""
     if text == "voice":
-        return class_terms(0x11, "voice", 10, 1, 2048, 2, 1, 1, 8, 256, 2, 8, [5] * links)
-    return class_terms(0x13, "video", 10, 2, 2048, 2, 1, 0, 2, 256, 2, 8, [9, 4])
+        return PacedTerms(0x11, "voice", 10, 1, 2048, 2, 1, 1, 8, 256, 2, 8, [5] * links)
+    return PacedTerms(0x13, "video", 10, 2, 2048, 2, 1, 0, 2, 256, 2, 8, [9, 4])
 
 
 def flags(name, values):

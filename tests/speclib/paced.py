@@ -1,12 +1,15 @@
 """Section 9 of docs/SPEC.md: paced classes. A companion to the text, like protocol.py."""
 
+import collections
+import functools
 import hmac
 import math
 import struct
 
 from .protocol import (
-    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, FROM, OPEN, PAD, PEER, SESSION, STATUS, AGAIN,
-    Class, Header, Refused, Slot,
+    ACK, AGAIN, BACKWARD, CLOCK, CLOSE, COMPANY, DATA, DGRAM, FORWARD, FRAG, FROM, LINK, OPEN, PAD, PEER, REPORT_CELL,
+    SESSION, SETUP, STATUS,
+    Class, Header, Link, Refused, Slot,
     ack_contents, aes_ecb, expand, extract, frame, parse_frames, seal, shard_counts, unseal, xor,
 )  # fmt: skip
 
@@ -15,23 +18,30 @@ from .protocol import (
 POLYNOMIAL = 1 << 128 | 1 << 127 | 1 << 126 | 1 << 121 | 1
 
 
-def dot(a, b):
-    """a * b * x^-128. Bit i of a number is the coefficient of x^i."""
-    out = 0
-    for bit in range(128):
-        if b >> bit & 1:
-            out ^= a << bit
+@functools.lru_cache(256)
+def products(key):
+    """a * key * x^-128 for every value a of each byte of a block. Bit i of a number is the coefficient of x^i."""
+    one, out = int.from_bytes(key, "little"), []
     for _ in range(128):
-        out = (out ^ POLYNOMIAL if out & 1 else out) >> 1
+        one = (one ^ POLYNOMIAL if one & 1 else one) >> 1
+    for _ in range(16):
+        row = [0]
+        for _ in range(8):
+            row += [one ^ other for other in row]
+            one = one << 1 ^ (POLYNOMIAL if one >> 127 else 0)
+        out.append(row)
     return out
 
 
 def polyval(key, text):
     """`text` is padded with zeros to whole blocks; in section 9 it always has whole blocks."""
     text += bytes(-len(text) % 16)
-    h, out = int.from_bytes(key, "little"), 0
+    table, out = products(key), 0
     for at in range(0, len(text), 16):
-        out = dot(out ^ int.from_bytes(text[at : at + 16], "little"), h)
+        block = out ^ int.from_bytes(text[at : at + 16], "little")
+        out = 0
+        for row, byte in zip(table, block.to_bytes(16, "little"), strict=True):
+            out ^= row[byte]
     return out.to_bytes(16, "little")
 
 
@@ -72,6 +82,32 @@ class PacedSlot(Slot):
         if not hmac.compare_digest(block[12:], polyval(self.tag[way], body)[:4]):
             raise Refused("bad-tag")
         return Header.parse(block[:12] + bytes(4)), body
+
+
+class PacedLink(Link):
+    """One end of a link of a paced class. At an entry, `running` is the round of which it sends first copies."""
+
+    slot_type = PacedSlot
+
+    def open(self, cell, running):
+        """9.4, steps 1, 3 and 4: slot and header."""
+        if len(cell) != self.size.cell(self.receives, self.number):
+            raise Refused("length")
+        for slot in self.slots():
+            block = aes_ecb(slot.header[self.receives], cell[:16], decrypt=True)
+            header = Header.parse(block[:12] + bytes(4))
+            is_near = running is not None and abs(header.seq - running) <= 1024
+            is_control = SETUP <= header.type <= LINK and not any(block[12:])
+            if header.klass == self.size.number and (is_near if header.type == DATA else is_control):
+                break
+        else:
+            raise Refused("header")
+        if header.type == (ACK if self.receives == FORWARD else SETUP):
+            raise Refused("kind")
+        return slot, header
+
+    def data_cell(self, header, body):
+        return self.current.data_cell(self.sends, header, body)
 
 
 # ---- 9.3 Bodies ----
@@ -161,18 +197,19 @@ def offsets(period, copies, gap, slack, steps):
 
 
 class Lead:
-    """9.5.5: at which own time an entry sends a round. Times are ms, one call of `moved` per step."""
+    """9.5.5: an entry sends round r when its clock shows r * T - lead. Times are ms."""
 
     def __init__(self, period, copies, gap, slack):
         self.late, self.early = (copies - 1) * gap * period + slack, 8 * period - slack
         self.value, self.samples, self.peer, self.sent = None, [], 0, False
 
-    def sample(self, now, peer, received):
-        """A clock cell of Mix 1 that came at `now` by the entry's own clock."""
+    def sample(self, now, peer, value):
+        """A clock cell of Mix 1 that came at `now`. `peer` is a number of a clock cell, and `value` is the time at
+        which Mix 1 received that one, less the time at which it was due here."""
         if peer in (0, self.peer):
             return
         self.peer = peer
-        self.samples.append((now, received - peer))
+        self.samples.append((now, value))
         self.samples = [one for one in self.samples[:-16] if one[0] > now - 40_000] + self.samples[-16:]
         latest = [one for _, one in self.samples[-16:]]
         if not self.sent:
@@ -254,6 +291,36 @@ def refused_terms(size, period, rounds, copies, gap, slack, steps, interval, epo
     return [name for name, holds in rules.items() if not holds]
 
 
+# 9.6.6 Contents of type 3 cells
+
+
+class ClockCell(collections.namedtuple("ClockCell", "sent peer received", defaults=(0, 0))):
+    def content(self):
+        return struct.pack(">BQQQ", CLOCK, *self)
+
+
+class ReportCell(collections.namedtuple("ReportCell", "first last places filled lost")):
+    def content(self):
+        return bytes([REPORT_CELL]) + self.first.to_bytes(5) + self.last.to_bytes(5) + struct.pack(">III", *self[2:])
+
+
+class CompanyCell(collections.namedtuple("CompanyCell", "channels n_min")):
+    def content(self):
+        return struct.pack(">BHH", COMPANY, *self)
+
+
+def parse_content(content):
+    """A clock, report or company cell; None for other kinds."""
+    if content[0] == CLOCK:
+        return ClockCell(*struct.unpack_from(">QQQ", content, 1))
+    if content[0] == REPORT_CELL:
+        return ReportCell(int.from_bytes(content[1:6]), int.from_bytes(content[6:11]),
+                          *struct.unpack_from(">III", content, 11))  # fmt: skip
+    if content[0] == COMPANY:
+        return CompanyCell(*struct.unpack_from(">HH", content, 1))
+    return None
+
+
 # ---- 9.11, 9.12 Frames ----
 
 ENDS = {DGRAM, FRAG, CLOSE}
@@ -313,9 +380,19 @@ def parse_meeting(inner, payload):
 # ---- 9.16 Terms ----
 
 
-def class_terms(klass, name, period, cells, rounds, copies, gap, repeat, n_min, seats, loops, slack, steps):
-    """What a paced class adds to the bytes of the chain id (7.4)."""
-    text = name.encode()
-    out = bytes([klass, len(text)]) + text
-    out += struct.pack(">HBHBBBHHBH", period, cells, rounds, copies, gap, repeat, n_min, seats, loops, slack)
-    return out + b"".join(step.to_bytes(2) for step in steps)
+class PacedTerms(
+    collections.namedtuple(
+        "PacedTerms", "klass name period cells rounds copies gap repeat n_min seats loops slack steps"
+    )
+):
+    """Times in ms."""
+
+    def encode(self):
+        """What the class adds to the bytes of the chain id (7.4)."""
+        text = self.name.encode()
+        out = bytes([self.klass, len(text)]) + text
+        out += struct.pack(">HBHBBBHHBH", *self[2:12])
+        return out + b"".join(step.to_bytes(2) for step in self.steps)
+
+    def offsets(self):
+        return offsets(self.period, self.copies, self.gap, self.slack, self.steps)

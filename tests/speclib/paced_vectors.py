@@ -1,4 +1,4 @@
-"""Reproduces wire/tests/paced.json: class S paced, three mixes and the exit, suite 2.
+"""Reproduces wire/tests/paced.json: class S paced, three mixes and the exit, suite 2, and other chains in part.
 
 Strings are bytes in hexadecimal unless they are names, numbers are numbers. Lists named for hops or links start
 with hop 1 or link 1. The keys of the hops, and the results of the links' handshakes, are those of
@@ -15,33 +15,45 @@ has `content`.
 * `offsets_ms` (9.5.2).
 * `links` (9.2.2): `tag_forward`, `tag_backward`.
 * `meeting` (9.13): secret, PRK, token, call.
-* `setup` (9.8): info, token, S of each link, sec[0] of each hop and the keys of 9.3. `shards` are the setup's
-  cells on each link with the indexes 0, k - 1 and the last one; on link 1 that is u - 1. Their type 1 numbers
-  are their indexes.
+* `setup` (9.8): info, token, S of each link, and of each hop confirm, the key and iv of the ack, sec[0] and the keys
+  of 9.3. `shards` are the setup's cells on each link with the indexes 0, k - 1 and the last one; on link 1 that is
+  u - 1. Their type 1 numbers are their indexes.
+* `ack` (9.9, 5.4): by content, the random bytes with which the exit begins it, and its cell on each link. Their numbers
+  are 100 and the content's. The confirmations of the entry are right.
+* `control` (9.6.6): type 3 cells on a link. A mix and an entry send `clock` and `entry_clock`, Mix 1 `answered_clock`,
+  `report`, `company` and `dummy` to the entry. Their numbers are their places in this list.
 * `data` (9.3.2, 9.11.6, 9.11.7): a forward cell to a destination at every link. Its frames are AGAIN, SESSION,
   DGRAM.
 * `answer` (9.3.3): a backward cell at every link, with STATUS of the session. An entry whose channel serves a
   meeting refuses it as `garbled` (9.11.9).
 * `call` (9.13): a meeting body from the channel of `setup` to a second channel, whose sec[0] of each hop are in
   `peer`: at every link forward, and backward to the other entry. The second channel has the numbers of links
-  + 1."""
+  + 1.
+* `sizes`: `data`, `answer` and `call` of classes M and L in chains of one mix. sec[0] of each hop are in `hops`, those
+  of the second channel in `peer`.
+* `long`: a chain of seven mixes, class S, suite 1. Hops and links as in known_answer.json, and the same as above of
+  them.
+* `tables` (9.5 to 9.9): of a class in a chain with these terms, L, u, the rounds of a batch with which its phases
+  begin, the offsets in ms, and for each link the shards k and r, the seats, w, a and the window of link keys. On link 1
+  w and a are those of 9.6, 1, and r makes min(u, 255) shards."""
 
 import json
 import os
+from types import SimpleNamespace
 
 from .protocol import (
-    AGAIN, BACKWARD, DATA, DGRAM, FORWARD, MOVE, PING, SESSION, SETUP, STATUS,
-    Ephemeral, Header, HopSecrets, Refused, Suite2,
-    expand, extract, flip_bit, frame, join_shards, make_setup, open_setup, parse_frames, setup_info, setup_length,
-    setup_shards, shard_counts, x25519,
+    ACK, AGAIN, BACKWARD, DATA, DGRAM, DUMMY, FORWARD, LINK, MOVE, PING, SESSION, SETUP, STATUS, SUITES,
+    Ephemeral, Header, HopSecrets, Refused, SetupKeys, Suite1, Suite2,
+    ack_contents, expand, extract, flip_bit, frame, join_shards, make_setup, open_setup, parse_frames, read_ack,
+    setup_info, setup_length, setup_shards, shard_counts, write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
 from .paced import (
-    PACED_FRAMES, Lead, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
-    again, binomial_tail, class_terms, copied_rounds, link_loss, link_window, loop_loss, loop_setup_loss, offsets,
-    open_at_entry, parse_meeting, phase_rounds, polyval, refused_terms, slot_counts, tweak, unwrap, wrap,
+    PACED_FRAMES, ClockCell, CompanyCell, Lead, Meeting, PacedClass, PacedHop, PacedSlot, PacedTerms, ReportCell, Wide,
+    again, binomial_tail, copied_rounds, link_loss, link_window, loop_loss, loop_setup_loss, offsets, open_at_entry,
+    parse_content, parse_meeting, phase_rounds, polyval, refused_terms, slot_counts, tweak, unwrap, wrap,
 )  # fmt: skip
 from .report import same
-from .trust import sha256
+from .trust import SetupPrivate, sha256
 
 TERMS = dict(
     name="voice", period=10, cells=1, rounds=2048, copies=2, gap=1, repeat=1, n_min=8, seats=256, loops=2,
@@ -49,9 +61,11 @@ TERMS = dict(
 )  # fmt: skip
 BATCH = 80_000_000
 SUB = 0
+LINK_INPUTS = ("handshake_hash", "k1", "k2", "ss_mlkem")
+DIRECTIONS = (("forward", FORWARD), ("backward", BACKWARD))
 
 
-def fixed(name, length):
+def fixed(name, length=32):
     """Arbitrary bytes that stay the same, as in wire/tests/it/known_answer.rs."""
     return expand(bytes(32), name.encode(), length)
 
@@ -65,34 +79,45 @@ def plain(value):
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-class Links:
-    """The links of known_answer.json, with paced slots."""
+def fixed_link(i):
+    """A link of known_answer.json, or one more."""
+    inputs = {name: fixed(f"{name} {i}".replace("_", " ").replace("ss mlkem", "ss")) for name in LINK_INPUTS}
+    return SimpleNamespace(**inputs, channel=fixed(f"channel {i}", 4))
 
-    def __init__(self, size, links):
-        self.size, self.channels = size, [int.from_bytes(link.channel) for link in links]
-        self.slots = [PacedSlot(link.handshake_hash, link.k1, link.k2, link.ss_mlkem) for link in links]
+
+class Links:
+    """Links with paced slots, and the number in a round of the data cells on them."""
+
+    def __init__(self, size, links, sub=SUB):
+        self.size, self.sub = size, sub
+        self.channels = [int.from_bytes(link.channel) for link in links]
+        self.slots = [PacedSlot(*(getattr(link, name) for name in LINK_INPUTS)) for link in links]
+
+    def tags(self):
+        return [{f"tag_{name}": slot.tag[way] for name, way in DIRECTIONS} for slot in self.slots]
 
     def data(self, way, link, number_of_round, body, offset=0):
         slot, channel = self.slots[link - 1], self.channels[link - 1] + offset
-        header = Header(channel, number_of_round, SUB, DATA, self.size.number)
+        header = Header(channel, number_of_round, self.sub, DATA, self.size.number)
         cell = slot.data_cell(way, header, body)
         same("length", len(cell), self.size.cell(way, link))
         same("opened", slot.open_data_cell(way, cell), (header, body))
         return dict(header_clear=slot.block(way, header, body), header=cell[:16], body=cell[16:])
 
-    def setup(self, link, index, content):
-        slot = self.slots[link - 1]
-        header = Header(self.channels[link - 1], index, index, SETUP, self.size.number)
-        cell = slot.control_cell(FORWARD, header, content)
-        same("length", len(cell), self.size.cell(FORWARD, link))
-        return dict(index=index, header_clear=header.block(), header=cell[:16], body=cell[16:], content=content)
+    def control(self, way, link, kind, seq, sub, content):
+        slot, content = self.slots[link - 1], content.ljust(self.size.payload, b"\0")
+        header = Header(0 if kind == LINK else self.channels[link - 1], seq, sub, kind, self.size.number)
+        cell = slot.control_cell(way, header, content)
+        same("length", len(cell), self.size.cell(way, link))
+        same("opened", slot.open_control(way, header, cell[16:]), content)
+        return dict(header_clear=header.block(), header=cell[:16], body=cell[16:], content=content)
 
 
 def compute(known, tor):
     """The contents of the file, without `uiv_plus`. `known` is known_answer.json."""
     hops, h = known.suite2.hops, len(known.suite2.hops)
     size = PacedClass("S", h, Suite2)
-    p, links = size.payload, Links(size, known.links)
+    links = Links(size, known.links)
     first = BATCH * TERMS["rounds"]
     out = {"polyval": rfc8452(), "uiv_plus": tor}
 
@@ -104,29 +129,87 @@ def compute(known, tor):
         same("DEC", Wide(key).dec(tweak(SUB, first), ciphertext), text)
         out["wide"]["texts"].append({"text": text, "enc": ciphertext})
 
-    bytes_of_class = class_terms(size.number, **TERMS)
+    terms = PacedTerms(size.number, **TERMS)
     start = b"eddy chain" + bytes([1, 2]) + (10).to_bytes(4) + (3600).to_bytes(4) + bytes([h, 1])
-    chain_id = sha256(start + bytes_of_class + b"".join(hop.descriptor_hash for hop in hops))
-    out["terms"] = {**TERMS, "bytes": bytes_of_class, "chain_id": chain_id}
-    forward, backward = offsets(*(TERMS[key] for key in ("period", "copies", "gap", "slack", "steps")))
+    chain_id = sha256(start + terms.encode() + b"".join(hop.descriptor_hash for hop in hops))
+    out["terms"] = {**TERMS, "bytes": terms.encode(), "chain_id": chain_id}
+    forward, backward = terms.offsets()
     out["offsets_ms"] = {"forward": forward, "backward": backward}
-    out["links"] = [
-        {"tag_forward": slot.tag[FORWARD], "tag_backward": slot.tag[BACKWARD]} for slot in links.slots
-    ]
+    out["links"] = links.tags()
 
-    secret = fixed("paced secret", 32)
+    secret = fixed("paced secret")
     meeting = Meeting(secret, chain_id, size.number, first)
     prk = extract(b"eddy1 meet", secret)
     out["meeting"] = {"secret": secret, "prk": prk, "first": first, "token": meeting.token, "call": meeting.call}
 
-    out["setup"], secs = compute_setup(size, known, links, first, meeting.token)
-    caller = [PacedHop(sec) for sec in secs]
-    out["data"] = compute_data(p, links, caller, first + 7)
-    out["answer"] = compute_answer(p, links, caller, first + 9)
-    peer_secs = [[fixed(f"paced peer {i} {way}", 32) for way in "fb"] for i in range(1, h + 1)]
-    out["peer"] = peer_secs
-    out["call"] = compute_call(p, links, caller, [PacedHop(sec) for sec in peer_secs], meeting, first + 11)
+    caller, parts = compute_channel(links, setup_hops(known), first, phase_rounds(h, TERMS["rounds"])[1], meeting.token)
+    out |= parts
+    out["control"] = compute_control(links, first, forward[0])
+    out |= compute_call(links, caller, "paced peer", meeting, first + 11)
+    out["sizes"] = [compute_size(name, secret, chain_id, first) for name in "ML"]
+    out["long"] = compute_long(first)
+    out["tables"] = [compute_table(*row) for row in TABLES]
     return plain(out)
+
+
+def setup_hops(known):
+    """Keys of the hops, and what an entry and they draw."""
+    publics, privates = known.setup_keys
+    return [
+        SimpleNamespace(
+            public=public,
+            private=private,
+            ephemeral=Ephemeral(hop.entry_ephemeral_private, hop.mlkem_m),
+            y=hop.hop_ephemeral_private,
+        )
+        for public, private, hop in zip(publics, privates, known.suite2.hops, strict=True)
+    ]
+
+
+def compute_channel(links, hops, first, used, token, name="paced"):
+    """A setup with its ack, a cell to a destination and one back. Returns the keys of the hops, too."""
+    setup, secrets, layers = compute_setup(links, hops, first, used, token, name)
+    keys = [PacedHop(one.sec) for one in secrets]
+    return keys, {
+        "setup": setup,
+        "ack": compute_ack(links, hops, secrets, layers, name),
+        "data": compute_data(links, keys, first + 7),
+        "answer": compute_answer(links, keys, first + 9),
+    }
+
+
+def compute_long(first):
+    """Seven mixes: an ack has two contents."""
+    size = PacedClass("S", 8, Suite1)
+    inputs = [fixed_link(i) for i in range(1, 9)]
+    links, hops, shown = Links(size, inputs, sub=3), [], []
+    for i in range(1, 9):
+        private, d, x, y = (fixed(f"{name} {i}") for name in ("setup", "D", "x", "y"))
+        public = SetupKeys(x25519_public(private), b"", d)
+        own, drawn = SetupPrivate(private, b""), Ephemeral(x, b"")
+        hops.append(SimpleNamespace(public=public, private=own, ephemeral=drawn, y=y))
+        shown.append({
+            "setup_private": private, "setup_public": public.x25519, "descriptor_hash": d,
+            "entry_ephemeral_private": x, "hop_ephemeral_private": y,
+        })  # fmt: skip
+    token = fixed("paced long token")
+    _, parts = compute_channel(links, hops, first, phase_rounds(8, TERMS["rounds"])[1], token, "paced long")
+    shown_links = [vars(link) | tags for link, tags in zip(inputs, links.tags(), strict=True)]
+    return {"first": first, "hops": shown, "links": shown_links, **parts}
+
+
+def compute_size(name, secret, chain_id, first):
+    """A channel of class M or L, whose cells are the last ones of 32 in a round."""
+    size = PacedClass(name, 2, Suite2)
+    links = Links(size, [fixed_link(i) for i in (1, 2)], sub=31)
+    secs = [[fixed(f"paced {name} {i} {way}") for way in "fb"] for i in (1, 2)]
+    keys, meeting = [PacedHop(sec) for sec in secs], Meeting(secret, chain_id, size.number, first)
+    return {
+        "class": name, "hops": secs, "token": meeting.token,
+        "data": compute_data(links, keys, first + 7),
+        "answer": compute_answer(links, keys, first + 9),
+        **compute_call(links, keys, f"paced peer {name}", meeting, first + 11),
+    }  # fmt: skip
 
 
 def rfc8452():
@@ -145,77 +228,152 @@ def check_tor(vectors):
         same("Tor's decryption", wide.dec(t, text).hex(), one["dec"])
 
 
-def compute_setup(size, known, links, first, token):
-    h, hops = size.hops, known.suite2.hops
-    info = setup_info(size, 0, first)
-    keys, own = known.setup_keys
-    ephemerals = [Ephemeral(hop.entry_ephemeral_private, hop.mlkem_m) for hop in hops]
-    onions, layers = make_setup(size, keys, ephemerals, [info] * h, token=token)
-    parts, secs, shards = [], [], []
+def compute_setup(links, hops, first, used, token, name):
+    """Also the secrets of the hops, and the layers of the entry."""
+    size = links.size
+    h, info = size.hops, setup_info(size, 0, first)
+    publics, ephemerals = [hop.public for hop in hops], [hop.ephemeral for hop in hops]
+    onions, layers = make_setup(size, publics, ephemerals, [info] * h, token=token)
+    parts, all_secrets, shards = [], [], []
     for i, (hop, onion) in enumerate(zip(hops, onions, strict=True), 1):
         same("length", len(onion), setup_length(size, i))
-        layer, found, rest = open_setup(size, i, own[i - 1], hop.descriptor_hash, onion)
+        layer, found, rest = open_setup(size, i, hop.private, hop.public.d, onion)
         same("info and the rest", (found, rest), (info, onions[i] if i < h else token))
-        e = known.suite2.setup[i - 1].hop_ephemeral
-        secrets = HopSecrets(layer.prk, x25519(hop.hop_ephemeral_private, onion[:32]), e)
-        secs.append(secrets.sec)
+        secrets = HopSecrets(layer.prk, x25519(hop.y, onion[:32]), x25519_public(hop.y))
+        all_secrets.append(secrets)
         paced = PacedHop(secrets.sec)
-        part = {"onion": onion, "forward": secrets.sec[0], "backward": secrets.sec[1]}
+        part = {"onion": onion, "confirm": secrets.confirm, "ack": secrets.ack}
+        part |= {"forward": secrets.sec[0], "backward": secrets.sec[1]}
         part |= {"wide_forward": paced.wide_key[FORWARD], "wide_backward": paced.wide_key[BACKWARD]}
         if i == h:
             part |= {f"data_{name}": b"".join(paced.data[way]) for name, way in DIRECTIONS}
         parts.append(part)
 
         k, r = shard_counts(size, i)
-        count = min(phase_rounds(h, TERMS["rounds"])[1], 255) if i == 1 else k + r
-        filling = fixed(f"paced filling {i}", k * size.payload - len(onion))
+        count = min(used, 255) if i == 1 else k + r
+        filling = fixed(f"{name} filling {i}", k * size.payload - len(onion))
         contents = setup_shards(size, i, onion, filling, count)
         last = dict(list(enumerate(contents))[count - k :])
         same("S_i", join_shards(size, i, last), onion)
-        shards.append([links.setup(i, index, contents[index]) for index in (0, k - 1, count - 1)])
-    return {"info": info, "token": token, "hops": parts, "shards": shards}, secs
+        indexes = dict.fromkeys((0, k - 1, count - 1))  # k may be 1
+        shards.append(
+            [{"index": j} | links.control(FORWARD, i, SETUP, j, j, contents[j]) for j in indexes]
+        )
+    return {"info": info, "token": token, "hops": parts, "shards": shards}, all_secrets, layers
 
 
-DIRECTIONS = (("forward", FORWARD), ("backward", BACKWARD))
+def compute_ack(links, hops, secrets, layers, name):
+    """9.9.1: every content on its way back."""
+    size = links.size
+    fillings = [fixed(f"{name} ack filling {sub}", size.payload) for sub in range(ack_contents(size))]
+    cells, contents = [[] for _ in fillings], list(fillings)
+    for i in range(size.hops, 0, -1):
+        for sub, content in enumerate(contents):
+            if i < size.hops:
+                content = secrets[i - 1].ack_layer(sub, content)
+            content = write_ack_slot(size, i, x25519_public(hops[i - 1].y), secrets[i - 1], sub, content)
+            contents[sub] = content
+            cells[sub].insert(0, links.control(BACKWARD, i, ACK, 100 + sub, sub, content))
+    read = read_ack(size, layers, [hop.ephemeral for hop in hops], contents)
+    same("sec[0] at the entry", [hop.sec for hop in read], [hop.sec for hop in secrets])
+    return [{"filling": filling, "links": of_link} for filling, of_link in zip(fillings, cells, strict=True)]
 
 
-def compute_data(p, links, hops, number_of_round):
+def compute_control(links, first, release):
+    """Type 3 cells of round `first`, a multiple of 128, and of `first` + 99 the report."""
+    sent = (first * TERMS["period"] + release) * 10**6
+    contents = (
+        ("clock", FORWARD, 2, ClockCell(sent, sent - 158_765_432, sent - 151_234_567)),
+        ("entry_clock", FORWARD, 1, ClockCell(7, 0, 0)),
+        ("answered_clock", BACKWARD, 1, ClockCell(sent + 13_000_000, 7, sent - 1_234_567)),
+        ("report", BACKWARD, 1, ReportCell(first - 4000, first + 99, 4100, 12, 0xFFFF_FFF0)),
+        ("company", BACKWARD, 1, CompanyCell(9, TERMS["n_min"])),
+        ("dummy", BACKWARD, 1, None),
+    )
+    out = []
+    for seq, (name, way, link, cell) in enumerate(contents):
+        content = cell.content() if cell else bytes([DUMMY])
+        same(name, parse_content(content.ljust(links.size.payload, b"\0")), cell)
+        fields = cell._asdict() if cell else {}
+        out.append({"name": name, "link": link, "fields": fields, **links.control(way, link, LINK, seq, 0, content)})
+    return out
+
+
+# Class, hops, suite, T, R, copies, gap, slack, steps, seats, loops
+TABLES = (
+    ("S", 2, 2, 10, 512, 1, 1, 1, [1], 1, 0),
+    ("S", 4, 2, 10, 512, 2, 1, 8, [5, 6, 7], 40, 1),
+    ("S", 4, 2, 10, 2048, 2, 1, 8, [5, 5, 5], 256, 2),
+    ("S", 8, 2, 20, 2048, 4, 2, 8, [1, 2, 3, 4, 5, 6, 7], 16384, 64),
+    ("S", 8, 1, 10, 1024, 2, 1, 8, [2] * 7, 100, 2),
+    ("M", 2, 1, 100, 128, 1, 1, 500, [500], 8, 0),
+    ("M", 6, 2, 5, 8192, 3, 2, 10, [30, 1, 30, 1, 30], 1000, 2),
+    ("L", 3, 2, 100, 128, 1, 1, 200, [300, 300], 8, 0),
+    ("L", 4, 2, 10, 2048, 2, 1, 8, [9, 4, 9], 256, 2),
+    ("L", 8, 1, 10, 4096, 2, 4, 20, [10] * 7, 333, 3),
+)
+
+
+def compute_table(name, hops, suite, period, rounds, copies, gap, slack, steps, seats, loops):
+    size = PacedClass(name, hops, SUITES[suite])
+    length, used = phase_rounds(hops, rounds)
+    forward, backward = offsets(period, copies, gap, slack, steps)
+    rows = []
+    for link in range(1, hops + 1):
+        k, r = shard_counts(size, link)
+        w, a = slot_counts(size, link, rounds, seats, loops) if link > 1 else (1, 1)
+        rows.append({
+            "k": k, "r": r if link > 1 else min(used, 255) - k, "seats": seats + 2 * loops * (link - 1), "w": w, "a": a,
+            "window": link_window(size, link, rounds, seats, loops),
+        })  # fmt: skip
+    return {
+        "class": name, "hops": hops, "suite": suite, "period": period, "rounds": rounds, "copies": copies, "gap": gap,
+        "slack": slack, "steps": steps, "seats": seats, "loops": loops,
+        "L": length, "u": used, "phases": [phase * length for phase in range(2 * hops)],
+        "offsets_forward": forward, "offsets_backward": backward, "links": rows,
+    }  # fmt: skip
+
+
+def compute_data(links, hops, number_of_round):
     before = frame(DGRAM, 3, 20, fixed("paced datagram before", 20))
     datagram = frame(DGRAM, 3, 40, fixed("paced datagram", 40))
     frames = again(before) + frame(SESSION, fixed("paced session", 16)) + datagram
-    inner = frames.ljust(p, b"\0")
+    inner, sub = frames.ljust(links.size.payload, b"\0"), links.sub
     kinds = [one[0] for one in parse_frames(inner, FORWARD, PACED_FRAMES[FORWARD])[0]]
     same("frames", kinds, [AGAIN, SESSION, DGRAM])
-    t = tweak(SUB, number_of_round)
-    x = hops[-1].seal(FORWARD, SUB, number_of_round, inner)
+    t = tweak(sub, number_of_round)
+    x = hops[-1].seal(FORWARD, sub, number_of_round, inner)
     bodies = wrap(hops[:-1], t, x)
     for hop, body, after in zip(hops[:-1], bodies[:-1], bodies[1:], strict=True):
         same("ENC", hop.wide[FORWARD].enc(t, body), after)
-    same("at the exit", hops[-1].open(FORWARD, SUB, number_of_round, bodies[-1]), inner)
+    same("at the exit", hops[-1].open(FORWARD, sub, number_of_round, bodies[-1]), inner)
     cells = [links.data(FORWARD, link, number_of_round, body) for link, body in enumerate(bodies, 1)]
-    return {"round": number_of_round, "sub": SUB, "inner": inner, "x": x, "links": cells}
+    return {"round": number_of_round, "sub": sub, "inner": inner, "x": x, "links": cells}
 
 
-def compute_answer(p, links, hops, number_of_round):
-    inner = frame(STATUS, 0xFFFF, b"\0").ljust(p, b"\0")
+def compute_answer(links, hops, number_of_round):
+    inner, sub = frame(STATUS, 0xFFFF, b"\0").ljust(links.size.payload, b"\0"), links.sub
     parse_frames(inner, BACKWARD, PACED_FRAMES[BACKWARD])
-    t = tweak(SUB, number_of_round)
-    x = body = hops[-1].seal(BACKWARD, SUB, number_of_round, inner)
+    t = tweak(sub, number_of_round)
+    x = body = hops[-1].seal(BACKWARD, sub, number_of_round, inner)
     cells = []
     for link in range(len(hops), 0, -1):
         if link < len(hops):
             body = hops[link - 1].wide[BACKWARD].enc(t, body)
         cells.insert(0, links.data(BACKWARD, link, number_of_round, body))
-    same("at the entry", hops[-1].open(BACKWARD, SUB, number_of_round, unwrap(hops[:-1], t, body)), inner)
-    return {"round": number_of_round, "sub": SUB, "inner": inner, "x": x, "links": cells}
+    same("at the entry", hops[-1].open(BACKWARD, sub, number_of_round, unwrap(hops[:-1], t, body)), inner)
+    return {"round": number_of_round, "sub": sub, "inner": inner, "x": x, "links": cells}
 
 
-def compute_call(p, links, caller, peer, meeting, number_of_round):
+def compute_call(links, caller, peer_name, meeting, number_of_round):
+    """From one channel to another, whose secrets have this name."""
+    secs = [[fixed(f"{peer_name} {i} {way}") for way in "fb"] for i in range(1, len(caller) + 1)]
+    p, sub, peer = links.size.payload, links.sub, [PacedHop(sec) for sec in secs]
     salt = fixed("paced salt", 8)
     frames = again(frame(DGRAM, 0, 12, fixed("paced call before", 12))) + frame(DGRAM, 0, 60, fixed("paced call", 60))
     inner = frames.ljust(p - 8, b"\0")
     same("frames", [one[0] for one in parse_meeting(inner, p)[0]], [AGAIN, DGRAM])
-    t = tweak(SUB, number_of_round)
+    t = tweak(sub, number_of_round)
     x = meeting.seal(t, salt, inner)
     bodies = wrap(caller, t, x)
     same("X behind the exit's first ENC", caller[-1].wide[FORWARD].enc(t, bodies[-2]), x)
@@ -226,8 +384,8 @@ def compute_call(p, links, caller, peer, meeting, number_of_round):
         back.insert(0, links.data(BACKWARD, link, number_of_round, body, offset=1))
     got = meeting.open(t, fixed("paced other salt", 8), unwrap(peer, t, body))
     same("at the other entry", got, (salt, inner))
-    call = {"round": number_of_round, "sub": SUB, "salt": salt, "inner": inner, "x": x}
-    return call | {"forward": there, "backward": back}
+    call = {"round": number_of_round, "sub": sub, "salt": salt, "inner": inner, "x": x}
+    return {"peer": secs, "call": call | {"forward": there, "backward": back}}
 
 
 def check_refusals(known, file):
@@ -310,7 +468,7 @@ def check_times():
         lead, first = Lead(10, 2, 1, 8), delays(0)
         moves = []
         for at in range(0, 300_000, every):
-            lead.sample(at, at + 1, at + 1 + 20 + delays(at))
+            lead.sample(at, at + 1, 20 + delays(at))
             moves.append(lead.moved(at, every) - 20 - first)
             lead.sent = True
         same(f"lead, {name}", max(map(abs, moves)) <= most, True)
@@ -318,7 +476,7 @@ def check_times():
             same(f"lead, {name}, at the end", abs(moves[-1] - final) < 0.1, True)
     lead = Lead(10, 2, 1, 8)
     for received in (25, 21, 30):
-        lead.sample(received, 1, received)  # one sample: the peer is the same
+        lead.sample(received, 1, received - 1)  # one sample: the peer is the same
     same("a peer counts once", lead.value, 24)
 
     same("rounds on link 1", copied_rounds(100, 97, 3, 2), [100, 98])
@@ -371,7 +529,7 @@ def check_paced(report, known, path):
     with report.check("vectors: POLYVAL of RFC 8452, UIV+ of Tor"):
         rfc8452()
         check_tor(file["uiv_plus"])
-    with report.check("vectors: paced class, setup and cells at every hop"):
+    with report.check("vectors: paced classes: setups, acks, cells at every hop, tables"):
         have = compute(known, file["uiv_plus"])
         if os.environ.get("EDDY_BLESS") == "1":
             path.write_text(json.dumps(have, indent=2, sort_keys=True) + "\n")

@@ -117,8 +117,7 @@ class Class:
 # ---- 3 Cell ----
 
 DATA, SETUP, ACK, LINK = range(4)
-DUMMY, KEEPALIVE, CLOCK, ASK, PART = range(5)
-PATH, ECHO = 7, 8
+DUMMY, KEEPALIVE, CLOCK, ASK, PART, REPORT_CELL, COMPANY, PATH, ECHO = range(9)
 REACH, WINDOW = 1 << 19, 4096
 
 
@@ -203,11 +202,11 @@ def datagrams_max(payload):
     return 8 if payload == 208 else 32
 
 
-def datagram_frames(size, flow, number, data):
-    """3.11.1: a DGRAM, or FRAGs that need a cell each."""
-    if len(data) <= size.one_cell:
+def datagram_frames(size, flow, number, data, less=0):
+    """3.11.1: a DGRAM, or FRAGs that need a cell each. In paced classes they are `less` shorter (9.11.7, 9.13.6)."""
+    if len(data) <= size.one_cell - less:
         return [frame(DGRAM, flow, len(data), data)]
-    part = size.payload - 8
+    part = size.payload - 8 - less
     parts = [data[at : at + part] for at in range(0, len(data), part)]
     assert len(parts) <= 8
     last = [0] * (len(parts) - 1) + [0x80]
@@ -297,13 +296,13 @@ def parse_frames(inner, direction, kinds=None, payload=None):
 class Reassembly:
     """3.11.3, without its bounds: datagrams of a channel and direction from FRAGs."""
 
-    def __init__(self, size):
-        self.size, self.open = size, {}
+    def __init__(self, size, less=0):
+        self.part, self.open = size.payload - 8 - less, {}
 
     def add(self, flow, number, byte, data):
         """The datagram, if this fragment completes it."""
         index, last = byte & 7, byte >> 7
-        if not data or len(data) > self.size.payload - 8 or not last and len(data) < self.size.payload - 8:
+        if not data or len(data) > self.part or not last and len(data) < self.part:
             raise Refused("bad fragment")
         parts = self.open.setdefault((flow, number), {})
         parts[index] = (data, last)
@@ -496,6 +495,8 @@ class Slot:
 
 class Link:
     """One end of a link: slots (4.4) and the cells under them."""
+
+    slot_type = Slot
 
     def __init__(self, size, number, initiator):
         self.size, self.number = size, number

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from kyber_py.ml_kem import ML_KEM_768
 
-from .paced import class_terms
+from .paced import PacedClass, PacedTerms
 from .protocol import (
     ASK, PART, SUITES,
     Class, Reader, Refused, SetupKeys, mlkem_public_is_sound, x25519, x25519_public,
@@ -161,7 +161,7 @@ PACED = {  # 9.16: bounds and default of each key, in the order of the id
 
 class Terms(collections.namedtuple("Terms", "suite interval epoch classes identities paced", defaults=((),))):
     """What all nodes and users of a chain agree on. `classes` are (number, largest mixing delay ms, lifetime s) of the
-    free classes, `paced` the encodings of 9.16.1."""
+    free classes, `paced` are PacedTerms."""
 
     @property
     def id(self):
@@ -169,7 +169,7 @@ class Terms(collections.namedtuple("Terms", "suite interval epoch classes identi
         hops, classes = len(self.identities), sorted(self.classes)
         count = len(classes) + len(self.paced)
         out = b"eddy chain" + struct.pack(">BBIIBB", 1, self.suite, self.interval, self.epoch, hops, count)
-        out += b"".join(struct.pack(">BIH", *one) for one in classes) + b"".join(sorted(self.paced))
+        out += b"".join(struct.pack(">BIH", *one) for one in classes) + b"".join(one.encode() for one in sorted(self.paced))
         return sha256(out + b"".join(self.identities))
 
     @property
@@ -179,8 +179,9 @@ class Terms(collections.namedtuple("Terms", "suite interval epoch classes identi
     @property
     def size(self):
         """Of the class that nodes serve: the first (2.2)."""
-        name = next(name for name, number in CLASSES.items() if number == self.classes[0][0])
-        return Class(name, self.hops, SUITES[self.suite])
+        number = self.classes[0][0] if self.classes else self.paced[0].klass
+        name = next(name for name, one in CLASSES.items() if one == number & 0x0F)
+        return (Class if self.classes else PacedClass)(name, self.hops, SUITES[self.suite])
 
     @property
     def lifetime(self):
@@ -216,7 +217,7 @@ class Terms(collections.namedtuple("Terms", "suite interval epoch classes identi
 
 
 def read_paced(one, hops):
-    """9.16: the encoding of a paced class, whose bounds hold."""
+    """9.16: PacedTerms, whose bounds hold."""
     values = [one.get(key, default) for key, (_, _, default) in PACED.items()]
     for (key, (least, most, _)), value in zip(PACED.items(), values, strict=True):
         require(least <= value <= most, key)
@@ -224,7 +225,7 @@ def read_paced(one, hops):
     require(len(steps) == hops - 1 and all(1 <= step <= 500 for step in steps), "steps_ms")
     named = dict(zip(PACED, values, strict=True))
     require(named["rounds"].bit_count() == 1 and named["n_min"] <= named["seats"], "rounds or n_min")
-    return class_terms(0x10 | CLASSES[one["class"]], one["name"], *values, steps)
+    return PacedTerms(0x10 | CLASSES[one["class"]], one["name"], *values, steps)
 
 
 def read_chain(text):
@@ -244,7 +245,7 @@ def read_chain(text):
     for i, one in enumerate(descriptors, 1):
         require(one.identity == identities[i - 1], "identity of a descriptor")
         require(one.role == (EXIT if i == terms.hops else MIX), "role of a descriptor")
-        numbers = {klass for klass, _, _ in classes} | {encoding[0] for encoding in paced}
+        numbers = {klass for klass, _, _ in classes} | {one.klass for one in paced}
         require(numbers <= {entry.klass for entry in one.entries}, "classes of a descriptor")
     for keys in ([one.noise for one in descriptors], [one.signing for one in descriptors]):
         require(len(set(keys)) == terms.hops, "keys of descriptors")

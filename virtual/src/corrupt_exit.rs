@@ -10,11 +10,10 @@ use dataplane::command::LinkCommand;
 use dataplane::paced::{ChannelAt, Command};
 use wire::cell::{CellKind, Direction, HEADER_LEN};
 use wire::gcm::encipher_batch;
-use wire::ids::{ChannelKeys, LinkId, SlotId};
-use wire::kdf::Secret;
-use wire::link::HeaderKey;
+use wire::ids::{ChannelKeys, LinkId};
 use wire::paced::{HopKeys, PacedClass, PacedHeader, Timetable};
 
+use super::headers::HeaderKeys;
 use super::{number_of, wall};
 
 /// The body of a data cell of a joined channel.
@@ -41,10 +40,8 @@ pub(super) struct CorruptExit {
     class: PacedClass,
     hops: usize,
     times: Timetable,
-    /// Header keys of the last link, forward and backward.
-    headers: Vec<(LinkId, SlotId, HeaderKey, HeaderKey)>,
     /// The entry of each link of Mix 1.
-    pub(super) entries: HashMap<LinkId, usize>,
+    entries: HashMap<LinkId, usize>,
     /// By mix, batch and number on its next link: where the channel comes from.
     ways: HashMap<(usize, u64, u32), ChannelAt>,
     channels: HashMap<(u64, u32), Channel>,
@@ -64,7 +61,6 @@ impl CorruptExit {
             class,
             hops,
             times,
-            headers: Vec::new(),
             entries: HashMap::new(),
             ways: HashMap::new(),
             channels: HashMap::new(),
@@ -79,19 +75,12 @@ impl CorruptExit {
             Command::Link(LinkCommand::Install { link, peer, .. }) if hop == 1 => {
                 self.entries.extend(number_of(*peer).map(|entry| (*link, entry)));
             }
-            Command::Link(LinkCommand::InstallSlot { link, slot, header_i2r, header_r2i, .. }) if hop == self.hops => {
-                self.headers.push((*link, *slot, HeaderKey::new(header_i2r), HeaderKey::new(header_r2i)));
-            }
-            Command::Link(LinkCommand::RetireSlot { link, slot }) if hop == self.hops => {
-                self.headers.retain(|(of, known, ..)| (of, known) != (link, slot));
-            }
             Command::InstallChannel { batch, up, down: Some(down), .. } => {
                 self.ways.insert((hop, *batch, *down), *up);
             }
             Command::InstallChannel { batch, up, keys, token, .. } => {
                 let ChannelKeys::Hop { forward, backward } = &**keys else { return };
-                let copy = |secret: &Secret| Secret::new(*secret.expose());
-                let layers = HopKeys::new(copy(forward), copy(backward));
+                let layers = HopKeys::new(forward.clone(), backward.clone());
                 self.channels.insert((*batch, up.number), Channel { layers, peer: None });
                 let Some(token) = token else { return };
                 match self.tokens.remove(&(*batch, *token.expose())) {
@@ -122,28 +111,25 @@ impl CorruptExit {
         self.entries.get(&at.link?).copied()
     }
 
-    /// A datagram on the last link.
-    pub(super) fn sees(&mut self, direction: Direction, at: Nanos, bytes: &[u8]) {
+    /// A datagram on the last link, whose upper end is the last mix.
+    pub(super) fn sees(&mut self, direction: Direction, at: Nanos, bytes: &[u8], keys: &HeaderKeys) {
         if self.watch.is_none() || bytes.len() != self.class.cell_len() {
             return;
         }
-        let (head, body) = bytes.split_at(HEADER_LEN);
-        let running = self.times.round_at(wall(at));
-        let header = self.headers.iter().rev().find_map(|(_, _, forward, backward)| {
-            let mut block = [head.try_into().ok()?];
-            (if direction == Direction::Forward { forward } else { backward }).decipher(&mut block);
-            PacedHeader::from_block(&block[0], self.class, Some(running))
-        });
-        let Some(PacedHeader { channel, seq: round, sub, kind: CellKind::Data, .. }) = header else { return };
+        let header = keys.open((self.hops - 1, direction), bytes, self.times.round_at(wall(at)));
+        let Some((_, header @ PacedHeader { channel, seq: round, sub, kind: CellKind::Data, .. })) = header else {
+            return;
+        };
+        let body = &bytes[HEADER_LEN..];
         let batch = self.times.batch_of(round);
         let Some(Channel { layers, peer: Some(peer) }) = self.channels.get(&(batch, channel)) else { return };
         let Some((entry, partner)) = self.entry(batch, channel).zip(self.entry(batch, *peer)) else { return };
-        let mut between = Vec::new();
-        if let (Direction::Forward, Some(header)) = (direction, &header) {
-            between.extend_from_slice(body);
+        let between = (direction == Direction::Forward).then(|| {
+            let mut between = body.to_vec();
             encipher_batch(&mut [layers.job(direction, header.place(), &mut between)]);
-        }
-        let between = (!between.is_empty()).then_some(&between[..]);
+            between
+        });
+        let between = between.as_deref();
         if let Some(watch) = &mut self.watch {
             watch(ExitBody { entry, partner, direction, round, sub, at, body, between });
         }

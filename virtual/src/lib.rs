@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! node      a hop or an entry, and its turns      wires     what is sent: when, from where, and what becomes of it
+//! hops      keys and descriptors                  headers   header keys of links
 //! faults    restarts, nodes that do not run, clocks that step        corrupt_exit   what an exit sees of meetings
 //! setups    when setups and acks pass Mix 1 and the exit
 //! ```
@@ -18,35 +19,36 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::draw::{draw_secret, draw_x25519};
 use control::paced::{PacedEvent, PacedStatus};
-use control::trust::{ChainTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
+use control::trust::{ChainTerms, Contact, State};
 use dataplane::ledger::Ledger;
-use dataplane::paced::{Command, entry, mix};
+use dataplane::paced::{entry, mix};
 use dataplane::socket::memory::MemNet;
 use dataplane::{MILLI, Nanos};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
 use wire::ids::Side;
-use wire::kdf::Secret;
-use wire::paced::{MeetingSecret, PacedClass, PacedTerms, Timetable};
+use wire::paced::{MeetingSecret, PacedTerms, Timetable};
 use wire::setup::Suite;
 
 mod corrupt_exit;
 mod faults;
+mod headers;
+mod hops;
 mod node;
 mod setups;
 mod wires;
 
-use corrupt_exit::CorruptExit;
 pub use corrupt_exit::ExitBody;
+pub use headers::HeaderKeys;
+pub use hops::Hops;
 use node::{Kit, Node};
-use setups::Setups;
 pub use wires::Seen;
 use wires::Wires;
 
-/// Wall clock at the start of every chain: its descriptors are valid around it.
-const EPOCH_S: u64 = 1_800_000_000;
+/// Wall clock when the virtual clock of a chain shows 0, in seconds since 1970. Descriptors are valid around it.
+pub const START_S: u64 = 1_800_000_000;
 /// The virtual clock at the start.
 const START: Nanos = 10_000 * MILLI;
 /// A node that wants to run again at once runs after this time.
@@ -56,7 +58,7 @@ pub const ENTRIES: usize = 101;
 
 /// What a chain is made of.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub struct Plan {
     pub terms: PacedTerms,
     pub mixes: usize,
     pub entries: usize,
@@ -73,10 +75,10 @@ pub struct Setup {
     pub keeps: bool,
 }
 
-impl Setup {
+impl Plan {
     /// Entries that forward to one destination, and timers that are exact. All datagrams are kept.
-    pub fn new(terms: &PacedTerms, mixes: usize, entries: usize) -> Setup {
-        Setup {
+    pub fn new(terms: &PacedTerms, mixes: usize, entries: usize) -> Plan {
+        Plan {
             terms: terms.clone(),
             mixes,
             entries,
@@ -89,9 +91,6 @@ impl Setup {
         }
     }
 }
-
-/// Sees what control passes to the worker of a node.
-type Watch = Box<dyn FnMut(usize, &Command)>;
 
 /// A running chain.
 pub struct Chain {
@@ -112,7 +111,6 @@ pub struct Chain {
     pub events: Vec<String>,
     /// By node: hops from 1, entries from 101.
     pub paced_events: Vec<(usize, PacedEvent)>,
-    watch: Watch,
     kit: Rc<Kit>,
 }
 
@@ -139,6 +137,21 @@ pub fn number_of(address: SocketAddr) -> Option<usize> {
     }
 }
 
+/// The link of a datagram: the node at its upper end, and the direction. None if it does not pass from a node to the
+/// next or the previous one.
+pub fn link_of(from: SocketAddr, to: SocketAddr) -> Option<(usize, Direction)> {
+    let (from, to) = number_of(from).zip(number_of(to))?;
+    if is_link(from, to) {
+        return Some((from, Direction::Forward));
+    }
+    is_link(to, from).then_some((to, Direction::Backward))
+}
+
+/// True if there is a link from the node `up` to the node `down`.
+fn is_link(up: usize, down: usize) -> bool {
+    if down == 1 { up >= ENTRIES } else { down < ENTRIES && up + 1 == down }
+}
+
 /// What all entries forward to, unless each has a destination of its own.
 pub fn destination() -> SocketAddr {
     SocketAddr::from(([198, 18, 0, 9], 9000))
@@ -149,39 +162,44 @@ const EXIT_HOST: [u8; 4] = [198, 18, 0, 2];
 
 /// The wall clock of all hosts, and the clock of the class, in nanoseconds since 1970.
 pub fn wall(now: Nanos) -> Nanos {
-    EPOCH_S * 1000 * MILLI + now
+    START_S * 1000 * MILLI + now
 }
 
-fn wall_at(now: Nanos) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
+/// [`wall`], as a point in time.
+pub fn wall_at(now: Nanos) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(wall(now))
 }
 
 impl Chain {
     /// Starts it: mixes, an exit and entries.
-    pub fn new(setup: Setup) -> Chain {
-        let (hops, terms) = (setup.mixes + 1, &setup.terms);
-        let mut rng = ChaCha20Rng::seed_from_u64(setup.seed);
-        let hop_of = |hop, rng: &mut _| hop_of(hop, hops, terms.class, rng);
-        let (descriptors, keys): (Vec<_>, Vec<_>) = (1..=hops).map(|hop| hop_of(hop, &mut rng)).unzip();
+    pub fn new(plan: Plan) -> Chain {
+        let (hops, terms) = (plan.mixes + 1, plan.terms.clone());
+        let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
         let chain = ChainTerms {
             suite: Suite::Hybrid,
             interval_s: terms.interval_ms_min(hops).div_ceil(1000).max(10) as u32,
             epoch_s: 3600,
             classes: Vec::new(),
             paced: vec![terms.clone()],
-            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
+            identities: Vec::new(),
         };
+        let contact = |hop| Contact {
+            class: terms.class.into(),
+            lanes: 1,
+            addresses: vec![link_address(hop, Side::Up)],
+            names: Vec::new(),
+        };
+        let drawn = Hops::draw(chain, (1..=hops).map(contact).collect(), &mut rng);
         let times = terms.timetable(hops);
         let begin_of_next = |now: Nanos| {
             let batch = times.batch_of(times.round_at(wall(now)));
-            times.begin(times.first(batch + 1)) - EPOCH_S * 1000 * MILLI
+            times.begin(times.first(batch + 1)) - wall(0)
         };
         let start = |before: Duration| begin_of_next(START + before.as_nanos() as Nanos) - before.as_nanos() as Nanos;
-        let now = setup.before_batch.map_or(START, start);
-        let corrupt_exit = CorruptExit::new(terms.class, hops, times.clone());
-        let setups = Setups::new(terms, hops, times.clone());
+        let now = plan.before_batch.map_or(START, start);
         let links = MemNet::default();
         links.join_bursts();
+        let entries = plan.entries;
         let mut made = Chain {
             nodes: Vec::new(),
             times,
@@ -190,30 +208,23 @@ impl Chain {
             hops,
             links,
             apps: MemNet::default(),
-            wires: Rc::new(Wires::new(now, hops, setup.keeps, corrupt_exit, setups)),
+            wires: Rc::new(Wires::new(now, plan.keeps, &terms, hops)),
             ready: BTreeSet::new(),
-            timers_late: setup.timers_late,
-            rng: ChaCha20Rng::seed_from_u64(setup.seed ^ 0x7a7e),
+            timers_late: plan.timers_late,
+            rng: ChaCha20Rng::seed_from_u64(plan.seed ^ 0x7a7e),
             events: Vec::new(),
             paced_events: Vec::new(),
-            watch: Box::new(|_, _| ()),
-            terms: setup.terms.clone(),
-            kit: Rc::new(Kit { chain, descriptors, keys, setup }),
+            terms,
+            kit: Rc::new(Kit { hops: drawn, plan }),
         };
         made.tap(|_| true);
         made.watch_apps(|_, _| true);
-        let entries = made.kit.setup.entries;
         for number in (1..=hops).chain((0..entries).map(|entry| ENTRIES + entry)) {
-            let node = made.node(number, (State::fresh(EPOCH_S), 0), &mut rng);
+            let node = made.node(number, (State::fresh(START_S), 0), &mut rng);
             made.nodes.push(node);
         }
         made.ready.extend(0..made.nodes.len());
         made
-    }
-
-    /// From now on `watch` sees what control passes to the worker of each node: keys of links and channels, too.
-    pub fn watch_commands(&mut self, watch: impl FnMut(usize, &Command) + 'static) {
-        self.watch = Box::new(watch);
     }
 
     /// Gives an entry that serves a meeting another secret, for batches whose setups have not begun.
@@ -274,7 +285,7 @@ impl Chain {
         };
         let before = moved(&self.links, &self.apps, &self.wires);
         let network = (&self.links, &*self.wires);
-        node.run_control(self.now, network, &mut self.events, &mut self.paced_events, &mut self.watch);
+        node.run_control(self.now, network, &mut self.events, &mut self.paced_events);
         let worker_wake = node.worker.turn(self.now);
         node.worker.record_latency(self.now);
         // It has received something, and there may be more. What it received may have been for control.
@@ -304,7 +315,7 @@ impl Chain {
 
     /// When a round begins, by the virtual clock.
     pub fn begins(&self, round: u64) -> Nanos {
-        self.times.begin(round) - EPOCH_S * 1000 * MILLI
+        self.times.begin(round) - wall(0)
     }
 
     /// The round that runs at a time.
@@ -324,7 +335,7 @@ impl Chain {
 
     /// The numbers of all nodes: hops from 1, entries from 101.
     pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
-        (1..=self.hops).chain(ENTRIES..ENTRIES + self.kit.setup.entries)
+        (1..=self.hops).chain(ENTRIES..ENTRIES + self.kit.plan.entries)
     }
 
     /// Mixes, and the exit.
@@ -376,39 +387,16 @@ impl Chain {
     }
 }
 
-/// Descriptor of a hop, with its Noise and signing keys.
-fn hop_of(
-    position: usize,
-    hops: usize,
-    class: PacedClass,
-    rng: &mut ChaCha20Rng,
-) -> (SignedDescriptor, (Secret, Secret)) {
-    let identity = Signer::from_seed(&draw_secret(rng));
-    let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
-    let contact =
-        Contact { class: class.into(), lanes: 1, addresses: vec![link_address(position, Side::Up)], names: Vec::new() };
-    let descriptor = NodeDescriptor {
-        role: if position == hops { HopRole::Exit } else { HopRole::Mix },
-        revision: 1,
-        floor: 0,
-        not_before: EPOCH_S - 10,
-        not_after: EPOCH_S + 1_000_000,
-        identity: identity.public(),
-        noise: public,
-        signing: Signer::from_seed(&signing).public(),
-        contacts: vec![contact],
-    };
-    (descriptor.sign(&identity).unwrap(), (noise, signing))
-}
-
 #[cfg(test)]
 mod tests {
+    use dataplane::ledger::DropReason;
     use dataplane::socket::memory::Datagram;
+    use wire::paced::PacedClass;
 
     use super::*;
 
     /// A class with short batches, in a chain with one mix.
-    fn setup(seed: u64) -> Setup {
+    fn plan(seed: u64) -> Plan {
         let terms = PacedTerms {
             rounds: 512,
             n_min: 1,
@@ -418,52 +406,77 @@ mod tests {
             ..PacedTerms::new(PacedClass::new(wire::cell::Class::S), "voice", 2)
         };
         let timers_late = Duration::from_micros(60);
-        Setup { seed, timers_late, before_batch: Some(Duration::from_secs(1)), ..Setup::new(&terms, 1, 2) }
+        Plan { seed, timers_late, before_batch: Some(Duration::from_secs(1)), ..Plan::new(&terms, 1, 2) }
     }
 
-    fn started(setup: Setup) -> Chain {
-        let mut chain = Chain::new(setup);
+    fn started(plan: Plan) -> Chain {
+        let mut chain = Chain::new(plan);
         chain.run_to_batch(3);
         chain
     }
 
-    fn times(chain: &Chain) -> Vec<Nanos> {
-        chain.seen().iter().map(|seen| seen.at).collect()
+    /// What links show, without bytes: ML-KEM keys do not depend on the seed.
+    fn trace(chain: &Chain) -> Vec<(Nanos, SocketAddr, SocketAddr, usize)> {
+        chain.seen().iter().map(|seen| (seen.at, seen.from, seen.to, seen.bytes.len())).collect()
     }
 
     #[test]
-    fn one_seed_gives_one_run() {
-        let [one, again, other] = [7, 7, 8].map(|seed| times(&started(setup(seed))));
-        assert!(one.len() > 1000 && one == again && one != other);
+    fn one_seed_gives_one_trace_and_another_seed_another() {
+        let [one, again, other] = [7, 7, 8].map(|seed| trace(&started(plan(seed))));
+        assert!(one.len() > 1000 && one == again);
+        assert!(other.len() > 1000 && one[..100] != other[..100]);
+    }
+
+    /// An application at each entry sends its number to the entry, counted from 0.
+    fn send(chain: &Chain) {
+        for entry in 0..2 {
+            let from = SocketAddr::from(([198, 20, 0, 1], 5));
+            chain.apps.send(Datagram { from, to: listener(entry), bytes: vec![entry as u8] });
+        }
     }
 
     #[test]
-    fn each_entry_has_a_destination_and_held_datagrams_are_late() {
+    fn each_entry_has_a_destination_of_its_own() {
         let of = |number: usize| SocketAddr::from(([198, 18, 0, 9], number as u16));
-        let mut chain = started(Setup { destination: of, ..setup(1) });
-        let arrives = |chain: &mut Chain| {
-            let began = chain.now;
-            for entry in 0..2 {
-                let from = SocketAddr::from(([198, 20, 0, 1], 5));
-                chain.apps.send(Datagram { from, to: listener(entry), bytes: vec![entry as u8] });
-            }
+        let mut chain = started(Plan { destination: of, ..plan(1) });
+        send(&chain);
+        chain.run(Duration::from_millis(200));
+        for entry in 0..2 {
+            let come = std::iter::from_fn(|| chain.apps.receive(of(ENTRIES + entry)));
+            assert_eq!(come.map(|datagram| datagram.bytes).collect::<Vec<_>>(), [[entry as u8]]);
+        }
+    }
+
+    /// Mix 1 waits for the last copy of a cell, and for the slack.
+    #[test]
+    fn held_datagrams_arrive_later_by_that_time() {
+        let mut chain = started(plan(1));
+        let PacedTerms { slack_ms, period_ms, .. } = chain.terms;
+        let forward = |chain: &Chain| chain.ledger(1).cells.forward;
+        for (hold, are_late) in [(slack_ms / 2, false), (slack_ms + 2 * period_ms, true)] {
+            let hold = Nanos::from(hold) * MILLI;
+            chain.attack(move |_, datagram| {
+                let is_forward = datagram.to == link_address(1, Side::Up);
+                vec![(if is_forward { hold } else { 0 }, datagram)]
+            });
+            chain.run(Duration::from_millis(100));
+            let (before, began) = (forward(&chain), chain.now);
+            chain.run(Duration::from_millis(100));
+            let (after, due) = (forward(&chain), began - hold..chain.now - hold);
+            let is_due = |seen: &&Seen| seen.to == link_address(1, Side::Up) && due.contains(&seen.at);
+            let sent = chain.seen().iter().filter(is_due).count() as u64;
+            assert!(sent > 10 && after.received - before.received == sent, "{sent} sent in {due:?}");
+            send(&chain);
             chain.run(Duration::from_millis(200));
-            let came = [0, 1].map(|entry| chain.apps.receive(of(ENTRIES + entry)).expect("it came").bytes);
-            assert_eq!(came, [vec![0], vec![1]]);
-            let seen = chain.at_apps();
-            let last = seen.iter().rev().find(|seen| seen.to == of(ENTRIES)).expect("seen");
-            last.at - began
-        };
-        let usual = arrives(&mut chain);
-        // Slack at Mix 1 takes up what the access link adds, and the last link has its step.
-        chain.attack(|_, datagram| vec![(MILLI, datagram)]);
-        let held = arrives(&mut chain);
-        assert!(usual < 40 * MILLI && held < 40 * MILLI, "{usual} {held}");
+            let come = std::iter::from_fn(|| chain.apps.receive(destination())).count();
+            let late = forward(&chain).drops(DropReason::Late) - after.drops(DropReason::Late);
+            assert_eq!((come, late > 0), if are_late { (0, true) } else { (2, false) }, "held for {hold} ns");
+        }
     }
 
     #[test]
     fn stopped_node_runs_again_and_reads_what_waited() {
-        let mut chain = started(setup(1));
+        let mut chain = started(plan(1));
         let before = chain.shown(ENTRIES);
         chain.stop(ENTRIES, Duration::from_millis(100));
         chain.run(Duration::from_secs(2));

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use control::paced::{PacedEvent, Places};
-use control::trust::{ChainTerms, SignedDescriptor, Signer, State, View};
-use control::{Caps, Change, Config, Control, Event, Input, NodeKeys, Output, PacedChange, Role, Timing, TrustSetup};
+use control::paced::PacedEvent;
+use control::trust::State;
+use control::{Caps, Change, Config, Control, Event, Output, PacedChange, Role, Timing};
 use dataplane::Nanos;
 use dataplane::entry::{Destination, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
@@ -21,27 +21,23 @@ use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
 use dataplane::socket::memory::{Datagram, MemApps, MemNet};
 use dataplane::sys::Waker;
-use eddy_node::runtime::bridge::{loop_places, paced_command};
+use eddy_node::runtime::bridge::{input, paced_command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Shape};
 use wire::ids::Side;
-use wire::kdf::Secret;
 use wire::paced::MeetingSecret;
 
 use super::wires::Wires;
-use super::{Chain, ENTRIES, EPOCH_S, EXIT_HOST, Setup, link_address, listener, wall_at};
+use super::{Chain, ENTRIES, EXIT_HOST, Hops, Plan, link_address, listener, wall_at};
 
 /// Time that a flow may be idle.
 const IDLE: Duration = Duration::from_secs(300);
 
 /// What nodes are made of, also when they restart.
 pub(super) struct Kit {
-    pub(super) chain: ChainTerms,
-    pub(super) descriptors: Vec<SignedDescriptor>,
-    /// Noise and signing keys of the hops.
-    pub(super) keys: Vec<(Secret, Secret)>,
-    pub(super) setup: Setup,
+    pub(super) hops: Hops,
+    pub(super) plan: Plan,
 }
 
 pub(super) struct Node {
@@ -76,14 +72,15 @@ impl Node {
         (links, wires): (&MemNet, &Wires),
         events: &mut Vec<String>,
         paced_events: &mut Vec<(usize, PacedEvent)>,
-        watch: &mut dyn FnMut(usize, &Command),
     ) {
         let elapsed = Duration::from_nanos(now);
         if self.control.next_wake() <= elapsed {
             self.control.tick(elapsed, wall_at(now.saturating_add_signed(self.wall_ahead)));
         }
-        while let Ok(punt) = self.punts.pop() {
-            take(&mut self.control, punt, elapsed);
+        while let Ok(mut punt) = self.punts.pop() {
+            if let Some(input) = input(&mut punt) {
+                self.control.handle(elapsed, 0, input);
+            }
         }
         while let Some((_, output)) = self.control.poll_output() {
             match output {
@@ -96,7 +93,6 @@ impl Node {
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
                     wires.command(self.number, &command);
-                    watch(self.number, &command);
                     assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
                 }
                 Output::Save(number) => self.control.saved(elapsed, number),
@@ -109,47 +105,15 @@ impl Node {
     }
 }
 
-fn take(control: &mut Control, punt: Punt, now: Duration) {
-    match punt {
-        Punt::Handshake { side, from, mut datagram, .. } => {
-            control.handle(now, 0, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
-        }
-        Punt::PacedCell { link, slot, from, header, mut body, at } => {
-            let input = Input::PacedCell { link, slot, from, header, body: body.bytes_mut(), at_ns: at };
-            control.handle(now, 0, input);
-        }
-        Punt::Promoted { link, slot, from } => control.handle(now, 0, Input::Promoted { link, slot, from }),
-        Punt::PacedClockSent { link, number, sent_ns } => {
-            control.handle(now, 0, Input::PacedClockSent { link, number, sent_ns });
-        }
-        Punt::PacedLost { first, rounds, places, lost } => {
-            control.handle(now, 0, Input::PacedLost(Places { first, rounds, places, lost }));
-        }
-        Punt::PacedLoops { first, rounds, counts } => {
-            control.handle(now, 0, Input::PacedLoops(loop_places(first, rounds, counts)));
-        }
-        Punt::Activity { link, received, sent } => control.handle(now, 0, Input::Activity { link, received, sent }),
-        Punt::ChannelEnded { .. } | Punt::Cell { .. } => panic!("of a free class"),
-        Punt::Resolve { .. } | Punt::Notice(_) => {}
-    }
-}
-
 impl Chain {
     /// A hop, from 1, or an entry, from 101, that starts with this state, on a host whose clock is ahead.
     pub(super) fn node(&self, number: usize, (state, wall_ahead): (State, i64), rng: &mut ChaCha20Rng) -> Node {
-        let Kit { chain, descriptors, keys, setup } = &*self.kit;
-        let (hops, terms) = (self.hops, &setup.terms);
-        let (position, meeting) = (if number >= ENTRIES { 0 } else { number }, setup.meetings.get(&number));
+        let Kit { hops: drawn, plan } = &*self.kit;
+        let (hops, terms) = (self.hops, &plan.terms);
+        let (position, meeting) = (if number >= ENTRIES { 0 } else { number }, plan.meetings.get(&number));
         let shape = Shape::new(terms.class.size(), hops).expect("a chain has at most eight hops");
         let at = [Side::Up, Side::Down].map(|side| link_address(number, side));
         let mut seed = || ChaCha20Rng::seed_from_u64(rng.next_u64());
-        let mut view = View::new(chain.clone());
-        for (hop, descriptor) in (1..).zip(descriptors) {
-            view.take_descriptor(hop, descriptor.clone(), EPOCH_S).expect("its own descriptor");
-        }
-        let keys = position.checked_sub(1).map(|hop| &keys[hop]);
-        let keys = keys.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
-        let trust = TrustSetup { view, keys: keys.into_iter().collect(), state: state.hop };
         let config = Config {
             role: match position {
                 0 => Role::Entry { channels: 0 },
@@ -159,7 +123,7 @@ impl Chain {
             shape,
             paced: true,
             position,
-            terms: chain.clone(),
+            terms: drawn.terms.clone(),
             next: None,
             previous: position
                 .checked_sub(2)
@@ -174,6 +138,7 @@ impl Chain {
         };
         let elapsed = Duration::from_nanos(self.now);
         let wall = wall_at(self.now.saturating_add_signed(wall_ahead));
+        let trust = drawn.trust(position, state.hop);
         let mut control = Control::new(vec![config], trust, seed(), elapsed, wall).expect("a good config");
         if let Some(secret) = meeting {
             control.meet(0, MeetingSecret::new(*secret));
@@ -183,14 +148,14 @@ impl Chain {
         let (commands, worker_commands) = rtrb::RingBuffer::new(if position == 0 { 1 << 10 } else { 1 << 14 });
         let (worker_punts, punts) = rtrb::RingBuffer::new(if position == 0 { 1 << 9 } else { 1 << 12 });
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("an eventfd")));
-        let settings = Settings { terms: terms.clone(), suite: chain.suite, hops, position, hugepages: false };
+        let settings = Settings { terms: terms.clone(), suite: drawn.terms.suite, hops, position, hugepages: false };
         let [up, down] =
             [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
         let (mut loops, mut shown) = (None, None);
         let (worker, ledger): (Box<dyn Worker>, _) = match position {
             0 => {
                 let at = listener(number - ENTRIES);
-                let kind = ListenerKind::Forward(Destination::Ip((setup.destination)(number)));
+                let kind = ListenerKind::Forward(Destination::Ip((plan.destination)(number)));
                 let max_age = default_max_age(terms);
                 let apps = MemApps::new(self.apps.clone(), vec![at], at.ip());
                 let service = match meeting {

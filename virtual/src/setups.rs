@@ -1,28 +1,23 @@
 //! When setups and acks pass Mix 1 and the exit, for an attacker that has both (`attack::setup_order`).
 //!
-//! Mix 1 and the exit have no hook for this. Their header keys are read on their way from control to their workers, and
-//! their cells on the access links and on the last link: forward as they come, backward as they leave. Which channel of
-//! the exit is which user's is read at the mixes, where no single node could know it.
+//! Mix 1 and the exit have no hook for this. Their cells are read on the access links and on the last link: forward as
+//! they come, backward as they leave. Which channel of the exit is which user's is read at the mixes, where no single
+//! node could know it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use attack::Truth;
 use attack::setup_order::{Batch, Passed, SetupOrder};
 use dataplane::Nanos;
-use dataplane::command::LinkCommand;
 use dataplane::paced::Command;
 use dataplane::socket::memory::Datagram;
-use wire::cell::{CellKind, Direction, HEADER_LEN};
-use wire::ids::{LinkId, SlotId};
-use wire::link::HeaderKey;
-use wire::paced::{PacedHeader, PacedTerms, Timetable};
+use wire::cell::{CellKind, Direction};
+use wire::paced::{AHEAD_MAX, PacedTerms, Timetable};
 use wire::setup::Suite;
 
 use super::corrupt_exit::CorruptExit;
-use super::{ENTRIES, number_of, wall};
-
-/// Cells of a phase may come this many rounds before it (SPEC 9.8.4).
-const EARLY: u64 = 8;
+use super::headers::HeaderKeys;
+use super::{ENTRIES, link_of, wall};
 
 pub(super) struct Setups {
     terms: PacedTerms,
@@ -30,20 +25,12 @@ pub(super) struct Setups {
     times: Timetable,
     /// Different cells with which a setup can be opened at Mix 1.
     needed: usize,
-    /// By sender of forward cells, an entry or the last mix: keys of its link at Mix 1, or at the exit.
-    slots: HashMap<usize, Vec<Slot>>,
     /// By the batch that they are for.
     batches: BTreeMap<u64, OfBatch>,
     /// The first batch whose setups are kept; none until somebody watches.
     first: Option<u64>,
     /// Counts what is seen: an order without ties.
     position: u64,
-}
-
-struct Slot {
-    id: (LinkId, SlotId),
-    forward: HeaderKey,
-    backward: HeaderKey,
 }
 
 #[derive(Default)]
@@ -63,7 +50,6 @@ impl Setups {
             hops,
             times,
             needed: terms.setup_shards(Suite::Hybrid, hops, 1).data,
-            slots: HashMap::new(),
             batches: BTreeMap::new(),
             first: None,
             position: 0,
@@ -75,35 +61,21 @@ impl Setups {
         self.first = Some(self.next_batch(now) + 1);
     }
 
-    /// The batch for which setups travel.
+    /// The batch for which setups travel: cells of a phase may come up to [`AHEAD_MAX`] rounds before it.
     fn next_batch(&self, now: Nanos) -> u64 {
-        self.times.batch_of(self.times.round_at(wall(now)) + EARLY) + 1
+        self.times.batch_of(self.times.round_at(wall(now)) + AHEAD_MAX) + 1
     }
 
     /// What control tells the worker of a hop. `known` has seen it.
-    pub(super) fn command(&mut self, hop: usize, command: &Command, known: &CorruptExit) {
-        let peer = |link: &LinkId| match hop {
-            1 => known.entries.get(link).copied().filter(|peer| *peer >= ENTRIES),
-            exit => (exit == self.hops).then_some(exit - 1),
-        };
-        match command {
-            Command::Link(LinkCommand::InstallSlot { link, slot, header_i2r, header_r2i, .. }) => {
-                let Some(peer) = peer(link) else { return };
-                let [forward, backward] = [header_i2r, header_r2i].map(|key| HeaderKey::new(key));
-                self.slots.entry(peer).or_default().push(Slot { id: (*link, *slot), forward, backward });
-            }
-            Command::Link(LinkCommand::RetireSlot { link, slot }) => {
-                let slots = peer(link).and_then(|peer| self.slots.get_mut(&peer));
-                slots.into_iter().for_each(|slots| slots.retain(|of| of.id != (*link, *slot)));
-            }
-            Command::InstallChannel { batch, up, down: None, .. } if self.keeps(*batch) => {
-                let complete = Some(self.next_position());
-                let of_batch = self.batches.entry(*batch).or_default();
-                of_batch.channels.entry(up.number).or_default().complete = complete;
-                let entry = known.entry(*batch, up.number);
-                of_batch.channel_of.extend(entry.map(|entry| (entry, up.number)));
-            }
-            _ => {}
+    pub(super) fn command(&mut self, command: &Command, known: &CorruptExit) {
+        if let Command::InstallChannel { batch, up, down: None, .. } = command
+            && self.keeps(*batch)
+        {
+            let complete = Some(self.next_position());
+            let of_batch = self.batches.entry(*batch).or_default();
+            of_batch.channels.entry(up.number).or_default().complete = complete;
+            let entry = known.entry(*batch, up.number);
+            of_batch.channel_of.extend(entry.map(|entry| (entry, up.number)));
         }
     }
 
@@ -117,20 +89,18 @@ impl Setups {
     }
 
     /// A datagram of a link: forward as it comes, backward as it leaves.
-    pub(super) fn sees(&mut self, direction: Direction, now: Nanos, datagram: &Datagram) {
+    pub(super) fn sees(&mut self, direction: Direction, now: Nanos, datagram: &Datagram, keys: &HeaderKeys) {
         let Datagram { from, to, bytes } = datagram;
-        let batch = self.next_batch(now);
+        let (batch, running) = (self.next_batch(now), self.times.round_at(wall(now)));
         if bytes.len() != self.terms.class.cell_len() || !self.keeps(batch) {
             return;
         }
-        let (from, to) = (number_of(*from), number_of(*to));
-        let (up, down) = if direction == Direction::Forward { (from, to) } else { (to, from) };
-        let Some((up, down)) = up.zip(down) else { return };
-        let is_access = up >= ENTRIES && down == 1;
-        if !is_access && (up + 1, down) != (self.hops, self.hops) {
+        let Some((up, _)) = link_of(*from, *to).filter(|(_, way)| *way == direction) else { return };
+        let is_access = up >= ENTRIES;
+        if !is_access && up + 1 != self.hops {
             return;
         }
-        let Some(header) = self.open(up, direction, now, &bytes[..HEADER_LEN]) else { return };
+        let Some((_, header)) = keys.open((up, direction), bytes, running) else { return };
         let is_setup = header.kind == CellKind::Setup && direction == Direction::Forward;
         if !is_setup && (header.kind != CellKind::Ack || direction == Direction::Forward) {
             return;
@@ -147,15 +117,6 @@ impl Setups {
             of_batch.channels.entry(header.channel).or_default()
         };
         (if is_setup { &mut passed.begun } else { &mut passed.ack }).get_or_insert(position);
-    }
-
-    fn open(&self, up: usize, direction: Direction, now: Nanos, head: &[u8]) -> Option<PacedHeader> {
-        let running = self.times.round_at(wall(now));
-        self.slots.get(&up)?.iter().rev().find_map(|Slot { forward, backward, .. }| {
-            let mut block = [head.try_into().ok()?];
-            (if direction == Direction::Forward { forward } else { backward }).decipher(&mut block);
-            PacedHeader::from_block(&block[0], self.terms.class, Some(running))
-        })
     }
 
     /// The setups for batches until this one, and the channel of each user.

@@ -4,6 +4,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use attack::Truth;
 use attack::setup_order::SetupOrder;
@@ -11,10 +12,12 @@ use dataplane::Nanos;
 use dataplane::paced::Command;
 use dataplane::socket::memory::{Datagram, MemNet};
 use wire::cell::Direction;
+use wire::paced::PacedTerms;
 
 use super::corrupt_exit::{CorruptExit, ExitBody};
+use super::headers::HeaderKeys;
 use super::setups::Setups;
-use super::{Chain, EXIT_HOST, number_of};
+use super::{Chain, EXIT_HOST, link_of, number_of};
 
 /// A datagram as it was sent.
 pub struct Seen {
@@ -35,6 +38,7 @@ pub(super) struct Wires {
     pub(super) now: Cell<Nanos>,
     exit: usize,
     keeps: bool,
+    keys: Rc<RefCell<HeaderKeys>>,
     corrupt_exit: RefCell<CorruptExit>,
     pub(super) setups: RefCell<Setups>,
     links_seen: RefCell<Vec<Seen>>,
@@ -70,13 +74,15 @@ impl PartialOrd for Held {
 }
 
 impl Wires {
-    pub(super) fn new(now: Nanos, exit: usize, keeps: bool, corrupt_exit: CorruptExit, setups: Setups) -> Wires {
+    /// Those of a chain with this number of hops. `keeps` is as in [`super::Plan`].
+    pub(super) fn new(now: Nanos, keeps: bool, terms: &PacedTerms, exit: usize) -> Wires {
         Wires {
             now: Cell::new(now),
             exit,
             keeps,
-            corrupt_exit: RefCell::new(corrupt_exit),
-            setups: RefCell::new(setups),
+            keys: Rc::new(RefCell::new(HeaderKeys::new(terms.class))),
+            corrupt_exit: RefCell::new(CorruptExit::new(terms.class, exit, terms.timetable(exit))),
+            setups: RefCell::new(Setups::new(terms, exit, terms.timetable(exit))),
             links_seen: RefCell::default(),
             apps_seen: RefCell::default(),
             arrived: RefCell::default(),
@@ -89,9 +95,10 @@ impl Wires {
 
     /// What control tells the worker of a node.
     pub(super) fn command(&self, node: usize, command: &Command) {
+        self.keys.borrow_mut().command(node, command);
         let mut corrupt_exit = self.corrupt_exit.borrow_mut();
         corrupt_exit.command(node, command);
-        self.setups.borrow_mut().command(node, command, &corrupt_exit);
+        self.setups.borrow_mut().command(command, &corrupt_exit);
     }
 
     /// The datagram goes into the queue of its receiver.
@@ -107,19 +114,19 @@ impl Wires {
     }
 
     fn arrive_at_link(&self, datagram: Datagram) -> Datagram {
-        self.setups.borrow_mut().sees(Direction::Forward, self.now.get(), &datagram);
+        self.setups.borrow_mut().sees(Direction::Forward, self.now.get(), &datagram, &self.keys.borrow());
         self.arrive(datagram)
     }
 
-    /// A datagram on the last link, for a corrupt exit.
+    /// A link datagram as it leaves, for attackers that have nodes.
     fn show(&self, now: Nanos, datagram: &Datagram) {
-        let ends = (number_of(datagram.from), number_of(datagram.to));
-        let direction = match ends {
-            (Some(from), Some(to)) if (from + 1, to) == (self.exit, self.exit) => Direction::Forward,
-            (Some(from), Some(to)) if (from, to + 1) == (self.exit, self.exit) => Direction::Backward,
-            _ => return,
-        };
-        self.corrupt_exit.borrow_mut().sees(direction, now, &datagram.bytes);
+        let keys = self.keys.borrow();
+        if let Some((up, direction)) = link_of(datagram.from, datagram.to)
+            && up + 1 == self.exit
+        {
+            self.corrupt_exit.borrow_mut().sees(direction, now, &datagram.bytes, &keys);
+        }
+        self.setups.borrow_mut().sees(Direction::Backward, now, datagram, &keys);
     }
 
     fn hold(&self, after: Nanos, datagram: Datagram) {
@@ -163,7 +170,6 @@ impl Chain {
                 wires.links_seen.borrow_mut().push(Seen::new(&datagram, now));
             }
             wires.show(now, &datagram);
-            wires.setups.borrow_mut().sees(Direction::Backward, now, &datagram);
             let mut at_once = Vec::new();
             for (after, datagram) in tap(now, datagram) {
                 if after == 0 {
@@ -202,6 +208,11 @@ impl Chain {
     /// The setups for all batches that have begun since, and the channel of each user.
     pub fn setup_order(&self) -> (SetupOrder, Vec<Truth>) {
         self.wires.setups.borrow().order(self.batch())
+    }
+
+    /// The header keys of all links, which get more as time passes.
+    pub fn header_keys(&self) -> Rc<RefCell<HeaderKeys>> {
+        self.wires.keys.clone()
     }
 
     /// All link datagrams as they were sent, if they are kept.

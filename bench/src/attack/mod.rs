@@ -8,7 +8,7 @@
 //! users        entries, applications, destinations   profile      what an application sends
 //! cases        what is compared                      folder       records as files
 //! virtual_run  a run under a virtual clock           plant        leaks that attackers must find
-//! copies       copies of cells on access links       corrupt_exit what a corrupt exit adds to a record
+//! copies       copies of cells on access links       exit_record  what a corrupt exit adds to a record
 //! judge        attackers and their figures           text         tables
 //! measures     ROC curves and entropy                costs        delay and bytes
 //! result       what `report` reads of the output     rivals       padding defences of others
@@ -20,8 +20,8 @@
 mod capture;
 mod cases;
 mod copies;
-mod corrupt_exit;
 mod costs;
+mod exit_record;
 mod folder;
 mod impairment;
 mod judge;

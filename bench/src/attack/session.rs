@@ -111,10 +111,12 @@ pub(super) struct Delay {
 }
 
 impl Delay {
-    /// Of nanoseconds.
-    fn of(delays: &Histogram<u64>) -> Delay {
-        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| delays.value_at_quantile(quantile) as f64 / 1e6);
-        Delay { p50, p99, p999 }
+    /// Of nanoseconds, forward and backward.
+    pub(super) fn of_both(delays: &PerDirection<Histogram<u64>>) -> [Delay; 2] {
+        [&delays.forward, &delays.backward].map(|delays| {
+            let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| delays.value_at_quantile(quantile) as f64 / 1e6);
+            Delay { p50, p99, p999 }
+        })
     }
 }
 
@@ -248,7 +250,7 @@ impl Session<'_> {
     ///
     /// # Errors
     /// Something does not start, the user interrupts, or the capture lost too much.
-    pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
+    pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage) + Send) -> anyhow::Result<Run> {
         let started = Instant::now();
         let own_len = if let Recorded::Paced(_) = self.class { OWN_PACED_LEN } else { FRAME_LEN };
         let (truth, sources) = profile::draw(self.traffic, self.entries.rows, own_len, self.seed);
@@ -270,7 +272,7 @@ impl Session<'_> {
             speakers,
             interrupted,
         };
-        let users = start.run(|ready| progress(Stage::Starting(ready)))?;
+        let users = yielding(|| start.run(|ready| progress(Stage::Starting(ready))))?;
         let capture = Capture::start()?;
 
         let (before, cpu_before) = (network.reports()?, (cpu(), entries_cpu()));
@@ -312,7 +314,7 @@ impl Session<'_> {
         let facts = Facts {
             sent: [traffic.sent.forward, traffic.sent.backward],
             arrived: [traffic.arrived.forward, traffic.arrived.backward],
-            delays: [Delay::of(&traffic.delays.forward), Delay::of(&traffic.delays.backward)],
+            delays: Delay::of_both(&traffic.delays),
             off_grid_ms: self.off_grid(&captured).map(|deviation| deviation / 1e6),
             entry_jitter_ms: self.entry_jitter(&captured),
             dropped: match &paced {
@@ -409,6 +411,18 @@ impl Session<'_> {
     }
 }
 
+/// Runs `start` so that the threads that it starts yield to those of the nodes, which would have a host of their own.
+fn yielding<R: Send>(start: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            // It fails only where a limit forbids it; the processor is shared evenly then.
+            let _ = rustix::process::nice(10);
+            start()
+        });
+        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Cells and datagrams that a node dropped.
 pub(super) fn dropped(report: &NodeReport) -> u64 {
     report.kernel_drops + report.ledger.tallies().map(|(.., tally)| tally.dropped_total()).sum::<u64>()
@@ -437,7 +451,8 @@ impl Facts {
         let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
         let share = 100.0 * arrived.iter().sum::<u64>() as f64 / sent.iter().sum::<u64>().max(1) as f64;
         let mib = |bytes: u64| bytes >> 20;
-        let way = |Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms");
+        let [there, back] = self.delays.map(|Delay { p50, p99, p999 }| format!("{p50:.1}, {p99:.1}, {p999:.1} ms"));
+        let delay = format!("delay p50, p99, p99.9: {there} there, {back} back");
         let grid = self.off_grid_ms.map_or_else(String::new, |off| format!("; off the grid by {off:.2} ms"));
         let jitter = self.entry_jitter_ms.map_or_else(String::new, |[p50, p99]| {
             format!("; rounds of entries vary by {p50:.2} ms (p50), {p99:.2} ms (p99)")
@@ -448,7 +463,7 @@ impl Facts {
         });
         if let Some(of) = &self.virtual_clock {
             return format!(
-                "sent {} + {}, arrived {} + {} ({share:.2} %), captured {captured}\n  {}{paced}",
+                "sent {} + {}, arrived {} + {} ({share:.2} %), captured {captured}\n  {delay}; {}{paced}",
                 sent[0],
                 sent[1],
                 arrived[0],
@@ -458,14 +473,12 @@ impl Facts {
         }
         format!(
             "sent {} + {}, arrived {} + {} ({share:.2} %), dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
-             delay p50, p99, p99.9: {} there, {} back{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
+             {delay}{grid}{jitter}\n  {:.2} cores here, {:.2} of them of entries, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms \
              late{paced}",
             sent[0],
             sent[1],
             arrived[0],
             arrived[1],
-            way(self.delays[0]),
-            way(self.delays[1]),
             self.cores_here,
             self.cores_entries,
             self.cores_nodes,

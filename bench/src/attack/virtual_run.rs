@@ -15,7 +15,7 @@ use anyhow::ensure;
 use attack::active::{Action, Plan};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::{Chain, ENTRIES, Setup, listener, number_of, wall};
+use eddy_virtual::{Chain, ENTRIES, listener, number_of, wall};
 use hdrhistogram::Histogram;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -25,13 +25,13 @@ use wire::paced::PacedTerms;
 
 use super::capture::Captured;
 use super::copies::hash;
-use super::corrupt_exit::CorruptExit;
+use super::exit_record::ExitRecord;
 use super::impairment::Link;
 use super::places::{self, Tap};
 use super::plant::{self, Plant, Speakers};
 use super::profile::{self, WARM_UP};
 use super::record::{Entries, Recording};
-use super::session::{Facts, PacedFacts, Run, Session, Stage};
+use super::session::{Delay, Facts, PacedFacts, Run, Session, Stage};
 use crate::load::plan::Due;
 use crate::load::source::{MILLI, Nanos, SECOND, exponential, seeded};
 use crate::results::histogram;
@@ -56,9 +56,6 @@ pub(crate) struct VirtualFacts {
     /// Virtual time with its start, and the processor time that it took, in seconds.
     seconds: f64,
     cpu_s: f64,
-    /// One-way delay from application to application, both directions, in milliseconds.
-    delay_p50_ms: f64,
-    delay_p999_ms: f64,
     /// Batches of the record whose setups were watched, and whether their order says whose channel is whose
     /// (`attack::setup_order`).
     #[serde(default)]
@@ -74,10 +71,10 @@ fn chance() -> f64 {
 
 impl VirtualFacts {
     pub(super) fn text(&self) -> String {
-        let VirtualFacts { seconds, cpu_s, delay_p50_ms, delay_p999_ms, setup_batches, setup_order_p } = self;
+        let VirtualFacts { seconds, cpu_s, setup_batches, setup_order_p } = self;
         format!(
-            "one-way delay p50 {delay_p50_ms:.1} ms, p99.9 {delay_p999_ms:.1} ms; order of setups for {setup_batches} \
-             batches: p {setup_order_p:.3}; {seconds:.0} s of virtual time took {cpu_s:.0} s"
+            "order of setups for {setup_batches} batches: p {setup_order_p:.3}; {seconds:.0} s of virtual time took \
+             {cpu_s:.0} s"
         )
     }
 }
@@ -109,7 +106,7 @@ struct World {
     /// The access links.
     links: Vec<PerDirection<Link>>,
     contents: Vec<PerDirection<Numbers>>,
-    exit: Option<CorruptExit>,
+    exit: Option<ExitRecord>,
     /// When the record begins and ends.
     begin: Nanos,
     end: Nanos,
@@ -119,7 +116,7 @@ struct World {
     /// When each user sent each of its datagrams, and when each was answered.
     sent: PerDirection<Vec<Vec<Nanos>>>,
     arrived: PerDirection<u64>,
-    delays: Histogram<u64>,
+    delays: PerDirection<Histogram<u64>>,
 }
 
 impl World {
@@ -237,7 +234,7 @@ impl World {
         let Some((number, _)) = bytes.split_first_chunk::<4>() else { return };
         self.arrived[direction] += 1;
         if let Some(sent) = self.sent[direction][user].get(u32::from_be_bytes(*number) as usize) {
-            self.delays.saturating_record(now - sent);
+            self.delays[direction].saturating_record(now - sent);
         }
     }
 }
@@ -370,7 +367,7 @@ impl Session<'_> {
                 truth.0.iter().enumerate().map(|(user, flow)| (*flow, user)).collect();
             of_flows.sort_unstable();
             let ends = |(flow, user)| (entries.user(user), entries.meetings.then(|| entries.partner(flow)));
-            exit.fill(&mut record, &chain, begin, &of_flows.into_iter().map(ends).collect::<Vec<_>>());
+            exit.fill(&mut record, wall(begin), &of_flows.into_iter().map(ends).collect::<Vec<_>>());
         }
         let (setup_order, setup_truths) = chain.setup_order();
         let hops = chain.numbers().take_while(|number| *number < ENTRIES);
@@ -379,6 +376,7 @@ impl Session<'_> {
             dropped: paced.dropped(),
             sent: [sent.forward, sent.backward],
             arrived: [world.arrived.forward, world.arrived.backward],
+            delays: Delay::of_both(&world.delays),
             ledgers_closed: hops.into_iter().all(|hop| chain.ledger(hop).closed()),
             captured: world.captured.len() as u64,
             paced: Some(paced),
@@ -387,8 +385,6 @@ impl Session<'_> {
             virtual_clock: Some(VirtualFacts {
                 seconds: chain.since_start().as_secs_f64(),
                 cpu_s: (super::session::cpu() - cpu).as_secs_f64(),
-                delay_p50_ms: world.delays.value_at_quantile(0.5) as f64 / 1e6,
-                delay_p999_ms: world.delays.value_at_quantile(0.999) as f64 / 1e6,
                 setup_batches: setup_truths.len(),
                 setup_order_p: setup_order.p(&setup_truths, self.seed),
             }),
@@ -402,22 +398,22 @@ impl Session<'_> {
     fn start_chain(&self, terms: &PacedTerms, flows: &[usize]) -> anyhow::Result<Chain> {
         let mut rng = seeded(self.seed);
         rng.set_stream(2);
-        let mut setup = Setup {
+        let mut plan = eddy_virtual::Plan {
             destination,
             seed: self.seed,
             timers_late: TIMERS_LATE,
             before_batch: Some(BEFORE_BATCH),
             keeps: false,
-            ..Setup::new(terms, self.mixes, self.entries.count())
+            ..eddy_virtual::Plan::new(terms, self.mixes, self.entries.count())
         };
         for (user, &flow) in flows.iter().enumerate().filter(|_| self.entries.meetings) {
             let mut secret = [0; 32];
             rng.fill_bytes(&mut secret);
             for entry in [self.entries.user(user), self.entries.partner(flow)] {
-                setup.meetings.insert(ENTRIES + entry, secret);
+                plan.meetings.insert(ENTRIES + entry, secret);
             }
         }
-        let mut chain = Chain::new(setup);
+        let mut chain = Chain::new(plan);
         for _ in 0..4 {
             chain.run_to_batch(1);
             if chain.numbers().filter(|number| *number >= ENTRIES).all(|entry| chain.setups(entry) > 0) {
@@ -456,14 +452,14 @@ impl Session<'_> {
             speakers,
             links,
             contents: vec![PerDirection::default(); count],
-            exit: self.corrupt_exit.then(|| CorruptExit::new(terms, hops, count)),
+            exit: self.corrupt_exit.then(|| ExitRecord::new(terms, hops, count)),
             begin: Nanos::MAX,
             end: Nanos::MAX,
             captured: Vec::new(),
             peers: vec![None; flows.len()],
             sent: PerDirection::from_fn(|_| vec![Vec::new(); flows.len()]),
             arrived: PerDirection::default(),
-            delays: histogram(),
+            delays: PerDirection::from_fn(|_| histogram()),
         }
     }
 

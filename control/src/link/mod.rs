@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use wire::cell::{Block, CellKind, Direction, Header};
+use wire::cell::{CellKind, Direction, Header, TAG_LEN};
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
 use wire::paced::PacedHeader;
@@ -157,24 +157,17 @@ impl Link {
         cx.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
     }
 
-    /// Opens a control cell under one of its slots. The first authentic one under `next` promotes that slot.
-    fn open<'a>(
-        &mut self,
-        cx: &mut Context,
-        now: Duration,
-        slot: SlotId,
-        from: SocketAddr,
-        (seq, header): (u64, &Block),
-        body: &'a mut [u8],
-    ) -> Result<&'a mut [u8], Refusal> {
-        let found = self.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
-        let content = found.open(seq, header, body)?;
+    fn slot(&mut self, slot: SlotId) -> Result<&mut Slot, Refusal> {
+        self.slots().into_iter().flatten().find(|known| known.id == slot).ok_or(Refusal::UnknownSlot)
+    }
+
+    /// A control cell has come under one of its slots. The first one under `next` promotes that slot.
+    fn accepted(&mut self, cx: &mut Context, now: Duration, slot: SlotId, from: SocketAddr) {
         if self.next.as_ref().is_some_and(|next| next.id == slot) {
             self.promote(cx, now, Some(from));
         }
         self.record_received(now);
         cx.counters.cells += 1;
-        Ok(content)
     }
 
     /// Seals and injects a link cell with this content, filled up with zeros. False if the link cannot send.
@@ -302,24 +295,26 @@ impl Links {
         if !fits {
             return Err(Refusal::CellMalformed);
         }
-        let (seq, block) = (header.seq, header.to_block());
-        link.open(cx, now, slot, from, (seq, &block), body)
+        let content = link.slot(slot)?.open(header, body)?;
+        link.accepted(cx, now, slot, from);
+        Ok(content)
     }
 
-    /// The same in a paced class.
-    pub(crate) fn open_paced<'a>(
+    /// Takes in a control cell of a paced class, which the worker has opened. The first one under `next` promotes that
+    /// slot.
+    pub(crate) fn accept_paced(
         &mut self,
         cx: &mut Context,
         now: Duration,
         (link, slot): (LinkId, SlotId),
         from: SocketAddr,
         header: &PacedHeader,
-        body: &'a mut [u8],
-    ) -> Result<&'a mut [u8], Refusal> {
+        content: &[u8],
+    ) -> Result<(), Refusal> {
         let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let direction = if link.side == Side::Up { Direction::Forward } else { Direction::Backward };
         let fits = cx.config.class() == header.class.into()
-            && body.len() == header.class.body_len()
+            && content.len() == header.class.body_len() - TAG_LEN
             && header.kind != CellKind::Data
             && header.kind.travels(direction)
             && (header.channel == 0) == (header.kind == CellKind::Link);
@@ -328,11 +323,9 @@ impl Links {
         }
         // Copies of all cells travel there (SPEC 9.6.4).
         let is_link_1 = cx.config.position == 0 || (direction == Direction::Forward && cx.config.faces_entries());
-        let (seq, block) = (header.seq, header.to_block());
-        link.open(cx, now, slot, from, (seq, &block), body).map_err(|why| match why {
-            Refusal::CellReplayed if is_link_1 => Refusal::CellCopy,
-            _ => why,
-        })
+        link.slot(slot)?.mark_seen(header.seq).map_err(|why| if is_link_1 { Refusal::CellCopy } else { why })?;
+        link.accepted(cx, now, slot, from);
+        Ok(())
     }
 
     /// The side of a link that is there.

@@ -23,19 +23,11 @@ const BACKWARD: Direction = Direction::Backward;
 /// The least rounds for three mixes, without loops.
 pub(super) fn terms() -> PacedTerms {
     PacedTerms {
-        class: PacedClass::new(Class::S),
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 1,
         rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
         n_min: 1,
         seats: 6,
         loops: 0,
-        slack_ms: 8,
-        steps_ms: vec![5; HOPS - 1],
+        ..PacedTerms::new(PacedClass::new(Class::S), "voice", HOPS)
     }
 }
 

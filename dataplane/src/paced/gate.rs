@@ -122,17 +122,17 @@ impl Gate {
                     let body = cell.body_mut(self.class.body_len());
                     // What finds no room may come again.
                     let room = if punts.room() > RESERVED { Ok(()) } else { Err(DropReason::PuntFull) };
-                    let passed =
-                        room.and_then(|()| links.pass_control((link, slot), (&header, body), &self.control, at.turn));
-                    if passed.is_ok() {
-                        let body = Bytes::copy(body);
-                        let _ = punts.send(Punt::PacedCell { link, slot, from, header, body, at: at.class });
-                    }
-                    free.give(cell.into_buffer());
-                    match passed {
-                        Ok(()) => tally.consumed += 1,
+                    let at_turn = (at.turn, punts.is_half_full());
+                    match room.and_then(|()| links.open_control((link, slot), (&header, body), &self.control, at_turn))
+                    {
+                        Ok(content) => {
+                            let content = Bytes::copy(content);
+                            let _ = punts.send(Punt::PacedCell { link, slot, from, header, content, at: at.class });
+                            tally.consumed += 1;
+                        }
                         Err(reason) => tally.drop(reason),
                     }
+                    free.give(cell.into_buffer());
                     continue;
                 }
                 Some(Found { header, .. }) if header.sub >= self.cells => Err(DropReason::Sub),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
-use wire::cell::{CellKind, Class, SEQ_END};
+use wire::cell::{CellKind, SEQ_END, TAG_LEN};
 use wire::gcm::PolyvalKey;
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::{ControlKey, HeaderKey};
@@ -136,25 +136,23 @@ impl PacedLinks {
         keys.is_some_and(|(_, keys)| header.is_tag_of(&keys.tag_in, body))
     }
 
-    /// Whether a control cell that arrived at `now` goes to control.
+    /// Opens a control cell that arrived at `now` in place, and returns its content, which goes to control, whose queue
+    /// is more than half full or not.
     ///
     /// # Errors
-    /// Why not.
-    pub(super) fn pass_control(
+    /// Why it does not go there.
+    pub(super) fn open_control<'a>(
         &mut self,
         (link, slot): (LinkId, SlotId),
-        (header, body): (&PacedHeader, &[u8]),
+        (header, body): (&PacedHeader, &'a mut [u8]),
         limits: &ControlLimits,
-        now: Nanos,
-    ) -> Result<(), DropReason> {
+        (now, is_crowded): (Nanos, bool),
+    ) -> Result<&'a [u8], DropReason> {
         let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
         let (_, keys) = keys.ok_or(DropReason::Header)?;
-        keys.arrived.pass(header.seq, limits, now, || {
-            let mut opened = [0; PacedClass::new(Class::L).body_len()];
-            let opened = &mut opened[..body.len()];
-            opened.copy_from_slice(body);
-            keys.control_in.open_under(&header.to_block(), opened).is_some()
-        })
+        let is_authentic = || keys.control_in.open_under(&header.to_block(), body).is_some();
+        keys.arrived.pass(header.seq, limits, (now, is_crowded), is_authentic)?;
+        Ok(&body[..body.len() - TAG_LEN])
     }
 
     /// A cell of the link was accepted.

@@ -18,21 +18,7 @@ pub(super) const CLASS: PacedClass = PacedClass::new(Class::S);
 pub(super) const BODY: usize = CLASS.body_len();
 
 pub(super) fn terms() -> PacedTerms {
-    PacedTerms {
-        class: CLASS,
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 2,
-        rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
-        n_min: 1,
-        seats: 16,
-        loops: 0,
-        slack_ms: 8,
-        steps_ms: vec![5; HOPS - 1],
-    }
+    PacedTerms { cells: 2, rounds: 512, n_min: 1, seats: 16, loops: 0, ..PacedTerms::new(CLASS, "voice", HOPS) }
 }
 
 /// The other end of a link.

@@ -346,50 +346,55 @@ impl Bridge {
         self.control.class(class).counters().handshakes_read > before
     }
 
-    fn take(&mut self, class: usize, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
+    fn take(&mut self, class: usize, worker: usize, mut punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
                 // Its place in the ring is free from here on.
                 drop(place);
                 self.take_handshake((class, side), from, datagram.bytes_mut(), is_crowded, now);
             }
-            Punt::Cell { link, slot, from, header, mut body } => {
-                self.control.handle(now, class, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
-            }
-            Punt::PacedCell { link, slot, from, header, mut body, at } => {
-                let body = body.bytes_mut();
-                self.control.handle(now, class, Input::PacedCell { link, slot, from, header, body, at_ns: at });
-            }
-            Punt::PacedClockSent { link, number, sent_ns } => {
-                self.control.handle(now, class, Input::PacedClockSent { link, number, sent_ns });
-            }
-            Punt::PacedLost { first, rounds, places, lost } => {
-                self.control.handle(now, class, Input::PacedLost(Places { first, rounds, places, lost }));
-            }
-            Punt::PacedLoops { first, rounds, counts } => {
-                self.control.handle(now, class, Input::PacedLoops(loop_places(first, rounds, counts)));
-            }
-            Punt::Promoted { link, slot, from } => {
-                self.control.handle(now, class, Input::Promoted { link, slot, from });
-            }
-            Punt::Activity { link, received, sent } => {
-                self.control.handle(now, class, Input::Activity { link, received, sent });
-            }
-            Punt::ChannelEnded { channel, reason } => {
-                if self.classes[class].commands.ended(worker, channel) {
-                    self.control.handle(now, class, Input::ChannelEnded { channel, reason });
-                }
-            }
+            Punt::ChannelEnded { channel, .. } if !self.classes[class].commands.ended(worker, channel) => {}
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
             Punt::Notice(notice) => note(Note::Notice(notice)),
+            _ => {
+                if let Some(input) = input(&mut punt) {
+                    self.control.handle(now, class, input);
+                }
+            }
         }
     }
 }
 
-/// What the worker of a mix has counted by its loops in some rounds.
-pub fn loop_places(first: u64, rounds: u64, counts: LoopCounts) -> LoopPlaces {
-    let LoopCounts { places, lost, garbled, link_places, link_lost } = counts;
-    LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost }
+/// The input that a punt is for control; none if it is for the node.
+pub fn input(punt: &mut Punt) -> Option<Input<'_>> {
+    Some(match punt {
+        Punt::Handshake { side, from, datagram, .. } => {
+            Input::Handshake { side: *side, from: *from, datagram: datagram.bytes_mut() }
+        }
+        Punt::Cell { link, slot, from, header, body } => {
+            Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body: body.bytes_mut() }
+        }
+        Punt::PacedCell { link, slot, from, header, content, at } => Input::PacedCell {
+            link: *link,
+            slot: *slot,
+            from: *from,
+            header: *header,
+            content: content.bytes(),
+            at_ns: *at,
+        },
+        &mut Punt::PacedClockSent { link, number, sent_ns } => Input::PacedClockSent { link, number, sent_ns },
+        &mut Punt::PacedLost { first, rounds, places, lost } => {
+            Input::PacedLost(Places { first, rounds, places, lost })
+        }
+        &mut Punt::PacedLoops { first, rounds, counts } => {
+            let LoopCounts { places, lost, garbled, link_places, link_lost } = counts;
+            Input::PacedLoops(LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost })
+        }
+        &mut Punt::Promoted { link, slot, from } => Input::Promoted { link, slot, from },
+        &mut Punt::Activity { link, received, sent } => Input::Activity { link, received, sent },
+        &mut Punt::ChannelEnded { channel, reason } => Input::ChannelEnded { channel, reason },
+        Punt::Resolve { .. } | Punt::Notice(_) => return None,
+    })
 }
 
 /// The command for a worker of a paced class; none for changes of free classes.

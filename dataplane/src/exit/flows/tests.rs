@@ -1,5 +1,6 @@
 use super::idlers::YIELDS_AFTER;
 use super::*;
+use crate::exit::mappings::Held;
 use crate::exit::names::WAITING_PER_FLOW;
 use crate::exit::quota::{FEW, Opens};
 use crate::ledger::Tally;

@@ -6,10 +6,12 @@
 //! control cells -----------/
 //! link -> gate -> backward -> applications
 //!
+//! rounds     building and sending them
 //! pacer      when a round is due, and which one is next
 //! channels   numbers, keys and marks, batch by batch
 //! packer     what waits, and how cells are filled
 //! backward   what Mix 1 sends
+//! shown      what the worker has counted and measured
 //! ```
 //!
 //! A round is built and sealed 2 ms before it is due. At its time the worker sends it, before it does
@@ -23,29 +25,29 @@ mod backward;
 mod channels;
 mod pacer;
 mod packer;
+mod rounds;
+mod shown;
 
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
-use wire::paced::clock::{ClockCell, SteadyClock};
-use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Place, Timetable};
+use wire::paced::clock::SteadyClock;
+use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Timetable};
 use wire::reassembly::{HOLD, Reassembler};
 
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
-use super::places::REPORT_EVERY;
-use super::sender::{Leaving, Round, Sender};
+use super::sender::Sender;
 use super::{Command, Settings};
 use crate::age::{LastRead, nanos};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
-use crate::buffer::{Cell, FreeList};
+use crate::buffer::FreeList;
 use crate::command::LinkCommand;
 use crate::endpoint::next_second;
 use crate::entry::clients::FlowState;
@@ -53,35 +55,28 @@ use crate::entry::listener::{Listener, ListenerId};
 use crate::entry::users::{Notices, Request, Users};
 use crate::histogram::Histogram;
 use crate::latency::{self, Times};
-use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{DropReason, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
-use crate::punt::{ClientAt, Notice, Punt, PuntSender};
-use crate::runner::{APPS, BLOCKED_WAIT, Clock, DOWN, UP, Worker};
+use crate::punt::{ClientAt, Notice, PuntSender};
+use crate::runner::{APPS, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use crate::socket::apps::Apps;
-use crate::{MICRO, MILLI, Nanos};
-use channels::{BEHIND_MAX, Channel, Channels};
+use crate::{MILLI, Nanos};
+use channels::Channels;
 pub use pacer::PREPARE;
-use pacer::{Pacer, SETTLE};
+use pacer::Pacer;
 use packer::{FlowAt, Packer, SESSION, Waiting};
+use rounds::{EARLY, Ready};
+pub use shown::{EndToEnd, MeetingState, View, Waits};
 
-/// The worker wakes at least, and at most, this long before a round is due, and spins until then.
-const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
-/// An entry that is behind leaves AGAIN out in one round of 16 on average (SPEC 9.11.7).
-const CATCH_UP_ONE_IN: u64 = 16;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
 /// A turn that has read this many datagrams of applications reads no further batch.
 const APP_DATAGRAMS: usize = 256;
-/// Rounds without an authentic body after which a meeting is lost (SPEC 9.13.7).
-const LOST_AFTER: u64 = 100;
-/// Lost places are counted this many rounds back at most.
-const COUNTED_MAX: u64 = 128;
-
 /// What the entry of a class serves (SPEC 9.11.3).
 pub enum Service {
     /// One listener per application socket, in their order; control knows each by its place here.
@@ -92,61 +87,6 @@ pub enum Service {
         /// The longest time that a datagram may wait.
         max_age: Duration,
     },
-}
-
-/// What the entry of a meeting sees of it (SPEC 9.13.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MeetingState {
-    /// The exit answers: the other end is not there.
-    Waiting,
-    /// The other end answers.
-    Joined,
-    /// Nothing opened in the last 100 rounds.
-    Lost,
-}
-
-impl MeetingState {
-    /// In one word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            MeetingState::Waiting => "waiting",
-            MeetingState::Joined => "joined",
-            MeetingState::Lost => "lost",
-        }
-    }
-}
-
-/// What a worker shows in addition to its ledger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    /// The round of which first copies leave; none before the lead is known.
-    pub running: Option<u64>,
-    /// None for destinations.
-    pub meeting: Option<MeetingState>,
-    /// Rounds that were not sent because the worker was late, or because the lead has jumped.
-    pub skipped: u64,
-    /// Backward places of the entry's channels in rounds of which no cell is accepted any more.
-    pub places: u64,
-    /// Those of them of which no copy came (SPEC 9.15.3).
-    pub lost: u64,
-    /// Those of a meeting in batches in which the other end is there, up to the latest one that has opened.
-    pub of_other_end: EndToEnd,
-    /// Of about 100 rounds, the latest ones in which datagrams left.
-    pub waits: Option<Waits>,
-}
-
-/// Places of cells that the other end of a meeting has sent, and those of them that did not open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EndToEnd {
-    pub places: u64,
-    pub lost: u64,
-}
-
-/// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waits {
-    pub p50: Nanos,
-    pub p99: Nanos,
 }
 
 /// The maximum age of an application's datagrams unless configured (SPEC 9.1.4).
@@ -166,13 +106,6 @@ struct MeetingEnd {
     /// What was counted behind the latest place that has opened: the other end may have stopped there.
     unsure: EndToEnd,
     notices: Notices,
-}
-
-/// A round that is built and sealed.
-struct Ready {
-    round: u64,
-    /// When it leaves, by the runner's clock.
-    at: Nanos,
 }
 
 /// The worker of an entry.
@@ -241,15 +174,6 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
     let first = usize::from(terms.cells) + slots.most();
     let copies = usize::from(terms.copies);
     first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
-}
-
-/// How long before the next round to wake, after a timer that was late. A timer that was later than the longest such
-/// time had to wait for another thread, against which spinning does not help.
-fn next_early(early: Nanos, timer_late: Nanos) -> Nanos {
-    if timer_late > *EARLY.end() {
-        return early;
-    }
-    timer_late.max(early - early / 64).max(*EARLY.start())
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -489,204 +413,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
         users.clients.expire(now, |_, flow| packer.close(flow));
         let (last, running) = (self.pacer.last(), self.pacer.running(self.clock.at(now)));
         self.channels.forget(running.map_or(last, |running| running.min(last)));
-    }
-
-    /// Builds and seals the next round, if it is time for it.
-    fn prepare(&mut self, now: Nanos) {
-        if self.ready.is_some() {
-            return;
-        }
-        let Some(round) = self.pacer.next(self.clock.at(now)) else { return };
-        self.drop_aged(now);
-        if round != self.pacer.last() + 1 || self.channels.round_before(round).is_none() {
-            self.packer.forget_before();
-        }
-        let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, prepared, punts, runner_clock, waits, .. } = self;
-        let began = runner_clock.map_or(now, |clock| clock.now());
-        let terms = &settings.terms;
-        let is_last = round + 1 == times.first(times.batch_of(round) + 1);
-        let takes_new = !(terms.repeat && is_last);
-        let behind = match rng.random_range(0..CATCH_UP_ONE_IN) == 0 {
-            true => now.saturating_sub(2 * Nanos::from(terms.period_ms) * MILLI),
-            false => 0,
-        };
-        let has_flows = users.clients.flows() > 0 || packer.has_others();
-        let tally = &mut cells.forward;
-        let (number, mut channel) = channels.of_round(round, rng);
-        let mut leaving = Vec::with_capacity(terms.cells.into());
-        let mut is_sealed = false;
-        for sub in 0..terms.cells {
-            tally.injected += 1;
-            let Some(buffer) = free.take() else {
-                tally.drop(DropReason::NoBuffer);
-                continue;
-            };
-            let mut cell = Cell::own(buffer);
-            let body = cell.body_mut(terms.class.body_len());
-            let place = Place { round, sub };
-            let mut of_cell = packer::Cell { sub, session: None, takes_new, behind };
-            match &mut channel {
-                Some(Channel { keys, call: Some(call), .. }) => {
-                    let inner = &mut body[MEETING_OVERHEAD..];
-                    packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward);
-                    keys.seal_meeting(call, place, body);
-                    is_sealed = true;
-                }
-                Some(channel) if has_flows => {
-                    of_cell.session = (sub == 0 && channel.names_session(round)).then_some(session);
-                    let inner = &mut body[..terms.class.size().payload()];
-                    if packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward) {
-                        channel.named_session(round);
-                    }
-                    channel.keys.seal_data(place, body);
-                    is_sealed = true;
-                }
-                _ => rng.fill_bytes(body),
-            }
-            leaving.push(Leaving { cell, number, sub });
-        }
-        if let Some(meeting) = meeting
-            && is_sealed
-        {
-            meeting.latest.get_or_insert((round, MeetingState::Waiting));
-        }
-        crate::rekey(rng);
-        pacer.prepared(round, is_sealed);
-        let due = pacer.due_at(round);
-        let of_round = Round { number: round, due, slots: slots.of(times, round) };
-        match links.neighbour(Side::Down) {
-            Some(link) => {
-                let leaving = leaving.into_iter();
-                let clock = sender.leave((link, None), of_round, leaving, links, prepared, free, tally);
-                if let Some(ClockCell { sent: number, .. }) = clock {
-                    // If it is lost, this clock cell gives no sample.
-                    let _ = punts.send(Punt::PacedClockSent { link, number, sent_ns: due });
-                }
-            }
-            None => {
-                tally.drop_many(DropReason::LinkDown, leaving.len() as u64);
-                leaving.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
-            }
-        }
-        sender.end_round(round, free);
-        // From before it was prepared: that has taken time, more or less by what is in the round.
-        let at = clock.when(due).max(began + SETTLE);
-        packer.taken().for_each(|arrived| waits.add(at.saturating_sub(arrived), 1));
-        self.ready = Some(Ready { round, at });
-    }
-
-    /// Waits for a round that is due in a moment. Returns the time.
-    fn spin(&mut self, mut now: Nanos) -> Nanos {
-        if let (Some(Ready { at, .. }), Some(clock)) = (&self.ready, &self.runner_clock)
-            && *at <= now + self.early
-        {
-            let timer_late = now + self.early - at;
-            while now < *at {
-                std::hint::spin_loop();
-                now = clock.now();
-            }
-            self.early = next_early(self.early, timer_late);
-        }
-        now
-    }
-
-    /// Sends the round that is due, or what is left of it. What comes too late for that is dropped.
-    fn send_round(&mut self, now: Nanos) {
-        let time = self.clock.at(now);
-        let Self { out, free, cells, .. } = self;
-        let mut lose = |out: &mut Departures| {
-            cells.forward.drop_many(DropReason::Aged, out.len() as u64);
-            out.lose(out.len(), free);
-        };
-        if let Some(Ready { round, .. }) = self.ready.take_if(|ready| ready.at <= now) {
-            lose(out);
-            std::mem::swap(out, &mut self.prepared);
-            self.out_ends = self.pacer.due_at(round + 1);
-        }
-        if time >= self.out_ends {
-            lose(out);
-        }
-        self.down.send(out, free, &mut self.cells.forward);
-    }
-
-    /// Counts the places of rounds that have left the range.
-    fn count_lost(&mut self, running: u64) {
-        let end = running.saturating_sub(BEHIND_MAX);
-        for round in self.counted.max(end.saturating_sub(COUNTED_MAX))..end {
-            let (places, lost) = self.channels.lost(round);
-            self.view.places += places;
-            self.view.lost += lost;
-            if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
-                let EndToEnd { places, lost } = self.channels.of_other_end(round);
-                (unsure.places, unsure.lost) = (unsure.places + places, unsure.lost + lost);
-                if lost < places {
-                    let EndToEnd { places, lost } = std::mem::take(unsure);
-                    self.view.of_other_end.places += places;
-                    self.view.of_other_end.lost += lost;
-                }
-            }
-        }
-        self.counted = self.counted.max(end);
-        let (first, places, lost) = self.told;
-        if self.counted < first + REPORT_EVERY {
-            return;
-        }
-        if self.waits.count() > 0 {
-            let waits = std::mem::take(&mut self.waits);
-            self.view.waits = Some(Waits { p50: waits.quantile(0.5), p99: waits.quantile(0.99) });
-        }
-        let lost = Punt::PacedLost {
-            first,
-            rounds: self.counted - first,
-            places: self.view.places - places,
-            lost: self.view.lost - lost,
-        };
-        // Nothing is known of the rounds before the first one that was counted.
-        if first == 0 || self.punts.send(lost) {
-            self.told = (self.counted, self.view.places, self.view.lost);
-        }
-    }
-
-    fn publish(&mut self, now: Nanos) {
-        let running = self.pacer.running(self.clock.at(now));
-        let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
-        self.view.running = running;
-        self.view.meeting = self.meeting.as_ref().map(|meeting| match meeting.latest {
-            Some((round, _)) if is_lost(round) => MeetingState::Lost,
-            Some((_, state)) => state,
-            None => MeetingState::Waiting,
-        });
-        self.view.skipped = self.pacer.skipped();
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.view;
-
-        let mut ledger =
-            Ledger { cells: self.cells, datagrams: self.datagrams, traffic: self.down.traffic(), ..Ledger::default() };
-        ledger.cells.forward.hold(self.out.len() + self.prepared.len());
-        ledger.datagrams.forward.hold(self.packer.len());
-        ledger.datagrams.backward.hold(self.reassembler.held());
-        let free = self.free.free() + self.down.rx_buffers() + self.sender.kept();
-        ledger.buffers = Buffers { free: free as u64, total: self.free.total() as u64 };
-        ledger.gauges = Gauges {
-            links: self.links.links.len() as u64,
-            channels: self.channels.len() as u64,
-            flows: self.users.clients.flows() as u64,
-            sockets: self.users.clients.len() as u64,
-        };
-        debug_assert!(ledger.closed(), "{ledger:?}");
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
-    }
-
-    /// When the worker is to come back.
-    fn wake_at(&self, now: Nanos) -> Nanos {
-        let next = match &self.ready {
-            Some(Ready { at, .. }) if *at > now + self.early => at - self.early,
-            Some(Ready { at, .. }) => *at,
-            None => self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE)),
-        };
-        let aged = now.saturating_add(self.shortest_age / 2);
-        let blocked = if self.out.is_empty() { Nanos::MAX } else { now + BLOCKED_WAIT };
-        next.min(aged).min(blocked).min(self.next_tick)
     }
 }
 

@@ -1,3 +1,6 @@
+mod meeting;
+mod packing;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
@@ -7,42 +10,25 @@ use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status, Writer};
 use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::kdf::Secret;
 use wire::link::LinkContent;
-use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, SALT_LEN};
+use wire::paced::clock::ClockCell;
+use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, Place, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
+use super::pacer::SETTLE;
+use super::rounds::next_early;
 use super::*;
-use crate::MILLI;
 use crate::entry::listener::{Destination, ListenerKind};
 use crate::paced::control_cells::Control;
-use crate::paced::peer::{CLASS, Cell as Read, Peer};
+use crate::paced::peer::{BODY, CLASS, Cell as Read, HOPS, Peer, terms};
 use crate::punt::Punt;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::sys::Waker;
+use crate::{MICRO, MILLI};
 
-const HOPS: usize = 3;
-const BODY: usize = CLASS.body_len();
 const P: usize = CLASS.size().payload();
 /// The first batch of the tests.
 const BATCH: u64 = 350_000_000;
 const MAX_AGE: Duration = Duration::from_millis(60);
-
-fn terms() -> PacedTerms {
-    PacedTerms {
-        class: CLASS,
-        name: "voice".to_owned(),
-        period_ms: 10,
-        cells: 2,
-        rounds: 512,
-        copies: 2,
-        gap: 1,
-        repeat: false,
-        n_min: 1,
-        seats: 16,
-        loops: 0,
-        slack_ms: 8,
-        steps_ms: vec![5; HOPS - 1],
-    }
-}
 
 fn client(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
@@ -740,157 +726,6 @@ fn lost_places_are_those_of_which_no_copy_came() {
     assert_eq!((sum.1, sum.0 >= 40), (8 + (sum.0 - 40), true), "nothing came in later rounds");
 }
 
-/// Two entries with one secret, and the exit between them.
-struct Pair {
-    ends: [Bench; 2],
-}
-
-impl Pair {
-    fn new(terms: &PacedTerms) -> Pair {
-        let mut ends = [1, 2].map(|seed| Bench::new(terms.clone(), Service::Meeting { max_age: MAX_AGE }, seed));
-        for end in &mut ends {
-            (BATCH..BATCH + 2).for_each(|batch| end.open(batch));
-        }
-        Pair { ends }
-    }
-
-    /// Both run a round, and what is joined at the exit comes to the other. `loses` drops bodies.
-    fn round(&mut self, round: u64, loses: impl Fn(usize, u8) -> bool) {
-        let cells = self.ends.each_mut().map(|end| end.data_of(round));
-        for (from, cells) in cells.iter().enumerate() {
-            let (here, there) = (&self.ends[from], &self.ends[1 - from]);
-            for cell in cells.iter().filter(|cell| !loses(from, cell.header.sub)) {
-                assert!(here.read_at_exit(cell).is_none(), "the exit cannot read it");
-                let (place, mut body) = (cell.header.place(), cell.body.clone());
-                here.pass(HOPS, Direction::Forward, place, &mut body);
-                there.pass(HOPS, Direction::Backward, place, &mut body);
-                (0..2).for_each(|_| drop(there.send_from_mix(place, &body)));
-            }
-        }
-        for end in &mut self.ends {
-            end.turn();
-        }
-    }
-}
-
-#[test]
-fn entries_of_a_meeting_hear_each_other() {
-    for repeat in [false, true] {
-        let terms = PacedTerms { repeat, cells: 1, ..terms() };
-        let mut pair = Pair::new(&terms);
-        let next = pair.ends[0].times.first(BATCH + 1);
-        pair.ends.iter_mut().for_each(|end| drop(end.run_to(next - 30)));
-        let mut heard = [Vec::new(), Vec::new()];
-        for round in next - 29..next + 30 {
-            for (i, end) in pair.ends.iter().enumerate() {
-                // One in four takes two cells.
-                let len = if round % 4 == 0 { 250 } else { 40 };
-                let data = [&[i as u8], &round.to_be_bytes()[..], &vec![7; len]].concat();
-                if round < next + 20 {
-                    end.say(client(1), &data);
-                }
-            }
-            // One body of three is lost on the way to one end.
-            pair.round(round, |from, _| repeat && from == 0 && round % 3 == 0);
-            for (end, heard) in pair.ends.iter().zip(&mut heard) {
-                heard.extend(end.heard(client(1)));
-            }
-        }
-        for (i, heard) in heard.iter().enumerate() {
-            let rounds: Vec<u64> =
-                heard.iter().map(|data| u64::from_be_bytes(data[1..9].try_into().unwrap())).collect();
-            assert!(heard.iter().all(|data| data[0] == 1 - i as u8));
-            let unique: HashSet<_> = rounds.iter().collect();
-            assert_eq!(unique.len(), rounds.len(), "each once");
-            if !repeat {
-                assert_eq!(rounds, (next - 29..next + 20).collect::<Vec<_>>());
-            }
-            assert_eq!(pair.ends[i].shown().meeting, Some(MeetingState::Joined));
-        }
-    }
-}
-
-#[test]
-fn repeat_brings_what_one_lost_cell_held() {
-    let mut pair = Pair::new(&PacedTerms { repeat: true, cells: 1, ..terms() });
-    let first = pair.ends[0].times.first(BATCH);
-    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first + 5)));
-    for round in first + 6..first + 40 {
-        if round < first + 36 {
-            pair.ends[0].say(client(1), &round.to_be_bytes());
-            pair.ends[1].say(client(1), b"to be known");
-        }
-        pair.round(round, |from, _| from == 0 && round % 2 == 0);
-    }
-    let heard = pair.ends[1].heard(client(1));
-    let mut rounds: Vec<u64> = heard.iter().map(|data| u64::from_be_bytes(data[..].try_into().unwrap())).collect();
-    rounds.sort_unstable();
-    assert_eq!(rounds, (first + 6..first + 36).collect::<Vec<_>>(), "every datagram once");
-    let garbled = pair.ends[1].ledger().cells.backward.drops(DropReason::Garbled);
-    assert_eq!(garbled, 0);
-}
-
-#[test]
-fn losses_from_the_other_end_count_until_it_stops() {
-    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
-    let first = pair.ends[0].times.first(BATCH);
-    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first - 1)));
-    for round in first..first + 40 {
-        pair.round(round, |from, _| from == 0 && round % 4 == 0);
-    }
-    // The other end has stopped: what did not come since then is not lost.
-    for end in &mut pair.ends {
-        end.run_to(first + 40 + BEHIND_MAX + 20);
-    }
-    let shown = pair.ends.each_ref().map(|end| end.shown());
-    assert_eq!(
-        shown.map(|view| view.of_other_end),
-        [(40, 0), (40, 10)].map(|(places, lost)| EndToEnd { places, lost })
-    );
-    assert_eq!(shown.map(|view| view.lost >= 20), [true; 2], "the access link brought nothing any more");
-}
-
-#[test]
-fn reflected_bodies_are_garbled() {
-    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
-    let first = pair.ends[0].times.first(BATCH);
-    let end = &mut pair.ends[0];
-    end.run_to(first + 5);
-    end.say(client(1), b"echo");
-    for round in first + 6..first + 10 {
-        for cell in end.data_of(round) {
-            let (place, mut body) = (cell.header.place(), cell.body);
-            end.pass(HOPS, Direction::Forward, place, &mut body);
-            end.pass(HOPS, Direction::Backward, place, &mut body);
-            end.send_from_mix(place, &body);
-        }
-    }
-    end.turn();
-    assert_eq!(end.ledger().cells.backward.drops(DropReason::Garbled), 4);
-    assert_eq!(end.heard(client(1)), [[0; 0]; 0]);
-}
-
-#[test]
-fn exit_cannot_speak_in_a_meeting() {
-    let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
-    bench.open(BATCH);
-    let first = bench.times.first(BATCH);
-    bench.run_to(first + 5);
-    bench.say(client(1), b"hello");
-    bench.run_to(first + 6);
-    let place = |sub| Place { round: first + 5, sub };
-    bench.send_from_mix(place(0), &bench.exit_body(place(0), &[]));
-    bench.send_from_mix(place(1), &bench.exit_body(place(1), &[Frame::Dgram { flow: 0, data: b"forged" }]));
-    bench.turn();
-    let tally = bench.ledger().cells.backward;
-    assert_eq!((tally.consumed, tally.drops(DropReason::Garbled)), (1, 1));
-    assert_eq!((bench.heard(client(1)), bench.shown().meeting), (vec![], Some(MeetingState::Waiting)));
-    bench.run_to(first + 105);
-    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
-    bench.run_to(first + 106);
-    assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
-}
-
 #[test]
 fn entry_without_a_link_counts_what_it_cannot_send() {
     let mut bench = Bench::to_destination(terms());
@@ -924,177 +759,6 @@ fn stopped_entry_counts_what_it_holds() {
     assert!(cells.forward.drops(DropReason::Shutdown) >= 4 && cells.forward.held == 0);
     assert_eq!((datagrams.forward.drops(DropReason::Shutdown), datagrams.forward.held), (1, 0));
     assert_eq!(buffers.free, buffers.total);
-}
-
-mod packing {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::entry::clients::Clients;
-    use crate::paced::entry::packer::Cell;
-
-    /// What one cell holds: its AGAIN, and its other frames.
-    fn parts(inner: &[u8], is_meeting: bool) -> (Vec<u8>, Vec<u8>) {
-        let frames = match is_meeting {
-            true => frames::parse_meeting(inner, true),
-            false => frames::parse_paced(inner, Direction::Forward, true),
-        };
-        let frames: Vec<_> = frames.expect("valid frames").collect();
-        let len = frames.iter().map(Frame::len).sum::<usize>();
-        match frames.first() {
-            Some(Frame::Again(again)) => (again.to_vec(), inner[3 + again.len()..len].to_vec()),
-            _ => (Vec::new(), inner[..len].to_vec()),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn frames_are_repeated_within_the_length_rules(
-            lens in prop::collection::vec(0..1500usize, 1..20),
-            is_meeting: bool,
-            cells in 1..3u8,
-            closes in 0..30u16,
-            pauses in prop::collection::vec(0..4u8, 1..20),
-        ) {
-            let terms = PacedTerms { repeat: true, cells, ..terms() };
-            let inner_len = if is_meeting { P - 8 } else { P };
-            let mut packer = Packer::new(&terms, inner_len);
-            let fresh_max = packer.fresh_max();
-            prop_assert_eq!(fresh_max, inner_len - 3);
-            let (mut tally, mut clients) = (Tally::default(), Clients::new(0));
-            clients.session_up(SESSION);
-            let mut rng = ChaCha20Rng::seed_from_u64(3);
-            let id = clients.client(0, client(1), Duration::from_secs(60)).unwrap().unwrap();
-            let flow = clients.flow(id, &Destination::Ip(destination()), 0, &mut rng).unwrap();
-            let flow = (!is_meeting).then_some(FlowAt { number: flow.number, token: flow.token });
-            let mut said = Vec::new();
-            for (i, len) in lens.iter().enumerate() {
-                let data: Vec<u8> = (0..*len).map(|at| (at + i) as u8).collect();
-                said.push(data.clone());
-                let waiting =
-                    Waiting { arrived: 0, socket: 0, flow, id: i as u16, data, written: 0, is_opened: false };
-                packer.push(waiting, &mut tally);
-            }
-            (0..closes).filter(|_| !is_meeting).for_each(|flow| packer.close(flow));
-
-            let mut reassembler = Reassembler::new(fresh_max);
-            let mut came = Vec::new();
-            let mut before = vec![Vec::new(); cells.into()];
-            let mut pauses = pauses.into_iter().cycle();
-            for round in 0..400u64 {
-                // A new batch now and then: nothing is repeated in it, and nothing new in the round before.
-                let starts = round % 50 == 0;
-                if starts {
-                    packer.forget_before();
-                    before.iter_mut().for_each(Vec::clear);
-                }
-                let takes_new = round % 50 != 49;
-                for sub in 0..cells {
-                    let mut inner = vec![0xee; inner_len];
-                    let names = !is_meeting && sub == 0 && round % 50 < 10 && pauses.next() == Some(0);
-                    let session = names.then_some(&[5; 16]);
-                    let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new, behind: 0 }, &clients, &mut tally);
-                    let (again, fresh) = parts(&inner, is_meeting);
-                    let before = &mut before[usize::from(sub)];
-                    prop_assert_eq!(&again, &*before, "round {}", round);
-                    prop_assert!(fresh.len() <= fresh_max);
-                    prop_assert!(again.is_empty() || 3 + again.len() + fresh.len() <= inner_len);
-                    prop_assert!(takes_new || fresh.is_empty());
-                    let frames: Vec<_> = Frames::of_again(&fresh).collect();
-                    prop_assert_eq!(is_named, matches!(frames.first(), Some(Frame::Session(_))));
-                    prop_assert!(frames.iter().map(Frame::is_datagram).is_sorted(), "datagrams are last");
-                    for frame in &frames {
-                        match *frame {
-                            Frame::Dgram { data, .. } => {
-                                prop_assert!(data.len() <= fresh_max - 5);
-                                came.push(data.to_vec());
-                            }
-                            Frame::Frag { flow, id, index, last, data } => {
-                                prop_assert!(last || data.len() == fresh_max - 8);
-                                let pushed = reassembler.push(Duration::ZERO, flow, id, index, last, data);
-                                if let wire::reassembly::Outcome::Complete(data) = pushed.outcome {
-                                    came.push(data.to_vec());
-                                }
-                            }
-                            _ => {}
-                        }
-                    }
-                    *before = fresh;
-                }
-            }
-            prop_assert_eq!(came, said);
-            prop_assert_eq!((tally.consumed, packer.len(), packer.has_others()), (lens.len() as u64, 0, false));
-        }
-    }
-
-    #[test]
-    fn open_precedes_each_datagram_until_the_exit_answers() {
-        let mut packer = Packer::new(&PacedTerms { cells: 1, ..terms() }, P);
-        let (mut tally, mut clients) = (Tally::default(), Clients::new(0));
-        clients.session_up(SESSION);
-        let mut rng = ChaCha20Rng::seed_from_u64(3);
-        let id = clients.client(0, client(1), Duration::from_secs(60)).unwrap().unwrap();
-        let flow = clients.flow(id, &Destination::Ip(destination()), 0, &mut rng).unwrap();
-        let at = FlowAt { number: flow.number, token: flow.token };
-        let mut push = |packer: &mut Packer, len, flow| {
-            let waiting = Waiting {
-                arrived: 0,
-                socket: 0,
-                flow: Some(flow),
-                id: 0,
-                data: vec![1; len],
-                written: 0,
-                is_opened: false,
-            };
-            packer.push(waiting, &mut tally);
-        };
-        // The first two share a cell with one OPEN; the third does not fit into a cell with it.
-        [20, 30, P - 10, 300].into_iter().for_each(|len| push(&mut packer, len, at));
-        let mut tally = Tally::default();
-        let mut fill = |packer: &mut Packer, clients: &Clients| {
-            let mut inner = vec![0; P];
-            let cell = Cell { sub: 0, session: None, takes_new: true, behind: 0 };
-            packer.fill(&mut inner, &cell, clients, &mut tally);
-            kinds(&inner, false).join(" ")
-        };
-        let cells: Vec<_> = (0..6).map(|_| fill(&mut packer, &clients)).collect();
-        assert_eq!(cells, ["open dgram dgram", "open", "dgram", "open", "frag", "frag"]);
-        clients.status(SESSION, at.number, Status::Open, 0);
-        push(&mut packer, 20, at);
-        push(&mut packer, 20, FlowAt { token: [0; 16], ..at });
-        assert_eq!(fill(&mut packer, &clients), "dgram");
-        clients.status(SESSION, at.number, Status::Refused, 0);
-        push(&mut packer, 20, at);
-        assert_eq!(fill(&mut packer, &clients), "");
-        assert_eq!([DropReason::Ended, DropReason::Policy].map(|reason| tally.drops(reason)), [1, 1]);
-    }
-
-    #[test]
-    fn late_queue_shrinks_for_want_of_a_repeat() {
-        let mut packer = Packer::new(&PacedTerms { repeat: true, cells: 1, ..terms() }, P - 8);
-        let (mut tally, clients) = (Tally::default(), Clients::new(0));
-        for arrived in [10, 20, 30] {
-            let data = vec![arrived as u8; 160];
-            packer.push(
-                Waiting { arrived, socket: 0, flow: None, id: 0, data, written: 0, is_opened: false },
-                &mut tally,
-            );
-        }
-        // True if nothing of the cell is a repeat, and what is new in it.
-        let mut fill = |takes_new, behind| {
-            let mut inner = vec![0; P - 8];
-            packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new, behind }, &clients, &mut tally);
-            let (again, fresh) = parts(&inner, true);
-            let new = Frames::of_again(&fresh).next();
-            (again.is_empty(), new.map(|frame| matches!(frame, Frame::Dgram { data, .. } if data.len() == 160)))
-        };
-        assert_eq!(fill(true, 0), (true, Some(true)));
-        assert_eq!(fill(false, 25), (false, None), "the last round of a batch");
-        assert_eq!(fill(true, 0), (true, Some(true)));
-        assert_eq!(fill(true, 30), (false, None), "the third came at this time, not before");
-        assert_eq!(fill(true, 31), (true, Some(true)));
-        assert_eq!(fill(true, 31), (false, None));
-    }
 }
 
 #[test]

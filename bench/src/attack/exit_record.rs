@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use attack::{Bodies, Body, ExitRound, Meeting, Record};
-use eddy_virtual::{Chain, ENTRIES, ExitBody};
+use eddy_virtual::{ENTRIES, ExitBody, wall};
 use wire::cell::Direction::Forward;
-use wire::paced::PacedTerms;
+use wire::paced::{PacedTerms, Timetable};
 
 use super::copies::Copies;
 use crate::load::source::Nanos;
@@ -13,11 +13,13 @@ use crate::load::source::Nanos;
 /// A body that has not left again is forgotten after this number of rounds.
 const ROUNDS_MAX: u64 = 16;
 
-/// When a cell came, its body, and the body between the layers.
-type Came = (Nanos, Body, Option<Body>);
+/// How long a cell has waited for its release, its body, and the body between the layers.
+type Came = (Option<u32>, Body, Option<Body>);
 
 /// What it has seen of each entry.
-pub(super) struct CorruptExit {
+pub(super) struct ExitRecord {
+    times: Timetable,
+    hops: usize,
     copies: Copies,
     /// Rounds of which no copy came in time, those of control cells included.
     unopened: Vec<Vec<u64>>,
@@ -25,7 +27,7 @@ pub(super) struct CorruptExit {
     came: HashMap<(usize, u64, u8), Came>,
     bodies: Vec<OfEntry>,
     /// What went from each entry to the one that it meets.
-    rounds: Vec<Vec<(Nanos, ExitRound)>>,
+    rounds: Vec<Vec<ExitRound>>,
 }
 
 #[derive(Clone, Default)]
@@ -35,9 +37,11 @@ struct OfEntry {
     after: Bodies,
 }
 
-impl CorruptExit {
-    pub(super) fn new(terms: &PacedTerms, hops: usize, entries: usize) -> CorruptExit {
-        CorruptExit {
+impl ExitRecord {
+    pub(super) fn new(terms: &PacedTerms, hops: usize, entries: usize) -> ExitRecord {
+        ExitRecord {
+            times: terms.timetable(hops),
+            hops,
             copies: Copies::new(terms, hops, entries),
             unopened: vec![Vec::new(); entries],
             came: HashMap::new(),
@@ -58,39 +62,38 @@ impl CorruptExit {
             let bodies = &mut self.bodies[entry - ENTRIES];
             let (before, between) =
                 (bodies.before.next(body), seen.between.map(|between| bodies.between.next(between)));
-            self.came.insert((entry, round, sub), (at, before, between));
+            let waited = self.release(round).checked_sub(wall(at)).map(|time| time as u32);
+            self.came.insert((entry, round, sub), (waited, before, between));
             return;
         }
         // What leaves to an entry came from the one that it meets.
-        let Some((came, before, between)) = self.came.remove(&(partner, round, sub)) else { return };
+        let Some((waited, before, between)) = self.came.remove(&(partner, round, sub)) else { return };
         let after = self.bodies[partner - ENTRIES].after.next(body);
-        self.rounds[partner - ENTRIES].push((came, ExitRound { round, waited: None, before, between, after }));
+        self.rounds[partner - ENTRIES].push(ExitRound { round, waited, before, between, after });
         if self.came.len() > self.bodies.len() * ROUNDS_MAX as usize * 4 {
             self.came.retain(|(_, known, _), _| *known + ROUNDS_MAX > round);
         }
     }
 
-    /// Fills a record that begins at `begin`. `flows` has the entries of each flow: the user's, and the partner's in a
-    /// meeting.
-    pub(super) fn fill(self, record: &mut Record, chain: &Chain, begin: Nanos, flows: &[(usize, Option<usize>)]) {
-        let within = |round: u64| (begin..begin + record.length).contains(&chain.begins(round));
-        let release = |round| chain.begins(round) + chain.times.offset(Forward, chain.hops());
+    /// When the exit releases a round forward, by the class's clock.
+    fn release(&self, round: u64) -> Nanos {
+        self.times.begin(round) + self.times.offset(Forward, self.hops)
+    }
+
+    /// Fills a record that begins at `begin` by the class's clock. `flows` has the entries of each flow: the user's, and
+    /// the partner's in a meeting.
+    pub(super) fn fill(self, record: &mut Record, begin: Nanos, flows: &[(usize, Option<usize>)]) {
+        let time = begin..begin + record.length;
         let rounds = |entry: usize| -> Vec<ExitRound> {
-            let all = self.rounds[entry].iter().filter(|(_, one)| within(one.round));
-            all.map(|(came, one)| ExitRound {
-                waited: release(one.round).checked_sub(*came).map(|time| time as u32),
-                ..*one
-            })
-            .collect()
+            self.rounds[entry].iter().filter(|one| time.contains(&self.times.begin(one.round))).copied().collect()
         };
         let (mut meetings, mut unopened) = (Vec::new(), Vec::new());
         for (user, partner) in flows {
             match partner {
                 Some(partner) => meetings.push(Meeting { forward: rounds(*user), backward: rounds(*partner) }),
                 None => {
-                    let times = self.unopened[*user].iter().map(|round| release(*round));
-                    let within = times.filter(|at| (begin..begin + record.length).contains(at));
-                    unopened.push(within.map(|at| at - begin).collect());
+                    let times = self.unopened[*user].iter().map(|round| self.release(*round));
+                    unopened.push(times.filter(|at| time.contains(at)).map(|at| at - begin).collect());
                 }
             }
         }

@@ -1,0 +1,175 @@
+//! Rounds: when they are built, when the worker wakes for them, and how they leave.
+
+use std::ops::RangeInclusive;
+
+use rand::{Rng, RngExt};
+use wire::ids::Side;
+use wire::paced::clock::ClockCell;
+use wire::paced::{MEETING_OVERHEAD, Place};
+
+use super::channels::Channel;
+use super::pacer::{PREPARE, SETTLE};
+use super::{Entry, MeetingState, packer};
+use crate::batch::Departures;
+use crate::buffer::Cell;
+use crate::ledger::DropReason;
+use crate::paced::sender::{Leaving, Round};
+use crate::punt::Punt;
+use crate::runner::BLOCKED_WAIT;
+use crate::socket::Port;
+use crate::socket::apps::Apps;
+use crate::{MICRO, MILLI, Nanos};
+
+/// The worker wakes at least, and at most, this long before a round is due, and spins until then.
+pub(super) const EARLY: RangeInclusive<Nanos> = 20 * MICRO..=150 * MICRO;
+/// An entry that is behind leaves AGAIN out in one round of 16 on average (SPEC 9.11.7).
+const CATCH_UP_ONE_IN: u64 = 16;
+
+/// A round that is built and sealed.
+pub(super) struct Ready {
+    pub(super) round: u64,
+    /// When it leaves, by the runner's clock.
+    pub(super) at: Nanos,
+}
+
+/// How long before the next round to wake, after a timer that was late. A timer that was later than the longest such
+/// time had to wait for another thread, against which spinning does not help.
+pub(super) fn next_early(early: Nanos, timer_late: Nanos) -> Nanos {
+    if timer_late > *EARLY.end() {
+        return early;
+    }
+    timer_late.max(early - early / 64).max(*EARLY.start())
+}
+
+impl<D: Port, A: Apps> Entry<D, A> {
+    /// Builds and seals the next round, if it is time for it.
+    pub(super) fn prepare(&mut self, now: Nanos) {
+        if self.ready.is_some() {
+            return;
+        }
+        let Some(round) = self.pacer.next(self.clock.at(now)) else { return };
+        self.drop_aged(now);
+        if round != self.pacer.last() + 1 || self.channels.round_before(round).is_none() {
+            self.packer.forget_before();
+        }
+        let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, prepared, punts, runner_clock, waits, .. } = self;
+        let began = runner_clock.map_or(now, |clock| clock.now());
+        let terms = &settings.terms;
+        let is_last = round + 1 == times.first(times.batch_of(round) + 1);
+        let takes_new = !(terms.repeat && is_last);
+        let behind = match rng.random_range(0..CATCH_UP_ONE_IN) == 0 {
+            true => now.saturating_sub(2 * Nanos::from(terms.period_ms) * MILLI),
+            false => 0,
+        };
+        let has_flows = users.clients.flows() > 0 || packer.has_others();
+        let tally = &mut cells.forward;
+        let (number, mut channel) = channels.of_round(round, rng);
+        let mut leaving = Vec::with_capacity(terms.cells.into());
+        let mut is_sealed = false;
+        for sub in 0..terms.cells {
+            tally.injected += 1;
+            let Some(buffer) = free.take() else {
+                tally.drop(DropReason::NoBuffer);
+                continue;
+            };
+            let mut cell = Cell::own(buffer);
+            let body = cell.body_mut(terms.class.body_len());
+            let place = Place { round, sub };
+            let mut of_cell = packer::Cell { sub, session: None, takes_new, behind };
+            match &mut channel {
+                Some(Channel { keys, call: Some(call), .. }) => {
+                    let inner = &mut body[MEETING_OVERHEAD..];
+                    packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward);
+                    keys.seal_meeting(call, place, body);
+                    is_sealed = true;
+                }
+                Some(channel) if has_flows => {
+                    of_cell.session = (sub == 0 && channel.names_session(round)).then_some(session);
+                    let inner = &mut body[..terms.class.size().payload()];
+                    if packer.fill(inner, &of_cell, &users.clients, &mut datagrams.forward) {
+                        channel.named_session(round);
+                    }
+                    channel.keys.seal_data(place, body);
+                    is_sealed = true;
+                }
+                _ => rng.fill_bytes(body),
+            }
+            leaving.push(Leaving { cell, number, sub });
+        }
+        if let Some(meeting) = meeting
+            && is_sealed
+        {
+            meeting.latest.get_or_insert((round, MeetingState::Waiting));
+        }
+        crate::rekey(rng);
+        pacer.prepared(round, is_sealed);
+        let due = pacer.due_at(round);
+        let of_round = Round { number: round, due, slots: slots.of(times, round) };
+        match links.neighbour(Side::Down) {
+            Some(link) => {
+                let leaving = leaving.into_iter();
+                let clock = sender.leave((link, None), of_round, leaving, links, prepared, free, tally);
+                if let Some(ClockCell { sent: number, .. }) = clock {
+                    // If it is lost, this clock cell gives no sample.
+                    let _ = punts.send(Punt::PacedClockSent { link, number, sent_ns: due });
+                }
+            }
+            None => {
+                tally.drop_many(DropReason::LinkDown, leaving.len() as u64);
+                leaving.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
+            }
+        }
+        sender.end_round(round, free);
+        // From before it was prepared: that has taken time, more or less by what is in the round.
+        let at = clock.when(due).max(began + SETTLE);
+        packer.taken().for_each(|arrived| waits.add(at.saturating_sub(arrived), 1));
+        self.ready = Some(Ready { round, at });
+    }
+
+    /// Waits for a round that is due in a moment. Returns the time.
+    pub(super) fn spin(&mut self, mut now: Nanos) -> Nanos {
+        if let (Some(Ready { at, .. }), Some(clock)) = (&self.ready, &self.runner_clock)
+            && *at <= now + self.early
+        {
+            let timer_late = now + self.early - at;
+            while now < *at {
+                std::hint::spin_loop();
+                now = clock.now();
+            }
+            self.early = next_early(self.early, timer_late);
+        }
+        now
+    }
+
+    /// Sends the round that is due, or what is left of it. What comes too late for that is dropped.
+    pub(super) fn send_round(&mut self, now: Nanos) {
+        let time = self.clock.at(now);
+        let Self { out, free, cells, .. } = self;
+        let mut lose = |out: &mut Departures| {
+            cells.forward.drop_many(DropReason::Aged, out.len() as u64);
+            out.lose(out.len(), free);
+        };
+        if let Some(Ready { round, .. }) = self.ready.take_if(|ready| ready.at <= now) {
+            lose(out);
+            std::mem::swap(out, &mut self.prepared);
+            self.out_ends = self.pacer.due_at(round + 1);
+        }
+        if time >= self.out_ends {
+            lose(out);
+        }
+        self.down.send(out, free, &mut self.cells.forward);
+    }
+
+    /// When the worker is to come back.
+    pub(super) fn wake_at(&self, now: Nanos) -> Nanos {
+        let next = match &self.ready {
+            Some(Ready { at, .. }) if *at > now + self.early => at - self.early,
+            Some(Ready { at, .. }) => *at,
+            None => self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE)),
+        };
+        let aged = now.saturating_add(self.shortest_age / 2);
+        let blocked = if self.out.is_empty() { Nanos::MAX } else { now + BLOCKED_WAIT };
+        next.min(aged).min(blocked).min(self.next_tick)
+    }
+}

@@ -1,0 +1,141 @@
+//! What an entry shows: its meeting, what it has lost, how long datagrams waited, and its ledger.
+
+use std::sync::PoisonError;
+
+use super::channels::BEHIND_MAX;
+use super::{Entry, MeetingEnd};
+use crate::Nanos;
+use crate::ledger::{Buffers, Gauges, Ledger};
+use crate::paced::places::REPORT_EVERY;
+use crate::punt::Punt;
+use crate::socket::Port;
+use crate::socket::apps::Apps;
+
+/// Rounds without an authentic body after which a meeting is lost (SPEC 9.13.7).
+const LOST_AFTER: u64 = 100;
+/// Lost places are counted this many rounds back at most.
+const COUNTED_MAX: u64 = 128;
+
+/// What the entry of a meeting sees of it (SPEC 9.13.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeetingState {
+    /// The exit answers: the other end is not there.
+    Waiting,
+    /// The other end answers.
+    Joined,
+    /// Nothing opened in the last 100 rounds.
+    Lost,
+}
+
+impl MeetingState {
+    /// In one word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MeetingState::Waiting => "waiting",
+            MeetingState::Joined => "joined",
+            MeetingState::Lost => "lost",
+        }
+    }
+}
+
+/// What a worker shows in addition to its ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The round of which first copies leave; none before the lead is known.
+    pub running: Option<u64>,
+    /// None for destinations.
+    pub meeting: Option<MeetingState>,
+    /// Rounds that were not sent because the worker was late, or because the lead has jumped.
+    pub skipped: u64,
+    /// Backward places of the entry's channels in rounds of which no cell is accepted any more.
+    pub places: u64,
+    /// Those of them of which no copy came (SPEC 9.15.3).
+    pub lost: u64,
+    /// Those of a meeting in batches in which the other end is there, up to the latest one that has opened.
+    pub of_other_end: EndToEnd,
+    /// Of about 100 rounds, the latest ones in which datagrams left.
+    pub waits: Option<Waits>,
+}
+
+/// Places of cells that the other end of a meeting has sent, and those of them that did not open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndToEnd {
+    pub places: u64,
+    pub lost: u64,
+}
+
+/// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    pub p50: Nanos,
+    pub p99: Nanos,
+}
+
+impl<D: Port, A: Apps> Entry<D, A> {
+    /// Counts the places of rounds that have left the range.
+    pub(super) fn count_lost(&mut self, running: u64) {
+        let end = running.saturating_sub(BEHIND_MAX);
+        for round in self.counted.max(end.saturating_sub(COUNTED_MAX))..end {
+            let (places, lost) = self.channels.lost(round);
+            self.view.places += places;
+            self.view.lost += lost;
+            if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
+                let EndToEnd { places, lost } = self.channels.of_other_end(round);
+                (unsure.places, unsure.lost) = (unsure.places + places, unsure.lost + lost);
+                if lost < places {
+                    let EndToEnd { places, lost } = std::mem::take(unsure);
+                    self.view.of_other_end.places += places;
+                    self.view.of_other_end.lost += lost;
+                }
+            }
+        }
+        self.counted = self.counted.max(end);
+        let (first, places, lost) = self.told;
+        if self.counted < first + REPORT_EVERY {
+            return;
+        }
+        if self.waits.count() > 0 {
+            let waits = std::mem::take(&mut self.waits);
+            self.view.waits = Some(Waits { p50: waits.quantile(0.5), p99: waits.quantile(0.99) });
+        }
+        let lost = Punt::PacedLost {
+            first,
+            rounds: self.counted - first,
+            places: self.view.places - places,
+            lost: self.view.lost - lost,
+        };
+        // Nothing is known of the rounds before the first one that was counted.
+        if first == 0 || self.punts.send(lost) {
+            self.told = (self.counted, self.view.places, self.view.lost);
+        }
+    }
+
+    pub(super) fn publish(&mut self, now: Nanos) {
+        let running = self.pacer.running(self.clock.at(now));
+        let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
+        self.view.running = running;
+        self.view.meeting = self.meeting.as_ref().map(|meeting| match meeting.latest {
+            Some((round, _)) if is_lost(round) => MeetingState::Lost,
+            Some((_, state)) => state,
+            None => MeetingState::Waiting,
+        });
+        self.view.skipped = self.pacer.skipped();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.view;
+
+        let mut ledger =
+            Ledger { cells: self.cells, datagrams: self.datagrams, traffic: self.down.traffic(), ..Ledger::default() };
+        ledger.cells.forward.hold(self.out.len() + self.prepared.len());
+        ledger.datagrams.forward.hold(self.packer.len());
+        ledger.datagrams.backward.hold(self.reassembler.held());
+        let free = self.free.free() + self.down.rx_buffers() + self.sender.kept();
+        ledger.buffers = Buffers { free: free as u64, total: self.free.total() as u64 };
+        ledger.gauges = Gauges {
+            links: self.links.links.len() as u64,
+            channels: self.channels.len() as u64,
+            flows: self.users.clients.flows() as u64,
+            sockets: self.users.clients.len() as u64,
+        };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
+    }
+}

@@ -1,0 +1,155 @@
+//! Entries of a meeting.
+
+use super::*;
+use crate::paced::entry::channels::BEHIND_MAX;
+
+/// Two entries with one secret, and the exit between them.
+struct Pair {
+    ends: [Bench; 2],
+}
+
+impl Pair {
+    fn new(terms: &PacedTerms) -> Pair {
+        let mut ends = [1, 2].map(|seed| Bench::new(terms.clone(), Service::Meeting { max_age: MAX_AGE }, seed));
+        for end in &mut ends {
+            (BATCH..BATCH + 2).for_each(|batch| end.open(batch));
+        }
+        Pair { ends }
+    }
+
+    /// Both run a round, and what is joined at the exit comes to the other. `loses` drops bodies.
+    fn round(&mut self, round: u64, loses: impl Fn(usize, u8) -> bool) {
+        let cells = self.ends.each_mut().map(|end| end.data_of(round));
+        for (from, cells) in cells.iter().enumerate() {
+            let (here, there) = (&self.ends[from], &self.ends[1 - from]);
+            for cell in cells.iter().filter(|cell| !loses(from, cell.header.sub)) {
+                assert!(here.read_at_exit(cell).is_none(), "the exit cannot read it");
+                let (place, mut body) = (cell.header.place(), cell.body.clone());
+                here.pass(HOPS, Direction::Forward, place, &mut body);
+                there.pass(HOPS, Direction::Backward, place, &mut body);
+                (0..2).for_each(|_| drop(there.send_from_mix(place, &body)));
+            }
+        }
+        for end in &mut self.ends {
+            end.turn();
+        }
+    }
+}
+
+#[test]
+fn entries_of_a_meeting_hear_each_other() {
+    for repeat in [false, true] {
+        let terms = PacedTerms { repeat, cells: 1, ..terms() };
+        let mut pair = Pair::new(&terms);
+        let next = pair.ends[0].times.first(BATCH + 1);
+        pair.ends.iter_mut().for_each(|end| drop(end.run_to(next - 30)));
+        let mut heard = [Vec::new(), Vec::new()];
+        for round in next - 29..next + 30 {
+            for (i, end) in pair.ends.iter().enumerate() {
+                // One in four takes two cells.
+                let len = if round % 4 == 0 { 250 } else { 40 };
+                let data = [&[i as u8], &round.to_be_bytes()[..], &vec![7; len]].concat();
+                if round < next + 20 {
+                    end.say(client(1), &data);
+                }
+            }
+            // One body of three is lost on the way to one end.
+            pair.round(round, |from, _| repeat && from == 0 && round % 3 == 0);
+            for (end, heard) in pair.ends.iter().zip(&mut heard) {
+                heard.extend(end.heard(client(1)));
+            }
+        }
+        for (i, heard) in heard.iter().enumerate() {
+            let rounds: Vec<u64> =
+                heard.iter().map(|data| u64::from_be_bytes(data[1..9].try_into().unwrap())).collect();
+            assert!(heard.iter().all(|data| data[0] == 1 - i as u8));
+            let unique: HashSet<_> = rounds.iter().collect();
+            assert_eq!(unique.len(), rounds.len(), "each once");
+            if !repeat {
+                assert_eq!(rounds, (next - 29..next + 20).collect::<Vec<_>>());
+            }
+            assert_eq!(pair.ends[i].shown().meeting, Some(MeetingState::Joined));
+        }
+    }
+}
+
+#[test]
+fn repeat_brings_what_one_lost_cell_held() {
+    let mut pair = Pair::new(&PacedTerms { repeat: true, cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first + 5)));
+    for round in first + 6..first + 40 {
+        if round < first + 36 {
+            pair.ends[0].say(client(1), &round.to_be_bytes());
+            pair.ends[1].say(client(1), b"to be known");
+        }
+        pair.round(round, |from, _| from == 0 && round % 2 == 0);
+    }
+    let heard = pair.ends[1].heard(client(1));
+    let mut rounds: Vec<u64> = heard.iter().map(|data| u64::from_be_bytes(data[..].try_into().unwrap())).collect();
+    rounds.sort_unstable();
+    assert_eq!(rounds, (first + 6..first + 36).collect::<Vec<_>>(), "every datagram once");
+    let garbled = pair.ends[1].ledger().cells.backward.drops(DropReason::Garbled);
+    assert_eq!(garbled, 0);
+}
+
+#[test]
+fn losses_from_the_other_end_count_until_it_stops() {
+    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first - 1)));
+    for round in first..first + 40 {
+        pair.round(round, |from, _| from == 0 && round % 4 == 0);
+    }
+    // The other end has stopped: what did not come since then is not lost.
+    for end in &mut pair.ends {
+        end.run_to(first + 40 + BEHIND_MAX + 20);
+    }
+    let shown = pair.ends.each_ref().map(|end| end.shown());
+    assert_eq!(
+        shown.map(|view| view.of_other_end),
+        [(40, 0), (40, 10)].map(|(places, lost)| EndToEnd { places, lost })
+    );
+    assert_eq!(shown.map(|view| view.lost >= 20), [true; 2], "the access link brought nothing any more");
+}
+
+#[test]
+fn reflected_bodies_are_garbled() {
+    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    let end = &mut pair.ends[0];
+    end.run_to(first + 5);
+    end.say(client(1), b"echo");
+    for round in first + 6..first + 10 {
+        for cell in end.data_of(round) {
+            let (place, mut body) = (cell.header.place(), cell.body);
+            end.pass(HOPS, Direction::Forward, place, &mut body);
+            end.pass(HOPS, Direction::Backward, place, &mut body);
+            end.send_from_mix(place, &body);
+        }
+    }
+    end.turn();
+    assert_eq!(end.ledger().cells.backward.drops(DropReason::Garbled), 4);
+    assert_eq!(end.heard(client(1)), [[0; 0]; 0]);
+}
+
+#[test]
+fn exit_cannot_speak_in_a_meeting() {
+    let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 5);
+    bench.say(client(1), b"hello");
+    bench.run_to(first + 6);
+    let place = |sub| Place { round: first + 5, sub };
+    bench.send_from_mix(place(0), &bench.exit_body(place(0), &[]));
+    bench.send_from_mix(place(1), &bench.exit_body(place(1), &[Frame::Dgram { flow: 0, data: b"forged" }]));
+    bench.turn();
+    let tally = bench.ledger().cells.backward;
+    assert_eq!((tally.consumed, tally.drops(DropReason::Garbled)), (1, 1));
+    assert_eq!((bench.heard(client(1)), bench.shown().meeting), (vec![], Some(MeetingState::Waiting)));
+    bench.run_to(first + 105);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
+    bench.run_to(first + 106);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
+}

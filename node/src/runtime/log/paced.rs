@@ -1,0 +1,131 @@
+//! Lines about paced classes.
+
+use std::time::Duration;
+
+use control::paced::{Cause, PacedEvent};
+use tracing::{debug, info, warn};
+use wire::cell::Direction;
+use wire::ids::Side;
+use wire::paced::Company;
+
+use super::Log;
+
+impl Log {
+    /// Takes an event of a paced class.
+    pub(super) fn paced(&mut self, now: Duration, event: &PacedEvent) {
+        match *event {
+            PacedEvent::JoinsAt { batch, wait } => {
+                let wait_s = wait.as_secs_f64().round();
+                info!(batch, wait_s, "connected; joins with the next batch in {wait_s} s");
+            }
+            PacedEvent::Joined { batch } => {
+                self.setups_fail_since = None;
+                self.setups.end(now);
+                self.not_joined.end(now);
+                if std::mem::replace(&mut self.has_joined, true) {
+                    debug!(batch, "has a channel in batch {batch}");
+                } else {
+                    info!(batch, "has a channel from batch {batch} on");
+                }
+            }
+            PacedEvent::NotJoined { batch, why } => {
+                self.has_joined = false;
+                if self.not_joined.occurs(now) {
+                    warn!(
+                        batch,
+                        "no channel in batch {batch}: {why}; the next setup is for the batch after it; if this repeats, check \
+                         the clock (`timedatectl`) and the loss of the access link (`eddy status`)"
+                    );
+                }
+            }
+            PacedEvent::Company(Company { channels, n_min }) if channels < n_min => {
+                info!(
+                    channels,
+                    n_min, "waiting for company: {channels} of {n_min} channels, and nothing arrives before that"
+                );
+            }
+            PacedEvent::Company(Company { channels, n_min }) => {
+                debug!(channels, n_min, "{channels} channels in this batch, {n_min} are needed");
+            }
+            PacedEvent::LeadMoved { lead_ns } => {
+                let lead_ms = lead_ns as f64 / 1e6;
+                warn!(
+                    lead_ms,
+                    "the way to the first mix got longer or shorter by more than the slack of the class within 10 minutes, or \
+                     its clock or this one is wrong (lead {lead_ms:.1} ms): check time synchronisation on this host, and \
+                     which network it uses"
+                );
+            }
+            PacedEvent::ClockOff { side, offset_ns } => {
+                let neighbour = match side {
+                    Side::Up => self.previous.as_deref(),
+                    Side::Down => self.next.as_ref().map(|next| next.name.as_str()),
+                };
+                let (neighbour, offset_ms) = (neighbour.unwrap_or("a neighbour"), offset_ns as f64 / 1e6);
+                let (off, way) = (offset_ms.abs(), if offset_ns > 0 { "ahead of" } else { "behind" });
+                warn!(
+                    peer = neighbour,
+                    offset_ms,
+                    "the clock of {neighbour} is {off:.1} ms {way} this one: paced classes need 2 ms, so check time \
+                     synchronisation on both hosts"
+                );
+            }
+            PacedEvent::Dropping(cause) => match cause {
+                Cause::Lost { direction, places, lost } => {
+                    let way = if direction == Direction::Forward { "on their way to" } else { "coming from" };
+                    warn!(
+                        places,
+                        lost,
+                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
+                         outages of the access link, this host slept, or somebody drops cells on purpose; {WHAT_TO_DO}"
+                    );
+                }
+                Cause::NoReports => warn!(
+                    "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
+                     drops cells on purpose; {WHAT_TO_DO}"
+                ),
+                Cause::NoClock => warn!(
+                    "dropping: for 40 s the first mix answered no clock cells, so this entry sends by a time that gets older: \
+                     outages of the access link, or somebody drops cells on purpose; if it is the first mix, tell its operator"
+                ),
+                Cause::Setup { batch, why } => warn!(
+                    batch,
+                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; do \
+                     not begin calls that matter until this ends; {WHAT_TO_DO}"
+                ),
+                Cause::Loops { places, lost, garbled } => {
+                    let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
+                    warn!(
+                        places,
+                        lost,
+                        garbled,
+                        "dropping: of {places} cells of this mix's loops {lost} did not come back from {next}, and {garbled} came \
+                         as noise, more than its links explain: an outage, a hop behind this one was restarted, or somebody \
+                         drops cells on purpose"
+                    );
+                }
+                Cause::LoopSetups { batch, sent, failed } => warn!(
+                    batch,
+                    sent,
+                    failed,
+                    "dropping: {failed} of {sent} setups of this mix's loops for batch {batch} failed, which losses do not \
+                     explain: a hop behind this one was restarted, or somebody drops setups"
+                ),
+            },
+            PacedEvent::SetupsExcused { hop, setups } => {
+                let name = self.hops.get(hop - 1).cloned().unwrap_or_default();
+                warn!(
+                    peer = name,
+                    setups,
+                    "hop {hop}, {name}, has restarted: it has other setup keys, which explains failed setups ({setups}), and \
+                     no alarm is raised; another restart of it within 65,536 rounds raises one"
+                );
+            }
+            PacedEvent::DroppingEnded => info!("dropping has ended"),
+        }
+    }
+}
+
+/// What the user of an entry does about the alarm `dropping`.
+const WHAT_TO_DO: &str = "keep the entry running, and compare with the loss of the link itself (`ping`): if that is less, \
+                          use another access link and tell the operators";
