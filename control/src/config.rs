@@ -380,7 +380,7 @@ impl Config {
         self.terms.paced.iter().find(|terms| ClassId::from(terms.class) == self.class())
     }
 
-    /// Links towards entries: those of the caps, in a paced class two for each seat (SPEC 9.8.6).
+    /// Links towards entries: those of the caps, in a paced class twice `seats` (SPEC 9.8.6).
     pub(crate) fn links_max(&self) -> usize {
         self.paced_terms().map_or(self.caps.links, |terms| 2 * usize::from(terms.seats))
     }
