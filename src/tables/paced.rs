@@ -221,7 +221,7 @@ pub(super) mod tests {
             "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
             "batches 1234, failed 56 (restarts of hops: 3)   rounds skipped 12345",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
-            "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
+            "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
