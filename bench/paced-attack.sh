@@ -26,6 +26,13 @@ inside-delay-watermark   gate   --cases paced-virtual --active delay
 inside-drop-watermark    gate   --cases paced-virtual --active drop
 inside-constant          gate   --cases paced-virtual --profile constant
 inside-video             gate   --cases paced-virtual --profile video --paced video
+inside-isolation         report --cases paced-virtual --active isolation
+inside-exit              gate   --cases paced-virtual --corrupt-exit --attackers exit-records
+inside-exit-loss-1       gate   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.01
+inside-exit-bursts-3-8   gate   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.03:burst=8
+inside-exit-cut-10s      gate   --cases paced-virtual --corrupt-exit --attackers exit-records --outage 3:20:10
+inside-exit-delay-mark   gate   --cases paced-virtual --corrupt-exit --attackers exit-records --active delay
+inside-exit-drop-mark    gate   --cases paced-virtual --corrupt-exit --attackers exit-records --active drop
 outside                  gate   --cases paced-virtual-outside
 outside-loss-0.1-plain   gate   --cases paced-virtual-outside --loss 0.001 --paced voice:repeat=0
 outside-loss-1           gate   --cases paced-virtual-outside --loss 0.01
@@ -37,6 +44,8 @@ outside-bursts-1-3       report --cases paced-virtual-outside --loss 0.01:burst=
 outside-bursts-1-8       report --cases paced-virtual-outside --loss 0.01:burst=8
 outside-bursts-3-3       report --cases paced-virtual-outside --loss 0.03:burst=3
 outside-bursts-3-8       report --cases paced-virtual-outside --loss 0.03:burst=8
+outside-exit-loss-1      report --cases paced-virtual-outside --corrupt-exit --loss 0.01
+outside-exit-bursts-1-3  report --cases paced-virtual-outside --corrupt-exit --loss 0.01:burst=3
 inside-narrow-uplink     report --cases paced-virtual --rate 460800
 outside-narrow-uplink    report --cases paced-virtual-outside --rate 460800
 inside-busy-machine      report --cases paced-virtual --stall 3

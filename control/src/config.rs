@@ -137,7 +137,7 @@ impl Default for Timing {
 /// Bounds of every table and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Links of the node towards entries: 1024. Must be below 4096.
+    /// Links of the node towards entries in a free class: 1024. Must be below 4096.
     pub links: usize,
     /// Half-open records of the node: 4096.
     pub half_open: usize,
@@ -333,6 +333,11 @@ impl Config {
             ),
             (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
             (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
+            (
+                self.position != 1 || self.links_max() < 1 << wire::ids::LinkId::INDEX_BITS,
+                "a paced class has up to 2 * seats links at mix1, and a node has fewer than 4096 in a class: make a \
+                 chain with at most 2047 seats",
+            ),
             (caps.links > 0, "caps.links must be at least 1"),
             (
                 !matches!(self.role, Role::Mix) || 2 * caps.setups.burst as usize <= caps.half_open,
@@ -373,6 +378,11 @@ impl Config {
     /// The terms of the class, if it is a paced one.
     pub(crate) fn paced_terms(&self) -> Option<&PacedTerms> {
         self.terms.paced.iter().find(|terms| ClassId::from(terms.class) == self.class())
+    }
+
+    /// Links towards entries: those of the caps, in a paced class twice `seats` (SPEC 9.8.6).
+    pub(crate) fn links_max(&self) -> usize {
+        self.paced_terms().map_or(self.caps.links, |terms| 2 * usize::from(terms.seats))
     }
 
     /// The terms of the class. A paced one has none of these.

@@ -165,6 +165,15 @@ impl Control {
         (self.classes[0].cx.unix_ns(now) / 1_000_000) as u64
     }
 
+    /// The time by which trust judges what comes on its links, in ms since 1970. What an entry asks for and takes in
+    /// shows Mix 1 that time, so one that serves paced classes only judges by that of rounds, which Mix 1 knows (SPEC
+    /// 9.8.2).
+    fn trust_ms(&self, now: Duration) -> u64 {
+        let is_paced = matches!(self.trust, Trust::Entry(_)) && self.classes.iter().all(|class| class.paced.is_some());
+        let paced = self.classes[0].paced.as_ref().filter(|_| is_paced);
+        paced.map_or_else(|| self.wall_ms(now), |paced| paced.round_ms(now))
+    }
+
     /// Takes in a datagram, a cell, or a report from the data plane, of the class at this place.
     ///
     /// # Panics
@@ -275,7 +284,7 @@ impl Control {
     fn take_trust(&mut self, now: Duration, link: LinkId, content: &[u8]) -> Result<(), Refusal> {
         // The cell may be the first of its link.
         self.follow_links(now);
-        let wall_ms = self.wall_ms(now);
+        let wall_ms = self.trust_ms(now);
         let taken = match &mut self.trust {
             Trust::Hop(trust) => trust.take(now, wall_ms, link, content),
             Trust::Entry(trust) => trust.take(now, wall_ms, link, content),
@@ -294,7 +303,7 @@ impl Control {
     fn tick_entry(&mut self, now: Duration) {
         // Before a setup leaves on a new link: it must not be made for the bundle of the link before.
         self.follow_links(now);
-        let clocks = (now, self.wall_ms(now));
+        let clocks = (now, self.trust_ms(now));
         let Trust::Entry(trust) = &mut self.trust else { return };
         let mut wanted = Vec::new();
         for class in &mut self.classes {
@@ -403,7 +412,7 @@ impl Control {
         }
         self.tick_entry(now);
         if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {
-            let wall_ms = self.wall_ms(now);
+            let (wall_ms, trust_ms) = (self.wall_ms(now), self.trust_ms(now));
             match &mut self.trust {
                 Trust::Hop(trust) => {
                     if has_stepped {
@@ -411,7 +420,7 @@ impl Control {
                     }
                     trust.tick(&mut self.classes[0].cx.rng, now, wall_ms);
                 }
-                Trust::Entry(trust) => trust.tick(now, wall_ms),
+                Trust::Entry(trust) => trust.tick(now, (wall_ms, trust_ms)),
             }
         }
         self.follow_trust(now);

@@ -197,6 +197,11 @@ impl PuntSender {
         self.ring.slots()
     }
 
+    /// True if more than half of the ring is taken.
+    pub(crate) fn is_half_full(&self) -> bool {
+        2 * self.room() < self.ring.buffer().capacity()
+    }
+
     /// Queues a message that strangers or users can cause at will. It leaves [`RESERVED`] places to the
     /// others.
     #[must_use]

@@ -134,9 +134,9 @@ pub struct AssembleArgs {
     /// S, M, L, or a paced class: voice, voice-lite, game or video (repeatable)
     ///
     /// A chain has each size once, and once paced. voice, voice-lite and game are of size paced-S, video is of size
-    /// paced-L. PROFILE:KEY=VALUE,... changes a paced class. Calls are hidden among the users of a batch: one with fewer
-    /// than n_min (8) carries nothing. The keys are those of `eddy config explain period_ms`; steps_ms=N is for all
-    /// links, steps_ms=N/N/N for each after the first.
+    /// paced-L. PROFILE:KEY=VALUE,... changes a paced class. Calls are hidden among the users of a batch: one with
+    /// fewer than n_min (8) carries nothing. The keys are those of `eddy config explain period_ms`; steps_ms=N is for
+    /// all links, steps_ms=N/N/N for each after the first.
     #[arg(long = "class", default_value = "L", value_name = "CLASS")]
     pub classes: Vec<ClassChoice>,
     /// Longest time for which the mixing of a node may hold a cell

@@ -90,9 +90,10 @@ pub struct EntryArgs {
     /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. DEST may be
     /// meet:@FILE, the user with the same secret (`eddy meet new`), in a paced class: those who watch all links do
     /// not find the other end among the channels of a batch, which are n_min or more (8, unless the chain has another
-    /// number). Of a call to HOST:PORT, even in a paced class, outages show outside. With `,idle_s=SECONDS` at the end, a flow without traffic from the client is closed after that time;
-    /// with `,max_age_ms=MILLISECONDS`, datagrams that have waited for longer at the entry are dropped; with
-    /// `,class=NAME` they travel in cells of another class of the chain than its first.
+    /// number). Of a call to HOST:PORT, even in a paced class, outages show outside. With `,idle_s=SECONDS` at the
+    /// end, a flow without traffic from the client is closed after that time; with `,max_age_ms=MILLISECONDS`,
+    /// datagrams that have waited for longer at the entry are dropped; with `,class=NAME` they travel in cells of
+    /// another class of the chain than its first.
     #[arg(long = "forward", value_name = "LISTEN=DEST", help_heading = "Listeners")]
     pub forwards: Vec<Forward>,
     /// Serve SOCKS5 clients at LISTEN (repeatable)
@@ -117,9 +118,10 @@ Each then has a local UDP port at which the other one answers: for a call, a
 game, or WireGuard. Whoever watches all links and the exit sees that both are
 online. Within a batch they do not see who of its users meets whom, if one mix
 is honest: it has n_min of them or more (8, unless the chain has another
-number), and among two there is nothing to hide. Over batches they compare who is online with how many pairs there
-are: keep the entry running, not for the call alone. Whoever gets the secret
-later can read what was recorded: use SRTP or WireGuard inside.";
+number), and among two there is nothing to hide. Over batches they compare who
+is online with how many pairs there are: keep the entry running, not for the
+call alone. Whoever gets the secret later can read what was recorded: use SRTP
+or WireGuard inside.";
 
 /// `eddy meet`.
 #[derive(Args, Debug)]

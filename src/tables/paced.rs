@@ -151,11 +151,12 @@ pub(super) mod tests {
             excused: 3,
             company: Some((5, 8)),
             lead_ms: Some(1.0),
+            lead_age_s: Some(0.1),
             clock: Some(clock),
             forward: places,
             backward: places,
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000 }),
-            dropping: vec!["12 of 1000 cells to mix1 lost".to_owned(), "no reports from mix1".to_owned()],
+            dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
     }
@@ -220,7 +221,7 @@ pub(super) mod tests {
             "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
             "batches 1234, failed 56 (restarts of hops: 3)   rounds skipped 12345",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
-            "DROPPING: 12 of 1000 cells to mix1 lost; no reports",
+            "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

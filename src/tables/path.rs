@@ -21,7 +21,7 @@ pub fn render(node: &NodeReport) -> String {
     let most = |times: Option<(f64, f64)>| times.map_or(0.0, |(_, most)| most);
     let (forward, backward) = (most(total.forward_ms), most(total.backward_ms));
     format!(
-        "{}`adds` of eddy status is the most of both: {forward:.0}, {backward:.0}, {:.0} ms, without access paths\n{}",
+        "{}`adds` of eddy status is the most of these: {forward:.0}, {backward:.0}, {:.0} ms, without access paths\n{}",
         lines(&rows),
         most(meeting.forward_ms),
         loops.as_ref().map_or_else(String::new, of_loops)
@@ -99,8 +99,8 @@ mod tests {
         assert_eq!(words("mix1: slack"), ["8", "-", "1234.5", "/", "1234.5"]);
         assert_eq!(words("mix7 to exit: path, then wait"), ["5", "5", "1234.5", "/", "1234.5"]);
         assert_eq!(words("total to destinations, and back"), ["55", "to", "65", "36", "to", "46", "-"]);
-        assert_eq!(words("total between users"), ["72", "to", "82", "72", "to", "82", "-"]);
-        assert!(text.contains("\n`adds` of eddy status is the most of both: 65, 46, 82 ms"), "{text}");
+        assert_eq!(words("total between users"), ["91", "to", "101", "91", "to", "101", "-"]);
+        assert!(text.contains("\n`adds` of eddy status is the most of these: 65, 46, 101 ms"), "{text}");
     }
 
     #[test]

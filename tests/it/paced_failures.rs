@@ -402,6 +402,20 @@ fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
     assert_works(&mut chain);
 }
 
+/// Mix 1 would learn the clock of an entry that judged bundles by it: it would refuse them all, and ask again.
+#[test]
+fn entry_judges_bundles_by_rounds_and_not_by_its_clock() {
+    for hours in [-1, 1] {
+        let mut chain = started();
+        let first = chain.batch();
+        chain.step_clock(103, hours * 3_600_000_000_000);
+        chain.restart(103);
+        run_until_back(&mut chain, first, "entry whose clock is off by an hour");
+        chain.run_batches(2);
+        assert_works(&mut chain);
+    }
+}
+
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry
 /// `channels`. Others notice nothing, and its flow goes on in the next batch. Returns how many cells the exit could not
 /// open from that batch on.

@@ -80,8 +80,8 @@ impl ExitRecord {
         self.times.begin(round) + self.times.offset(Forward, self.hops)
     }
 
-    /// Fills a record that begins at `begin` by the class's clock. `flows` has the entries of each flow: the user's, and
-    /// the partner's in a meeting.
+    /// Fills a record that begins at `begin` by the class's clock. `flows` has the entries of each flow: the user's,
+    /// and the partner's in a meeting.
     pub(super) fn fill(self, record: &mut Record, begin: Nanos, flows: &[(usize, Option<usize>)]) {
         let time = begin..begin + record.length;
         let rounds = |entry: usize| -> Vec<ExitRound> {

@@ -52,7 +52,7 @@ impl Links {
         up().filter(|link| link.was_promoted).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
         let links = up().count();
         let used = of_prefix.values().sum::<usize>();
-        let cap = cx.config.caps.links;
+        let cap = cx.config.links_max();
         let prefix = cx.config.prefix(from.ip());
         let own = of_prefix.get(&prefix).copied().unwrap_or(0);
         let has_share = prefix.is_some() && has_its_share(own, used, cap);

@@ -54,8 +54,8 @@ impl Places {
 /// The test of one direction, for counts of about 100 rounds each.
 #[derive(Default)]
 pub struct LossTest {
-    /// The oldest first.
-    counts: VecDeque<Places>,
+    /// The oldest first. Those of tests that have found too many losses are marked: they do not become usual.
+    counts: VecDeque<(Places, bool)>,
 }
 
 impl LossTest {
@@ -67,27 +67,29 @@ impl LossTest {
 
     /// The same with other bounds of the usual share.
     pub(super) fn add_within(&mut self, count: Places, share: (f64, f64)) -> Option<(u64, u64)> {
-        if self.counts.back().is_some_and(|last| last.end() > count.first) {
+        if self.counts.back().is_some_and(|(last, _)| last.end() > count.first) {
             return None;
         }
-        self.counts.push_back(count);
+        self.counts.push_back((count, false));
         let tested = count.end().saturating_sub(TESTED);
-        while self.counts.front().is_some_and(|oldest| oldest.end() + BEFORE <= tested) {
-            self.counts.pop_front();
-        }
-        let (before, latest): (Vec<_>, Vec<_>) = self.counts.iter().partition(|count| count.end() <= tested);
-        let sum = |counts: Vec<&Places>| {
-            counts.iter().fold((0, 0), |(places, lost), count| (places + count.places, lost + count.lost))
-        };
-        let (places_before, lost_before) = sum(before);
-        let (places, lost) = sum(latest);
+        while self.counts.pop_front_if(|(oldest, _)| oldest.end() + BEFORE <= tested).is_some() {}
+        let latest = self.counts.partition_point(|(count, _)| count.end() <= tested);
+        let sum = |(places, lost), (count, _): &(Places, bool)| (places + count.places, lost + count.lost);
+        let usual = self.counts.range(..latest).filter(|(_, is_marked)| !is_marked);
+        let (places_before, lost_before) = usual.fold((0, 0), sum);
+        let (places, lost) = self.counts.range(latest..).fold((0, 0), sum);
         let share = (lost_before as f64 / places_before.max(1) as f64).clamp(share.0, share.1);
-        (tail(places, share, lost) < IMPROBABLE).then_some((places, lost))
+        if tail(places, share, lost) >= IMPROBABLE {
+            return None;
+        }
+        self.counts.range_mut(latest..).for_each(|(_, is_marked)| *is_marked = true);
+        Some((places, lost))
     }
 
     /// The counts that have a round of these.
     pub(super) fn counts_in(&self, rounds: Range<u64>) -> impl Iterator<Item = &Places> {
-        self.counts.iter().filter(move |count| count.first < rounds.end && rounds.start < count.end())
+        let counts = self.counts.iter().map(|(count, _)| count);
+        counts.filter(move |count| count.first < rounds.end && rounds.start < count.end())
     }
 
     /// Lost places of all counts that have a round of these.
@@ -150,6 +152,8 @@ pub struct Alarm {
     backward: LossTest,
     /// The last round of the latest report that came in time; none while none is expected.
     reported: Option<u64>,
+    /// The last round of the latest report that was late.
+    late: u64,
     /// The latest batch whose setup or ack had to travel while the link was down.
     link_down: u64,
     failed: VecDeque<FailedSetup>,
@@ -165,8 +169,21 @@ pub struct Alarm {
 impl Alarm {
     pub fn new(config: PacedConfig) -> Alarm {
         let (forward, backward, failed, bundles, restarts, alerts) = Default::default();
-        let (running, reported, link_down, excused) = (0, None, 0, 0);
-        Alarm { config, running, forward, backward, reported, link_down, failed, bundles, restarts, excused, alerts }
+        let (running, reported, late, link_down, excused) = (0, None, 0, 0, 0);
+        Alarm {
+            config,
+            running,
+            forward,
+            backward,
+            reported,
+            late,
+            link_down,
+            failed,
+            bundles,
+            restarts,
+            excused,
+            alerts,
+        }
     }
 
     /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
@@ -178,8 +195,8 @@ impl Alarm {
         }
         let Some(Report { first, last, places, filled, lost }) = new else { return };
         let rounds = last + 1 - first;
-        // Of more rounds than are remembered, or more places than a channel has: it would be long to test.
-        if rounds > BEFORE || u64::from(places) > rounds * u64::from(self.config.terms.cells) {
+        // Of more rounds than are remembered: it would be long to test.
+        if rounds > BEFORE {
             return;
         }
         let floored = u64::from(filled - lost);
@@ -187,6 +204,11 @@ impl Alarm {
         if let Some(excess) = self.forward.add(places) {
             self.raise_lost(Direction::Forward, excess);
         }
+    }
+
+    /// Places of a channel in a round.
+    pub(super) fn cells(&self) -> u64 {
+        self.config.terms.cells.into()
     }
 
     /// Takes in what the worker has counted of backward places.
@@ -286,9 +308,15 @@ impl Alarm {
         let expects = |reported: Option<u64>| reported.unwrap_or_else(|| last_due(round));
         self.reported = is_ready.then(|| expects(self.reported));
         let late = last_due(round.saturating_sub(REPORT_EVERY));
-        if self.reported.is_some_and(|reported| late >= reported + REPORTS_LATE * REPORT_EVERY) {
+        if self.reported.is_some_and(|reported| late >= reported + REPORTS_LATE * REPORT_EVERY) && late > self.late {
+            self.late = late;
             self.raise(Cause::NoReports);
         }
+    }
+
+    /// No clock cell of Mix 1 has answered one of the entry for long.
+    pub fn clock_is_missing(&mut self) {
+        self.raise(Cause::NoClock);
     }
 
     /// True if more than half of the places of the phase of its setup, or of its ack, were lost.
@@ -382,16 +410,26 @@ mod tests {
     #[test]
     fn losses_beyond_the_usual_share_are_too_many() {
         // 1 in 10,000 at least, 1 in 1,000 at most.
-        for (one_in, enough) in [(0, 5), (20_000, 5), (1000, 10), (100, 10)] {
+        for (one_in, enough) in [(0, 5), (20_000, 5), (1000, 10), (250, 10)] {
             let lost = |lost| [lost, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             let (mut test, first) = with_share(one_in);
             let spared = losing(&mut test, first, lost(0));
-            assert!(one_in == 100 || spared.iter().all(Option::is_none), "one in {one_in}");
+            assert_eq!(spared, [None; 10], "one in {one_in}");
             assert_eq!(losing(&mut test, first + 1000, lost(enough - 1)), [None; 10], "one in {one_in}");
             let found = losing(&mut test, first + 2000, lost(enough));
             assert_eq!(found, [Some((1000, enough)); 10], "in all tests of which they are a part");
             assert_eq!(losing(&mut test, first + 3000, lost(0)), [None; 10]);
         }
+    }
+
+    #[test]
+    fn losses_of_a_risen_alarm_do_not_become_usual() {
+        let (mut test, first) = with_share(0);
+        let mut found = Vec::new();
+        for nth in 0..2 * BEFORE / 1000 {
+            found = losing(&mut test, first + nth * 1000, [1, 1, 1, 0, 1, 1, 1, 0, 1, 0]);
+        }
+        assert_eq!(found, [Some((1000, 7)); 10], "that would be explained by a share of 7 in 1,000, or 1 in 1,000");
     }
 
     #[test]
@@ -509,6 +547,7 @@ mod tests {
             assert!(found == direction && (5..=6).contains(&lost));
             let alert = entry.alarm.alerts()[0];
             assert!(alert.since < begin + 800 && alert.last > begin + 1300, "{alert:?} from {begin}");
+            assert_eq!(alert.times, (alert.last - alert.since) / 100 + 1, "each test since then counts");
             entry.quiet(BEFORE);
             assert_eq!(entry.events.len(), 1);
             entry.quiet(2000);
@@ -527,7 +566,7 @@ mod tests {
         report(100, 100, 1);
         report(200, 1, 1);
         assert_eq!(alarm.events(), []);
-        assert_eq!(alarm.forward.counts.iter().map(|count| count.places).collect::<Vec<_>>(), [0, 1, 100]);
+        assert_eq!(alarm.forward.counts.iter().map(|(count, _)| count.places).collect::<Vec<_>>(), [0, 1, 100]);
     }
 
     #[test]
@@ -540,6 +579,8 @@ mod tests {
         assert_eq!(entry.events, []);
         entry.run(due + 400 + 101, |_, _| false, false, true);
         assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)]);
+        entry.run(entry.round + 300, |_, _| false, false, true);
+        assert_eq!(entry.alarm.alerts()[0].times, 4, "one more for each report");
 
         let mut entry = Entry::new();
         entry.quiet(1000);
@@ -585,6 +626,20 @@ mod tests {
         assert_eq!(entry.setup_causes(), 0);
         entry.quiet(500);
         assert_eq!(entry.setup_causes(), 1);
+    }
+
+    #[test]
+    fn setups_that_fail_while_it_is_up_are_counted() {
+        let mut entry = Entry::new();
+        for number in 1..=3 {
+            let batch = entry.alarm.config.times.batch_of(entry.round);
+            entry.alarm.failed(batch, Failure::NoAck);
+            entry.quiet(1000);
+            entry.bundle(2);
+            entry.quiet(1000);
+            let [Alert { cause, times, .. }] = entry.alarm.alerts() else { panic!("{:?}", entry.alarm.alerts()) };
+            assert_eq!((*cause, *times), (Cause::Setup { batch, why: Failure::NoAck }, number));
+        }
     }
 
     #[test]

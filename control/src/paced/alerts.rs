@@ -14,9 +14,9 @@ impl Alerts {
     /// Raises it in a round for this cause, or keeps it up.
     pub(super) fn raise(&mut self, cause: Cause, round: u64) {
         match self.up.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
-            Some(alert) => (alert.cause, alert.last) = (cause, round),
+            Some(alert) => *alert = Alert { cause, last: round, times: alert.times + 1, ..*alert },
             None => {
-                self.up.push(Alert { cause, since: round, last: round });
+                self.up.push(Alert { cause, since: round, last: round, times: 1 });
                 self.events.push(PacedEvent::Dropping(cause));
             }
         }

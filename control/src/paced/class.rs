@@ -102,6 +102,16 @@ impl Paced {
         &self.clock
     }
 
+    /// The time of rounds at `now`, in ms since 1970: of a hop its own, of an entry that at which Mix 1 receives what
+    /// leaves now, or by the lead that the entry has drawn.
+    pub(crate) fn round_ms(&self, now: Duration) -> u64 {
+        let time = self.clock.at(now.as_nanos() as u64);
+        match &self.part {
+            Part::Hop { .. } => time / 1_000_000,
+            Part::Entry { lead, .. } => mix_1_ms(lead, time),
+        }
+    }
+
     /// Entry: serves this meeting.
     pub(crate) fn meet(&mut self, meeting: MeetingSecret) {
         let Part::Entry { entry, .. } = &mut self.part else { panic!("only an entry has a meeting") };
@@ -171,7 +181,7 @@ impl Paced {
                 let is_ready = lead.lead_ns().is_some() && is_up;
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
                     && is_ready
-                    && let Some(bundle) = trust.paced_bundle(interval, now, (cx.unix_ns(now) / 1_000_000) as u64)
+                    && let Some(bundle) = trust.paced_bundle(interval, now, mix_1_ms(lead, time))
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
                     watch.alarm.bundle(interval, &keys);
@@ -284,7 +294,10 @@ impl Paced {
             Some(LinkContent::Report) => {
                 let report = Report::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
                 match part {
-                    Part::Hop { watch, .. } => hop.map_or(Ok(()), |side| watch.report(side, report)),
+                    Part::Hop { hop: own, watch, .. } => hop.map_or(Ok(()), |side| {
+                        let direction = if side == Side::Down { Direction::Forward } else { Direction::Backward };
+                        watch.report((link, side), report, own.released(direction))
+                    }),
                     // Without a lead it does not know which round it is.
                     Part::Entry { lead, .. } if lead.lead_ns().is_none() => Ok(()),
                     Part::Entry { entry, watch, .. } => watch.report(report, entry.running()),
@@ -347,6 +360,11 @@ impl Paced {
             watch.forget(link);
         }
     }
+}
+
+/// The time of Mix 1, in ms, when what an entry sends now arrives there.
+fn mix_1_ms(lead: &Lead, time: u64) -> u64 {
+    time.saturating_add_signed(lead.current_ns()) / 1_000_000
 }
 
 /// The last round that is due.

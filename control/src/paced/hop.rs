@@ -113,6 +113,14 @@ impl PacedHop {
         &self.config
     }
 
+    /// The last round that [`PacedHop::advance`] was called for in a direction.
+    pub(super) fn released(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Forward => self.forward,
+            Direction::Backward => self.backward,
+        }
+    }
+
     fn is_exit(&self) -> bool {
         self.position == self.config.shape.hops()
     }

@@ -10,7 +10,7 @@ use wire::paced::clock::ClockCell;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Samples older than this do not count, but for the latest ones.
-const MEMORY: u64 = 40 * NS_PER_S;
+pub(super) const MEMORY: u64 = 40 * NS_PER_S;
 /// A sample beyond this is dropped: the clock of the entry, or that of Mix 1, is wrong.
 const SAMPLE_MAX: u64 = 24 * 3600 * NS_PER_S;
 /// So many latest samples that all are far away move the lead at once.
@@ -135,6 +135,11 @@ impl Lead {
     /// The lead; None before the first sample.
     pub fn lead_ns(&self) -> Option<i64> {
         self.lead
+    }
+
+    /// When the latest sample came. None before the first one.
+    pub fn sampled_at(&self) -> Option<u64> {
+        self.samples.back().map(|sample| sample.at)
     }
 
     /// True if the lead has changed by more than the slack of the class within 10 minutes: worth a warning.

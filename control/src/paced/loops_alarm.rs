@@ -1,8 +1,8 @@
 //! The alarm `dropping` of a mix, by its loops: behind this mix more is lost than links explain (SPEC 9.15.5).
 //!
 //! Between hops nothing is copied, so loops always lose some cells. What the next link loses in its better direction
-//! is taken for what any link loses, up to a bound. So whoever drops cells on one link, in one direction or for long,
-//! does not explain them by that.
+//! is taken for what any link loses, up to a bound, and what loops have lost before for usual up to a lower one. So
+//! whoever drops cells on one link, in one direction or for long, does not explain them by that.
 
 use std::collections::VecDeque;
 
@@ -16,6 +16,9 @@ use super::status::{Cause, LoopsStatus, PacedEvent};
 
 /// Bounds of the share of cells that one link loses in one direction.
 const LINK_SHARE: (f64, f64) = (1e-4, 1e-2);
+/// What loops have lost before explains at most what they lose if each link loses this share. It is what entries take
+/// for usual: a higher one would be that of whoever has dropped cells for long.
+const USUAL_SHARE_MAX: f64 = 1e-3;
 /// Standard deviations by which the share of a link is taken to be higher than it was measured.
 const DEVIATIONS: f64 = 3.0;
 
@@ -42,6 +45,10 @@ struct Latest(VecDeque<(u64, u64, u64)>);
 impl Latest {
     fn add(&mut self, round: u64, places: u64, lost: u64) {
         self.0.push_back((round, places, lost.min(places)));
+        self.expire(round);
+    }
+
+    fn expire(&mut self, round: u64) {
         while self.0.pop_front_if(|(oldest, ..)| *oldest + TESTED <= round).is_some() {}
     }
 
@@ -96,6 +103,11 @@ impl LoopsAlarm {
         self.link[0].add(self.running, places.into(), lost.into());
     }
 
+    /// The next link is another one: what the one before has lost says nothing of it.
+    pub(super) fn link_replaced(&mut self) {
+        self.link = Default::default();
+    }
+
     /// Takes in what has become of loops.
     pub(super) fn decided(&mut self, outcomes: &[Outcome]) {
         // Without a bundle nothing was sent that somebody may have dropped.
@@ -121,10 +133,13 @@ impl LoopsAlarm {
     pub(super) fn count(&mut self, count: LoopPlaces) -> Vec<PacedEvent> {
         let LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost } = count;
         self.running = first + rounds;
+        // A hop that reports nothing more has not reported what it loses now.
+        self.link[0].expire(self.running);
         self.link[1].add(self.running, link_places, link_lost);
         self.garbled.add(self.running, places, garbled);
         let all = Places { first, rounds, places, lost: (lost + garbled).min(places) };
-        let bounds = (self.lost_by_links(self.link_share()), self.lost_by_links(LINK_SHARE.1));
+        let explained = self.lost_by_links(self.link_share());
+        let bounds = (explained, explained.max(self.lost_by_links(USUAL_SHARE_MAX)));
         if let Some((places, lost)) = self.test.add_within(all, bounds) {
             let garbled = self.garbled.sum().1.min(lost);
             self.alerts.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
@@ -139,7 +154,7 @@ impl LoopsAlarm {
     }
 
     /// What a link loses in one direction: as much as the next one in its better direction.
-    fn link_share(&self) -> f64 {
+    pub(super) fn link_share(&self) -> f64 {
         let measured = self.link.iter().filter_map(Latest::share).reduce(f64::min);
         measured.unwrap_or(0.0).clamp(LINK_SHARE.0, LINK_SHARE.1)
     }
@@ -286,6 +301,36 @@ mod tests {
             assert_eq!(world.events[1..], [PacedEvent::DroppingEnded]);
             assert_eq!(world.alarm.status().dropping, []);
         }
+    }
+
+    #[test]
+    fn steady_loss_keeps_it_up() {
+        for share in [0.05, 0.03] {
+            let mut world = World::new(CLEAN);
+            world.run(100);
+            world.share[1][0] = share;
+            // For longer than the usual share is remembered, and than an alarm lasts.
+            world.run(3 * BEFORE as usize / 100);
+            assert!(matches!(world.events[..], [PacedEvent::Dropping(Cause::Loops { .. })]), "{:?}", world.events);
+            let [alert] = world.alarm.status().dropping[..] else { panic!("{share}") };
+            assert!(alert.times > 1900 && alert.last + 100 > world.alarm.running, "{alert:?}");
+        }
+    }
+
+    #[test]
+    fn shares_of_a_silent_or_replaced_link_do_not_count() {
+        let mut alarm = World::new(CLEAN).alarm;
+        alarm.link_reported(7000, 133);
+        let shares = (0..10).map(|_| {
+            let (first, rounds) = (alarm.running, 100);
+            let (places, lost, garbled, link_places, link_lost) = Default::default();
+            _ = alarm.count(LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost });
+            alarm.link_share()
+        });
+        assert_eq!(shares.collect::<Vec<_>>(), [[1e-2; 9].as_slice(), &[1e-4]].concat());
+        alarm.link_reported(7000, 133);
+        alarm.link_replaced();
+        assert_eq!(alarm.link_share(), 1e-4);
     }
 
     #[test]

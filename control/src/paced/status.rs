@@ -7,6 +7,7 @@ use wire::ids::Side;
 use wire::paced::clock::Comparison;
 use wire::paced::{Company, Report};
 
+use super::AHEAD_MAX;
 use super::own::Failure;
 use crate::counters::Refusal;
 
@@ -49,6 +50,8 @@ pub enum Cause {
     Lost { direction: Direction, places: u64, lost: u64 },
     /// Five reports of Mix 1 in a row did not come.
     NoReports,
+    /// No clock cell of Mix 1 has answered one of the entry for 40 s: the lead no longer follows anything.
+    NoClock,
     /// A setup failed, or there was no bundle for it.
     Setup { batch: u64, why: Failure },
     /// Mix: too many of the places of its loops in the latest 1,000 rounds brought nothing back.
@@ -80,6 +83,9 @@ pub struct Alert {
     /// The rounds in which a cause of this kind came first, and last.
     pub since: u64,
     pub last: u64,
+    /// Causes of this kind in that time: tests, one after every 100 rounds, batches with failed setups, late reports,
+    /// or times of 40 s without a clock.
+    pub times: u64,
 }
 
 /// What a node knows of one of its paced classes.
@@ -94,6 +100,8 @@ pub enum PacedStatus {
 pub struct EntryStatus {
     /// By how much it sends before its own clock shows the time of a round; none before the first clock cell.
     pub lead_ns: Option<i64>,
+    /// Time since the latest sample of the lead.
+    pub lead_age: Option<Duration>,
     /// Mix 1's clock against this node's.
     pub clock: Option<Comparison>,
     /// As Mix 1 announced it last.
@@ -178,17 +186,19 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Takes in running totals. Returns what they add; none if they are the first ones, or not later than the last.
+    /// Takes in running totals, of at most `places` in a round, while this node is at round `running`. Returns what
+    /// they add; none if they are the first ones, or not later than the last.
     ///
     /// # Errors
-    /// The counts that they add contradict each other.
-    pub(super) fn take(&mut self, report: Report) -> Result<Option<Report>, Refusal> {
-        let new = match self.last {
-            Some(last) => report.since(last),
-            None => return Ok(self.last.replace(report)),
-        };
-        let Some(new) = new else { return Ok(None) };
-        if new.first > new.last || new.lost > new.filled || new.filled > new.places {
+    /// They are of rounds to come, or what they add is impossible (SPEC 9.15.2).
+    pub(super) fn take(&mut self, report: Report, (places, running): (u64, u64)) -> Result<Option<Report>, Refusal> {
+        if report.first > report.last || report.last >= running + AHEAD_MAX {
+            return Err(Refusal::CellMalformed);
+        }
+        let Some(last) = self.last else { return Ok(self.last.replace(report)) };
+        let Some(new) = report.since(last) else { return Ok(None) };
+        let most = (new.last + 1 - new.first) * places;
+        if new.lost > new.filled || new.filled > new.places || u64::from(new.places) > most {
             return Err(Refusal::CellMalformed);
         }
         self.last = Some(report);

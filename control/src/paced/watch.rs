@@ -8,6 +8,7 @@ use wire::paced::clock::Exchange;
 use wire::paced::{Company, Report};
 
 use super::alarm::{Alarm, Places};
+use super::lead::MEMORY;
 use super::loops_alarm::{LoopPlaces, LoopsAlarm};
 use super::status::{Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
@@ -31,24 +32,35 @@ pub(super) struct EntryWatch {
     before: Option<u64>,
     was_ready: bool,
     has_moved: bool,
+    /// Since when no clock cell has answered one of the entry, by its clock: while it was not ready none was expected.
+    unanswered_since: u64,
 }
 
 impl EntryWatch {
     pub(super) fn new(config: PacedConfig) -> EntryWatch {
         let (company, forward, backward, joined, failed, latest, before) = Default::default();
-        let (alarm, was_ready, has_moved) = (Alarm::new(config), false, false);
-        EntryWatch { alarm, company, forward, backward, joined, failed, latest, before, was_ready, has_moved }
+        let (alarm, was_ready, has_moved, unanswered_since) = (Alarm::new(config), false, false, 0);
+        EntryWatch {
+            alarm,
+            company,
+            forward,
+            backward,
+            joined,
+            failed,
+            latest,
+            before,
+            was_ready,
+            has_moved,
+            unanswered_since,
+        }
     }
 
     /// Takes in a report of Mix 1, when the entry sends round `running`.
     ///
     /// # Errors
-    /// It is of rounds to come, or its counts contradict each other.
+    /// It is of rounds to come, or impossible.
     pub(super) fn report(&mut self, report: Report, running: u64) -> Result<(), Refusal> {
-        if report.last >= running + super::AHEAD_MAX {
-            return Err(Refusal::CellMalformed);
-        }
-        let new = self.forward.take(report)?;
+        let new = self.forward.take(report, (self.alarm.cells(), running))?;
         self.alarm.report(report.last, new);
         Ok(())
     }
@@ -103,6 +115,7 @@ impl EntryWatch {
         round: u64,
         is_ready: bool,
     ) -> Vec<PacedEvent> {
+        self.follow_clock(lead.sampled_at().filter(|_| is_ready).unwrap_or(time), time);
         self.alarm.advance(round, is_ready);
         let mut events = self.alarm.events();
         let was_ready = std::mem::replace(&mut self.was_ready, is_ready);
@@ -118,10 +131,21 @@ impl EntryWatch {
         events
     }
 
+    /// The latest answer to a clock cell of the entry came at `answered`. The lead follows those of a time that is as
+    /// long as the one after which this raises the alarm, and again after each such time more.
+    fn follow_clock(&mut self, answered: u64, time: u64) {
+        self.unanswered_since = self.unanswered_since.max(answered);
+        if time >= self.unanswered_since + MEMORY {
+            self.unanswered_since = time;
+            self.alarm.clock_is_missing();
+        }
+    }
+
     pub(super) fn status(&self, entry: &PacedEntry, (lead, time): (&Lead, u64), exchange: &Exchange) -> EntryStatus {
         let (next_batch, next_batch_in) = self.next(entry, lead, time);
         EntryStatus {
             lead_ns: lead.lead_ns(),
+            lead_age: lead.sampled_at().map(|at| Duration::from_nanos(time.saturating_sub(at))),
             clock: exchange.best(),
             company: self.company,
             forward: self.forward,
@@ -139,6 +163,10 @@ impl EntryWatch {
 
 /// What a hop watches.
 pub(super) struct HopWatch {
+    /// Places in a round of the previous link and of the next one, at most.
+    places: [u64; 2],
+    /// The link on which the latest report of the next hop came.
+    next_link: Option<LinkId>,
     forward: Reported,
     backward: Reported,
     /// Links whose clock is off.
@@ -154,10 +182,12 @@ pub(super) struct HopWatch {
 impl HopWatch {
     /// Of the hop at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: &PacedConfig, position: usize, released: u64) -> HopWatch {
-        let (forward, backward, clocks_off, has_followed, crowds) = Default::default();
+        let (next_link, forward, backward, clocks_off, has_followed, crowds) = Default::default();
+        let places = |link| config.seats(link) as u64 * u64::from(config.terms.cells);
+        let places = [places(position), places(position + 1)];
         let has_loops = position < config.shape.hops() && config.terms.loops > 0;
         let loops = has_loops.then(|| Box::new(LoopsAlarm::new(config.clone(), position, released)));
-        HopWatch { forward, backward, clocks_off, has_followed, crowds, loops }
+        HopWatch { places, next_link, forward, backward, clocks_off, has_followed, crowds, loops }
     }
 
     /// Mix: the worker has counted places of loops.
@@ -170,17 +200,28 @@ impl HopWatch {
         self.loops.iter_mut().for_each(|loops| loops.decided(outcomes));
     }
 
-    /// Takes in a report of a neighbouring hop.
+    /// Takes in a report of a neighbouring hop. `released` is the last round that this hop released in the direction of
+    /// the reported cells: the neighbour releases each round later.
     ///
     /// # Errors
-    /// Its counts contradict each other.
-    pub(super) fn report(&mut self, side: Side, report: Report) -> Result<(), Refusal> {
+    /// It is of rounds to come, or impossible.
+    pub(super) fn report(
+        &mut self,
+        (link, side): (LinkId, Side),
+        report: Report,
+        released: u64,
+    ) -> Result<(), Refusal> {
+        let [up, down] = self.places;
         match side {
-            Side::Up => _ = self.backward.take(report)?,
+            Side::Up => _ = self.backward.take(report, (up, released))?,
             Side::Down => {
-                let new = self.forward.take(report)?;
-                if let (Some(loops), Some(new)) = (&mut self.loops, new) {
-                    loops.link_reported(new.places, new.lost);
+                let new = self.forward.take(report, (down, released))?;
+                let is_other = self.next_link.replace(link) != Some(link);
+                match &mut self.loops {
+                    // What it adds may be of the link before.
+                    Some(loops) if is_other => loops.link_replaced(),
+                    Some(loops) => new.iter().for_each(|new| loops.link_reported(new.places, new.lost)),
+                    None => {}
                 }
             }
         }
@@ -233,7 +274,11 @@ impl HopWatch {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
     use wire::cell::Direction;
+    use wire::paced::clock::ClockCell;
+    use wire::paced::{AHEAD_MAX, PacedTerms};
     use wire::setup::Suite;
 
     use super::super::status::Cause;
@@ -268,7 +313,7 @@ mod tests {
         for (first, last, lost) in reports {
             assert_eq!(watch.report(report(first, last, lost), 1200), Ok(()));
         }
-        assert_eq!(watch.forward.lost, 1 + 500 + 1 + 2, "what is late is counted for what it says");
+        assert_eq!(watch.forward.lost, 1 + 2, "what is late counts for nothing");
     }
 
     #[test]
@@ -279,6 +324,9 @@ mod tests {
         let after = Report { last: 299, places: 200, filled: 20, lost: 10, ..base };
         let bad = [
             Report { places: 105, ..after },
+            Report { places: 201, ..after },
+            Report { places: 99, ..after },
+            Report { filled: 9, lost: 4, ..after },
             Report { filled: 12, ..after },
             Report { lost: 4, ..after },
             Report { first: 300, ..after },
@@ -289,5 +337,76 @@ mod tests {
         }
         assert_eq!(watch.report(after, 200 + 100), Ok(()));
         assert_eq!(watch.forward.filled, 10);
+    }
+
+    #[test]
+    fn hop_refuses_reports_of_more_than_it_has_seats_for() {
+        let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
+        let (up, down) = ((LinkId(1), Side::Up), (LinkId(2), Side::Down));
+        for (from, seats) in [(up, config.seats(2)), (down, config.seats(3))] {
+            let mut watch = HopWatch::new(&config, 2, 0);
+            let most = 100 * seats as u32 * u32::from(config.terms.cells);
+            let base = Report { first: 100, last: 199, places: 10, filled: 0, lost: 0 };
+            let next = Report { last: 299, places: 10 + most, ..base };
+            assert_eq!(watch.report(from, base, 200), Ok(()));
+            let bad = [
+                Report { places: 11 + most, ..next },
+                Report { places: 9, ..next },
+                Report { filled: most + 1, ..next },
+                Report { lost: 1, ..next },
+                Report { last: 300 + AHEAD_MAX, ..next },
+                // Of a hop that has restarted.
+                Report { first: 200, places: most + 1, ..next },
+                Report { first: 300, ..next },
+            ];
+            for report in bad {
+                assert_eq!(watch.report(from, report, 300), Err(Refusal::CellMalformed), "{report:?}");
+            }
+            assert_eq!(watch.report(from, next, 300), Ok(()));
+            assert_eq!(watch.forward.places + watch.backward.places, u64::from(most));
+        }
+    }
+
+    #[test]
+    fn report_on_another_link_says_nothing_of_its_share() {
+        let config = PacedConfig::new([0xcc; 32], PacedTerms { loops: 2, ..terms() }, (4, Suite::Hybrid, 10));
+        let mut watch = HopWatch::new(&config, 1, 0);
+        let share = |watch: &HopWatch| watch.loops.as_ref().unwrap().link_share();
+        let mut report = |link, last, lost| {
+            let places = 7 * (last as u32 - 99);
+            let report = Report { first: 100, last, places, filled: lost, lost };
+            assert_eq!(watch.report((LinkId(link), Side::Down), report, last), Ok(()));
+            share(&watch)
+        };
+        assert_eq!(report(1, 199, 0), 1e-4, "it is the base of the next one");
+        assert_eq!(report(1, 299, 7), 1e-2);
+        assert_eq!(report(2, 399, 14), 1e-4, "it may be that of the link before");
+        assert_eq!(report(2, 499, 21), 1e-2);
+    }
+
+    #[test]
+    fn clock_cells_without_an_answer_for_40_s_raise_it() {
+        const S: u64 = 1_000_000_000;
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
+        let (mut watch, mut lead) = (EntryWatch::new(config.clone()), Lead::new(&config.terms, 0));
+        let entry = PacedEntry::new(config, &mut rng, 1000);
+        let sample = |lead: &mut Lead, at| lead.sample(at, ClockCell { sent: 1, peer: at, received: at });
+        let raised = |watch: &mut EntryWatch, lead: &Lead, time: u64, is_ready| {
+            let events = watch.advance(&entry, (lead, time), 1000, is_ready);
+            events.contains(&PacedEvent::Dropping(Cause::NoClock))
+        };
+        sample(&mut lead, 100 * S);
+        assert!(!raised(&mut watch, &lead, 139 * S, true));
+        // Nothing is expected while its link is down.
+        assert!(!raised(&mut watch, &lead, 500 * S, false));
+        assert!(!raised(&mut watch, &lead, 540 * S - 1, true));
+        sample(&mut lead, 540 * S - 1);
+        assert!(!raised(&mut watch, &lead, 580 * S - 2, true));
+        assert!(raised(&mut watch, &lead, 580 * S - 1, true));
+        let status = watch.status(&entry, (&lead, 600 * S - 1), &Exchange::default());
+        assert_eq!(status.lead_age, Some(Duration::from_secs(60)));
+        assert!(!raised(&mut watch, &lead, 620 * S, true), "it is up");
+        assert_eq!(watch.alarm.alerts()[0].times, 2);
     }
 }

@@ -1,5 +1,7 @@
 //! Configurations that cannot work, and secrets.
 
+use wire::paced::{PacedClass, PacedTerms};
+
 use super::*;
 
 #[test]
@@ -35,6 +37,23 @@ fn contradictory_configuration_names_the_contradiction() {
     expired.descriptors[0].not_after = 1_800_000_000 - 7200;
     let (config, trust) = expired.first(1);
     assert_eq!(check_all(vec![config], &trust), Err(BadConfig::Expired(7200)));
+}
+
+#[test]
+fn links_of_a_paced_class_follow_its_seats() {
+    let plan = Plan::new(Class::L, 2);
+    let with_seats = |seats, position| {
+        let (mut config, trust) = plan.first(position);
+        config.terms.classes.clear();
+        let class = PacedClass::new(Class::L);
+        config.terms.paced = vec![PacedTerms { seats, ..PacedTerms::new(class, "data", 3) }];
+        (config.paced, config.caps.links) = (true, 7);
+        (config.links_max(), check_all(vec![config], &trust))
+    };
+    assert_eq!(with_seats(2047, 1), (4094, Ok(())));
+    let (10_000, Err(BadConfig::Value(why))) = with_seats(5000, 1) else { panic!("it has no room for them") };
+    assert!(why.contains("at most 2047 seats"), "{why}");
+    assert_eq!(with_seats(5000, 2).1, Ok(()), "only Mix 1 has links of entries");
 }
 
 fn check_all(configs: Vec<Config>, trust: &TrustSetup) -> Result<(), BadConfig> {

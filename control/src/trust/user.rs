@@ -128,7 +128,8 @@ impl UserTrust {
         self.sync.stalled(now);
     }
 
-    /// Takes in the content of a part cell.
+    /// Takes in the content of a part cell. `wall_ms` is the time by which it is judged: that of rounds, if the entry
+    /// has paced classes only, otherwise that of the host's clock.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -195,10 +196,10 @@ impl UserTrust {
     }
 
     /// The bundle of an interval that a paced class uses, if it is here. If not, [`UserTrust::tick`] asks for it (SPEC
-    /// 9.8.2). One comes within an interval.
-    pub(crate) fn paced_bundle(&mut self, interval: u64, now: Duration, wall_ms: u64) -> Option<&Bundle> {
+    /// 9.8.2). One comes within an interval. `round_ms` is the time of the class's rounds.
+    pub(crate) fn paced_bundle(&mut self, interval: u64, now: Duration, round_ms: u64) -> Option<&Bundle> {
         let since = *self.paced_missing_since.get_or_insert(now);
-        if self.find(interval, (now, wall_ms), now) {
+        if self.find(interval, (now, round_ms), now) {
             (self.paced_missing_since, self.reported_missing) = (None, false);
         } else if now.saturating_sub(since) >= Duration::from_millis(self.session.times().interval_ms()) {
             self.report_missing();
@@ -273,12 +274,13 @@ impl UserTrust {
         }
     }
 
-    /// Sends what is due.
-    pub fn tick(&mut self, now: Duration, wall_ms: u64) {
+    /// Sends what is due. Files count by the host's clock, what has come on the link by the time of
+    /// [`UserTrust::take`].
+    pub fn tick(&mut self, now: Duration, (wall_ms, link_ms): (u64, u64)) {
         self.durable.forget(wall_ms);
-        self.session.forget(wall_ms);
+        self.session.forget(link_ms);
         let mut out = Vec::new();
-        self.sync.run(&self.session, now, wall_ms, &mut out);
+        self.sync.run(&self.session, now, link_ms, &mut out);
         self.steps.extend(out.into_iter().map(|(link, content)| Step::Send(link, content)));
     }
 

@@ -1,7 +1,8 @@
 //! Which control cells go to control (SPEC 9.4.9): authentic ones, each once, and of a slot no more than its link
 //! carries.
 //!
-//! All links share control's queue, so repeated and forged cells, and more than a peer has slots for, end here.
+//! All links share control's queue, so repeated and forged cells, and more than a peer has slots for, end here. What
+//! links have saved is spent from one half of the queue only. In the other one each has room for what comes in a round.
 
 use crate::Nanos;
 use crate::ledger::DropReason;
@@ -29,6 +30,11 @@ impl ControlLimits {
         ControlLimits { period, per_round: MARGIN * slots as u64, repeated }
     }
 
+    /// Cells of a slot that may pass in a round.
+    pub(super) fn per_round(&self) -> usize {
+        self.per_round as usize
+    }
+
     fn numbers(&self) -> usize {
         NUMBERS_MIN.max((ROUNDS_AT_ONCE * self.per_round) as usize)
     }
@@ -43,11 +49,14 @@ pub(super) struct ControlGuard {
     /// Cells that may pass, and the round up to which they were granted.
     credit: u64,
     granted: u64,
+    /// Cells that have passed in that round.
+    passed: u64,
 }
 
 impl ControlGuard {
-    /// Whether the cell with number `seq` goes to control, which came at `now`. Only a cell that `is_authentic` marks
-    /// its number and uses credit: what others send ahead of it changes nothing.
+    /// Whether the cell with number `seq` goes to control, which came at `now`, when control's queue was more than half
+    /// full or not. Only a cell that `is_authentic` marks its number and uses credit: what others send ahead of it
+    /// changes nothing.
     ///
     /// # Errors
     /// It has come before, is forged, or the link carries fewer cells.
@@ -55,7 +64,7 @@ impl ControlGuard {
         &mut self,
         seq: u64,
         limits: &ControlLimits,
-        now: Nanos,
+        (now, is_crowded): (Nanos, bool),
         is_authentic: impl FnOnce() -> bool,
     ) -> Result<(), DropReason> {
         let (round, most) = (now / limits.period, ROUNDS_AT_ONCE * limits.per_round);
@@ -65,7 +74,9 @@ impl ControlGuard {
         }
         let passed = round.saturating_sub(self.granted);
         self.credit = most.min(self.credit.saturating_add(passed.saturating_mul(limits.per_round)));
-        self.granted = self.granted.max(round);
+        if passed > 0 {
+            (self.granted, self.passed) = (round, 0);
+        }
 
         let numbers = self.seen.len() as u64;
         let place = &mut self.seen[(seq % numbers) as usize];
@@ -75,7 +86,11 @@ impl ControlGuard {
         if !is_authentic() {
             return Err(DropReason::Forged);
         }
+        if is_crowded && self.passed >= limits.per_round {
+            return Err(DropReason::ControlRate);
+        }
         self.credit = self.credit.checked_sub(1).ok_or(DropReason::ControlRate)?;
+        self.passed += 1;
         *place = Some(seq);
         self.newest = self.newest.max(seq);
         Ok(())
@@ -91,7 +106,7 @@ mod tests {
     const LIMITS: ControlLimits = ControlLimits { period: T, per_round: 4, repeated: DropReason::Copy };
 
     fn pass(guard: &mut ControlGuard, seq: u64, now: Nanos) -> Result<(), DropReason> {
-        guard.pass(seq, &LIMITS, now, || true)
+        guard.pass(seq, &LIMITS, (now, false), || true)
     }
 
     #[test]
@@ -116,14 +131,26 @@ mod tests {
     }
 
     #[test]
+    fn crowded_queue_takes_what_a_round_carries() {
+        let mut guard = ControlGuard::default();
+        let mut flood = |round: u64, is_crowded| {
+            let pass = |n: &u64| guard.pass(1000 * round + n, &LIMITS, (round * T, is_crowded), || true) == Ok(());
+            (0..1000).filter(pass).count()
+        };
+        assert_eq!([flood(5, true), flood(5, true), flood(6, true)], [4, 0, 4]);
+        assert_eq!(flood(7, false), 64, "what was saved is there when the queue is not crowded");
+        assert_eq!([flood(8, true), flood(9, false)], [4, 4]);
+    }
+
+    #[test]
     fn forged_cells_take_nothing_from_the_genuine_one() {
         let mut guard = ControlGuard::default();
         for _ in 0..1000 {
-            assert_eq!(guard.pass(7, &LIMITS, T, || false), Err(DropReason::Forged));
+            assert_eq!(guard.pass(7, &LIMITS, (T, false), || false), Err(DropReason::Forged));
         }
         assert_eq!(guard.credit, ROUNDS_AT_ONCE * LIMITS.per_round);
         assert_eq!(pass(&mut guard, 7, T), Ok(()));
-        assert_eq!(guard.pass(7, &LIMITS, T, || unreachable!("it has come")), Err(DropReason::Copy));
+        assert_eq!(guard.pass(7, &LIMITS, (T, false), || unreachable!("it has come")), Err(DropReason::Copy));
     }
 
     #[test]

@@ -122,7 +122,8 @@ impl Gate {
                     let body = cell.body_mut(self.class.body_len());
                     // What finds no room may come again.
                     let room = if punts.room() > RESERVED { Ok(()) } else { Err(DropReason::PuntFull) };
-                    match room.and_then(|()| links.open_control((link, slot), (&header, body), &self.control, at.turn))
+                    let at_turn = (at.turn, punts.is_half_full());
+                    match room.and_then(|()| links.open_control((link, slot), (&header, body), &self.control, at_turn))
                     {
                         Ok(content) => {
                             let content = Bytes::copy(content);

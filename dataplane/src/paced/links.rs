@@ -136,7 +136,8 @@ impl PacedLinks {
         keys.is_some_and(|(_, keys)| header.is_tag_of(&keys.tag_in, body))
     }
 
-    /// Opens a control cell that arrived at `now` in place, and returns its content, which goes to control.
+    /// Opens a control cell that arrived at `now` in place, and returns its content, which goes to control, whose queue
+    /// is more than half full or not.
     ///
     /// # Errors
     /// Why it does not go there.
@@ -145,12 +146,12 @@ impl PacedLinks {
         (link, slot): (LinkId, SlotId),
         (header, body): (&PacedHeader, &'a mut [u8]),
         limits: &ControlLimits,
-        now: Nanos,
+        (now, is_crowded): (Nanos, bool),
     ) -> Result<&'a [u8], DropReason> {
         let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
         let (_, keys) = keys.ok_or(DropReason::Header)?;
         let is_authentic = || keys.control_in.open_under(&header.to_block(), body).is_some();
-        keys.arrived.pass(header.seq, limits, now, is_authentic)?;
+        keys.arrived.pass(header.seq, limits, (now, is_crowded), is_authentic)?;
         Ok(&body[..body.len() - TAG_LEN])
     }
 

@@ -113,6 +113,20 @@ impl Settings {
         AHEAD_MAX as usize * (forward + backward * links) + 8 * channels
     }
 
+    /// Messages that wait for control at most. Half of them are what all links that may exist send in one round, twice
+    /// as many control cells as they have slots (SPEC 9.4.9). Between hops there are two links while one replaces the
+    /// other.
+    pub fn punts_max(&self) -> usize {
+        let links = |side| match (side, self.position) {
+            (Side::Up, 0) => 0,
+            (Side::Up, 1) => 2 * usize::from(self.terms.seats),
+            (Side::Down, position) if position == self.hops => 0,
+            _ => 2,
+        };
+        let of_side = |side| if links(side) == 0 { 0 } else { links(side) * self.control_limits(side).per_round() };
+        2 * (of_side(Side::Up) + of_side(Side::Down))
+    }
+
     /// Lengths of what arrives at the socket towards `side`.
     pub fn lengths(&self, side: Side) -> Lengths {
         Lengths { cell: self.terms.class.cell_len(), handshakes: ingress::handshakes(self.position, side) }
@@ -234,5 +248,18 @@ mod tests {
         }
         // At Mix 1 there are links of entries, which all have a control slot in one round.
         assert!(most(1, 16_384) > 8 * 2 * 16_384);
+    }
+
+    #[test]
+    fn ring_of_punts_has_room_for_a_round_of_all_links() {
+        let most = |position, seats| {
+            let terms = PacedTerms { seats, ..peer::terms() };
+            Settings { terms, suite: Suite::Hybrid, hops: peer::HOPS, position, hugepages: false }.punts_max()
+        };
+        assert!(most(0, 16_384) < 100, "an entry has one channel");
+        // Half of it: 512 links of entries, each of which may pass twice its two slots.
+        assert!((4096..4096 + 1000).contains(&most(1, 256)), "{}", most(1, 256));
+        assert!((16 * 5000..32 * 5000).contains(&most(1, 5000)), "{}", most(1, 5000));
+        assert!((2..=peer::HOPS).all(|position| most(position, 256) < 2048));
     }
 }

@@ -550,7 +550,12 @@ const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
 
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
-    cap("links", LINKS_MAX, 1024, "Links with entries, at mix1."),
+    cap(
+        "links",
+        LINKS_MAX,
+        1024,
+        "Links with entries, at mix1, in a free class; a paced one has two for each of its `seats`.",
+    ),
     cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second."),
     cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once."),
     cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB."),

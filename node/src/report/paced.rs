@@ -62,6 +62,9 @@ pub struct PacedEntryReport {
     pub company: Option<(u16, u16)>,
     /// By how much cells are sent before this host's clock shows the time of their round.
     pub lead_ms: Option<f64>,
+    /// Seconds since Mix 1 last answered a clock cell. From 40 s on the lead follows nothing, and the alarm rises.
+    #[serde(default)]
+    pub lead_age_s: Option<f64>,
     /// By how much the clock of Mix 1 is ahead of this one's, and the round trip of that measurement.
     pub clock: Option<ClockReport>,
     /// Its cells on the access link: to Mix 1, as that one reports, and from there.
@@ -186,12 +189,13 @@ impl PacedEntryReport {
             excused: status.excused,
             company: status.company.map(|Company { channels, n_min }| (channels, n_min)),
             lead_ms: status.lead_ns.map(ms),
+            lead_age_s: status.lead_age.map(|age| age.as_secs_f64()),
             clock: status.clock.map(ClockReport::from),
             forward: status.forward.into(),
             backward: status.backward.into(),
             end_to_end: (view.of_other_end.places > 0)
                 .then_some(EndToEndReport { places: view.of_other_end.places, lost: view.of_other_end.lost }),
-            dropping: status.dropping.iter().map(|Alert { cause, .. }| in_words(cause)).collect(),
+            dropping: status.dropping.iter().map(in_words).collect(),
         }
     }
 }
@@ -231,27 +235,38 @@ impl PacedHopReport {
             forward: status.forward.into(),
             backward: status.backward.into(),
             loops: status.loops.as_ref().map(|loops| LoopsReport::new(loops, &view)),
-            dropping: status
-                .loops
-                .iter()
-                .flat_map(|loops| &loops.dropping)
-                .map(|alert| in_words(&alert.cause))
-                .collect(),
+            dropping: status.loops.iter().flat_map(|loops| &loops.dropping).map(in_words).collect(),
         }
     }
 }
 
-fn in_words(cause: &Cause) -> String {
-    match cause {
+/// The latest cause of a kind, and how many of this kind there were since the alarm rose.
+fn in_words(Alert { cause, times, .. }: &Alert) -> String {
+    let what = match cause {
         Cause::Lost { direction: Direction::Forward, places, lost } => format!("{lost} of {places} cells to mix1 lost"),
         Cause::Lost { direction: Direction::Backward, places, lost } => {
             format!("{lost} of {places} cells from mix1 lost")
         }
         Cause::NoReports => "no reports from mix1".to_owned(),
+        Cause::NoClock => "no clock of mix1 for 40 s".to_owned(),
         Cause::Setup { why, .. } => format!("no channel: {why}"),
         Cause::Loops { places, lost, garbled } => {
             format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that")
         }
         Cause::LoopSetups { sent, failed, .. } => format!("{failed} of {sent} loops not set up"),
+    };
+    if *times > 1 { format!("{what} ({times} times)") } else { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_of_one_kind_are_counted() {
+        let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
+        let words = |times| in_words(&Alert { cause, since: 1, last: 2, times });
+        assert_eq!(words(1), "12 of 1000 cells to mix1 lost");
+        assert_eq!(words(7), "12 of 1000 cells to mix1 lost (7 times)");
     }
 }

@@ -65,7 +65,7 @@ impl PathReport {
 
         let copies_ms = u16::from(terms.copies - 1) * u16::from(terms.gap) * terms.period_ms;
         let mut steps = vec![
-            step("wait for a round at the entry, or the exit", wait(ms(PREPARE as i64)), wait(ms(sealed as i64))),
+            step("wait for a round at the entry, or exit", wait(ms(PREPARE as i64)), wait(ms(sealed as i64))),
             step("access path, entry to mix1", None, None),
             step("mix1: wait for copies", exactly(copies_ms), None),
             step("mix1: slack", exactly(terms.slack_ms), None),

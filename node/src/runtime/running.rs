@@ -173,7 +173,7 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     let plan = Plan::new(loaded, passed)?;
     let served = loaded.classes();
     served.iter().try_for_each(|class| clock_is_kept(class, sys::is_clock_kept().ok()))?;
-    served.iter().try_for_each(|class| seats_open_in_time(loaded, class))?;
+    seats_open_in_time(loaded, &served)?;
     let meetings = served.iter().map(ServedClass::read_meeting).collect::<Result<_, _>>()?;
     served.iter().try_for_each(|class| workers::check_cores(&class.config))?;
     if let Part::Exit(part) = &config.part {
@@ -238,17 +238,20 @@ fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), C
     })
 }
 
-/// Checks that a hop opens the setups of a paced class in time (SPEC 9.16.3).
-fn seats_open_in_time(loaded: &Loaded, class: &ServedClass<'_>) -> Result<(), ConfigError> {
-    let (Some(terms), 1..) = (class.terms.paced(), loaded.position) else { return Ok(()) };
-    seats::check(terms, loaded.chain.terms.suite, class.shape.hops(), loaded.position).map_err(|too_many| {
-        let TooManySeats { seats, takes, room } = too_many;
+/// Checks that a hop opens the setups of its paced classes in time (SPEC 9.16.3).
+fn seats_open_in_time(loaded: &Loaded, served: &[ServedClass<'_>]) -> Result<(), ConfigError> {
+    let (paced, terms): (Vec<_>, _) =
+        (served.iter().filter_map(|class| class.terms.paced()).collect(), &loaded.chain.terms);
+    if loaded.position == 0 {
+        return Ok(());
+    }
+    seats::check(&paced, terms.suite, terms.identities.len(), loaded.position).map_err(|too_many| {
+        let TooManySeats { class, seats, takes, room } = too_many;
         ConfigError::Value {
             at: loaded.files.chain.as_deref().map_or_else(|| loaded.config.place_of("chain"), Location::file),
             what: format!(
-                "class {} has room for {seats} channels here, whose setups take this host {takes:.0?}, but a phase has \
-                 {room:.0?} for them",
-                terms.name
+                "paced classes have room for {seats} channels here, whose setups take this host {takes:.0?}, but a phase \
+                 of class {class} has {room:.0?} for them",
             ),
             remedy: "run the hop on a faster host, or make a chain with fewer `seats` or more `rounds`".to_owned(),
         }
@@ -554,6 +557,21 @@ mod tests {
     }
 
     #[test]
+    fn entry_says_among_how_many_a_class_hides_at_least() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_with_seats(dir.path(), 256);
+        let text = std::fs::read_to_string(&files.entry).unwrap();
+        for (to, serves) in [("meet:@call.secret", "it serves a meeting"), ("192.0.2.1:5", "it serves destinations")] {
+            let forward = format!("[[forward]]\nlisten = \"5000\"\nto = \"{to}\"\nclass = \"voice\"\n");
+            std::fs::write(&files.entry, [&text, &forward].map(String::as_str).concat()).unwrap();
+            let loaded = Loaded::read_files(NodeConfig::read(&files.entry).unwrap()).unwrap();
+            let n_min = loaded.chain.terms.paced[0].n_min;
+            let said = figures(&loaded).concat();
+            assert!(said.contains(serves) && said.contains(&format!("of which there are {n_min} or more")), "{said}");
+        }
+    }
+
+    #[test]
     fn hop_with_a_paced_class_needs_a_synchronised_clock() {
         let dir = tempfile::tempdir().unwrap();
         let files = chain_of_a_paced_class(dir.path());
@@ -581,12 +599,11 @@ mod tests {
         let files = chain_with_seats(dir.path(), 16_384);
         let check = |path: &PathBuf| {
             let loaded = Loaded::read_files(NodeConfig::read(path).unwrap()).unwrap();
-            let checked = loaded.classes().iter().try_for_each(|class| seats_open_in_time(&loaded, class));
-            checked.map_err(|why| why.to_string())
+            seats_open_in_time(&loaded, &loaded.classes()).map_err(|why| why.to_string())
         };
         let why = check(&files.hops[0]).unwrap_err();
-        assert!(why.contains("chain.toml: class voice has room for 16384 channels"), "{why}");
-        assert!(why.contains("a phase has 120ms for them") && why.contains("fewer `seats`"), "{why}");
+        assert!(why.contains("chain.toml: paced classes have room for 16384 channels here"), "{why}");
+        assert!(why.contains("a phase of class voice has 120ms for them") && why.contains("fewer `seats`"), "{why}");
         assert_eq!(check(&files.entry), Ok(()), "an entry opens none");
     }
 }

@@ -1,4 +1,4 @@
-//! Whether this host opens the setups of a paced class in time (SPEC 9.16.3).
+//! Whether this host opens the setups of its paced classes in time (SPEC 9.16.3).
 
 use std::time::Duration;
 
@@ -14,32 +14,43 @@ use wire::setup::{self, HopPublic, Info, SetupKey, Suite, TOKEN_LEN, onion_len};
 const OPENINGS: usize = 20;
 
 /// Seats that cannot be opened within a phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooManySeats {
-    /// Setups of a batch at this hop, with those of loops.
+    /// The class whose phases have least room.
+    pub class: String,
+    /// Setups of a batch of all paced classes at this hop, with those of loops.
     pub seats: usize,
     /// Processor time for all of them.
     pub takes: Duration,
-    /// The rounds of a phase in which no setup arrives.
+    /// The rounds of a phase of that class in which no setup arrives.
     pub room: Duration,
 }
 
-/// Measures how long the hop at this position takes for its seats. The host may do other work meanwhile.
+/// Measures how long the hop at this position takes for the seats of all its paced classes: the same processors open
+/// them, and their phases may coincide. The host may do other work meanwhile.
 ///
 /// # Errors
 /// It takes longer than the last rounds of a phase, in which no setup arrives.
-pub fn check(terms: &PacedTerms, suite: Suite, hops: usize, position: usize) -> Result<(), TooManySeats> {
-    let times = opening_times(terms, suite, hops, position, OPENINGS);
+pub fn check(classes: &[&PacedTerms], suite: Suite, hops: usize, position: usize) -> Result<(), TooManySeats> {
     // The least is what the others would take without interruptions.
-    let least = times.into_iter().min().unwrap_or_default();
-    within(terms, hops, position, least)
+    let least = |terms| opening_times(terms, suite, hops, position, OPENINGS).into_iter().min().unwrap_or_default();
+    let measured: Vec<_> = classes.iter().map(|terms| (*terms, least(terms))).collect();
+    within(&measured, hops, position)
 }
 
-fn within(terms: &PacedTerms, hops: usize, position: usize, one: Duration) -> Result<(), TooManySeats> {
-    let (times, seats) = (terms.timetable(hops), seats_on(position, terms.seats, terms.loops));
-    let room = Duration::from_millis((times.phase_len() - times.used()) * u64::from(terms.period_ms));
-    let takes = one * seats as u32;
-    if takes > room { Err(TooManySeats { seats, takes, room }) } else { Ok(()) }
+/// `classes` with the time for one setup of each.
+fn within(classes: &[(&PacedTerms, Duration)], hops: usize, position: usize) -> Result<(), TooManySeats> {
+    let seats = |terms: &PacedTerms| seats_on(position, terms.seats, terms.loops);
+    let room = |terms: &PacedTerms| {
+        let times = terms.timetable(hops);
+        Duration::from_millis((times.phase_len() - times.used()) * u64::from(terms.period_ms))
+    };
+    let takes = classes.iter().map(|(terms, one)| *one * seats(terms) as u32).sum();
+    let least = classes.iter().map(|(terms, _)| (room(terms), *terms)).min_by_key(|(room, _)| *room);
+    least.filter(|(room, _)| takes > *room).map_or(Ok(()), |(room, terms)| {
+        let seats = classes.iter().map(|(terms, _)| seats(terms)).sum();
+        Err(TooManySeats { class: terms.name.clone(), seats, takes, room })
+    })
 }
 
 /// Processor time of a hop for setups: each is decoded from its shards with as many lost as may be, opened and
@@ -103,9 +114,29 @@ mod tests {
         let terms = PacedTerms { seats: 1000, loops: 2, ..PacedTerms::new(PacedClass::new(Class::S), "voice", 4) };
         // A phase has 248 rounds of 10 ms. Setups arrive in 186 of them.
         let room = Duration::from_millis(620);
-        assert_eq!(within(&terms, 4, 1, room / 1000), Ok(()));
-        let refused = TooManySeats { seats: 1008, takes: room / 1000 * 1008, room };
-        assert_eq!(within(&terms, 4, 3, room / 1000), Err(refused));
+        let one = room / 1000;
+        assert_eq!(within(&[(&terms, one)], 4, 1), Ok(()));
+        let refused = TooManySeats { class: "voice".to_owned(), seats: 1008, takes: one * 1008, room };
+        assert_eq!(within(&[(&terms, one)], 4, 3), Err(refused));
+    }
+
+    #[test]
+    fn setups_of_all_paced_classes_share_a_phase() {
+        let of = |size, name, rounds, seats| PacedTerms {
+            rounds,
+            seats,
+            loops: 0,
+            ..PacedTerms::new(PacedClass::new(size), name, 4)
+        };
+        let [voice, video, data] =
+            [of(Class::S, "voice", 2048, 300), of(Class::M, "video", 1024, 300), of(Class::L, "data", 4096, 300)];
+        // Half as many rounds: a phase has 120, and setups arrive in 90.
+        let (one, room) = (Duration::from_micros(500), Duration::from_millis(300));
+        let each = [&voice, &video, &data];
+        assert!(each.iter().all(|terms| within(&[(terms, one)], 4, 1) == Ok(())), "one class alone has room");
+        let refused = TooManySeats { class: "video".to_owned(), seats: 900, takes: one * 900, room };
+        assert_eq!(within(&each.map(|terms| (terms, one)), 4, 1), Err(refused));
+        assert_eq!(within(&[], 4, 1), Ok(()));
     }
 
     #[test]

@@ -53,7 +53,8 @@ use crate::runtime::sockets::Sockets;
 /// ([`paced::Settings::commands_max`]).
 const COMMANDS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: copies of at most a buffer, 3 MB. A setup has up to
-/// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups.
+/// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups. More in a paced class with many seats
+/// ([`paced::Settings::punts_max`]).
 const PUNTS_MAX: usize = 2048;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
@@ -120,8 +121,9 @@ impl Workers {
             Builder { plan, offloads, spawn, io_reported: false, workers }
         };
         if let Some(paced) = &plan.paced {
-            let commands_max = plan.paced_settings(paced).commands_max().max(COMMANDS_MAX);
-            let Rings { commands, punts, worker } = Rings::new(&sockets, 0, control, commands_max)?;
+            let settings = plan.paced_settings(paced);
+            let most = (settings.commands_max().max(COMMANDS_MAX), settings.punts_max().max(PUNTS_MAX));
+            let Rings { commands, punts, worker } = Rings::new(&sockets, 0, control, most)?;
             let commands = Commands::paced(PacedSender::new(commands, worker.waker.clone()));
             let mut builder = start(commands, vec![punts]);
             builder.paced(paced, sockets, worker)?;
@@ -129,7 +131,7 @@ impl Workers {
         }
         let (mut to_workers, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         for worker in 0..lanes.own {
-            let rings = Rings::new(&sockets, worker, control, COMMANDS_MAX)?;
+            let rings = Rings::new(&sockets, worker, control, (COMMANDS_MAX, PUNTS_MAX))?;
             to_workers.push((rings.commands, rings.worker.waker.clone()));
             punts.push(rings.punts);
             ends.push(rings.worker);
@@ -153,9 +155,14 @@ struct Rings<C> {
 
 impl<C> Rings<C> {
     /// Watches the sockets of the `nth` worker, too.
-    fn new(sockets: &Sockets, nth: usize, control: &Arc<Waker>, commands_max: usize) -> Result<Rings<C>, StartError> {
+    fn new(
+        sockets: &Sockets,
+        nth: usize,
+        control: &Arc<Waker>,
+        (commands_max, punts_max): (usize, usize),
+    ) -> Result<Rings<C>, StartError> {
         let (to_worker, commands) = rtrb::RingBuffer::new(commands_max);
-        let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
+        let (to_control, from_worker) = rtrb::RingBuffer::new(punts_max);
         let (waker, poller) = (Waker::new().map_err(events())?, Poller::new().map_err(events())?);
         let waker = Arc::new(waker);
         let (up, down) = (sockets.up.get(nth).map(AsFd::as_fd), sockets.down.get(nth).map(AsFd::as_fd));

@@ -41,11 +41,14 @@ impl Report {
     /// What it adds to an earlier report: the places of the rounds behind that one. All of its own if its totals began
     /// with another round. None if it is not later.
     pub fn since(self, earlier: Report) -> Option<Report> {
-        if self.first != earlier.first {
+        let Report { first, last, places, filled, lost } = earlier;
+        if self.last <= last {
+            return None;
+        }
+        if self.first != first {
             return Some(self);
         }
-        let Report { last, places, filled, lost, .. } = earlier;
-        (self.last > last).then(|| Report {
+        Some(Report {
             first: last + 1,
             last: self.last,
             places: self.places.wrapping_sub(places),

@@ -119,7 +119,7 @@ fn bundle_that_files_revoke_is_not_used_nor_asked_for_again() {
     let [user, other] = [0, 1].map(|user| {
         let trust = &mut world.users[user].trust;
         let is_usable = trust.bundle(now, wall, now).is_some();
-        trust.tick(now, wall);
+        trust.tick(now, (wall, wall));
         (is_usable, trust.steps().len())
     });
     assert_eq!((user, other), ((false, 0), (true, 0)), "nobody asks any more");
@@ -139,7 +139,7 @@ fn shown_on_a_new_link(world: &World, trust: &mut UserTrust, items: &[(ItemKind,
             let _ = trust.take(now, wall, new, &part);
         }
         trust.bundle(now, wall, now);
-        trust.tick(now, wall);
+        trust.tick(now, (wall, wall));
         shown.extend(trust.steps().into_iter().filter_map(|step| match step {
             Step::Send(link, content) => Some((link, content)),
             _ => None,

@@ -284,7 +284,7 @@ impl World {
                 one.had.insert(interval);
             }
             one.trust.want_only(&[interval], wall);
-            one.trust.tick(now, wall);
+            one.trust.tick(now, (wall, wall));
             for step in one.trust.steps() {
                 if let Step::Send(link, content) = step {
                     self.send(Node::User(user), link, content);

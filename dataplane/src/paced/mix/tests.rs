@@ -755,6 +755,27 @@ fn flood_of_control_cells_of_one_link_leaves_room_for_others() {
 }
 
 #[test]
+fn floods_of_32_links_cost_no_setup_of_another() {
+    const FLOODING: usize = 32;
+    let mut bench = Bench::new(FLOODING as u8 + 1);
+    bench.release(Direction::Forward, bench.times.first(BATCH));
+    while bench.punts.pop().is_ok() {}
+    // Control takes nothing for four rounds. The cells of the other link come last in each.
+    for round in 0..4 {
+        for seq in 64 * round..64 * (round + 1) {
+            bench.entries[..FLOODING].iter().for_each(|entry| bench.net.send(entry.control(seq)));
+        }
+        [2 * round, 2 * round + 1].into_iter().for_each(|seq| bench.net.send(bench.entries[FLOODING].control(seq)));
+        while bench.mix.receive_once(Direction::Forward, bench.now) > 0 {}
+        bench.now += 10 * MILLI;
+    }
+    let other = bench.entries[FLOODING].link;
+    let came = std::iter::from_fn(|| bench.punts.pop().ok());
+    assert_eq!(came.filter(|punt| matches!(punt, Punt::PacedCell { link, .. } if *link == other)).count(), 8);
+    assert_eq!(bench.mix.pipes.forward.tally.drops(DropReason::PuntFull), 0);
+}
+
+#[test]
 fn late_rounds_leave_one_by_one_and_share_buffers() {
     let mut bench = Bench::new(1);
     bench.open(BATCH, 0);

@@ -84,6 +84,10 @@ impl Log {
                     "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
                      drops cells on purpose; {WHAT_TO_DO}"
                 ),
+                Cause::NoClock => warn!(
+                    "dropping: for 40 s the first mix answered no clock cells, so this entry sends by a time that gets older: \
+                     outages of the access link, or somebody drops cells on purpose; if it is the first mix, tell its operator"
+                ),
                 Cause::Setup { batch, why } => warn!(
                     batch,
                     "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; do \

@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(named(&[1, 1], 2).severity, Severity::Warning);
         assert_eq!(named(&[], 3).severity, Severity::Warning);
         let of_a_class = cores(&Subject { cores: vec![1], pinned: 1, ..mix(2) }, &facts);
-        assert_eq!(of_a_class.found, "2 workers, 1 of them pinned to 1; this process may use 2 cores (0, 1)");
+        assert_eq!(of_a_class.found, "2 workers, 1 of them pinned to 1; this process may use 2 cores (0-1)");
     }
 
     fn cores_of(named: &[usize], workers: usize, facts: &Facts) -> Finding {
