@@ -202,7 +202,7 @@ def check_attacks(report, name, chain, entry, flow):
 
             entry.loop.repeat(send, counted, f"{reason} counted by mix1")
             more = chain.counted("mix1") - before
-            same("others counted", {one for one in reasons if more[one]} - {reason}, set())
+            same("others counted", {one for one in reasons if more[one]} - {reason, "late"}, set())  # or its own, late
             row["note"] = f"mix1 counts {reason}"
 
     attack("a round that has left", "late", lambda: [data(-20)])
