@@ -30,6 +30,9 @@ const STEER_EVERY: Duration = Duration::from_secs(1);
 const LEAD_STEP_NS: u64 = 10_000;
 /// Before its first sample an entry sends as if its clock were ahead by up to 12 h (SPEC 9.5.5).
 const LEAD_BEFORE_MAX_NS: i64 = 12 * 3600 * 1_000_000_000;
+/// An entry sets up channels by a clock of Mix 1 that is this far from its host's, and up to as much more, which it draws
+/// (SPEC 9.8.2): otherwise Mix 1 could turn its time back to setup keys that hops have wiped.
+const CLOCK_OFF_MS: u64 = 2 * 3600 * 1000;
 /// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
 const CLOCKS_SENT_MAX: usize = 64;
 
@@ -58,6 +61,8 @@ enum Part {
         next: u64,
         told: Told,
         watch: Box<EntryWatch>,
+        /// It sets up nothing while the clock of Mix 1 is further from its host's.
+        clock_off_max_ms: u64,
     },
 }
 
@@ -83,7 +88,8 @@ impl Paced {
                 let watch = Box::new(EntryWatch::new(config.clone()));
                 let entry = Box::new(PacedEntry::new(config, &mut cx.rng, next));
                 let (exchange, clocks_sent, told) = Default::default();
-                Part::Entry { entry, lead, exchange, clocks_sent, next, told, watch }
+                let clock_off_max_ms = CLOCK_OFF_MS + cx.rng.random_range(0..CLOCK_OFF_MS);
+                Part::Entry { entry, lead, exchange, clocks_sent, next, told, watch, clock_off_max_ms }
             }
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
@@ -176,12 +182,13 @@ impl Paced {
                     hand_over(cx, (hop, watch), (direction, *position), next, (now, time));
                 }
             }
-            Part::Entry { entry, lead, next, told, watch, .. } => {
+            Part::Entry { entry, lead, next, told, watch, clock_off_max_ms, .. } => {
                 let is_up = links.down_ready().is_some();
                 let is_ready = lead.lead_ns().is_some() && is_up;
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
                     && is_ready
                     && let Some(bundle) = trust.paced_bundle(interval, now, mix_1_ms(lead, time))
+                    && mix_1_ms(lead, time).abs_diff((cx.unix_ns(now) / 1_000_000) as u64) <= *clock_off_max_ms
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
                     watch.alarm.bundle(interval, &keys);
@@ -199,7 +206,7 @@ impl Paced {
                     let outcomes = entry.advance(&mut cx.rng, &mut cx.counters, *next, is_ready);
                     tell_numbers(cx, entry, *next, told);
                     tell_outcomes(cx, (lead, watch), time, outcomes);
-                    let events = watch.advance(entry, (lead, time), *next, is_ready);
+                    let events = watch.advance(entry, (lead, time), *next, (is_up, is_ready));
                     events.into_iter().for_each(|event| cx.event(Event::Paced(event)));
                     if let Some(cell) = entry.cell(*next) {
                         place(cx, Direction::Forward, *next, cell);

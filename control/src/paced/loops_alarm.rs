@@ -84,6 +84,8 @@ pub(super) struct LoopsAlarm {
     garbled: Latest,
     /// Places of the next link, as the next hop reports them forward, and as this mix counts them backward.
     link: [Latest; 2],
+    /// The latest report of the next hop came then, or the alarm was raised because none had come.
+    unreported_since: u64,
     undecided: Vec<Failed>,
     set_up: u64,
     failed: u64,
@@ -95,17 +97,32 @@ impl LoopsAlarm {
     pub(super) fn new(config: PacedConfig, position: usize, released: u64) -> LoopsAlarm {
         let (test, garbled, link, undecided, set_up, failed, alerts) = Default::default();
         let (started, running) = (released + 1, released + 1);
-        LoopsAlarm { config, position, started, running, test, garbled, link, undecided, set_up, failed, alerts }
+        LoopsAlarm {
+            config,
+            position,
+            started,
+            running,
+            test,
+            garbled,
+            link,
+            unreported_since: started,
+            undecided,
+            set_up,
+            failed,
+            alerts,
+        }
     }
 
     /// Takes in what the next hop has received forward on the next link since its report before.
     pub(super) fn link_reported(&mut self, places: u32, lost: u32) {
         self.link[0].add(self.running, places.into(), lost.into());
+        self.unreported_since = self.running;
     }
 
     /// The next link is another one: what the one before has lost says nothing of it.
     pub(super) fn link_replaced(&mut self) {
         self.link = Default::default();
+        self.unreported_since = self.running;
     }
 
     /// Takes in what has become of loops.
@@ -144,6 +161,12 @@ impl LoopsAlarm {
             let garbled = self.garbled.sum().1.min(lost);
             self.alerts.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
         }
+        let (reported, _) = self.link[0].sum();
+        let (counted, _) = self.link[1].sum();
+        if reported == 0 && counted > 0 && self.running >= self.unreported_since + TESTED {
+            self.unreported_since = self.running;
+            self.alerts.raise(Cause::NextReportsNothing, self.running);
+        }
         for Failed { batch, sent, failed } in std::mem::take(&mut self.undecided) {
             if tail(sent, self.failure(batch), failed) < IMPROBABLE {
                 self.alerts.raise(Cause::LoopSetups { batch, sent, failed }, self.running);
@@ -153,10 +176,12 @@ impl LoopsAlarm {
         self.alerts.events()
     }
 
-    /// What a link loses in one direction: as much as the next one in its better direction.
+    /// What a link loses in one direction: as much as the next one in its better direction. One direction alone explains
+    /// nothing: whoever drops its cells also drops the reports on the other.
     pub(super) fn link_share(&self) -> f64 {
-        let measured = self.link.iter().filter_map(Latest::share).reduce(f64::min);
-        measured.unwrap_or(0.0).clamp(LINK_SHARE.0, LINK_SHARE.1)
+        let [forward, backward] = self.link.each_ref().map(Latest::share);
+        let measured = forward.zip(backward).map_or(0.0, |(forward, backward)| forward.min(backward));
+        measured.clamp(LINK_SHARE.0, LINK_SHARE.1)
     }
 
     /// The share of loops' cells that are lost on their way to the exit and back if each link loses this share.
@@ -166,12 +191,14 @@ impl LoopsAlarm {
     }
 
     /// The probability that a setup for this batch failed by losses, at most: each link may have lost as many cells as
-    /// loops lost in that time.
+    /// loops lost in that time. An outage explains all failures if it has raised the alarm itself.
     fn failure(&self, batch: u64) -> f64 {
         let PacedConfig { times, shape, .. } = &self.config;
         let (mut places, mut lost) = (0, 0);
-        for count in self.test.counts_in(times.first(batch - 1)..self.running) {
-            if 2 * count.lost > count.places {
+        let begin = times.first(batch - 1);
+        let has_risen = self.alerts.up().iter().any(|up| matches!(up.cause, Cause::Loops { .. }) && up.last >= begin);
+        for count in self.test.counts_in(begin..self.running) {
+            if has_risen && 2 * count.lost > count.places {
                 return 1.0;
             }
             (places, lost) = (places + count.places, lost + count.lost);
@@ -208,6 +235,7 @@ mod tests {
     struct World {
         alarm: LoopsAlarm,
         share: [[f64; 2]; 3],
+        has_reports: bool,
         rng: ChaCha20Rng,
         events: Vec<PacedEvent>,
     }
@@ -217,7 +245,7 @@ mod tests {
             let terms = wire::paced::PacedTerms { loops: 2, ..terms() };
             let config = PacedConfig::new([0xcc; 32], terms, (4, Suite::Hybrid, 10));
             let alarm = LoopsAlarm::new(config, 1, 9_999);
-            World { alarm, share, rng: ChaCha20Rng::seed_from_u64(5), events: Vec::new() }
+            World { alarm, share, has_reports: true, rng: ChaCha20Rng::seed_from_u64(5), events: Vec::new() }
         }
 
         fn losses(&mut self, places: u64, share: f64) -> u64 {
@@ -229,7 +257,9 @@ mod tests {
             for _ in 0..hundreds {
                 let [[forward, backward], ..] = self.share;
                 let reported = self.losses(LINK, forward);
-                self.alarm.link_reported(LINK as u32, reported as u32);
+                if self.has_reports {
+                    self.alarm.link_reported(LINK as u32, reported as u32);
+                }
                 let beyond: f64 = self.share.iter().flatten().map(|share| 1.0 - share).product();
                 let garbled = self.losses(LOOPS, 1.0 - beyond / (1.0 - backward));
                 let lost = self.losses(LOOPS - garbled, backward);
@@ -260,7 +290,9 @@ mod tests {
         let is_near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-3;
         assert!(alarm.link_share() == 1e-4 && is_near(alarm.failure(BATCH), 3.149e-12));
         alarm.link_reported(7000, 7);
-        assert!(is_near(alarm.link_share(), 20.624 / 7000.0), "the better direction is the one that is known");
+        assert_eq!(alarm.link_share(), 1e-4, "one direction is not known");
+        alarm.link[1].add(alarm.running, 7000, 133);
+        assert!(is_near(alarm.link_share(), 20.624 / 7000.0), "the better direction");
         alarm.link_reported(7000, 133);
         assert!(alarm.link_share() == 1e-2 && is_near(alarm.failure(BATCH), 1.677e-5));
     }
@@ -318,9 +350,26 @@ mod tests {
     }
 
     #[test]
+    fn reports_that_are_dropped_explain_no_losses_and_raise_it() {
+        // Whoever drops the round of each report loses 1 % of one direction with it.
+        let mut world = World::new(CLEAN);
+        world.run(20);
+        world.has_reports = false;
+        world.share = [[0.05, 0.01], [0.0; 2], [0.0; 2]];
+        world.run(1000);
+        let raised = |cause: fn(&Cause) -> bool| {
+            world.events.iter().any(|event| matches!(event, PacedEvent::Dropping(found) if cause(found)))
+        };
+        assert!(raised(|cause| matches!(cause, Cause::Loops { .. })), "{:?}", world.events);
+        assert!(raised(|cause| *cause == Cause::NextReportsNothing), "{:?}", world.events);
+        assert!(world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.running), "both stay up");
+    }
+
+    #[test]
     fn shares_of_a_silent_or_replaced_link_do_not_count() {
         let mut alarm = World::new(CLEAN).alarm;
         alarm.link_reported(7000, 133);
+        alarm.link[1].add(alarm.running + 5000, 7000, 133);
         let shares = (0..10).map(|_| {
             let (first, rounds) = (alarm.running, 100);
             let (places, lost, garbled, link_places, link_lost) = Default::default();

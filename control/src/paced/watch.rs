@@ -113,9 +113,9 @@ impl EntryWatch {
         entry: &PacedEntry,
         (lead, time): (&Lead, u64),
         round: u64,
-        is_ready: bool,
+        (is_up, is_ready): (bool, bool),
     ) -> Vec<PacedEvent> {
-        self.follow_clock(lead.sampled_at().filter(|_| is_ready).unwrap_or(time), time);
+        self.follow_clock(if is_up { lead.sampled_at().unwrap_or(0) } else { time }, time);
         self.alarm.advance(round, is_ready);
         let mut events = self.alarm.events();
         let was_ready = std::mem::replace(&mut self.was_ready, is_ready);
@@ -134,6 +134,9 @@ impl EntryWatch {
     /// The latest answer to a clock cell of the entry came at `answered`. The lead follows those of a time that is as
     /// long as the one after which this raises the alarm, and again after each such time more.
     fn follow_clock(&mut self, answered: u64, time: u64) {
+        if self.unanswered_since == 0 {
+            self.unanswered_since = time;
+        }
         self.unanswered_since = self.unanswered_since.max(answered);
         if time >= self.unanswered_since + MEMORY {
             self.unanswered_since = time;
@@ -239,6 +242,9 @@ impl HopWatch {
 
     pub(super) fn forget(&mut self, link: LinkId) {
         self.clocks_off.remove(&link);
+        if self.next_link.take_if(|next| *next == link).is_some() {
+            self.loops.iter_mut().for_each(|loops| loops.link_replaced());
+        }
     }
 
     /// The hop goes on to this forward round at `now`, in a moment. If then setups of another batch may come, those of
@@ -376,12 +382,27 @@ mod tests {
             let places = 7 * (last as u32 - 99);
             let report = Report { first: 100, last, places, filled: lost, lost };
             assert_eq!(watch.report((LinkId(link), Side::Down), report, last), Ok(()));
+            // Backward all links lose as much.
+            let (first, rounds, places, lost, garbled) = (last, 1, 0, 0, 0);
+            _ = watch.loops(LoopPlaces { first, rounds, places, lost, garbled, link_places: 700, link_lost: 7 });
             share(&watch)
         };
         assert_eq!(report(1, 199, 0), 1e-4, "it is the base of the next one");
         assert_eq!(report(1, 299, 7), 1e-2);
         assert_eq!(report(2, 399, 14), 1e-4, "it may be that of the link before");
         assert_eq!(report(2, 499, 21), 1e-2);
+    }
+
+    #[test]
+    fn entry_without_a_first_answer_raises_it_after_40_s() {
+        const S: u64 = 1_000_000_000;
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
+        let (mut watch, lead) = (EntryWatch::new(config.clone()), Lead::new(&config.terms, 0));
+        let entry = PacedEntry::new(config, &mut rng, 1000);
+        let mut events = |time| watch.advance(&entry, (&lead, time), 1000, (true, false));
+        assert_eq!((events(100 * S), events(140 * S - 1)), (Vec::new(), Vec::new()));
+        assert_eq!(events(140 * S), [PacedEvent::Dropping(Cause::NoClock)]);
     }
 
     #[test]
@@ -393,9 +414,11 @@ mod tests {
         let entry = PacedEntry::new(config, &mut rng, 1000);
         let sample = |lead: &mut Lead, at| lead.sample(at, ClockCell { sent: 1, peer: at, received: at });
         let raised = |watch: &mut EntryWatch, lead: &Lead, time: u64, is_ready| {
-            let events = watch.advance(&entry, (lead, time), 1000, is_ready);
+            let is_up = is_ready;
+            let events = watch.advance(&entry, (lead, time), 1000, (is_up, is_ready && lead.lead_ns().is_some()));
             events.contains(&PacedEvent::Dropping(Cause::NoClock))
         };
+        assert!(!raised(&mut watch, &lead, 50 * S, true) && !raised(&mut watch, &lead, 89 * S, true));
         sample(&mut lead, 100 * S);
         assert!(!raised(&mut watch, &lead, 139 * S, true));
         // Nothing is expected while its link is down.

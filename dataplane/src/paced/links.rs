@@ -48,7 +48,8 @@ struct Keys {
 #[derive(Default)]
 pub(super) struct PacedLinks {
     pub(super) links: Links,
-    keys: HashMap<LinkId, ArrayVec<(SlotId, Keys), SLOTS_MAX>, foldhash::fast::RandomState>,
+    /// In boxes: what moves in a table leaves no keys behind that nobody wipes.
+    keys: HashMap<LinkId, ArrayVec<(SlotId, Box<Keys>), SLOTS_MAX>, foldhash::fast::RandomState>,
     /// When a cell of the link was last accepted.
     heard: HashMap<LinkId, Nanos, foldhash::fast::RandomState>,
     /// The link of each side that was installed, or heard first, most recently. After its end, the one heard last.
@@ -118,14 +119,14 @@ impl PacedLinks {
         if self.links.link(link).is_none_or(|link| link.slot(slot).is_none()) {
             return;
         }
-        let keys = Keys {
+        let keys = Box::new(Keys {
             tag_in: PolyvalKey::prepare(&keys.tag_in),
             tag_out: PolyvalKey::prepare(&keys.tag_out),
             control_in: ControlKey::new(&keys.control_in),
             control_out: ControlKey::new(&keys.control_out),
             next_seq: 0,
             arrived: ControlGuard::default(),
-        };
+        });
         // There is room: keys of slots that have gone were removed with them.
         let _ = self.keys.entry(link).or_default().try_push((slot, keys));
     }

@@ -248,6 +248,7 @@ fn in_words(Alert { cause, times, .. }: &Alert) -> String {
             format!("{lost} of {places} cells from mix1 lost")
         }
         Cause::NoReports => "no reports from mix1".to_owned(),
+        Cause::NextReportsNothing => "no reports from the next hop".to_owned(),
         Cause::NoClock => "no clock of mix1 for 40 s".to_owned(),
         Cause::Setup { why, .. } => format!("no channel: {why}"),
         Cause::Loops { places, lost, garbled } => {

@@ -81,7 +81,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.view.lost += lost;
             if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
                 let EndToEnd { places, lost } = self.channels.of_other_end(round);
-                (unsure.places, unsure.lost) = (unsure.places + places, unsure.lost + lost);
+                *unsure = match places {
+                    0 => EndToEnd::default(),
+                    _ => EndToEnd { places: unsure.places + places, lost: unsure.lost + lost },
+                };
                 if lost < places {
                     let EndToEnd { places, lost } = std::mem::take(unsure);
                     self.view.of_other_end.places += places;

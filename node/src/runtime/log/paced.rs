@@ -104,6 +104,14 @@ impl Log {
                          drops cells on purpose"
                     );
                 }
+                Cause::NextReportsNothing => {
+                    let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
+                    warn!(
+                        peer = next,
+                        "dropping: no report of {next} has come for 1000 rounds, though its cells did: somebody drops them on \
+                         purpose, or {next} does not send them; ask its operator"
+                    );
+                }
                 Cause::LoopSetups { batch, sent, failed } => warn!(
                     batch,
                     sent,
