@@ -10,15 +10,24 @@ pub fn render(node: &NodeReport) -> String {
     let Some(PacedReport { figures, entry, hop, .. }) = &node.paced else { return String::new() };
     let mut text = String::new();
     if let Some(entry) = entry {
-        text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node, entry));
+        text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
         text += &dropping(&entry.dropping, WHAT_TO_DO);
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
 
+/// Fewer channels than these, two calls, hide nobody.
+const FEW: u16 = 4;
+
 /// What an observer of all links finds, by what the class serves, and among how many.
 fn promise(entry: &PacedEntryReport) -> String {
+    if !entry.has_channel {
+        return "promise: none before it has a channel\n".to_owned();
+    }
     let among = match entry.company {
+        Some((channels, n_min)) if channels >= n_min && channels < FEW => {
+            format!("{channels} channels, which hide nobody")
+        }
         Some((channels, n_min)) if channels >= n_min => format!("{channels} channels"),
         Some((_, n_min)) => format!("{n_min} or more channels"),
         None => "a batch's channels".to_owned(),
@@ -36,7 +45,10 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         (true, _) => "has a channel".to_owned(),
         (false, _) => format!("joins a batch in {:.0} s", entry.next_batch_s),
     };
-    let meeting = entry.meeting.as_ref().map_or_else(String::new, |state| format!("   meeting {state}"));
+    // Below the floor nothing opens, whether the other end is there or not.
+    let in_company = entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
+    let meeting = entry.meeting.as_ref().filter(|_| in_company);
+    let meeting = meeting.map_or_else(String::new, |state| format!("   meeting {state}"));
     let company = match entry.company {
         Some((channels, n_min)) if channels < n_min => format!("   waiting for company: {channels} of {n_min}"),
         Some((channels, _)) => format!("   company {channels}"),
@@ -62,11 +74,11 @@ fn of_entry(entry: &PacedEntryReport) -> String {
 }
 
 /// A line about datagrams that have waited for too long.
-fn aged(node: &NodeReport, entry: &PacedEntryReport) -> String {
+fn aged(node: &NodeReport) -> String {
     let datagrams = node.ledger.datagrams.as_ref().and_then(|pair| pair.forward.dropped.get("aged"));
-    let why =
-        if entry.has_channel { "use a slower codec, a larger class or more cells" } else { "they wait for a channel" };
-    datagrams.map_or_else(String::new, |count| format!("aged: {count} datagrams dropped: {why}\n"))
+    datagrams.map_or_else(String::new, |count| {
+        format!("aged: {count} datagrams dropped: without a channel, or more than the class carries\n")
+    })
 }
 
 /// What the user of an entry does about its alarm.
@@ -218,7 +230,7 @@ pub(super) mod tests {
     fn entry_says_when_it_joins_and_for_whom_it_waits() {
         let text = shown(troubled_entry());
         for part in [
-            "joins a batch in 23 s   meeting waiting   waiting for company: 5 of 8",
+            "joins a batch in 23 s   waiting for company: 5 of 8",
             "batches 1234, failed 56 (restarts of hops: 3)   rounds skipped 12345",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
             "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
@@ -234,24 +246,25 @@ pub(super) mod tests {
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.company, entry.meeting) = (company, meeting.map(str::to_owned));
+            entry.has_channel = true;
             shown(paced).lines().nth(1).unwrap().to_owned()
         };
         assert!(promised(Some((12, 8)), Some("joined")).ends_with("who calls whom is hidden among 12 channels"));
         assert!(promised(Some((5, 8)), Some("joined")).ends_with("hidden among 8 or more channels"));
         assert!(promised(None, Some("waiting")).ends_with("hidden among a batch's channels"));
+        assert!(promised(Some((2, 2)), Some("joined")).ends_with("hidden among 2 channels, which hide nobody"));
+        assert!(shown(troubled_entry()).contains("promise: none before it has a channel"));
         assert!(promised(Some((12, 8)), None).starts_with("promise: weaker, among 12 channels: losses on your access"));
     }
 
     #[test]
-    fn datagrams_beyond_the_class_are_shown_with_a_remedy() {
-        let mut paced = troubled_entry();
+    fn datagrams_beyond_the_class_are_shown() {
+        let paced = troubled_entry();
         let lines = |paced: &PacedReport, dropped, count| {
             let text = render(&node(paced.clone(), dropped, count));
             text.lines().filter(|line| line.starts_with("aged")).map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(lines(&paced, DropReason::Aged, 7), ["aged: 7 datagrams dropped: they wait for a channel"]);
-        paced.entry.as_mut().unwrap().has_channel = true;
-        let full = "aged: 7 datagrams dropped: use a slower codec, a larger class or more cells";
+        let full = "aged: 7 datagrams dropped: without a channel, or more than the class carries";
         assert_eq!(lines(&paced, DropReason::Aged, 7), [full]);
         assert!(lines(&paced, DropReason::Aged, 0).is_empty());
         assert!(lines(&paced, DropReason::TooLarge, 7).is_empty());

@@ -63,6 +63,11 @@ fn secret_of_a_meeting_gets_a_new_file_for_its_owner() {
     assert_eq!(fs::read_to_string(&path).unwrap(), text, "the first one stays");
     let printed = run(dir.path(), "meet new");
     assert!(printed.stdout.starts_with(b"eddy-meet-1:") && printed.stdout != text.as_bytes());
+    let line = format!("entry --chain chain.toml --forward 5900=meet:{},class=voice", text.trim());
+    let refused = run(dir.path(), &line);
+    let wanted = "invalid --forward \"5900=meet:eddy-meet-1:...\": a meeting is named by the file";
+    assert_mistake(&line, &refused, &[wanted]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains(&text[12..20]), "{refused:?}");
 }
 
 #[test]

@@ -362,7 +362,10 @@ mod tests {
         };
         assert!(raised(|cause| matches!(cause, Cause::Loops { .. })), "{:?}", world.events);
         assert!(raised(|cause| *cause == Cause::NextReportsNothing), "{:?}", world.events);
-        assert!(world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.running), "both stay up");
+        assert!(
+            world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.running),
+            "both stay up"
+        );
     }
 
     #[test]

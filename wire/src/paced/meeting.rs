@@ -43,6 +43,9 @@ pub enum BadSecret {
 }
 
 impl MeetingSecret {
+    /// What its line begins with. What follows is secret.
+    pub const PREFIX: &str = PREFIX;
+
     /// From 32 random bytes.
     pub fn new(bytes: [u8; 32]) -> MeetingSecret {
         MeetingSecret(Box::new(Secret::new(bytes)))
