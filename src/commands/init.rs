@@ -218,8 +218,8 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let _ = write!(
             text,
-            "\nTwo users call each other, hidden among the users of a batch, {} or more (n_min).\n\
-             Both have the secret that one of them makes:\n\n  \
+            "\nTwo users call each other, hidden among the users of a batch, {} or more (n_min):\n\
+             two or three hide nobody. Both have the secret that one of them makes:\n\n  \
              eddy meet new --out call.secret\n  \
              eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class={}\n",
             terms.n_min, terms.name

@@ -26,7 +26,7 @@ fn promise(entry: &PacedEntryReport) -> String {
     }
     let among = match entry.company {
         Some((channels, n_min)) if channels >= n_min && channels < FEW => {
-            format!("{channels} channels, which hide nobody")
+            return format!("promise: none, because {channels} channels in a batch hide nobody\n");
         }
         Some((channels, n_min)) if channels >= n_min => format!("{channels} channels"),
         Some((_, n_min)) => format!("{n_min} or more channels"),
@@ -77,7 +77,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
 fn aged(node: &NodeReport) -> String {
     let datagrams = node.ledger.datagrams.as_ref().and_then(|pair| pair.forward.dropped.get("aged"));
     datagrams.map_or_else(String::new, |count| {
-        format!("aged: {count} datagrams dropped: without a channel, or more than the class carries\n")
+        format!("aged: {count} datagrams dropped: without a channel, or beyond the class's rate\n")
     })
 }
 
@@ -252,7 +252,7 @@ pub(super) mod tests {
         assert!(promised(Some((12, 8)), Some("joined")).ends_with("who calls whom is hidden among 12 channels"));
         assert!(promised(Some((5, 8)), Some("joined")).ends_with("hidden among 8 or more channels"));
         assert!(promised(None, Some("waiting")).ends_with("hidden among a batch's channels"));
-        assert!(promised(Some((2, 2)), Some("joined")).ends_with("hidden among 2 channels, which hide nobody"));
+        assert!(promised(Some((2, 2)), Some("joined")).ends_with("none, because 2 channels in a batch hide nobody"));
         assert!(shown(troubled_entry()).contains("promise: none before it has a channel"));
         assert!(promised(Some((12, 8)), None).starts_with("promise: weaker, among 12 channels: losses on your access"));
     }
@@ -264,7 +264,7 @@ pub(super) mod tests {
             let text = render(&node(paced.clone(), dropped, count));
             text.lines().filter(|line| line.starts_with("aged")).map(str::to_owned).collect::<Vec<_>>()
         };
-        let full = "aged: 7 datagrams dropped: without a channel, or more than the class carries";
+        let full = "aged: 7 datagrams dropped: without a channel, or beyond the class's rate";
         assert_eq!(lines(&paced, DropReason::Aged, 7), [full]);
         assert!(lines(&paced, DropReason::Aged, 0).is_empty());
         assert!(lines(&paced, DropReason::TooLarge, 7).is_empty());

@@ -30,8 +30,8 @@ const STEER_EVERY: Duration = Duration::from_secs(1);
 const LEAD_STEP_NS: u64 = 10_000;
 /// Before its first sample an entry sends as if its clock were ahead by up to 12 h (SPEC 9.5.5).
 const LEAD_BEFORE_MAX_NS: i64 = 12 * 3600 * 1_000_000_000;
-/// An entry sets up channels by a clock of Mix 1 that is this far from its host's, and up to as much more, which it draws
-/// (SPEC 9.8.2): otherwise Mix 1 could turn its time back to setup keys that hops have wiped.
+/// An entry sets up channels by a clock of Mix 1 that is this far from its host's, and up to as much more, which it
+/// draws (SPEC 9.8.2): otherwise Mix 1 could turn its time back to setup keys that hops have wiped.
 const CLOCK_OFF_MS: u64 = 2 * 3600 * 1000;
 /// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
 const CLOCKS_SENT_MAX: usize = 64;

@@ -176,8 +176,8 @@ impl LoopsAlarm {
         self.alerts.events()
     }
 
-    /// What a link loses in one direction: as much as the next one in its better direction. One direction alone explains
-    /// nothing: whoever drops its cells also drops the reports on the other.
+    /// What a link loses in one direction: as much as the next one in its better direction. One direction alone
+    /// explains nothing: whoever drops its cells also drops the reports on the other.
     pub(super) fn link_share(&self) -> f64 {
         let [forward, backward] = self.link.each_ref().map(Latest::share);
         let measured = forward.zip(backward).map_or(0.0, |(forward, backward)| forward.min(backward));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::paced::{Cause, PacedEvent};
+use control::paced::{Cause, Failure, PacedEvent};
 use tracing::{debug, info, warn};
 use wire::cell::Direction;
 use wire::ids::Side;
@@ -31,10 +31,13 @@ impl Log {
             PacedEvent::NotJoined { batch, why } => {
                 self.has_joined = false;
                 if self.not_joined.occurs(now) {
+                    let hint = match why {
+                        Failure::NoBundle => "the chain or a hop has just started, or a hop is down",
+                        _ => "check the clock (`timedatectl`) and the loss of the access link (`eddy status`)",
+                    };
                     warn!(
                         batch,
-                        "no channel in batch {batch}: {why}; the next setup is for the batch after it; if this repeats, check \
-                         the clock (`timedatectl`) and the loss of the access link (`eddy status`)"
+                        "no channel in batch {batch}: {why}; the next setup is for the batch after it; if this repeats: {hint}"
                     );
                 }
             }
