@@ -64,6 +64,8 @@ pub struct Subject {
     /// Empty for `eddy chain`.
     pub descriptors: Vec<(String, bool, u64)>,
     pub keys: Option<KeyFile>,
+    /// Of its classes that listen at another port than the published one: what is wrong.
+    pub other_ports: Vec<String>,
 }
 
 /// A key file and its permissions.
@@ -106,6 +108,7 @@ impl Subject {
             next: Ok(Some((Ipv4Addr::LOCALHOST, 4701).into())),
             descriptors: Vec::new(),
             keys: None,
+            other_ports: Vec::new(),
         }
     }
 
@@ -182,6 +185,7 @@ impl Subject {
             next,
             descriptors: hops.clone().filter_map(until).collect(),
             keys,
+            other_ports: loaded.iter().flat_map(Loaded::classes).filter_map(|class| class.other_port()).collect(),
         })
     }
 
