@@ -202,7 +202,11 @@ impl Subject {
 
 /// All its files, and its key file. Wrong permissions of that are left to the check.
 fn load(config: &NodeConfig) -> Result<(Option<Loaded>, Option<KeyFile>), ConfigError> {
-    let loaded = Loaded::read_files(config.clone());
+    let loaded = Loaded::read_files(config.clone()).and_then(|loaded| {
+        // Secrets of meetings are files, too.
+        loaded.classes().iter().try_for_each(|class| class.read_meeting().map(drop))?;
+        Ok(loaded)
+    });
     let Some(path) = config.keys.clone() else { return Ok((Some(loaded?), None)) };
     let metadata = std::fs::metadata(&path).ok();
     let mode_and_owner = metadata.map(|metadata| (metadata.mode() & 0o7777, metadata.uid()));
