@@ -81,7 +81,7 @@ pub struct EntryArgs {
     #[arg(long, value_name = "chain.toml", value_hint = ValueHint::FilePath)]
     pub chain: Option<PathBuf>,
     /// With --chain: Unix socket for `eddy status --socket`
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "chain", hide_short_help = true)]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, hide_short_help = true)]
     pub status: Option<PathBuf>,
     #[command(flatten)]
     pub process: ProcessArgs,

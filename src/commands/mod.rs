@@ -86,17 +86,23 @@ fn one_line(error: &clap::Error) -> String {
         (ErrorKind::UnknownArgument, Some(argument), ..)
             if !argument.starts_with('-')
                 && let Some(command) = command_of(&context(ContextKind::Usage).unwrap_or_default())
-                && TAKES_CONFIG.contains(&command.as_str()) =>
+                && let Some(option) = file_option(&command, &argument) =>
         {
-            let option = if command == "entry" && is_chain_file(&argument) { "--chain" } else { "--config" };
             format!("unexpected argument {argument:?}: did you mean {option} {argument}?")
         }
         _ => joined(&error.render().to_string()),
     }
 }
 
-/// Commands whose file is that of an option.
-const TAKES_CONFIG: [&str; 6] = ["status", "doctor", "entry", "mix", "exit", "run"];
+/// The option with which a command takes its file.
+fn file_option(command: &str, file: &str) -> Option<&'static str> {
+    match command {
+        "entry" if is_chain_file(file) => Some("--chain"),
+        "status" | "doctor" | "entry" | "mix" | "exit" | "run" => Some("--config"),
+        "meet" => Some("--out"),
+        _ => None,
+    }
+}
 
 /// The command of a usage: `mix` of `Usage: eddy mix --config <FILE>`.
 fn command_of(usage: &str) -> Option<String> {
@@ -198,6 +204,8 @@ mod tests {
         }
         let error = one_line(&Cli::try_parse_from(["eddy", "entry", "my-chain.toml"]).unwrap_err());
         assert!(error.ends_with(": did you mean --chain my-chain.toml?"), "{error}");
+        let error = one_line(&Cli::try_parse_from(["eddy", "meet", "new", "call.secret"]).unwrap_err());
+        assert_eq!(error, "unexpected argument \"call.secret\": did you mean --out call.secret?");
         let error = one_line(&Cli::try_parse_from(["eddy", "chain", "mix1.toml"]).unwrap_err());
         assert!(!error.contains("did you mean"), "{error}");
     }

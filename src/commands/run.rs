@@ -64,6 +64,10 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 pub fn entry(args: EntryArgs) -> anyhow::Result<()> {
     let EntryArgs { config, chain, status, process, forwards, socks, pymix } = args;
     let read = || match (config, chain) {
+        (Some(config), _) if status.is_some() => Err(ConfigError::Arguments(format!(
+            "--status is for --chain: set `status` in {} instead",
+            config.display()
+        ))),
         (Some(config), _) => NodeConfig::read(&config),
         (None, chain) => {
             let mut config = NodeConfig::of_entry(&chain.unwrap_or_default());

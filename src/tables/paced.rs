@@ -56,7 +56,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     };
     let restarts = match entry.excused {
         0 => String::new(),
-        setups => format!(" (restarts of hops: {setups})"),
+        batches => format!(" (explained by restarts: {batches})"),
     };
     let other_end = match entry.end_to_end {
         Some(EndToEndReport { places, lost }) => {
@@ -231,7 +231,7 @@ pub(super) mod tests {
         let text = shown(troubled_entry());
         for part in [
             "joins a batch in 23 s   waiting for company: 5 of 8",
-            "batches 1234, failed 56 (restarts of hops: 3)   rounds skipped 12345",
+            "batches 1234, failed 56 (explained by restarts: 3)   rounds skipped 12345",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
             "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
         ] {

@@ -70,7 +70,7 @@ fn every_role_gets_all_checks_in_text_and_json() {
     let expected = [
         "receive-buffers", "program-buffers", "send-buffers", "gso", "io-uring", "huge-pages", "aead-engine", "cores",
         "governor", "idle-polling", "queues", "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files",
-        "locked-memory", "path-mtu", "keys",
+        "locked-memory", "path-mtu", "keys", "ports",
     ];
     for line in ["", " --config entry.toml", " --config mix1.toml", " --config mix3.toml", " --config exit.toml"] {
         let all = findings(&run(dir.path(), &format!("doctor --json{line}")));
@@ -82,7 +82,7 @@ fn every_role_gets_all_checks_in_text_and_json() {
         }
         // The files are new and for loopback: these two are fine on every host.
         if !line.is_empty() {
-            for name in ["keys", "descriptors"] {
+            for name in ["keys", "descriptors", "ports"] {
                 assert_eq!(named(&all, name)["severity"], "ok", "{line}: {all:#?}");
             }
         }
@@ -140,6 +140,18 @@ fn exposed_keys_are_fixed_by_the_script() {
 }
 
 #[test]
+fn port_that_is_not_published_is_a_warning() {
+    let dir = chain();
+    let text = fs::read_to_string(dir.path().join("mix1.toml")).unwrap();
+    fs::write(dir.path().join("mix1.toml"), text.replace("up = \"127.0.0.1:4701\"", "up = \"127.0.0.1:4799\""))
+        .unwrap();
+    let all = findings(&run(dir.path(), "doctor --json --config mix1.toml"));
+    let ports = named(&all, "ports");
+    assert_eq!(ports["severity"], "warning");
+    assert!(ports["found"].as_str().unwrap().contains("listens at port 4799"), "{ports:#}");
+}
+
+#[test]
 fn missing_cores_are_an_error() {
     let dir = chain();
     edit(&dir.path().join("mix2.toml"), "# cores", "cores = [1000]");
@@ -178,6 +190,19 @@ fn mistakes_in_files_are_reported_as_by_the_node() {
     assert_mistake("mixing", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:15", "5 ms"]);
     fs::copy(dir.path().join("exit.key"), dir.path().join("mix2.key")).unwrap();
     assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["this node is an exit in this chain"]);
+    assert!(run(dir.path(), "init paced --class L --class voice").status.success());
+    let entry = dir.path().join("paced/entry.toml");
+    edit(&entry, "", "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\"\nclass = \"voice\"");
+    let secret = dir.path().join("paced/call.secret");
+    let doctor = || run(dir.path(), "doctor --json --config paced/entry.toml");
+    assert_mistake("no secret", &doctor(), &["call.secret: No such file"]);
+    fs::write(&secret, "garbage").unwrap();
+    assert_mistake("no secret", &doctor(), &["call.secret: invalid secret of a meeting"]);
+    fs::write(&secret, format!("eddy-meet-1:{}\n", "ab".repeat(32))).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_mistake("open secret", &doctor(), &["call.secret: mode 0666", "chmod 600"]);
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_ne!(complaint(&doctor()).0, Some(2), "the files are right");
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
     let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
     assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "expected wide512"]);

@@ -235,11 +235,13 @@ impl Alarm {
 
     /// Compares the setup keys of a bundle with those of the setups that failed. A hop that was restarted has others.
     pub fn bundle(&mut self, interval: u64, hops: &[HopPublic]) {
-        let mut excused = BTreeMap::<usize, usize>::new();
         let failed = std::mem::take(&mut self.failed);
         for mut setup in failed {
             match self.restarted(&setup, interval, hops) {
-                Some(hop) => *excused.entry(hop).or_default() += 1,
+                Some(hop) => {
+                    self.excused += 1;
+                    self.alerts.say(PacedEvent::SetupExcused { hop, batch: setup.batch });
+                }
                 None => {
                     // Hops sign from a fifth of an interval before it.
                     let PacedConfig { times, interval_ms, .. } = &self.config;
@@ -248,10 +250,6 @@ impl Alarm {
                     self.failed.push_back(setup);
                 }
             }
-        }
-        for (hop, setups) in excused {
-            self.excused += setups as u64;
-            self.alerts.say(PacedEvent::SetupsExcused { hop, setups });
         }
         self.bundles.push_back(Bundle { interval, came: self.running, hops: hops.to_vec() });
         if self.bundles.len() > BUNDLES {
@@ -690,7 +688,7 @@ mod tests {
         entry.fail(|_, _| false);
         entry.bundle(9);
         entry.quiet(3000);
-        assert_eq!(entry.events, [PacedEvent::SetupsExcused { hop: 2, setups: 1 }]);
+        assert_eq!(entry.events, [PacedEvent::SetupExcused { hop: 2, batch: BATCH }]);
         assert_eq!(entry.alarm.excused(), 1);
         // A new epoch: all hops have other keys.
         let mut entry = Entry::new();
@@ -727,11 +725,12 @@ mod tests {
         assert_eq!(causes, [0, 1, 1, 1]);
         assert_eq!(entry.alarm.excused(), 1);
         // Another hop may restart meanwhile.
-        entry.alarm.failed(entry.alarm.config.times.batch_of(entry.round), Failure::NoAck);
+        let batch = entry.alarm.config.times.batch_of(entry.round);
+        entry.alarm.failed(batch, Failure::NoAck);
         let interval = entry.alarm.config.times.begin(entry.round) / 10_000_000_000 + 2;
         entry.alarm.bundle(interval, &[1, 10, 7, 4].map(keys));
         entry.quiet(1);
-        assert_eq!(entry.events.last(), Some(&PacedEvent::SetupsExcused { hop: 3, setups: 1 }));
+        assert_eq!(entry.events.last(), Some(&PacedEvent::SetupExcused { hop: 3, batch }));
         // The first excuse is as long ago.
         entry.quiet(BEFORE);
         assert_eq!(fails_before(&mut entry, 11), 0);

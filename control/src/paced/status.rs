@@ -16,11 +16,11 @@ use crate::counters::Refusal;
 pub enum PacedEvent {
     /// Entry, or mix with loops: more is lost than links explain. Once for each kind of cause, while the alarm is up.
     Dropping(Cause),
-    /// Entry: setups failed, and the latest bundle shows that a hop has restarted: they raise no alarm.
-    SetupsExcused {
+    /// Entry: its setup for a batch failed, and the latest bundle shows that a hop has restarted: it raises no alarm.
+    SetupExcused {
         /// From 1.
         hop: usize,
-        setups: usize,
+        batch: u64,
     },
     /// Entry, or mix with loops: no cause for 65,536 rounds.
     DroppingEnded,

@@ -8,6 +8,7 @@ use wire::cell::Class;
 use wire::ids::{ClassId, UnknownClassId};
 
 use super::PORT;
+use super::profile::ClassChoice;
 use crate::config::ConfigError;
 use crate::init;
 
@@ -84,7 +85,13 @@ impl FromStr for ClassPlace {
             Some((class, address)) => (class, Some(address.parse()?)),
             None => (text, None),
         };
-        let class = class.parse().map_err(|why: UnknownClassId| why.to_string())?;
+        let class = class.parse().map_err(|why: UnknownClassId| match class.parse::<ClassChoice>() {
+            Ok(choice) => {
+                let id = choice.id();
+                format!("{choice} is a profile of {id}, which `eddy assemble` chooses: write --class {id} here")
+            }
+            Err(_) => why.to_string(),
+        })?;
         Ok(ClassPlace { class, address })
     }
 }
@@ -314,6 +321,16 @@ mod tests {
         refused(&["L"], &["192.0.2.1:65535"], &[], 2, "at most 65534");
         refused(&["L", "S"], &["192.0.2.1:65535"], &[], 1, "port 65535 is too high");
         refused(&["L"], &["192.0.2.1"], &["m", "m"], 1, "duplicate --name m");
+    }
+
+    #[test]
+    fn profile_of_a_paced_class_is_refused_with_its_class() {
+        for text in ["voice", "voice=192.0.2.1:4700"] {
+            let why = text.parse::<ClassPlace>().unwrap_err();
+            assert!(why.starts_with("voice is a profile of paced-S") && why.contains("--class paced-S"), "{why}");
+        }
+        let why = "voise".parse::<ClassPlace>().unwrap_err();
+        assert!(why.contains("unknown class \"voise\"") && why.contains("paced-S"), "{why}");
     }
 
     #[test]

@@ -113,14 +113,12 @@ pub fn create_meeting(path: &Path) -> Result<(), ConfigError> {
 pub fn read_meeting(path: &Path) -> Result<MeetingSecret, ConfigError> {
     const NEW: &str = "make one with `eddy meet new --out FILE`, and give the other user the same file";
     let wrong = |what, remedy: String| ConfigError::Value { at: Location::file(path), what, remedy };
-    let source = read_private(path).map_err(|why| match why {
-        ConfigError::Exposed { mode, .. } => wrong(
-            format!("mode {mode:04o} lets other users read this secret of a meeting"),
-            format!(
-                "run `chmod 600 {}`; if somebody may have read it, make another one with `eddy meet new --out FILE`",
-                path.display()
-            ),
-        ),
+    let (read, exposed) = match read_private(path) {
+        // The mode matters only if it is a secret.
+        Err(ConfigError::Exposed { mode, .. }) => (Source::read(path), Some(mode)),
+        read => (read, None),
+    };
+    let source = read.map_err(|why| match why {
         ConfigError::Unreadable { path, why, .. } => {
             let remedy = match why.kind() {
                 ErrorKind::PermissionDenied => {
@@ -135,7 +133,21 @@ pub fn read_meeting(path: &Path) -> Result<MeetingSecret, ConfigError> {
         ConfigError::Value { what, .. } => wrong(format!("this is not the secret of a meeting: {what}"), NEW.into()),
         other => other,
     })?;
-    source.all().parse().map_err(|why: BadSecret| wrong(why.to_string(), NEW.into()))
+    let secret = source.all().parse().map_err(|why: BadSecret| {
+        let remedy = match why {
+            BadSecret::Spaces => "remove them, or copy the file again as it was made".into(),
+            _ => NEW.into(),
+        };
+        wrong(why.to_string(), remedy)
+    })?;
+    let Some(mode) = exposed else { return Ok(secret) };
+    Err(wrong(
+        format!("mode {mode:04o} lets other users read this secret of a meeting"),
+        format!(
+            "run `chmod 600 {}`; if somebody may have read it, make another one with `eddy meet new --out FILE`",
+            path.display()
+        ),
+    ))
 }
 
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access

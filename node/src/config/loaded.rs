@@ -196,7 +196,7 @@ impl Loaded {
         let socks_users = users.map(read_users).transpose().map_err(|why| {
             config.named("socks_users", "the file with the users, owned by the user who runs eddy", why)
         })?;
-        let loaded = Loaded {
+        let mut loaded = Loaded {
             trust: TrustSetup { view, keys, state },
             of_files,
             socks_users: socks_users.unwrap_or_default(),
@@ -210,7 +210,10 @@ impl Loaded {
             locks: Vec::new(),
         };
         loaded.check_classes()?;
-        loaded.classes().iter().try_for_each(ServedClass::check)?;
+        let served = loaded.classes();
+        served.iter().try_for_each(ServedClass::check)?;
+        let other_ports: Vec<_> = served.iter().filter_map(ServedClass::other_port).collect();
+        loaded.warnings.extend(other_ports);
         Ok(loaded)
     }
 

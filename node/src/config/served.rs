@@ -117,6 +117,8 @@ impl Loaded {
         let mut class = ServedClass { loaded: self, terms, shape, config: self.config.clone() };
         if !is_first {
             class.set_own_ports();
+        } else if class.up_is_of_another_class() {
+            class.set_own_up();
         }
         if let Some(own) = self.config.classes.iter().find(|own| own.class == name) {
             own.replace(&mut class.config);
@@ -232,19 +234,45 @@ impl<'a> ServedClass<'a> {
     /// Other ports than those of the first class: the published one towards the previous hop, any one towards the next;
     /// no listeners.
     fn set_own_ports(&mut self) {
-        let published = self.own_contact().and_then(|own| {
-            let addresses = own.addresses.iter().map(SocketAddr::port);
-            addresses.chain(own.names.iter().map(|(_, port)| *port)).next()
-        });
+        self.set_own_up();
         let config = &mut self.config;
-        config.up = config.up.zip(published).map(|(up, port)| SocketAddr::new(up.ip(), port));
         config.down = config.down.map(|down| SocketAddr::new(down.ip(), 0));
         config.next = None;
         if let Part::Entry(part) = &mut config.part {
             part.pymix.clear();
             part.socks.clear();
         }
-        config.lines.retain(|(name, _)| !["up", "down", "next", "pymix", "socks"].contains(name));
+        config.lines.retain(|(name, _)| !["down", "next", "pymix", "socks"].contains(name));
+    }
+
+    /// The published port towards the previous hop.
+    fn set_own_up(&mut self) {
+        let published = self.own_contact().and_then(|own| ports(own).next());
+        let config = &mut self.config;
+        config.up = config.up.zip(published).map(|(up, port)| SocketAddr::new(up.ip(), port));
+        config.lines.retain(|(name, _)| *name != "up");
+    }
+
+    /// True if the descriptor publishes the port of `up` for another class alone. `eddy keygen` writes that of the
+    /// node's first class, which the chain may leave out.
+    fn up_is_of_another_class(&self) -> bool {
+        let (Some(up), Some(own)) = (self.config.up, self.own_contact()) else { return false };
+        let has_port = |contact: &Contact| ports(contact).any(|port| port == up.port());
+        let all = self.loaded.trust.view.descriptor(self.loaded.position).map_or(&[][..], |own| &own.contacts);
+        !has_port(own) && all.iter().any(has_port)
+    }
+
+    /// The warning that its descriptor publishes another port than the one at which it listens.
+    pub fn other_port(&self) -> Option<String> {
+        let (up, own) = (self.config.up.filter(|up| up.port() != 0)?, self.own_contact()?);
+        let published = ports(own).next().filter(|_| ports(own).all(|port| port != up.port()))?;
+        Some(format!(
+            "{}: class {} listens at port {}, but its descriptor has port {published}: unless a NAT maps that to this one, \
+             nothing arrives; correct `up`",
+            self.config.place_of("up"),
+            self.terms.name(),
+            up.port()
+        ))
     }
 
     /// Where this hop is reached, by its newest descriptor. None at the entry.
@@ -355,6 +383,12 @@ impl<'a> ServedClass<'a> {
     }
 }
 
+/// The ports of a contact, of its addresses and then of its names.
+fn ports(contact: &Contact) -> impl Iterator<Item = u16> {
+    let addresses = contact.addresses.iter().map(SocketAddr::port);
+    addresses.chain(contact.names.iter().map(|(_, port)| *port))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -442,6 +476,32 @@ pub(crate) mod tests {
         assert_eq!(line(second, "up"), Some(mix.lines().count() + 2));
         assert_ne!(line(first, "up"), line(second, "up"));
         assert_eq!(line(second, "chain"), line(first, "chain"));
+    }
+
+    #[test]
+    fn first_class_does_not_listen_at_the_port_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_two_classes(dir.path());
+        let mix = std::fs::read_to_string(&files.hops[0]).unwrap();
+        let read = |port: u16, lines: &str| {
+            let text = mix.replace(&format!("up = \"{}", at(91, 4701)), &format!("up = \"{}", at(91, port))) + lines;
+            let loaded = Loaded::read_files(NodeConfig::parse(&files.hops[0], &text).unwrap()).unwrap();
+            let ports: Vec<_> = loaded.classes().iter().map(|class| class.config.up.unwrap().port()).collect();
+            let warnings = loaded.warnings.into_iter().filter(|warning| warning.contains("listens at"));
+            (ports, warnings.collect::<Vec<_>>())
+        };
+        assert_eq!(read(4701, ""), (vec![4701, 4711], vec![]));
+        assert_eq!(read(4711, ""), (vec![4701, 4711], vec![]), "`up` is of class L");
+        assert_eq!(read(0, ""), (vec![0, 4711], vec![]));
+        let (ports, warnings) = read(4799, "[class.L]\nup = \"127.0.0.1:4701\"\n");
+        assert_eq!(ports, [4799, 4701]);
+        for (warning, parts) in warnings.iter().zip([
+            ["class S listens at port 4799", "descriptor has port 4701"],
+            ["class L listens at port 4701", "descriptor has port 4711"],
+        ]) {
+            assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
+        }
+        assert_eq!(warnings.len(), 2);
     }
 
     #[test]

@@ -51,9 +51,6 @@ impl Running {
     pub fn start(mut loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
         let locks = std::mem::take(&mut loaded.locks);
         let Checked { plan, meetings, warnings } = prepare(&loaded, passed)?;
-        for warning in loaded.warnings.iter().chain(&warnings) {
-            tracing::warn!("{warning}");
-        }
         loaded.notes.iter().for_each(|line| tracing::info!("{line}"));
         figures(&loaded).iter().for_each(|line| tracing::info!("{line}"));
         match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
@@ -67,6 +64,10 @@ impl Running {
         let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
         let reached: Vec<_> = plan.classes.iter().map(|class| (class.next, class.lanes)).collect();
         let sockets = plan.open()?;
+        // Only now: a start that fails prints its reason alone.
+        for warning in loaded.warnings.iter().chain(&warnings) {
+            tracing::warn!("{warning}");
+        }
 
         let (shape, ready) = (loaded.first_class().shape, ready_line(&loaded, &sockets));
         let of_class = |(((class, (next, lanes)), sockets), secret): (((ServedClass<'_>, _), _), Option<_>)| {

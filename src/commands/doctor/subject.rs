@@ -64,6 +64,8 @@ pub struct Subject {
     /// Empty for `eddy chain`.
     pub descriptors: Vec<(String, bool, u64)>,
     pub keys: Option<KeyFile>,
+    /// Of its classes that listen at another port than the published one: what is wrong.
+    pub other_ports: Vec<String>,
 }
 
 /// A key file and its permissions.
@@ -106,6 +108,7 @@ impl Subject {
             next: Ok(Some((Ipv4Addr::LOCALHOST, 4701).into())),
             descriptors: Vec::new(),
             keys: None,
+            other_ports: Vec::new(),
         }
     }
 
@@ -182,6 +185,7 @@ impl Subject {
             next,
             descriptors: hops.clone().filter_map(until).collect(),
             keys,
+            other_ports: loaded.iter().flat_map(Loaded::classes).filter_map(|class| class.other_port()).collect(),
         })
     }
 
@@ -198,7 +202,11 @@ impl Subject {
 
 /// All its files, and its key file. Wrong permissions of that are left to the check.
 fn load(config: &NodeConfig) -> Result<(Option<Loaded>, Option<KeyFile>), ConfigError> {
-    let loaded = Loaded::read_files(config.clone());
+    let loaded = Loaded::read_files(config.clone()).and_then(|loaded| {
+        // Secrets of meetings are files, too.
+        loaded.classes().iter().try_for_each(|class| class.read_meeting().map(drop))?;
+        Ok(loaded)
+    });
     let Some(path) = config.keys.clone() else { return Ok((Some(loaded?), None)) };
     let metadata = std::fs::metadata(&path).ok();
     let mode_and_owner = metadata.map(|metadata| (metadata.mode() & 0o7777, metadata.uid()));

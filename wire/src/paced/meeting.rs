@@ -31,9 +31,15 @@ pub struct MeetingSecret(Box<Secret>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadSecret {
     #[error(
-        "invalid secret of a meeting: expected {PREFIX:?} and {DIGITS} hexadecimal digits, found another beginning"
+        "invalid secret of a meeting: expected {PREFIX:?}, in lower case, and {DIGITS} hexadecimal digits, found another \
+         beginning"
     )]
     Prefix,
+    #[error(
+        "invalid secret of a meeting: expected {PREFIX:?} and {DIGITS} hexadecimal digits alone, found spaces, empty lines \
+         or a line end of Windows (CR LF) around them"
+    )]
+    Spaces,
     #[error("invalid secret of a meeting: expected {DIGITS} hexadecimal digits after {PREFIX:?}, found {0} bytes")]
     Length(usize),
     #[error(
@@ -83,7 +89,10 @@ impl FromStr for MeetingSecret {
     /// Reads the text of a file.
     fn from_str(text: &str) -> Result<MeetingSecret, BadSecret> {
         let line = text.strip_suffix('\n').unwrap_or(text);
-        let digits = line.strip_prefix(PREFIX).ok_or(BadSecret::Prefix)?.as_bytes();
+        let digits = line.trim().strip_prefix(PREFIX).ok_or(BadSecret::Prefix)?.as_bytes();
+        if line.trim().len() < line.len() {
+            return Err(BadSecret::Spaces);
+        }
         if digits.len() != DIGITS {
             return Err(BadSecret::Length(digits.len()));
         }
@@ -221,11 +230,12 @@ mod tests {
             (String::new(), BadSecret::Prefix),
             (good[12..].to_owned(), BadSecret::Prefix),
             (good.replace("meet-1", "meet-2"), BadSecret::Prefix),
-            (format!(" {good}"), BadSecret::Prefix),
+            (good.to_uppercase(), BadSecret::Prefix),
+            (format!(" {good}"), BadSecret::Spaces),
             (good[..75].to_owned(), BadSecret::Length(63)),
             (format!("{good}0"), BadSecret::Length(65)),
-            (format!("{good}\n\n"), BadSecret::Length(65)),
-            (format!("{good}\r\n"), BadSecret::Length(65)),
+            (format!("{good}\n\n"), BadSecret::Spaces),
+            (format!("{good}\r\n"), BadSecret::Spaces),
             (good.replace('b', "g"), BadSecret::Digit(2)),
             (format!("{}ä", &good[..74]), BadSecret::Digit(63)),
         ];

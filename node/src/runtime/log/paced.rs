@@ -123,13 +123,13 @@ impl Log {
                      explain: a hop behind this one was restarted, or somebody drops setups"
                 ),
             },
-            PacedEvent::SetupsExcused { hop, setups } => {
+            PacedEvent::SetupExcused { hop, batch } => {
                 let name = self.hops.get(hop - 1).cloned().unwrap_or_default();
                 warn!(
                     peer = name,
-                    setups,
-                    "hop {hop}, {name}, has restarted: it has other setup keys, which explains failed setups ({setups}), and \
-                     no alarm is raised; another restart of it within 65,536 rounds raises one"
+                    batch,
+                    "hop {hop}, {name}, has restarted: it has other setup keys, which explains the failed setup for batch \
+                     {batch}, and no alarm is raised; another restart of it within 65,536 rounds raises one"
                 );
             }
             PacedEvent::DroppingEnded => info!("dropping has ended"),

@@ -14,6 +14,8 @@ use crate::tables::{self, align_right, lines, table};
 
 /// Columns of the text below the table.
 const WIDTH: usize = 80;
+/// On one host, more loss than this shows that it is too busy.
+const LOSS_SHOWN: f64 = 0.01;
 /// A call of which more is lost does not work.
 const LOSS_MAX: f64 = 0.5;
 
@@ -192,8 +194,15 @@ impl Summary<'_> {
             0 => String::new(),
             rounds => format!(" {who} woke too late for {rounds}: the next hop filled them with noise."),
         };
+        let too_busy = (paced.loss() > LOSS_SHOWN).then(|| {
+            format!(
+                "{}: {:.0} % lost, probably because this host was too busy and nodes woke too late: measure again when it is idle.",
+                paced.class,
+                100.0 * paced.loss()
+            )
+        });
         let open = self.open();
-        vec![
+        let notes = vec![
             format!(
                 "Both: {:.0} s of G.711 from each user, who talks in spurts (ITU-T P.59); delays one way, jitter in ms, MOS by ITU-T \
                  G.107. The users were in calls after {:.0} s.",
@@ -218,7 +227,8 @@ impl Summary<'_> {
                 [] => format!("Ledgers of all {} nodes close: every packet is accounted for", self.nodes.len()),
                 open => format!("Ledgers NOT closed: {}", open.join(", ")),
             },
-        ]
+        ];
+        too_busy.into_iter().chain(notes).collect()
     }
 
     /// Nodes and classes whose ledger does not close.
@@ -336,10 +346,13 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         let parts =
             [" 140.0 ", " 141.0 ", "5.00 %", "yes", " 2 of 10\n", "0 to 7", "no", " 10 of 10\n", "123456 rounds, 0 of"];
-        for part in parts.into_iter().chain(["voice-lite 0.413, S 0.001", "--cases"]) {
+        for part in parts.into_iter().chain(["voice-lite 0.413, S 0.001", "--cases", "\nvoice-lite: 5 % lost"]) {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(summary.verdict().is_ok());
+        let whole = ["voice", "S"].map(|name| of_class(name, &[heard(10, &[140; 10])], Some(rounds)));
+        let text = Summary { results: &whole, ..summary }.people(false);
+        assert!(!text.contains("too busy"), "{text}");
     }
 
     #[test]

@@ -16,11 +16,12 @@ use super::subject::Subject;
 type Check = fn(&Subject, &Facts) -> Finding;
 
 /// In the order of `--json`.
-const ALL: [Check; 21] = [
+const ALL: [Check; 22] = [
     process::keys,
     process::descriptors_valid,
     process::clock,
     rounds::steps,
+    network::ports,
     network::path,
     network::name_servers,
     buffers::receive,

@@ -9,6 +9,20 @@ use super::super::subject::Subject;
 use super::UNMEASURED;
 use eddy_node::runtime::path::{longest_packet, smaller_class};
 
+/// The ports of the classes, against those in the descriptor.
+pub fn ports(subject: &Subject, _: &Facts) -> Finding {
+    const NAME: &str = "ports";
+    if subject.other_ports.is_empty() {
+        return Finding::ok(NAME, "as in the descriptor");
+    }
+    Finding::warning(
+        NAME,
+        subject.other_ports.join("; "),
+        "nothing arrives from the previous hop, unless a NAT maps the ports",
+    )
+    .fix(Fix::words("correct `up`, or publish the port with `eddy renew --address`"))
+}
+
 /// The MTU of the path, against the longest packet of the chain.
 pub fn path(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "path-mtu";
