@@ -165,7 +165,7 @@ fn wrong_arguments_of_a_ceremony_write_nothing() {
         ("keygen --out new --role mix --address 0.0.0.0", &["an address that the previous hop can send to"]),
         ("keygen --out new --role mix --address 192.0.2.1 --name 192.0.2.2", &["give it with --address"]),
         ("keygen --out new --role mix --address 192.0.2.1 --class X", &["invalid --class \"X\"", "expected S (203 bytes in a cell)"]),
-        ("keygen --out new --role mix --address 192.0.2.1 --class voice", &["invalid --class \"voice\"", "paced-S, paced-M or paced-L"]),
+        ("keygen --out new --role mix --address 192.0.2.1 --class voice", &["invalid --class \"voice\"", "voice is a profile of paced-S", "write --class paced-S here"]),
         ("keygen --out new --role mix --address 192.0.2.1 --class L --class L", &["duplicate --class L: name it once", "--class L=ADDR"]),
         ("keygen --out new --role mix --address 192.0.2.1 --days 0", &["invalid --days \"0\": expected 1 to 3650"]),
         ("keygen --out new --role exit --address 192.0.2.1 --lanes 2", &["--lanes is for mixes"]),

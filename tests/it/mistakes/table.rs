@@ -179,6 +179,18 @@ table! { NODE:
     "an empty file for a meeting's secret",
         Do(|s| { fs::write(s.path("call.secret"), "").unwrap(); mode(s, "call.secret", 0o600); voice(s, "call.secret") }),
         ENTRY, &["call.secret: this is not the secret of a meeting", "`eddy meet new --out FILE`"];
+    "another file, which all may read, for a meeting's secret", Do(|s| voice(s, "chain.toml")), ENTRY,
+        &["chain.toml: invalid secret of a meeting", "`eddy meet new --out FILE`"];
+    "a meeting's secret with a line end of Windows",
+        Do(|s| {
+            voice(s, "call.secret");
+            fs::write(s.path("call.secret"), format!("eddy-meet-1:{}\r\n", "ab".repeat(32))).unwrap();
+            mode(s, "call.secret", 0o600);
+        }), ENTRY,
+        &["call.secret: invalid secret of a meeting", "a line end of Windows (CR LF)", "remove them"];
+    "a meeting's secret for a public file",
+        Do(|s| fs::write(s.path("call.secret"), format!("eddy-meet-1:{}\n", "ab".repeat(32))).unwrap()),
+        "inspect call.secret", &["call.secret: this is the secret of a meeting, not a public file"];
     "a meeting's secret over another file", Nothing, "meet new --out mix1.key",
         &["mix1.key: this file exists", "another FILE in `eddy meet new --out FILE`"];
     "an invalid class name",
@@ -438,6 +450,9 @@ table! { STATUS:
 table! { COMMAND_LINE:
     "no configuration", Nothing, "mix", &["missing --config <FILE>", "usage: eddy mix"];
     "an entry without a chain", Nothing, "entry", &["missing --chain <chain.toml> or --config <FILE>", "usage: eddy entry"];
+    "a status socket beside a configuration", Nothing, "entry --config entry.toml --status mine.sock",
+        &["--status is for --chain: set `status` in entry.toml instead"];
+    "a new secret without `--out`", Nothing, "meet new call.secret", &["did you mean --out call.secret?"];
     "a chain file without `--chain`", Nothing, "entry chain.toml", &["did you mean --chain chain.toml?"];
     "a misspelt command", Nothing, "mixx --config mix1.toml", &["mixx", "'mix'"];
     "a misspelt option", Nothing, "init x --mxies 3", &["--mxies", "--mixes"];
