@@ -1,6 +1,6 @@
 //! The causes for which the alarm `dropping` is up (SPEC 9.15.3).
 
-use super::alarm::BEFORE;
+use super::loss_test::BEFORE;
 use super::status::{Alert, Cause, PacedEvent};
 
 /// An alarm: its causes, and what has changed.

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use wire::setup::ack_cells;
 
 use super::PacedConfig;
-use super::alarm::{BEFORE, IMPROBABLE, LossTest, Places, TESTED, tail};
 use super::alerts::Alerts;
+use super::loss_test::{BEFORE, IMPROBABLE, LossTest, Places, TESTED, tail};
 use super::own::{Failure, Outcome};
 use super::status::{Cause, LoopsStatus, PacedEvent};
 
@@ -161,9 +161,8 @@ impl LoopsAlarm {
             let garbled = self.garbled.sum().1.min(lost);
             self.alerts.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
         }
-        let (reported, _) = self.link[0].sum();
         let (counted, _) = self.link[1].sum();
-        if reported == 0 && counted > 0 && self.running >= self.unreported_since + TESTED {
+        if counted > 0 && self.running >= self.unreported_since + TESTED {
             self.unreported_since = self.running;
             self.alerts.raise(Cause::NextReportsNothing, self.running);
         }

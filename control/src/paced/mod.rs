@@ -27,6 +27,7 @@ mod entry;
 mod hop;
 mod lead;
 mod loops_alarm;
+mod loss_test;
 mod numbers;
 mod own;
 mod queue;
@@ -41,12 +42,13 @@ use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, ack_slots, sea
 use wire::setup::{Info, Suite, paced_shards};
 use wire::shards::Shards;
 
-pub use alarm::{Alarm, LossTest, Places};
+pub use alarm::Alarm;
 pub(crate) use class::Paced;
 pub use entry::PacedEntry;
 pub use hop::{Install, PacedHop, ShardCell};
 pub use lead::Lead;
 pub use loops_alarm::LoopPlaces;
+pub use loss_test::{LossTest, Places};
 pub use own::{Failure, Outcome};
 pub use queue::Placed;
 pub use status::{

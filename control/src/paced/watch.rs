@@ -7,9 +7,10 @@ use wire::ids::{LinkId, Side};
 use wire::paced::clock::Exchange;
 use wire::paced::{Company, Report};
 
-use super::alarm::{Alarm, Places};
+use super::alarm::Alarm;
 use super::lead::MEMORY;
 use super::loops_alarm::{LoopPlaces, LoopsAlarm};
+use super::loss_test::Places;
 use super::status::{Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
 use crate::counters::Refusal;
@@ -32,7 +33,7 @@ pub(super) struct EntryWatch {
     before: Option<u64>,
     was_ready: bool,
     has_moved: bool,
-    /// Since when no clock cell has answered one of the entry, by its clock: while it was not ready none was expected.
+    /// Since when no clock cell has answered one of the entry, by its clock: while its link was down none was expected.
     unanswered_since: u64,
 }
 
