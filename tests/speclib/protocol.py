@@ -525,13 +525,18 @@ class Link:
         content = content.ljust(self.size.content(self.sends, self.number), b"\0")
         return self.current.control_cell(self.sends, header, content)
 
-    def open(self, cell):
+    def header_under(self, slot, cell):
+        """3.7, step 3: None if it is not under this slot."""
+        header = slot.open_header(self.receives, cell)
+        return header if header and header.type <= LINK else None
+
+    def open(self, cell, *context):
         """3.7, steps 1 to 4: slot and header."""
         if len(cell) != self.size.cell(self.receives, self.number):
             raise Refused("length")
         for slot in self.slots():
-            header = slot.open_header(self.receives, cell)
-            if header and header.klass == self.size.number and header.type <= LINK:
+            header = self.header_under(slot, cell, *context)
+            if header and header.klass == self.size.number:
                 break
         else:
             raise Refused("header")
