@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use control::paced::{Cause, PacedEvent};
+use control::paced::{Cause, PacedEvent, PacedStatus};
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use rand::{RngExt, SeedableRng};
@@ -414,6 +414,17 @@ fn entry_judges_bundles_by_rounds_and_not_by_its_clock() {
         chain.run_batches(2);
         assert_works(&mut chain);
     }
+}
+
+/// Mix 1 could otherwise turn an entry's time back to setup keys that were wiped since.
+#[test]
+fn entry_whose_clock_is_hours_from_mix_1s_has_no_channel() {
+    let mut chain = started();
+    chain.step_clock(103, 5 * 3_600_000_000_000);
+    chain.restart(103);
+    chain.run_batches(4);
+    let PacedStatus::Entry(status) = chain.status(103) else { panic!("103 is an entry") };
+    assert!(!status.has_channel && status.failed > 0, "{status:?}");
 }
 
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry
