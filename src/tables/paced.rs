@@ -2,7 +2,7 @@
 
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
-    ClockReport, EndToEndReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport,
+    ClockReport, EndToEndReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
 };
 
 /// What the class means to its users, and how it goes: at most six lines, and the alarm.
@@ -11,7 +11,7 @@ pub fn render(node: &NodeReport) -> String {
     let mut text = String::new();
     if let Some(entry) = entry {
         text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
-        text += &dropping(&entry.dropping, WHAT_TO_DO);
+        text += &dropping(&entry.dropping, Some(WHAT_TO_DO));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
@@ -81,17 +81,16 @@ fn aged(node: &NodeReport) -> String {
     })
 }
 
-/// What the user of an entry does about its alarm.
-const WHAT_TO_DO: &str = ". Keep the entry running; if the link itself loses less (`ping`), use another access link \
-                          and tell the operators";
-
 /// Its causes while the alarm is up, and what to do.
-fn dropping(causes: &[String], what_to_do: &str) -> String {
+fn dropping(causes: &[String], what_to_do: Option<&str>) -> String {
     if causes.is_empty() {
         return String::new();
     }
     let options = super::wrapping(super::summary::WIDTH).subsequent_indent("  ");
-    textwrap::fill(&format!("DROPPING: {}{what_to_do}", causes.join("; ")), &options) + "\n"
+    textwrap::fill(
+        &format!("DROPPING: {}{}", causes.join("; "), what_to_do.map_or_else(String::new, |what| format!(": {what}"))),
+        &options,
+    ) + "\n"
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
@@ -111,7 +110,7 @@ fn of_hop(hop: &PacedHopReport) -> String {
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
         hop.loops.as_ref().map_or_else(String::new, of_loops),
-        dropping(&hop.dropping, ""),
+        dropping(&hop.dropping, None),
     )
 }
 
@@ -237,7 +236,7 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(text.replace("\n  ", " ").contains("Keep the entry running; if the link itself"), "{text}");
+        assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
     }
 
     #[test]

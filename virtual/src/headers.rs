@@ -23,7 +23,7 @@ impl HeaderKeys {
         HeaderKeys { class, slots: HashMap::new() }
     }
 
-    /// What control tells the worker of a node. The lower end of a link has all of its slots.
+    /// Takes in a command of control to a node's worker. It reads keys at the lower end of a link, which has all slots.
     pub(super) fn command(&mut self, node: usize, command: &Command) {
         if let Command::Link(LinkCommand::InstallSlot { peer, header_i2r, header_r2i, .. }) = command
             && let Some(up) = number_of(*peer).filter(|up| is_link(*up, node))

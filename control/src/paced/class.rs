@@ -185,10 +185,11 @@ impl Paced {
             Part::Entry { entry, lead, next, told, watch, clock_off_max_ms, .. } => {
                 let is_up = links.down_ready().is_some();
                 let is_ready = lead.lead_ns().is_some() && is_up;
+                let (mix_1, host_ms) = (mix_1_ms(lead, time), (cx.unix_ns(now) / 1_000_000) as u64);
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
                     && is_ready
-                    && let Some(bundle) = trust.paced_bundle(interval, now, mix_1_ms(lead, time))
-                    && mix_1_ms(lead, time).abs_diff((cx.unix_ns(now) / 1_000_000) as u64) <= *clock_off_max_ms
+                    && let Some(bundle) = trust.paced_bundle(interval, now, mix_1)
+                    && mix_1.abs_diff(host_ms) <= *clock_off_max_ms
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
                     watch.alarm.bundle(interval, &keys);

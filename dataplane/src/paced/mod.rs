@@ -235,12 +235,14 @@ pub enum Command {
 mod tests {
     use super::*;
 
+    fn settings(position: usize, seats: u16) -> Settings {
+        let terms = PacedTerms { seats, ..peer::terms() };
+        Settings { terms, suite: Suite::Hybrid, hops: peer::HOPS, position, hugepages: false }
+    }
+
     #[test]
     fn ring_of_commands_follows_the_seats() {
-        let most = |position, seats| {
-            let terms = PacedTerms { seats, ..peer::terms() };
-            Settings { terms, suite: Suite::Hybrid, hops: peer::HOPS, position, hugepages: false }.commands_max()
-        };
+        let most = |position, seats| settings(position, seats).commands_max();
         assert!(most(0, 16_384) < 1000, "an entry has one channel");
         for position in 1..=peer::HOPS {
             assert!(most(position, 256) <= 8192, "{position}");
@@ -252,10 +254,7 @@ mod tests {
 
     #[test]
     fn ring_of_punts_has_room_for_a_round_of_all_links() {
-        let most = |position, seats| {
-            let terms = PacedTerms { seats, ..peer::terms() };
-            Settings { terms, suite: Suite::Hybrid, hops: peer::HOPS, position, hugepages: false }.punts_max()
-        };
+        let most = |position, seats| settings(position, seats).punts_max();
         assert!(most(0, 16_384) < 100, "an entry has one channel");
         // Half of it: 512 links of entries, each of which may pass twice its two slots.
         assert!((4096..4096 + 1000).contains(&most(1, 256)), "{}", most(1, 256));

@@ -240,6 +240,10 @@ impl PacedHopReport {
     }
 }
 
+/// What the user of an entry does about the alarm `dropping`.
+pub const WHAT_TO_DO: &str = "keep the entry running; if the link itself loses less (`ping`), use another access link \
+                              and report it to the operators";
+
 /// The latest cause of a kind, and how many of this kind there were since the alarm rose.
 fn in_words(Alert { cause, times, .. }: &Alert) -> String {
     let what = match cause {

@@ -241,11 +241,11 @@ fn clock_is_kept(class: &ServedClass<'_>, is_kept: Option<bool>) -> Result<(), C
 
 /// Checks that a hop opens the setups of its paced classes in time (SPEC 9.16.3).
 fn seats_open_in_time(loaded: &Loaded, served: &[ServedClass<'_>]) -> Result<(), ConfigError> {
-    let (paced, terms): (Vec<_>, _) =
-        (served.iter().filter_map(|class| class.terms.paced()).collect(), &loaded.chain.terms);
     if loaded.position == 0 {
         return Ok(());
     }
+    let paced: Vec<_> = served.iter().filter_map(|class| class.terms.paced()).collect();
+    let terms = &loaded.chain.terms;
     seats::check(&paced, terms.suite, terms.identities.len(), loaded.position).map_err(|too_many| {
         let TooManySeats { class, seats, takes, room } = too_many;
         ConfigError::Value {

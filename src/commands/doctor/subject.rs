@@ -146,8 +146,6 @@ impl Subject {
                 (Terms::of(&chain.terms).map(|terms| (lanes(terms.id()), config.cores.clone())).collect(), Ok(None))
             }
         };
-        let workers =
-            |classes: &mut dyn Iterator<Item = &(Lanes, Vec<usize>)>| classes.map(|(lanes, _)| lanes.own).sum();
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         let (listeners, max_sockets, system_names) = match &config.part {
@@ -166,8 +164,8 @@ impl Subject {
             role: Some(role),
             shape,
             position,
-            workers: workers(&mut classes.iter()),
-            pinned: workers(&mut classes.iter().filter(|(_, cores)| !cores.is_empty())),
+            workers: classes.iter().map(|(lanes, _)| lanes.own).sum(),
+            pinned: classes.iter().filter(|(_, cores)| !cores.is_empty()).map(|(lanes, _)| lanes.own).sum(),
             receive_buffer: config.receive_buffer,
             receive_buffer_at: config.place("receive_buffer", 0),
             offload: config.offload,

@@ -9,6 +9,7 @@ use wire::ids::Side;
 use wire::paced::Company;
 
 use super::Log;
+use crate::report::paced::WHAT_TO_DO;
 
 impl Log {
     /// Takes an event of a paced class.
@@ -32,7 +33,9 @@ impl Log {
                 self.has_joined = false;
                 if self.not_joined.occurs(now) {
                     let hint = match why {
-                        Failure::NoBundle => "the chain or a hop has just started, or a hop is down",
+                        Failure::NoBundle => {
+                            "the chain or a hop has just started, a hop is down, or this clock is off by hours (`timedatectl`)"
+                        }
                         _ => "check the clock (`timedatectl`) and the loss of the access link (`eddy status`)",
                     };
                     warn!(
@@ -136,7 +139,3 @@ impl Log {
         }
     }
 }
-
-/// What the user of an entry does about the alarm `dropping`.
-const WHAT_TO_DO: &str = "keep the entry running, and compare with the loss of the link itself (`ping`): if that is less, \
-                          use another access link and tell the operators";
