@@ -45,10 +45,13 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         (true, _) => "has a channel".to_owned(),
         (false, _) => format!("joins a batch in {:.0} s", entry.next_batch_s),
     };
-    // Below the floor nothing opens, whether the other end is there or not.
-    let in_company = entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
-    let meeting = entry.meeting.as_ref().filter(|_| in_company);
-    let meeting = meeting.map_or_else(String::new, |state| format!("   meeting {state}"));
+    // Otherwise nothing opens, whether the other end is there or not.
+    let can_open = entry.has_channel && entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
+    let meeting = match entry.meeting.as_deref().filter(|_| can_open) {
+        Some("lost") => "   meeting lost (nothing comes back)".to_owned(),
+        Some(state) => format!("   meeting {state}"),
+        None => String::new(),
+    };
     let company = match entry.company {
         Some((channels, n_min)) if channels < n_min => format!("   waiting for company: {channels} of {n_min}"),
         Some((channels, _)) => format!("   company {channels}"),
@@ -237,6 +240,20 @@ pub(super) mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
+    }
+
+    #[test]
+    fn meeting_is_shown_where_its_cells_can_open() {
+        let line = |meeting: &str, has_channel, company| {
+            let mut paced = troubled_entry();
+            let entry = paced.entry.as_mut().unwrap();
+            (entry.meeting, entry.has_channel, entry.company) = (Some(meeting.to_owned()), has_channel, company);
+            shown(paced).lines().nth(2).unwrap().to_owned()
+        };
+        assert_eq!(line("joined", true, Some((12, 8))), "has a channel   meeting joined   company 12");
+        assert_eq!(line("lost", true, None), "has a channel   meeting lost (nothing comes back)");
+        assert_eq!(line("waiting", true, Some((5, 8))), "has a channel   waiting for company: 5 of 8");
+        assert_eq!(line("waiting", false, Some((12, 8))), "joins a batch in 23 s   company 12");
     }
 
     #[test]

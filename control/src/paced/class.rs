@@ -313,8 +313,8 @@ impl Paced {
             }
             Some(LinkContent::Company) => {
                 let company = Company::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
-                if let Part::Entry { watch, .. } = part
-                    && let Some(event) = watch.company(company)
+                if let Part::Entry { entry, watch, .. } = part
+                    && let Some(event) = watch.company(company, entry.running())
                 {
                     cx.event(Event::Paced(event));
                 }

@@ -98,7 +98,7 @@ pub enum PacedStatus {
 }
 
 /// What an entry knows of a paced class.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryStatus {
     /// By how much it sends before its own clock shows the time of a round; none before the first clock cell.
     pub lead_ns: Option<i64>,
@@ -108,6 +108,8 @@ pub struct EntryStatus {
     pub clock: Option<Comparison>,
     /// As Mix 1 announced it last.
     pub company: Option<Company>,
+    /// The round in which Mix 1 announced a company of `n_min` or more after a smaller one; 0 if it never did.
+    pub company_since: u64,
     /// Places of its channels, as Mix 1 reports them.
     pub forward: Reported,
     /// Places of its channels, as the entry counts them: `filled` is what was lost.

@@ -24,6 +24,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(super) struct EntryWatch {
     pub(super) alarm: Alarm,
     company: Option<Company>,
+    company_since: u64,
     forward: Reported,
     backward: Reported,
     joined: u64,
@@ -39,11 +40,12 @@ pub(super) struct EntryWatch {
 
 impl EntryWatch {
     pub(super) fn new(config: PacedConfig) -> EntryWatch {
-        let (company, forward, backward, joined, failed, latest, before) = Default::default();
+        let (company, company_since, forward, backward, joined, failed, latest, before) = Default::default();
         let (alarm, was_ready, has_moved, unanswered_since) = (Alarm::new(config), false, false, 0);
         EntryWatch {
             alarm,
             company,
+            company_since,
             forward,
             backward,
             joined,
@@ -75,9 +77,13 @@ impl EntryWatch {
         self.alarm.backward(places);
     }
 
-    pub(super) fn company(&mut self, company: Company) -> Option<PacedEvent> {
-        let is_other = self.company.replace(company) != Some(company);
-        is_other.then_some(PacedEvent::Company(company))
+    /// Takes in a company cell of Mix 1, when the entry sends round `running`.
+    pub(super) fn company(&mut self, company: Company, running: u64) -> Option<PacedEvent> {
+        let before = self.company.replace(company);
+        if before.is_some_and(|before| before.is_low()) && !company.is_low() {
+            self.company_since = running;
+        }
+        (before != Some(company)).then_some(PacedEvent::Company(company))
     }
 
     /// What has become of a channel.
@@ -152,6 +158,7 @@ impl EntryWatch {
             lead_age: lead.sampled_at().map(|at| Duration::from_nanos(time.saturating_sub(at))),
             clock: exchange.best(),
             company: self.company,
+            company_since: self.company_since,
             forward: self.forward,
             backward: self.backward,
             joined: self.joined,
@@ -321,6 +328,18 @@ mod tests {
             assert_eq!(watch.report(report(first, last, lost), 1200), Ok(()));
         }
         assert_eq!(watch.forward.lost, 1 + 2, "what is late counts for nothing");
+    }
+
+    #[test]
+    fn company_counts_from_the_round_in_which_it_was_enough_again() {
+        let mut watch = watch();
+        let mut since = |channels, running| {
+            watch.company(Company { channels, n_min: 8 }, running);
+            watch.company_since
+        };
+        assert_eq!([since(9, 100), since(8, 228)], [0, 0], "it was never too small");
+        assert_eq!([since(7, 356), since(8, 484), since(9, 612), since(2, 740)], [0, 484, 484, 484]);
+        assert_eq!(since(8, 868), 868);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
 use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, Reported};
-use dataplane::paced::entry::View;
+use dataplane::paced::entry::{LOST_AFTER, MeetingState, View};
 use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
@@ -45,7 +45,8 @@ pub struct PacedEntryReport {
     pub round: Option<u64>,
     /// Rounds that were not sent, because the entry was late.
     pub skipped: u64,
-    /// `waiting`, `joined` or `lost`, if it serves a meeting.
+    /// If it serves a meeting: `joined`, the other end is there; `waiting`, it is not, or this entry has no channel or too
+    /// little company; `lost`, nothing that opens has come in 100 rounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meeting: Option<String>,
     /// It has a channel in the running batch.
@@ -181,7 +182,7 @@ impl PacedEntryReport {
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
-            meeting: view.meeting.map(|state| state.name().to_owned()),
+            meeting: meeting(status, &view).map(|state| state.name().to_owned()),
             has_channel: status.has_channel,
             next_batch_s: status.next_batch_in.as_secs_f64(),
             joined: status.joined,
@@ -198,6 +199,17 @@ impl PacedEntryReport {
             dropping: status.dropping.iter().map(in_words).collect(),
         }
     }
+}
+
+/// The state of an entry's meeting (SPEC 9.13.7). Without a channel or company nothing can open, and nothing is lost.
+pub fn meeting(status: &EntryStatus, view: &View) -> Option<MeetingState> {
+    let can_open = status.has_channel && !status.company.is_some_and(Company::is_low);
+    let is_new = view.running <= Some(status.company_since + LOST_AFTER);
+    view.meeting.map(|state| match state {
+        _ if !can_open => MeetingState::Waiting,
+        MeetingState::Lost if is_new => MeetingState::Waiting,
+        state => state,
+    })
 }
 
 impl LoopsReport {
@@ -266,6 +278,23 @@ fn in_words(Alert { cause, times, .. }: &Alert) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn meeting_is_lost_only_where_something_could_open() {
+        let state = |has_channel, channels, company_since, running, state| {
+            let company = Some(Company { channels, n_min: 8 });
+            let status = EntryStatus { has_channel, company, company_since, ..EntryStatus::default() };
+            meeting(&status, &View { running: Some(running), meeting: Some(state), ..View::default() }).unwrap()
+        };
+        use MeetingState::{Joined, Lost, Waiting};
+        assert_eq!(state(true, 8, 0, 1000, Lost), Lost);
+        assert_eq!([state(true, 8, 900, 1000, Lost), state(true, 8, 900, 1001, Lost)], [Waiting, Lost]);
+        assert_eq!(state(true, 8, 900, 1000, Joined), Joined);
+        for seen in [Joined, Lost, Waiting] {
+            assert_eq!([state(true, 7, 0, 1000, seen), state(false, 8, 0, 1000, seen)], [Waiting; 2], "{seen:?}");
+        }
+        assert_eq!(meeting(&EntryStatus::default(), &View::default()), None, "of a class that serves destinations");
+    }
 
     #[test]
     fn causes_of_one_kind_are_counted() {

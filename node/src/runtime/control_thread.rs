@@ -133,9 +133,9 @@ impl ControlThread {
                 wake = wake.min(stop.due());
             }
             for (class, reporter) in self.classes.iter_mut().zip(&*self.reporter.classes) {
-                if let (Some(meeting), Some(view)) = (&mut class.meeting, &reporter.view) {
+                if let Some(meeting) = &mut class.meeting {
                     let _named = class.span.enter();
-                    wake = wake.min(meeting.look(clock.elapsed(), || lock(view).meeting));
+                    wake = wake.min(meeting.look(clock.elapsed(), || reporter.meeting()));
                 }
             }
             if clock.elapsed() >= read_drops_at {

@@ -10,12 +10,13 @@ use control::trust::TrustStatus;
 use dataplane::Nanos;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::{Ledger, Tally};
+use dataplane::paced::entry::MeetingState;
 use dataplane::paced::{entry, mix};
 use dataplane::runner::{Clock, Turns};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::{PacedPlan, PacedReport};
+use crate::report::paced::{self, PacedPlan, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -140,6 +141,13 @@ impl ClassReporter {
         let (view, loops) =
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
         Some(PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops))
+    }
+
+    /// The state of an entry's meeting.
+    pub(super) fn meeting(&self) -> Option<MeetingState> {
+        let view = *lock(self.view.as_deref()?);
+        let PacedStatus::Entry(status) = lock(&self.control).paced.clone()? else { return None };
+        paced::meeting(&status, &view)
     }
 
     /// The anonymity meter of a mix.

@@ -66,6 +66,11 @@ pub struct Company {
 }
 
 impl Company {
+    /// True if Mix 1 lets nothing through in the batch (SPEC 9.15.1).
+    pub const fn is_low(self) -> bool {
+        self.channels < self.n_min
+    }
+
     pub fn to_bytes(self) -> [u8; COMPANY_LEN] {
         let ([a, b], [c, d]) = (self.channels.to_be_bytes(), self.n_min.to_be_bytes());
         [a, b, c, d]

@@ -125,6 +125,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             && meeting.latest.is_none_or(|(latest, _)| round >= latest)
         {
             meeting.latest = Some((round, state));
+            meeting.silent = 0;
         }
     }
 

@@ -69,7 +69,7 @@ pub use pacer::PREPARE;
 use pacer::Pacer;
 use packer::{FlowAt, Packer, SESSION, Waiting};
 use rounds::{EARLY, Ready};
-pub use shown::{EndToEnd, MeetingState, View, Waits};
+pub use shown::{EndToEnd, LOST_AFTER, MeetingState, View, Waits};
 
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
@@ -103,6 +103,8 @@ struct MeetingEnd {
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
     latest: Option<(u64, MeetingState)>,
+    /// Rounds with a channel that it has sealed since then.
+    silent: u64,
     /// What was counted behind the latest place that has opened: the other end may have stopped there.
     unsure: EndToEnd,
     notices: Notices,
@@ -198,8 +200,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Service::Destinations(listeners) => (listeners, None),
             Service::Meeting { max_age } => {
                 let max_age = nanos(max_age);
-                let (client, next_id, latest, unsure, notices) = Default::default();
-                let end = MeetingEnd { max_age, client, next_id, latest, unsure, notices };
+                let (client, next_id, latest, silent, unsure, notices) = Default::default();
+                let end = MeetingEnd { max_age, client, next_id, latest, silent, unsure, notices };
                 (Vec::new(), Some(end))
             }
         };

@@ -9,7 +9,7 @@ use wire::paced::{MEETING_OVERHEAD, Place};
 
 use super::channels::Channel;
 use super::pacer::{PREPARE, SETTLE};
-use super::{Entry, MeetingState, packer};
+use super::{Entry, packer};
 use crate::batch::Departures;
 use crate::buffer::Cell;
 use crate::ledger::DropReason;
@@ -100,7 +100,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if let Some(meeting) = meeting
             && is_sealed
         {
-            meeting.latest.get_or_insert((round, MeetingState::Waiting));
+            meeting.silent += 1;
         }
         crate::rekey(rng);
         pacer.prepared(round, is_sealed);

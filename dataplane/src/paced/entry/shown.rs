@@ -11,8 +11,8 @@ use crate::punt::Punt;
 use crate::socket::Port;
 use crate::socket::apps::Apps;
 
-/// Rounds without an authentic body after which a meeting is lost (SPEC 9.13.7).
-const LOST_AFTER: u64 = 100;
+/// Rounds with a channel and without an authentic body after which a meeting is lost (SPEC 9.13.7).
+pub const LOST_AFTER: u64 = 100;
 /// Lost places are counted this many rounds back at most.
 const COUNTED_MAX: u64 = 128;
 
@@ -23,7 +23,7 @@ pub enum MeetingState {
     Waiting,
     /// The other end answers.
     Joined,
-    /// Nothing opened in the last 100 rounds.
+    /// Nothing opened in the last 100 rounds with a channel. Below the floor nothing can, of which a worker knows nothing.
     Lost,
 }
 
@@ -114,11 +114,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     pub(super) fn publish(&mut self, now: Nanos) {
-        let running = self.pacer.running(self.clock.at(now));
-        let is_lost = |round| running.is_some_and(|running| running > round + LOST_AFTER);
-        self.view.running = running;
+        self.view.running = self.pacer.running(self.clock.at(now));
         self.view.meeting = self.meeting.as_ref().map(|meeting| match meeting.latest {
-            Some((round, _)) if is_lost(round) => MeetingState::Lost,
+            _ if meeting.silent > LOST_AFTER => MeetingState::Lost,
             Some((_, state)) => state,
             None => MeetingState::Waiting,
         });

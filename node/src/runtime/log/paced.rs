@@ -44,7 +44,7 @@ impl Log {
                     );
                 }
             }
-            PacedEvent::Company(Company { channels, n_min }) if channels < n_min => {
+            PacedEvent::Company(company @ Company { channels, n_min }) if company.is_low() => {
                 info!(
                     channels,
                     n_min, "waiting for company: {channels} of {n_min} channels, and nothing arrives before that"

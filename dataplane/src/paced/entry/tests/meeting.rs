@@ -1,6 +1,7 @@
 //! Entries of a meeting.
 
 use super::*;
+use crate::paced::entry::LOST_AFTER;
 use crate::paced::entry::channels::BEHIND_MAX;
 
 /// Two entries with one secret, and the exit between them.
@@ -134,6 +135,24 @@ fn reflected_bodies_are_garbled() {
 }
 
 #[test]
+fn meeting_is_lost_after_silent_rounds_with_a_channel() {
+    let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first - 1);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting), "without a channel nothing is expected");
+    let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
+    bench.open(BATCH);
+    bench.run_to(first + LOST_AFTER - 2);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting), "nothing has opened yet");
+    bench.run_to(first + LOST_AFTER + 2);
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
+    let place = Place { round: first + LOST_AFTER + 1, sub: 0 };
+    bench.send_from_mix(place, &bench.exit_body(place, &[]));
+    bench.turn();
+    assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
+}
+
+#[test]
 fn exit_cannot_speak_in_a_meeting() {
     let mut bench = Bench::new(terms(), Service::Meeting { max_age: MAX_AGE }, 1);
     bench.open(BATCH);
@@ -148,8 +167,8 @@ fn exit_cannot_speak_in_a_meeting() {
     let tally = bench.ledger().cells.backward;
     assert_eq!((tally.consumed, tally.drops(DropReason::Garbled)), (1, 1));
     assert_eq!((bench.heard(client(1)), bench.shown().meeting), (vec![], Some(MeetingState::Waiting)));
-    bench.run_to(first + 105);
+    bench.run_to(first + 5 + LOST_AFTER);
     assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
-    bench.run_to(first + 106);
+    bench.run_to(first + 5 + LOST_AFTER + 3);
     assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
 }
