@@ -31,6 +31,9 @@ pub struct NodeReport {
     pub role: NodeRole,
     /// Position in the chain: 0 for the entry, then the mixes, then the exit.
     pub index: usize,
+    /// Number of the class (SPEC 9.1.1), in whose order a chain lists them.
+    #[serde(default)]
+    pub class_number: u8,
     pub ledger: LedgerReport,
     /// Releases of a mix's pools; turns with cells at entry and exit.
     pub releases: u64,
@@ -78,8 +81,8 @@ pub struct NodeReport {
     pub engine: String,
     /// I/O of link sockets: `mmsg` or `uring`.
     pub io: String,
-    /// If the node serves several classes: the report of each, by its name, as if the node had no other. All fields
-    /// above are those of the first class.
+    /// If the node serves several classes, or another one than the chain's first: the report of each, by its name, as if
+    /// the node had no other. All fields above are those of the first one that it serves.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<String, NodeReport>,
 }
@@ -465,6 +468,7 @@ impl NodeReport {
         NodeReport {
             role,
             index,
+            class_number: 0,
             ledger: (role, ledger).into(),
             releases: releases.count,
             mean_release: mean(releases.cells),

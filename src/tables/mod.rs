@@ -15,12 +15,15 @@ use eddy_node::report::NodeReport;
 /// A rule below the header, and nothing else: narrow, and easy to cut with other tools.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// What `render` prints of a node: if it serves several classes, of each of them, below its name.
+/// What `render` prints of a node: if it serves several classes, of each of them, below its name and in the chain's
+/// order.
 pub fn by_class(node: &NodeReport, render: impl Fn(&NodeReport) -> String) -> String {
     if node.classes.is_empty() {
         return render(node);
     }
-    node.classes.iter().map(|(name, class)| format!("class {name}\n{}", render(class))).collect()
+    let mut classes: Vec<_> = node.classes.iter().collect();
+    classes.sort_by_key(|(_, class)| class.class_number);
+    classes.into_iter().map(|(name, class)| format!("class {name}\n{}", render(class))).collect()
 }
 
 /// How text is wrapped. Words with hyphens stay whole, so that values and names of options can be copied.
@@ -100,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_classes_are_printed_one_below_the_other() {
+    fn several_classes_are_printed_in_the_order_of_the_chain() {
         let mut node = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
         let links = |node: &NodeReport| format!("links {}\n", node.links);
         assert_eq!(by_class(&node, links), "links 0\n");
-        let second = NodeReport { links: 3, ..node.clone() };
+        let second = NodeReport { links: 3, class_number: 3, ..node.clone() };
         node.classes = BTreeMap::from([("S".to_owned(), node.clone()), ("L".to_owned(), second)]);
-        assert_eq!(by_class(&node, links), "class L\nlinks 3\nclass S\nlinks 0\n");
+        assert_eq!(by_class(&node, links), "class S\nlinks 0\nclass L\nlinks 3\n");
     }
 
     #[test]

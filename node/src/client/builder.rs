@@ -115,7 +115,7 @@ impl EntryBuilder {
     }
 
     /// The same in cells of a class of the chain. In a paced class `to` may be a meeting, which then is all that the
-    /// class serves. May be repeated.
+    /// class serves. The channels of the chain's first class are kept open, too, for tunnels. May be repeated.
     pub fn forward_in(mut self, class: &ClassName, listen: SocketAddr, to: &Target) -> EntryBuilder {
         let text = |text: String| toml::Value::from(text);
         let (listen, to, class) = (text(listen.to_string()), text(to.to_string()), text(class.to_string()));

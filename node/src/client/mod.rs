@@ -23,7 +23,7 @@ pub use error::{NotReady, TunnelError};
 pub use tunnel::UdpTunnel;
 
 use crate::ceremony::places;
-use crate::config::{ClassName, ConfigError, Loaded, NodeRole};
+use crate::config::{ClassName, ConfigError, Loaded, Part, Payload};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::Listeners;
@@ -36,7 +36,10 @@ use crate::runtime::running::Running;
 /// when dropped; [`Entry::shutdown`] also returns the last report.
 pub struct Entry {
     node: Option<Running>,
-    listeners: Listeners,
+    /// Of the chain's first class, unless it serves a meeting.
+    listeners: Option<Listeners>,
+    /// What a cell of that class holds.
+    payload: Payload,
     readiness: Arc<Readiness>,
     /// The address of mix1.
     next: String,
@@ -56,23 +59,19 @@ impl Entry {
         Entry::run(Loaded::read(config.as_ref())?)
     }
 
-    fn run(loaded: Loaded) -> Result<Entry, StartError> {
-        let role = loaded.config.role();
-        let another = || {
-            let file = loaded.config.path.display();
-            let what =
-                format!("{file} configures {}, not an entry: pass the entry's configuration", role.with_article());
-            ConfigError::Arguments(what)
+    fn run(mut loaded: Loaded) -> Result<Entry, StartError> {
+        let Part::Entry(part) = &mut loaded.config.part else {
+            let (file, role) = (loaded.config.path.display(), loaded.config.role().with_article());
+            let what = format!("{file} configures {role}, not an entry: pass the entry's configuration");
+            return Err(ConfigError::Arguments(what).into());
         };
-        if role != NodeRole::Entry {
-            return Err(another().into());
-        }
-        let published = loaded.first_class().next_contact().map(places);
+        part.has_tunnels = true;
+        let first = loaded.first_class();
+        let (published, payload) = (first.next_contact().map(places), first.terms.payload());
         let next = loaded.config.next.clone().or(published).unwrap_or_default();
         let node = Running::start(loaded, ListenFd::empty())?;
-        let listeners = node.listeners().expect("an entry has listeners");
-        let readiness = node.readiness();
-        Ok(Entry { node: Some(node), listeners, readiness, next })
+        let (listeners, readiness) = (node.listeners(), node.readiness());
+        Ok(Entry { node: Some(node), listeners, payload, readiness, next })
     }
 
     /// The addresses at which it listens, in one class: of forwards, or of its meeting. Empty if it does not serve the
@@ -123,12 +122,12 @@ impl Entry {
     /// Bytes of the longest datagram that travels in one cell. Longer ones take up to eight cells, and are lost if one
     /// of them is.
     pub fn max_single_cell_len(&self) -> usize {
-        frames::max_single_cell_len(self.listeners.payload().bytes)
+        frames::max_single_cell_len(self.payload.bytes)
     }
 
     /// Bytes of the longest datagram that can be sent.
     pub fn max_datagram_len(&self) -> usize {
-        frames::max_datagram_len(self.listeners.payload().bytes)
+        frames::max_datagram_len(self.payload.bytes)
     }
 
     /// All counters, as of now: where every datagram went.

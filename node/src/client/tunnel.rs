@@ -35,9 +35,11 @@ impl UdpTunnel {
     /// Opens a tunnel. It can be used at once: datagrams sent before the entry is ready wait, up to 1024 of them.
     ///
     /// # Errors
-    /// [`TunnelError::Io`] if no port or descriptor is left, or the entry has 8192 tunnels and listeners already.
+    /// [`TunnelError::Io`] if no port or descriptor is left, the entry has 8192 tunnels and listeners already, or the
+    /// chain's first class serves a meeting here.
     pub fn open(entry: &Entry) -> Result<UdpTunnel, TunnelError> {
-        UdpTunnel::with(&entry.listeners)
+        let none = || io::Error::other("the chain's first class serves a meeting: name another one (`open_in`)");
+        UdpTunnel::with(entry.listeners.as_ref().ok_or_else(none)?)
     }
 
     /// The same, in cells of a class of the chain that serves destinations, and that the entry's options name.

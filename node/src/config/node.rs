@@ -115,6 +115,16 @@ pub struct EntryPart {
     pub refuses_on_alarm: bool,
     /// The Unix socket for `eddy forward`.
     pub commands: Option<PathBuf>,
+    /// A program may open tunnels in the chain's first class at any time.
+    pub has_tunnels: bool,
+}
+
+impl EntryPart {
+    /// True if anything of it is in the chain's first class without naming it.
+    pub(super) fn uses_first_class(&self) -> bool {
+        let has_forward = self.forwards.iter().any(|forward| forward.class.is_none());
+        self.has_tunnels || has_forward || !self.socks.is_empty() || !self.pymix.is_empty()
+    }
 }
 
 /// A port of the entry and the destination of what is sent there.
@@ -261,6 +271,7 @@ impl NodeConfig {
                 socks_users: table.maybe_text("socks_users").map(beside),
                 refuses_on_alarm: table.maybe_text("on_alarm").is_some_and(|text| text.value == "no-new-flows"),
                 commands: table.maybe_text("commands").map(beside),
+                has_tunnels: false,
             }),
             NodeRole::Mix => Part::Mix {
                 mixing: table.parsed("mixing")?,

@@ -88,22 +88,23 @@ pub struct ServedClass<'a> {
 }
 
 impl Loaded {
-    /// The first of the classes that the node serves, which is the chain's first one.
+    /// The first of the classes that the node serves: at a hop the chain's first one.
     pub fn first_class(&self) -> ServedClass<'_> {
-        self.class(self.terms().next().expect("a chain has a class"))
+        self.classes().swap_remove(0)
     }
 
-    /// The classes that the node serves, in the chain's order: a hop all, an entry the first one and those that its
-    /// configuration names.
+    /// The classes that the node serves, in the chain's order: a hop all; an entry those that its configuration names,
+    /// and the chain's first one if something uses it, or if it names none.
     pub fn classes(&self) -> Vec<ServedClass<'_>> {
-        let first = self.chain.terms.first_class();
-        let is_served = |terms: &Terms| {
-            let Part::Entry(part) = &self.config.part else { return true };
+        let Part::Entry(part) = &self.config.part else { return self.terms().map(|terms| self.class(terms)).collect() };
+        let is_named = |terms: &Terms| {
             let name = terms.name();
-            terms.id() == first
-                || self.config.classes.iter().any(|one| one.class == name)
+            self.config.classes.iter().any(|one| one.class == name)
                 || part.forwards.iter().any(|forward| forward.class.as_ref() == Some(&name))
         };
+        let first = self.chain.terms.first_class();
+        let needs_first = part.uses_first_class() || !self.terms().any(|terms| is_named(&terms));
+        let is_served = |terms: &Terms| is_named(terms) || (needs_first && terms.id() == first);
         self.terms().filter(is_served).map(|terms| self.class(terms)).collect()
     }
 
@@ -203,8 +204,16 @@ impl<'a> ServedClass<'a> {
     /// Reads the secret of its meeting.
     ///
     /// # Errors
-    /// The class is a free one, it has other listeners, too, or the file is refused.
+    /// The class does not serve it ([`ServedClass::meeting_file`]), or the file is refused.
     pub fn read_meeting(&self) -> Result<Option<MeetingSecret>, ConfigError> {
+        self.meeting_file()?.map(read_meeting).transpose()
+    }
+
+    /// The file with the secret of its meeting.
+    ///
+    /// # Errors
+    /// The class is a free one, or has other listeners, too.
+    pub fn meeting_file(&self) -> Result<Option<&Path>, ConfigError> {
         let Some((Forward { listen, .. }, file)) = self.meeting() else { return Ok(None) };
         let Part::Entry(part) = &self.config.part else { unreachable!("it has a forward") };
         let refuse = |what: String, remedy: &str| {
@@ -228,7 +237,7 @@ impl<'a> ServedClass<'a> {
                 "give one of them another class of the chain, or run two entries",
             );
         }
-        read_meeting(file).map(Some)
+        Ok(Some(file))
     }
 
     /// Other ports than those of the first class: the published one towards the previous hop, any one towards the next;
@@ -502,6 +511,31 @@ pub(crate) mod tests {
             assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
         }
         assert_eq!(warnings.len(), 2);
+    }
+
+    #[test]
+    fn entry_serves_the_first_class_only_if_something_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = chain_of_a_paced_class(dir.path());
+        let text = std::fs::read_to_string(&files.entry).unwrap();
+        let served = |lines: &str, has_tunnels| {
+            let mut loaded =
+                Loaded::read_files(NodeConfig::parse(&files.entry, &(text.clone() + lines)).unwrap()).unwrap();
+            let Part::Entry(part) = &mut loaded.config.part else { unreachable!("an entry") };
+            part.has_tunnels = has_tunnels;
+            let names = loaded.classes().iter().map(|class| class.terms.name().to_string()).collect::<Vec<_>>();
+            assert_eq!(loaded.first_class().terms.name().as_str(), names[0]);
+            names.join(" ")
+        };
+        let meeting = "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\"\nclass = \"voice\"\n";
+        let forward = "[[forward]]\nlisten = \"5001\"\nto = \"192.0.2.1:5\"\n";
+        assert_eq!(served("", false), "S");
+        assert_eq!(served(meeting, false), "voice");
+        assert_eq!(served("[class.voice]\nsocks = [\"1080\"]\n", false), "voice");
+        for both in [&(meeting.to_owned() + forward), &(meeting.to_owned() + "[class.S]\n")] {
+            assert_eq!(served(both, false), "S voice", "{both}");
+        }
+        assert_eq!(served(meeting, true), "S voice", "a program may open a tunnel");
     }
 
     #[test]

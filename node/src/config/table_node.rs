@@ -406,10 +406,10 @@ pub static NODE: &[Key] = &[
         roles: ALL,
         kind: Kind::Classes(CLASS),
         default: DefaultValue::Unset(
-            "a hop serves all classes of the chain at their published ports; an entry uses the first one",
+            "a hop serves all classes of the chain at their published ports; an entry uses those of its forwards",
         ),
-        doc: "Settings of one class of the chain, instead of those above. An entry uses the chain's first class, those of \
-              these tables, and those that its forwards name.",
+        doc: "Settings of one class of the chain, instead of those above. An entry uses the classes of these tables, those \
+              that its forwards name, and the chain's first one for everything else, if there is something else.",
         example: "",
     },
 ];

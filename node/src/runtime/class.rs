@@ -149,6 +149,7 @@ impl Start<'_> {
         let name = terms.name();
         let reporter = ClassReporter {
             class: name.clone(),
+            id: terms.id(),
             ledgers,
             profiles,
             control: Default::default(),

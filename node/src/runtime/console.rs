@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ClassName, Forward, NotAClassName, NotATarget, parse_idle, parse_max_age};
+use crate::config::{ClassName, Forward, NotAClassName, NotATarget, Target, parse_idle, parse_max_age};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::local::{Bound, Server, read_answer};
 
@@ -41,7 +41,7 @@ pub enum Request {
 pub struct ForwardInfo {
     /// Address at which the entry listens.
     pub listen: SocketAddr,
-    /// Destination of the exit, `HOST:PORT`.
+    /// Destination of the exit, `HOST:PORT`; or `meet:@FILE`, the other user of a meeting.
     pub to: String,
     /// Flows are closed after this time without a datagram from the client; default: the entry's `flow_idle_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub struct ForwardInfo {
     /// Datagrams that have waited for longer at the entry are dropped; default: the entry's `max_age_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
-    /// Class of its cells; default: the entry's first one.
+    /// Class of its cells; default: the chain's first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
 }
@@ -76,16 +76,26 @@ impl From<&Forward> for ForwardInfo {
     }
 }
 
-/// Serves requests at the socket, about the listening sockets of these classes.
+/// The forwards of an entry.
+pub struct Forwards {
+    /// The chain's first class.
+    pub first: ClassName,
+    /// The listening sockets of classes that serve destinations.
+    pub classes: Vec<(ClassName, Listeners)>,
+    /// Those to meetings, with their class. They stay as they are.
+    pub meetings: Vec<Forward>,
+}
+
+/// Serves requests at the socket, about these forwards.
 ///
 /// # Errors
 /// No thread or no descriptors left.
-pub fn serve(bound: Bound, classes: Vec<(ClassName, Listeners)>) -> io::Result<Server> {
+pub fn serve(bound: Bound, forwards: Forwards) -> io::Result<Server> {
     bound.serve("console", move |mut client| {
         let mut line = String::new();
         BufReader::new(client.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
         let reply = match serde_json::from_str(&line) {
-            Ok(request) => answer(request, &classes),
+            Ok(request) => answer(request, &forwards),
             Err(why) => Answer::Refused(format!("invalid request: {why}")),
         };
         let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
@@ -94,9 +104,10 @@ pub fn serve(bound: Bound, classes: Vec<(ClassName, Listeners)>) -> io::Result<S
     })
 }
 
-fn answer(request: Request, classes: &[(ClassName, Listeners)]) -> Answer {
+fn answer(request: Request, forwards: &Forwards) -> Answer {
+    let Forwards { classes, meetings, .. } = forwards;
     match request {
-        Request::Add(wanted) => match add(wanted, classes) {
+        Request::Add(wanted) => match add(wanted, forwards) {
             Ok(forward) => {
                 tracing::info!("forward {}={} added", forward.listen, forward.to);
                 Answer::Forwards(vec![(&forward).into()])
@@ -108,34 +119,56 @@ fn answer(request: Request, classes: &[(ClassName, Listeners)]) -> Answer {
                 tracing::info!("forward {}={} removed", forward.listen, forward.to);
                 Answer::Forwards(vec![(&forward).into()])
             }
+            None if meetings.iter().any(|meeting| meeting.listen == listen) => Answer::Refused(format!(
+                "the forward on {listen} is a meeting, which lasts as long as the entry: restart it without this forward"
+            )),
             None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` prints all forwards")),
         },
         Request::List => {
             let of_class = |(class, listeners): &(ClassName, Listeners)| {
-                let class = (classes.len() > 1).then(|| class.clone());
+                let class = (classes.len() + meetings.len() > 1).then(|| class.clone());
                 listeners
                     .forwards()
                     .into_iter()
                     .map(move |(_, forward)| (&Forward { class: class.clone(), ..forward }).into())
             };
-            Answer::Forwards(classes.iter().flat_map(of_class).collect())
+            let to_destinations = classes.iter().flat_map(of_class);
+            Answer::Forwards(to_destinations.chain(meetings.iter().map(ForwardInfo::from)).collect())
         }
     }
 }
 
-/// Adds a forward to the class that it names, or to the first one.
-fn add(wanted: ForwardInfo, classes: &[(ClassName, Listeners)]) -> Result<Forward, String> {
+/// Adds a forward to the class that it names, or to the chain's first one.
+fn add(wanted: ForwardInfo, forwards: &Forwards) -> Result<Forward, String> {
     let ForwardInfo { listen, to, idle_s, max_age_ms, class } = wanted;
     let to = to.parse().map_err(|why: NotATarget| why.to_string())?;
     let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
-    let class = class.map(|class| class.parse()).transpose().map_err(|why: NotAClassName| why.to_string())?;
-    let found = classes.iter().find(|(one, _)| class.as_ref().is_none_or(|class| class == one));
+    let class: Option<ClassName> =
+        class.map(|class| class.parse()).transpose().map_err(|why: NotAClassName| why.to_string())?;
+    let Forwards { first, classes, meetings } = forwards;
+    let name = class.as_ref().unwrap_or(first);
+    let meeting = meetings.iter().find(|meeting| meeting.class.as_ref() == Some(name));
+    if let (Target::Meeting(_), Some(Forward { listen, to, .. })) = (&to, meeting) {
+        return Err(format!(
+            "class {name} serves the meeting on {listen} already: for another secret write it to the file ({to}) and send \
+             the entry SIGHUP; for another meeting at the same time run a second entry"
+        ));
+    }
+    if let Target::Meeting(_) = to {
+        return Err(format!(
+            "a meeting is chosen when the entry starts: restart it with `--forward {listen}={to},class=NAME`, or with this \
+             forward and a paced class in its configuration"
+        ));
+    }
+    let found = classes.iter().find(|(one, _)| one == name);
     let (_, listeners) = found.ok_or_else(|| {
-        let class = class.as_ref().map_or("", ClassName::as_str);
-        format!(
-            "this entry serves no destinations in class {class}: name a class of the chain that has no meeting here, \
-             and add a table [class.{class}] to the configuration if it has none"
-        )
+        let remedy = match meeting {
+            Some(_) => "which has a meeting: name another class of the chain".to_owned(),
+            None => {
+                format!("name one that it serves, or add a table [class.{name}] to its configuration and restart it")
+            }
+        };
+        format!("this entry serves no destinations in class {name}: {remedy}")
     })?;
     listeners.add(Forward { listen, to, idle, max_age, class }).map_err(|why| why.to_string())
 }
@@ -173,8 +206,8 @@ mod tests {
         let listeners = Listeners::new(payload_of(Class::L), times, &[], waker.clone()).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let other = Listeners::new(payload_of(Class::S), times, &[], waker).unwrap();
-        let _server =
-            serve(bound, vec![(Class::L.into(), listeners.clone()), (Class::S.into(), other.clone())]).unwrap();
+        let classes = vec![(Class::L.into(), listeners.clone()), (Class::S.into(), other.clone())];
+        let _server = serve(bound, Forwards { first: Class::L.into(), classes, meetings: Vec::new() }).unwrap();
 
         let told = |listen: &str, to: &str, idle_s| ForwardInfo {
             listen: listen.parse().unwrap(),
@@ -218,5 +251,29 @@ mod tests {
             assert!(answer.contains("refused"), "{junk:?}: {answer}");
         }
         assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(Vec::new()));
+    }
+    #[test]
+    fn meetings_are_listed_and_not_added_or_removed() {
+        let meeting: Forward = "127.0.0.1:5000=meet:@call.secret,class=voice".parse().unwrap();
+        let forwards = Forwards { first: Class::L.into(), classes: Vec::new(), meetings: vec![meeting.clone()] };
+        let info = |text: &str| ForwardInfo::from(&text.parse::<Forward>().unwrap());
+        let Answer::Forwards(listed) = answer(Request::List, &forwards) else { panic!("refused") };
+        assert_eq!(listed, [info("127.0.0.1:5000=meet:@call.secret,class=voice")]);
+
+        let refused = |request| match answer(request, &forwards) {
+            Answer::Refused(why) => why,
+            Answer::Forwards(forwards) => panic!("done: {forwards:?}"),
+        };
+        let gone = refused(Request::Remove { listen: meeting.listen });
+        assert!(gone.contains("is a meeting") && gone.contains("restart it without this forward"), "{gone}");
+        for (wanted, remedy) in [
+            ("5001=meet:@b.secret,class=voice", "another secret write it to the file (meet:@call.secret)"),
+            ("5001=meet:@b.secret", "restart it with `--forward 127.0.0.1:5001=meet:@b.secret,class=NAME`"),
+            ("5001=a.example:53,class=voice", "class voice: which has a meeting: name another class"),
+            ("5001=a.example:53", "class L: name one that it serves, or add a table [class.L]"),
+        ] {
+            let why = refused(Request::Add(info(wanted)));
+            assert!(why.contains(remedy), "{wanted}: {why}");
+        }
     }
 }

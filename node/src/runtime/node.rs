@@ -170,8 +170,11 @@ impl Node {
             }
             Part::Entry(_) | Part::Mix { .. } => None,
         };
-        let (trust_status, classes) = (Arc::default(), reporters.into());
-        let reporter = Reporter { role, position, chain: chain.id, trust: trust_status, clock, readiness, classes };
+        let (trust_status, chain_id) = (Arc::default(), chain.id);
+        let names_classes = reporters.len() > 1 || reporters[0].id != chain.terms.first_class();
+        let classes = reporters.into();
+        let reporter =
+            Reporter { role, position, chain: chain_id, trust: trust_status, clock, readiness, classes, names_classes };
 
         let reload = Arc::new(AtomicBool::new(false));
         let new_meetings = Arc::<Mutex<_>>::default();

@@ -14,6 +14,7 @@ use dataplane::paced::entry::MeetingState;
 use dataplane::paced::{entry, mix};
 use dataplane::runner::{Clock, Turns};
 use rustix::time::{ClockId, clock_gettime};
+use wire::ids::ClassId;
 
 use crate::config::{ClassName, NodeRole};
 use crate::report::paced::{self, PacedPlan, PacedReport};
@@ -46,11 +47,14 @@ pub(super) struct Reporter {
     pub(super) readiness: Arc<Readiness>,
     /// At least one.
     pub(super) classes: Arc<[ClassReporter]>,
+    /// It serves several classes, or another one than the chain's first.
+    pub(super) names_classes: bool,
 }
 
 /// The sources of the report of a class.
 pub(super) struct ClassReporter {
     pub(super) class: ClassName,
+    pub(super) id: ClassId,
     /// One for each worker.
     pub(super) ledgers: Vec<Arc<Mutex<Ledger>>>,
     pub(super) profiles: Vec<latency::Shared>,
@@ -73,12 +77,12 @@ pub(super) struct ClassReporter {
 }
 
 impl Reporter {
-    /// The report now: that of the first class and, if there are several, those of all.
+    /// The report now: that of the first class, and those of all by name if that says more.
     pub(super) fn report(&self) -> NodeReport {
         let mut all = self.classes.iter().map(|class| (class.class.to_string(), self.report_of(class)));
         let (name, first) = all.next().expect("a node has a class");
         let mut classes: BTreeMap<String, NodeReport> = all.collect();
-        if !classes.is_empty() {
+        if self.names_classes {
             classes.insert(name, first.clone());
         }
         NodeReport { classes, ..first }
@@ -91,6 +95,7 @@ impl Reporter {
         let of_workers = class.turns.iter().map(|turns| turns.read());
         let (turns, sleeps) = of_workers.fold((0, 0), |(turns, sleeps), (t, s)| (turns + t, sleeps + s));
         NodeReport {
+            class_number: class.id.number(),
             turns,
             sleeps,
             kernel_drops: class.kernel_drops(),
@@ -170,13 +175,15 @@ pub(super) mod tests {
     use std::net::UdpSocket;
 
     use dataplane::sys;
+    use wire::cell::Class;
 
     use super::*;
 
     /// A class without threads.
     pub(in crate::runtime) fn idle_class() -> ClassReporter {
         ClassReporter {
-            class: wire::cell::Class::S.into(),
+            class: Class::S.into(),
+            id: Class::S.into(),
             ledgers: Vec::new(),
             profiles: Vec::new(),
             control: Mutex::default(),
@@ -201,6 +208,7 @@ pub(super) mod tests {
             clock: Clock::start(),
             readiness: Arc::default(),
             classes: [class].into(),
+            names_classes: false,
         }
     }
 
@@ -208,13 +216,13 @@ pub(super) mod tests {
     fn only_a_node_with_several_classes_lists_them() {
         let reporter = reporter_of(idle_class());
         assert!(reporter.report().classes.is_empty());
-        let second = ClassReporter { class: wire::cell::Class::M.into(), ..idle_class() };
-        let reporter = Reporter { classes: [idle_class(), second].into(), ..reporter };
+        let second = ClassReporter { class: Class::M.into(), id: Class::M.into(), ..idle_class() };
+        let reporter = Reporter { classes: [idle_class(), second].into(), names_classes: true, ..reporter };
         lock(&reporter.classes[1].control).half_open = 7;
         let report = reporter.report();
         assert_eq!(report.handshakes.half_open, 0, "of the first class");
-        let half_open = report.classes.iter().map(|(name, class)| (name.as_str(), class.handshakes.half_open));
-        assert!(half_open.eq([("M", 7), ("S", 0)]));
+        let of_class = |name: &str| (report.classes[name].class_number, report.classes[name].handshakes.half_open);
+        assert_eq!(["S", "M"].map(of_class), [(Class::S as u8, 0), (Class::M as u8, 7)]);
     }
 
     #[test]

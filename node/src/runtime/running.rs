@@ -20,16 +20,19 @@ use wire::gcm::Engine;
 use wire::paced::MeetingSecret;
 
 use crate::ceremony::profile::Figures;
-use crate::config::{ClassName, ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass};
+use crate::config::{
+    ClassName, ConfigError, Forward, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, Terms,
+};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
+use crate::runtime::console::{self, Forwards};
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{self, Bound, Server};
 use crate::runtime::node::{self, ClassSpec, MeetingSpec, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
 use crate::runtime::seats::{self, TooManySeats};
 use crate::runtime::sockets::{Plan, Sockets};
-use crate::runtime::{console, resolver, status, workers};
+use crate::runtime::{resolver, status, workers};
 
 /// A running node.
 pub struct Running {
@@ -79,12 +82,19 @@ impl Running {
             let ServedClass { terms, shape, config, .. } = class;
             ClassSpec { terms, shape, config, next, lanes, sockets, meeting }
         };
-        let classes = loaded.classes().into_iter().zip(reached).zip(sockets).zip(meetings).map(of_class).collect();
+        let first = Terms::of(&loaded.chain.terms).next().expect("a chain has a class").name();
+        let served = loaded.classes();
+        let mut to_meetings: Vec<_> = served.iter().filter_map(to_meeting).collect();
+        let classes = served.into_iter().zip(reached).zip(sockets).zip(meetings).map(of_class).collect();
         let node = Node::start(NodeSpec { loaded, classes })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
-        let console = commands.map(|bound| console::serve(bound, node.class_listeners()));
+        for Forward { listen, class, .. } in &mut to_meetings {
+            *listen = class.as_ref().and_then(|class| node.meeting(class)).unwrap_or(*listen);
+        }
+        let forwards = Forwards { first, classes: node.class_listeners(), meetings: to_meetings };
+        let console = commands.map(|bound| console::serve(bound, forwards));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console, _locks: locks })
     }
@@ -152,6 +162,13 @@ impl Running {
         drop((status, console));
         node.stop()
     }
+}
+
+/// The forward of a class to a meeting, with the class and the time that its datagrams may wait.
+fn to_meeting(served: &ServedClass<'_>) -> Option<Forward> {
+    let (forward, _) = served.meeting()?;
+    let max_age = forward.max_age.or(Some(served.config.max_age));
+    Some(Forward { class: Some(served.terms.name()), max_age, ..forward.clone() })
 }
 
 /// A node that may be started.
@@ -548,6 +565,9 @@ mod tests {
             }
         };
         wait_for("joined");
+        for entry in &nodes[2..] {
+            assert!(entry.report().classes.keys().eq(["voice"]), "the free class is not used");
+        }
         // One of them gets another secret in its file, then the other one by the library.
         write(8);
         nodes[2].reload();
