@@ -107,7 +107,7 @@ pub struct ConfigArgs {
 pub enum ConfigAction {
     /// Explain the keys of all files
     Explain {
-        /// A key [default: list all]
+        /// A key, a class such as voice, or meet [default: list all keys]
         key: Option<String>,
     },
     /// Check a node's configuration, its chain file and its key file

@@ -16,7 +16,9 @@ use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 pub use ceremony::{AssembleArgs, InspectArgs, KeygenArgs, RenewArgs};
 pub use chain::{ChainArgs, ChainClass, InitArgs, ShapeArgs};
 pub use inspect::{ConfigAction, ConfigArgs, DoctorArgs, ForwardAction, ForwardArgs, StatusArgs};
-pub use node::{EntryArgs, ExitArgs, MeetAction, MeetArgs, MeetNewArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
+pub use node::{
+    EntryArgs, ExitArgs, MEET_HELP, MeetAction, MeetArgs, MeetNewArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs,
+};
 
 use crate::version;
 

@@ -106,7 +106,7 @@ pub struct EntryArgs {
     pub pymix: Vec<SocketAddr>,
 }
 
-const MEET_HELP: &str = "\
+pub const MEET_HELP: &str = "\
 Examples:
   One user makes the secret, and gives it to the other on a safe way:
     eddy meet new --out call.secret

@@ -4,17 +4,27 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
+use eddy_node::ceremony::profile::{ClassChoice, Figures, for_hops, profiles};
 use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
-use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest};
+use eddy_node::config::{
+    ConfigError, EntryPart, Forward, Loaded, NodeConfig, Part, Target, effective, effective_toml, nearest,
+};
 use eddy_node::runtime::running;
 use serde_json::json;
 use textwrap::fill;
+use wire::frames;
+use wire::paced::terms::STEP_DEFAULT_MS;
+use wire::setup::Suite;
 
-use crate::args::{ConfigAction, ConfigArgs};
+use crate::args::{ConfigAction, ConfigArgs, MEET_HELP};
 use crate::tables::wrapping;
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
+/// The name of meetings, as a forward has it.
+const MEET: &str = "meet";
+/// Of the chain for which figures are printed.
+const MIXES: usize = 3;
 
 /// Runs the command.
 ///
@@ -45,11 +55,24 @@ fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
 
 fn show(file: &Path, json: bool) -> anyhow::Result<String> {
     let (role, settings) = effective(file)?;
+    check_meetings(NodeConfig::read(file)?)?;
     if json {
         let value = json!({ "file": file.display().to_string(), "role": role, "settings": settings });
         return Ok(value.to_string() + "\n");
     }
     Ok(effective_toml(&settings))
+}
+
+/// Checks that meetings are in classes that serve them, which the chain file knows.
+fn check_meetings(config: NodeConfig) -> Result<(), ConfigError> {
+    let is_meeting = |forward: &Forward| matches!(forward.to, Target::Meeting(_));
+    let Part::Entry(EntryPart { forwards, .. }) = &config.part else { return Ok(()) };
+    if !forwards.iter().any(is_meeting) {
+        return Ok(());
+    }
+    let loaded = Loaded::read_files(config)?;
+    loaded.check_classes()?;
+    loaded.classes().iter().try_for_each(|class| class.meeting_file().map(drop))
 }
 
 /// The files of a key: by role for a node's configuration.
@@ -67,17 +90,58 @@ pub(super) fn default(key: &Key) -> String {
     }
 }
 
-/// One key. A name may be in several tables.
+/// A key, which may be in several tables; a class, as `--class` names it; or `meet`.
 fn explain(name: &str) -> Result<String, ConfigError> {
+    if name == MEET {
+        return Ok(format!(
+            "Two users of a paced class who share a secret meet: each calls the other.\n\n{MEET_HELP}\n"
+        ));
+    }
+    if let Ok(class) = name.parse()
+        && !name.contains(':')
+    {
+        return Ok(explain_class(&class));
+    }
     let keys = || ALL_FILES.iter().flat_map(|(file, keys)| keys.iter().map(move |key| (*file, key)));
     let texts: Vec<String> = keys().filter(|(_, key)| key.name == name).map(|(file, key)| entry(file, key)).collect();
     if !texts.is_empty() {
         return Ok(texts.join("\n"));
     }
-    let names: Vec<&str> = keys().map(|(_, key)| key.name).collect();
+    let names: Vec<&str> = keys().map(|(_, key)| key.name).chain(profiles()).chain([MEET]).collect();
     let hint = nearest(name, &names)
         .map_or("`eddy config explain` lists all keys".to_owned(), |near| format!("did you mean `{near}`?"));
     Err(ConfigError::Arguments(format!("unknown key `{name}`: {hint}")))
+}
+
+/// What a class means to its users, in a chain of three mixes.
+fn explain_class(choice: &ClassChoice) -> String {
+    let about = match choice {
+        ClassChoice::Free(class) => format!(
+            "Class {class} is a free class: it does not hide a call from somebody who watches both ends of the chain. A \
+             datagram of up to {} bytes travels in one cell, of up to {} in eight.",
+            frames::max_single_cell_len(class.payload()),
+            frames::max_datagram_len(class.payload())
+        ),
+        ClassChoice::Paced(terms) => {
+            let terms = for_hops(terms.clone(), MIXES + 1);
+            let figures = Figures::of(&terms, Suite::default(), MIXES + 1).text(&terms);
+            return format!(
+                "{figures}\n{}\n",
+                fill(
+                    &format!(
+                        "This is {choice}, a profile of a paced class, with {MIXES} mixes and steps of {STEP_DEFAULT_MS} ms; \
+                         `eddy inspect chain.toml` prints what a chain has. A chain gets it with `eddy init --class L \
+                         --class {choice}`, or with other values `--class {choice}:n_min=4,steps_ms=2`; `eddy config \
+                         explain n_min` explains one of them. A forward uses it with `class={choice}` at its end, to a \
+                         destination or to another user (`eddy config explain {MEET}`). `[class.{choice}]` in a node's \
+                         configuration has its settings there, such as `cores`."
+                    ),
+                    wrapping(WIDTH)
+                )
+            );
+        }
+    };
+    fill(&about, wrapping(WIDTH)) + "\n"
 }
 
 fn entry(file: &str, key: &Key) -> String {
@@ -106,7 +170,8 @@ fn list() -> String {
         }
         text += "\n";
     }
-    text + "eddy config explain KEY explains one.\n"
+    let classes = profiles().collect::<Vec<_>>().join(", ");
+    text + &format!("eddy config explain KEY explains one, a class ({classes}), or {MEET}.\n")
 }
 
 /// The table of a node's keys, for docs/OPERATE.md.

@@ -147,6 +147,15 @@ fn config_show_prints_a_configuration_with_the_same_meaning() {
 }
 
 #[test]
+fn config_show_refuses_a_meeting_in_a_free_class() {
+    let dir = chain();
+    let meeting = "[[forward]]\nlisten = \"5000\"\nto = \"meet:@call.secret\"";
+    edit(&dir.path().join("entry.toml"), "", meeting);
+    let output = run(dir.path(), "config show entry.toml");
+    assert_mistake("show", &output, &["entry.toml:", "is a meeting, which class L does not have"]);
+}
+
+#[test]
 fn config_explain_fits_a_terminal_and_suggests() {
     let dir = tempfile::tempdir().unwrap();
     let list = said(dir.path(), "config explain");
@@ -160,6 +169,15 @@ fn config_explain_fits_a_terminal_and_suggests() {
     let to = said(dir.path(), "config explain to");
     assert!(to.contains("meet:@FILE") && to.contains("eddy meet new --out FILE"), "{to}");
     assert!(list.contains("meet:@FILE"), "{list}");
+    for (name, wanted) in [
+        ("voice", "fits     97 bytes a cell or 200 every two; between users 93 or 192"),
+        ("L", "up to 1323 bytes"),
+        ("meet", "eddy meet new --out call.secret"),
+    ] {
+        let text = said(dir.path(), &format!("config explain {name}"));
+        assert!(text.contains(wanted) && text.lines().all(|line| line.len() <= 80), "{name}: {text}");
+    }
+    assert_mistake("explain", &run(dir.path(), "config explain voise"), &["voise", "did you mean `voice`?"]);
     assert_mistake("explain", &run(dir.path(), "config explain mixxing"), &["mixxing", "did you mean `mixing`?"]);
 }
 

@@ -37,6 +37,11 @@ const PROFILES: &[Profile] = &[
     Profile { name: "video", size: Class::L, period_ms: 10, cells: 2, repeat: false },
 ];
 
+/// The names of the profiles.
+pub fn profiles() -> impl Iterator<Item = &'static str> {
+    PROFILES.iter().map(|profile| profile.name)
+}
+
 /// A class of a planned chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClassChoice {
@@ -208,8 +213,14 @@ pub struct Figures {
     pub delay_ms: PerUse<u64>,
     /// Most ms that a datagram waits that finds no room in its round, unless it is configured.
     pub queue_ms: u64,
-    /// Length of a batch. An entry that starts carries data after one to two of them.
+    /// Length of a batch. An entry that starts carries data after one to two of them. The hops of a new chain must have
+    /// signed their setup keys in an interval before that.
     pub batch_ms: u64,
+    /// Bytes of the longest datagram in one cell, to a destination and between users. With repeat its cell is every
+    /// second one.
+    pub longest: [usize; 2],
+    /// With repeat: the same in every cell.
+    pub in_each_cell: Option<[usize; 2]>,
 }
 
 impl Figures {
@@ -218,12 +229,15 @@ impl Figures {
         let times = terms.timetable(hops);
         let period_ms = u64::from(terms.period_ms);
         let payload = terms.class.size().payload();
+        let inner = [payload, payload - SALT_LEN];
 
         // With repeat, a datagram of full length fits every second cell: SPEC 9.11.7.
+        let longest = |inner, repeat| fresh_max(inner, repeat) - DGRAM_OVERHEAD;
         let kbit_s = |inner, repeat| {
-            let bits = 8 * (fresh_max(inner, repeat) - DGRAM_OVERHEAD) as u64 * u64::from(terms.cells);
+            let bits = 8 * longest(inner, repeat) as u64 * u64::from(terms.cells);
             bits / (period_ms * if repeat { 2 } else { 1 })
         };
+        let half = |inner| fresh_max(inner, true) / 2 - DGRAM_OVERHEAD;
 
         let rounds = u64::from(terms.rounds);
         let slots = ControlSlots::new(terms, suite, hops, 1, Direction::Forward);
@@ -252,6 +266,8 @@ impl Figures {
             },
             queue_ms: default_max_age(terms).as_millis() as u64,
             batch_ms: rounds * period_ms,
+            longest: inner.map(|inner| longest(inner, terms.repeat)),
+            in_each_cell: terms.repeat.then(|| inner.map(half)),
         }
     }
 
@@ -265,8 +281,8 @@ impl Figures {
     }
 
     /// In words: what it does, and how much.
-    pub fn lines(&self) -> [(&'static str, String); 5] {
-        let Figures { kbit_s, mb_per_hour, delay_ms, queue_ms, batch_ms } = self;
+    pub fn lines(&self) -> [(&'static str, String); 6] {
+        let Figures { kbit_s, mb_per_hour, delay_ms, queue_ms, batch_ms, longest: [out, inside], in_each_cell } = self;
         let PerUse { forward, backward, meeting } = kbit_s;
         let carries = format!("{forward} kbit/s to destinations, {backward} back, {meeting} between users");
         let costs = format!("{mb_per_hour} MB an hour each way for each user, sending or not");
@@ -274,8 +290,15 @@ impl Figures {
         let adds = format!("at most {forward} ms to destinations, {backward} ms back, {meeting} ms between users");
         let queues = format!("what finds no room in its round, for {queue_ms} ms by default");
         let seconds = |ms: u64| (ms + 500) / 1000;
-        let starts = format!("{} to {} s after a user's entry", seconds(*batch_ms), seconds(2 * batch_ms));
-        [("carries", carries), ("costs", costs), ("adds", adds), ("queues", queues), ("starts", starts)]
+        let (least, most) = (seconds(*batch_ms), seconds(2 * batch_ms));
+        let starts = format!("{least} to {most} s after an entry; in a new chain up to an interval more");
+        let fits = match in_each_cell {
+            None => format!("datagrams of {out} bytes in a cell, between users {inside}"),
+            Some([half, half_inside]) => {
+                format!("{half} bytes a cell or {out} every two; between users {half_inside} or {inside}")
+            }
+        };
+        [("carries", carries), ("fits", fits), ("costs", costs), ("adds", adds), ("queues", queues), ("starts", starts)]
     }
 
     /// These lines below the name of the class.
@@ -312,6 +335,8 @@ mod tests {
         let repeated = figures("voice:steps_ms=2", 4);
         assert_eq!(repeated.kbit_s, PerUse { forward: 80, backward: 162, meeting: 76 });
         assert_eq!(repeated.delay_ms, PerUse { forward: 46, backward: 17, meeting: 53 });
+        assert_eq!((plain.longest, plain.in_each_cell), ([203, 195], None));
+        assert_eq!((repeated.longest, repeated.in_each_cell), ([200, 192], Some([97, 93])));
         assert_eq!((repeated.queue_ms, figures("voice-lite", 4).queue_ms), (60, 120));
         assert_eq!(
             figures("voice:copies=3,steps_ms=2,repeat=0", 4).delay_ms.forward,
