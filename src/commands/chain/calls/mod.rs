@@ -86,17 +86,17 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let plan = plan(args, &terms, &sockets)?;
     let files = init::write(dir.path(), &plan)?;
     if !args.json {
-        print(&announcement(args, &terms, users))?;
+        print(&announcement(args, &terms, users, plan.interval_s))?;
     }
 
-    let started = Instant::now();
+    let started = (Instant::now(), since_1970());
     let mut children = Children::spawn(starts(&files, sockets), &log, args.log.is_set())?;
     let name: ClassName = terms.name.parse().context("the name was checked")?;
     let free: ClassName = terms.class.size().into();
     let tap = Tap::start(|| any(args), std::iter::repeat_n(mix1, users).flatten())?;
     let users = start_users(args, &files, [&name, &free], &tap.addresses, users)?;
-    wait(&users, (&name, &terms), plan.interval_s, &mut children, &interrupted)?;
-    let setup = started.elapsed();
+    wait(&users, (&name, &terms), (plan.interval_s, started.1), &mut children, &interrupted)?;
+    let setup = started.0.elapsed();
 
     let seconds = args.seconds.unwrap_or(SECONDS);
     let mut rng = rng()?;
@@ -219,20 +219,24 @@ fn starts(files: &Files, sockets: Vec<OfHop>) -> Vec<super::Start> {
 }
 
 /// What is about to happen, and what the class means to its users.
-fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize) -> String {
+fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize, interval_s: u32) -> String {
     let hops = args.shape.mixes + 1;
     let figures = Figures::of(terms, Suite::default(), hops);
+    let batch_s = figures.batch_ms as f64 / 1000.0;
     format!(
         "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
          than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n\
          Users who meet: no observer of all links and the exit sees who calls whom in a\n\
-         batch. Calls to destinations are weaker: losses on access links show outside.\n\n",
+         batch. Calls to destinations are weaker: losses on access links show outside.\n\n\
+         This chain is new: all hops sign keys in one interval ({interval_s} s), then channels\n\
+         are set up for a batch. So calls begin after {batch_s:.0} to {:.0} s.\n\n",
         users / 2,
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
         terms.n_min,
         terms.seats,
-        figures.text(terms)
+        figures.text(terms),
+        f64::from(interval_s) + 2.0 * batch_s
     )
 }
 
@@ -274,18 +278,34 @@ fn start_users(
     Ok(users)
 }
 
-/// Waits until every user hears that the other one is there, and has a channel of the free class.
+/// In ms.
+fn since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// The first batch with channels in a chain that starts `at`, in ms since 1970: its setups travel in the batch before it,
+/// which begins in a later interval than the one in which all hops sign (SPEC 9.8.2).
+fn first_batch(batch_ms: u64, interval_ms: u64, at: u64) -> u64 {
+    let can_set_up = |batch: u64| batch * batch_ms / interval_ms > at / interval_ms;
+    let next = at / batch_ms + 1;
+    1 + if can_set_up(next) { next } else { ((at / interval_ms + 1) * interval_ms).div_ceil(batch_ms) }
+}
+
+/// Waits until every user hears that the other one is there, and has a channel of the free class. `started_at` is the
+/// time when the chain started, in ms since 1970.
 fn wait(
     users: &[User],
     (name, terms): (&ClassName, &PacedTerms),
-    interval_s: u32,
+    (interval_s, started_at): (u32, u64),
     children: &mut Children,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let batch = Duration::from_millis(u64::from(terms.rounds) * u64::from(terms.period_ms));
+    let batch_ms = u64::from(terms.rounds) * u64::from(terms.period_ms);
+    let batch = Duration::from_millis(batch_ms);
     let patience = SETUP_MAX + 2 * Duration::from_secs(interval_s.into()) + 4 * batch;
     let bar = ProgressBar::new(users.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} users in calls; {msg}")?);
+    let first = first_batch(batch_ms, 1000 * u64::from(interval_s), started_at);
     let (started, mut said) = (Instant::now(), false);
     loop {
         children.check()?;
@@ -296,14 +316,17 @@ fn wait(
         if joined == users.len() {
             break;
         }
-        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = batch.saturating_sub(Duration::from_nanos((begun.as_nanos() % batch.as_nanos()) as u64));
+        let now = since_1970();
+        let coming = first.max(now / batch_ms + 1);
+        let left_s = (coming * batch_ms - now).div_ceil(1000);
         bar.set_position(joined as u64);
-        bar.set_message(format!("the next batch begins in {} s", left.as_secs() + 1));
+        let which = if coming == first { "first batch with channels" } else { "next batch" };
+        bar.set_message(format!("the {which} begins in {left_s} s"));
         if bar.is_hidden() && !said && started.elapsed() > SILENCE_MAX {
             said = true;
             log::say(format_args!(
-                "{} users join with a batch: one begins every {:.0} s, and the keys for it come every {interval_s} s",
+                "{} users join with the batch that begins in {left_s} s: the hops of a new chain first sign keys in an interval \
+                 of {interval_s} s, and channels are set up in a batch of {:.0} s behind that",
                 users.len(),
                 batch.as_secs_f64()
             ));
@@ -345,5 +368,22 @@ fn difference(now: RoundsReport, before: RoundsReport) -> RoundsReport {
         released: now.released.saturating_sub(before.released),
         uneven: now.uneven.saturating_sub(before.uneven),
         skipped: now.skipped.saturating_sub(before.skipped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_batch_is_set_up_after_the_interval_of_the_start() {
+        // Batches of 20 s from 0 on, intervals of 10 s.
+        for (at, first) in [(1, 2), (9_999, 2), (15_000, 2), (20_000, 3), (39_999, 3)] {
+            assert_eq!(first_batch(20_000, 10_000, at), first, "{at}");
+        }
+        // With longer intervals their end decides.
+        for (at, first) in [(1, 4), (19_999, 4), (59_999, 4), (60_000, 7)] {
+            assert_eq!(first_batch(20_000, 60_000, at), first, "{at}");
+        }
     }
 }
