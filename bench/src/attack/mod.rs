@@ -12,6 +12,7 @@
 //! judge        attackers and their figures           text         tables
 //! measures     ROC curves and entropy                costs        delay and bytes
 //! result       what `report` reads of the output     rivals       padding defences of others
+//! facts        counts and costs of a run
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -22,6 +23,7 @@ mod cases;
 mod copies;
 mod costs;
 mod exit_record;
+mod facts;
 mod folder;
 mod impairment;
 mod judge;
