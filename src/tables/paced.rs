@@ -59,15 +59,21 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         batches => format!(" (explained by restarts: {batches})"),
     };
     let other_end = match entry.end_to_end {
-        Some(EndToEndReport { places, lost }) => {
+        Some(EndToEndReport { places, lost, .. }) => {
             format!("   from the other end {}", share(PlacesReport { places, filled: 0, lost }))
         }
         None => String::new(),
     };
+    let of_exit = match entry.end_to_end {
+        Some(EndToEndReport { of_exit: 1.., .. }) => {
+            "the exit sent its own cells in place of the other user's: it is corrupt\n"
+        }
+        _ => "",
+    };
     format!(
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{restarts}   rounds skipped {skipped}\n\
-         lost on the access link {} out, {} back{other_end}\n",
+         lost on the access link {} out, {} back{other_end}\n{of_exit}",
         share(*forward),
         share(*backward)
     )
@@ -166,7 +172,7 @@ pub(super) mod tests {
             clock: Some(clock),
             forward: places,
             backward: places,
-            end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000 }),
+            end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
             dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
