@@ -12,7 +12,7 @@ use wire::reassembly::HOLD;
 use super::sessions::{Place, Queues, SessionName, Sessions};
 use super::{ExitChannel, Settings};
 use crate::age::{AgeLimit, LastRead, nanos};
-use crate::endpoint::{AppTurn, hand_out, next_second};
+use crate::endpoint::{AppTurn, drop_late, next_second};
 use crate::exit::gateway::{Answers, Context, Gateway};
 use crate::ledger::{DropReason, Tally};
 use crate::per_direction::PerDirection;
@@ -176,13 +176,19 @@ impl<A: Apps> Outside<A> {
         }
     }
 
-    /// Sends all datagrams that wait for a release.
-    pub(super) fn release(&mut self, now: Nanos) {
+    /// Puts the datagrams of a release into their order.
+    pub(super) fn order(&mut self, now: Nanos) {
         self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let Self { apps, send_batch, tally, age, .. } = self;
-        let max_age = age.max();
-        hand_out(apps, send_batch, &mut tally.forward, (age, now), |_| max_age);
+        let max_age = self.age.max();
+        drop_late(&mut self.send_batch, &mut self.tally.forward, (&self.age, now), |_| max_age);
+    }
+
+    /// Sends datagrams from the one at place `first` on, and pauses at this time of the runner's clock. Returns the
+    /// place of the next one, if there is one.
+    pub(super) fn send_from(&mut self, first: usize, clock: Option<Clock>, until: Nanos) -> Option<usize> {
+        let mut pauses = || clock.is_some_and(|clock| clock.now() >= until);
+        self.apps.send_from(first, &mut self.send_batch, &mut self.tally.forward, &mut pauses)
     }
 
     /// Receives answers, and errors of what was sent. Flows that move on send with the next release.

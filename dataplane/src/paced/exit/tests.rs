@@ -260,6 +260,39 @@ fn datagram_leaves_with_its_round_and_its_answer_returns() {
 }
 
 #[test]
+fn backward_round_does_not_wait_for_many_datagrams() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    let frames: Vec<_> = (0..8).map(|_| datagram(5, b"x")).collect();
+    bench.frames(0, round, 0, &[&[Frame::Session(SESSION), open(5, at(9))], &frames[..6]].concat());
+    bench.frames(0, round, 1, &frames);
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    let due = |direction: Direction| bench.exit.clock.when(bench.exit.schedules[direction].due_at(round));
+    let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
+    // The first datagram takes until the backward round is due.
+    let clock = Clock::showing(forward);
+    let order = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    for (net, name) in [(&bench.net, "datagram"), (&bench.link, "cell")] {
+        let order = order.clone();
+        net.tap(move |datagram| {
+            order.borrow_mut().push(name);
+            while name == "datagram" && clock.now() < backward {
+                std::hint::spin_loop();
+            }
+            vec![datagram]
+        });
+    }
+    bench.exit.set_clock(clock);
+    bench.exit.turn(forward);
+    let order = order.borrow();
+    let before = order.iter().take_while(|name| **name == "datagram").count();
+    assert!(before <= 1, "{order:?}");
+    assert_eq!(order.iter().filter(|name| **name == "datagram").count(), 14);
+    assert!(bench.ledger().closed() && bench.ledger().datagrams.forward.sent == 14);
+}
+
+#[test]
 fn lost_cell_is_repeated_and_leaves_with_its_round() {
     let mut bench = Bench::new(true);
     bench.channels(1);
