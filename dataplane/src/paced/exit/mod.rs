@@ -71,10 +71,8 @@ struct ExitChannel {
     keys: ExitKeys,
     /// The channel that it meets.
     peer: Option<usize>,
-    /// The session that it has named last.
+    /// The session that it has named.
     session: Option<ChannelIndex>,
-    /// A session has begun because it has named it.
-    has_begun: bool,
 }
 
 /// The cells of a round by place: c of each channel.
@@ -236,7 +234,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn install(&mut self, batch: u64, up: ChannelAt, keys: ExitKeys, token: Option<MeetingToken>) {
-        let state = ExitChannel { keys, peer: None, session: None, has_begun: false };
+        let state = ExitChannel { keys, peer: None, session: None };
         // For a batch that begins, cells may have been opened that a meeting must not get.
         if !self.batches.add(batch, self.rounds.released(), Channel { up, down: None, state }) {
             return;
@@ -397,24 +395,25 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let is_due = is_next || !has_repeat;
         let again = if is_next && times.batch_of(*next) == batch { &again[..] } else { &[] };
         let channels = if is_due { batches.of_round_mut(round) } else { &mut [] };
+        let mut refused = 0;
         for sub in 0..per_round {
             for (channel, Channel { state, .. }) in channels.iter_mut().enumerate() {
                 let at = channel * per_round + sub;
-                let frames = match (inner(&cells, at, payload), inner(again, at, payload)) {
-                    (Some(own), _) => own,
-                    (None, Some(next)) => again_of(next),
+                let (frames, has_come) = match (inner(&cells, at, payload), inner(again, at, payload)) {
+                    (Some(own), _) => (own, true),
+                    (None, Some(next)) => (again_of(next), false),
                     (None, None) => continue,
                 };
-                outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+                let is_good = outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+                refused += u64::from(has_come && !is_good);
             }
         }
-        for cell in cells.into_iter().flatten() {
-            if is_due {
-                tally.forward.consumed += 1;
-            } else {
-                tally.forward.drop(DropReason::Skipped);
-            }
-            free.give(cell.into_buffer());
+        let came = cells.into_iter().flatten().map(|cell| free.give(cell.into_buffer())).count() as u64;
+        if is_due {
+            tally.forward.consumed += came - refused;
+            tally.forward.drop_many(DropReason::Frames, refused);
+        } else {
+            tally.forward.drop_many(DropReason::Skipped, came);
         }
     }
 
