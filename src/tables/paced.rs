@@ -2,7 +2,8 @@
 
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
-    ClockReport, EndToEndReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
+    ClockReport, EndToEndReport, LoopsReport, OutagesReport, PacedEntryReport, PacedHopReport, PacedReport,
+    PlacesReport, WHAT_TO_DO,
 };
 
 /// What the class means to its users, and how it goes: at most six lines, and the alarm.
@@ -48,7 +49,8 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     // Below the floor nothing opens, whether the other end is there or not.
     let in_company = entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
     let meeting = entry.meeting.as_ref().filter(|_| in_company);
-    let meeting = meeting.map_or_else(String::new, |state| format!("   meeting {state}"));
+    let corrupt = if entry.end_to_end.is_some_and(|cells| cells.of_exit > 0) { " (corrupt exit)" } else { "" };
+    let meeting = meeting.map_or_else(String::new, |state| format!("   meeting {state}{corrupt}"));
     let company = match entry.company {
         Some((channels, n_min)) if channels < n_min => format!("   waiting for company: {channels} of {n_min}"),
         Some((channels, _)) => format!("   company {channels}"),
@@ -64,16 +66,16 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         }
         None => String::new(),
     };
-    let of_exit = match entry.end_to_end {
-        Some(EndToEndReport { of_exit: 1.., .. }) => {
-            "the exit sent its own cells in place of the other user's: it is corrupt\n"
-        }
-        _ => "",
-    };
+    // An alarm says more, and takes its place on a screen of 24 lines.
+    let outages = entry.outages.filter(|_| entry.dropping.is_empty());
+    let outages = outages.map_or_else(String::new, |OutagesReport { count, longest_ms }| {
+        format!("outages of the access link back {count}, longest {longest_ms} ms\n")
+    });
     format!(
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{restarts}   rounds skipped {skipped}\n\
-         lost on the access link {} out, {} back{other_end}\n{of_exit}",
+         lost on the access link {} out, {} back{other_end}\n\
+         {outages}",
         share(*forward),
         share(*backward)
     )
@@ -172,6 +174,7 @@ pub(super) mod tests {
             clock: Some(clock),
             forward: places,
             backward: places,
+            outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
             dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
@@ -242,6 +245,13 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let mut quiet = troubled_entry();
+        let entry = quiet.entry.as_mut().unwrap();
+        (entry.dropping, entry.company) = (Vec::new(), Some((12, 8)));
+        let outages = "\noutages of the access link back 12, longest 2340 ms\n";
+        let quiet = shown(quiet);
+        assert!(quiet.contains(outages) && !text.contains(outages), "the alarm takes its place");
+        assert!(quiet.contains("   meeting waiting (corrupt exit)   company 12\n"), "{quiet}");
         assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
     }
 
