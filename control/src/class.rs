@@ -66,9 +66,10 @@ impl ClassControl {
                 entry.drop_link(channels, now);
             }
             links.retire(cx, link);
-            if let Some(paced) = paced {
-                paced.forget(link);
-            }
+        }
+        // Handshakes have displaced others.
+        for link in links.take_retired() {
+            paced.iter_mut().for_each(|paced| paced.forget(link));
         }
         links.initiate(cx, now, wall);
         channels.tick(cx, links, now);

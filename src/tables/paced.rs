@@ -48,9 +48,10 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     };
     // Otherwise nothing opens, whether the other end is there or not.
     let can_open = entry.has_channel && entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
+    let corrupt = if entry.end_to_end.is_some_and(|cells| cells.of_exit > 0) { " (corrupt exit)" } else { "" };
     let meeting = match entry.meeting.as_deref().filter(|_| can_open) {
-        Some("lost") => "   meeting lost (nothing comes back)".to_owned(),
-        Some(state) => format!("   meeting {state}"),
+        Some("lost") => format!("   meeting lost (nothing comes back){corrupt}"),
+        Some(state) => format!("   meeting {state}{corrupt}"),
         None => String::new(),
     };
     let company = match entry.company {
@@ -63,7 +64,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         batches => format!(" (explained by restarts: {batches})"),
     };
     let other_end = match entry.end_to_end {
-        Some(EndToEndReport { places, lost }) => {
+        Some(EndToEndReport { places, lost, .. }) => {
             format!("   from the other end {}", share(PlacesReport { places, filled: 0, lost }))
         }
         None => String::new(),
@@ -177,7 +178,7 @@ pub(super) mod tests {
             forward: places,
             backward: places,
             outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
-            end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000 }),
+            end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
             dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
@@ -248,9 +249,12 @@ pub(super) mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         let mut quiet = troubled_entry();
-        quiet.entry.as_mut().unwrap().dropping.clear();
+        let entry = quiet.entry.as_mut().unwrap();
+        (entry.dropping, entry.company) = (Vec::new(), Some((12, 8)));
         let outages = "\noutages of the access link back 12, longest 2340 ms\n";
-        assert!(shown(quiet).contains(outages) && !text.contains(outages), "the alarm takes its place");
+        let quiet = shown(quiet);
+        assert!(quiet.contains(outages) && !text.contains(outages), "the alarm takes its place");
+        assert!(quiet.contains("   meeting waiting (corrupt exit)   company 12\n"), "{quiet}");
         assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
     }
 

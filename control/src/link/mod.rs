@@ -28,6 +28,8 @@ mod initiator;
 mod path;
 mod responder;
 mod room;
+#[cfg(test)]
+mod tests;
 
 use initiator::{Initiator, PENDING_MAX};
 use path::Moving;
@@ -220,6 +222,8 @@ pub(crate) struct Links {
     /// The id of the next slot.
     next_slot: u32,
     down: Option<LinkId>,
+    /// Links that are gone since the last [`Links::take_retired`].
+    retired: Vec<LinkId>,
     initiator: Option<Initiator>,
     responder: Option<Responder>,
 }
@@ -228,7 +232,8 @@ impl Links {
     /// Those of the class at place `class` among those of the node.
     pub(crate) fn new(class: usize, config: &Config, chain: &[u8; 32], now: Duration) -> Links {
         let (initiator, responder) = (Initiator::new(config, chain, now), Responder::new(config, chain, now));
-        Links { class, all: Vec::new(), versions: Vec::new(), next_slot: 0, down: None, initiator, responder }
+        let (all, versions, next_slot, down, retired) = Default::default();
+        Links { class, all, versions, next_slot, down, retired, initiator, responder }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -479,10 +484,16 @@ impl Links {
                 initiator.link_ended(cx);
             }
         }
+        self.retired.push(id);
         cx.change(Change::RetireLink { link: id });
         if link.was_promoted {
             cx.event(Event::LinkDown { side: link.side, link: id });
         }
+    }
+
+    /// The links that are gone since the last call: what is kept for them can be forgotten.
+    pub(crate) fn take_retired(&mut self) -> Vec<LinkId> {
+        std::mem::take(&mut self.retired)
     }
 
     /// Handshakes need cookies for a time (SPEC 4.9.3).

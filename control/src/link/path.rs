@@ -20,6 +20,8 @@ use crate::io::{Change, Event};
 const PROBES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(600)];
 /// Without an echo by then, the link moves.
 const ECHO_WAIT: Duration = Duration::from_secs(1);
+/// In a paced class it has these rounds more: probes and echoes wait for slots (SPEC 9.6.6).
+const ECHO_WAIT_ROUNDS: u32 = 32;
 /// Random bytes of a probe.
 const TOKEN_LEN: usize = 8;
 
@@ -29,18 +31,22 @@ pub(super) struct Moving {
     token: [u8; TOKEN_LEN],
     since: Duration,
     probes: usize,
+    /// When it ends without an echo.
+    ends: Duration,
 }
 
 impl Moving {
     pub(super) fn new(cx: &mut Context, now: Duration, to: SocketAddr) -> Moving {
         let mut token = [0; TOKEN_LEN];
         cx.rng.fill_bytes(&mut token);
-        Moving { to, token, since: now, probes: 0 }
+        let period =
+            cx.config.paced_terms().map_or(Duration::ZERO, |terms| Duration::from_millis(terms.period_ms.into()));
+        Moving { to, token, since: now, probes: 0, ends: now + ECHO_WAIT + ECHO_WAIT_ROUNDS * period }
     }
 
     /// The time of the next probe, or of the end.
     pub(super) fn due(&self) -> Duration {
-        self.since + PROBES.get(self.probes).copied().unwrap_or(ECHO_WAIT)
+        PROBES.get(self.probes).map_or(self.ends, |after| self.since + *after)
     }
 }
 

@@ -361,6 +361,15 @@ impl Paced {
         }
     }
 
+    /// Links whose clocks are known.
+    #[cfg(test)]
+    pub(crate) fn clocks(&self) -> usize {
+        match &self.part {
+            Part::Hop { exchanges, .. } => exchanges.len(),
+            Part::Entry { .. } => 0,
+        }
+    }
+
     /// A link has gone.
     pub(crate) fn forget(&mut self, link: LinkId) {
         if let Part::Hop { exchanges, watch, .. } = &mut self.part {

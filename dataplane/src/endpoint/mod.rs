@@ -121,16 +121,14 @@ impl AppTurn {
     }
 }
 
-/// Hands datagrams to applications, unless the turn that began at `began` was stopped for longer than `max_age` of
-/// their socket.
-pub(crate) fn hand_out(
-    apps: &mut impl Apps,
+/// Drops datagrams for applications, if the turn that began at `began` was stopped for longer than `max_age` of their
+/// socket.
+pub(crate) fn drop_late(
     send_batch: &mut SendBatch,
     tally: &mut Tally,
     (age, began): (&AgeLimit, Nanos),
     max_age: impl Fn(SocketId) -> Nanos,
 ) {
-    // Without datagrams, sockets that were closed in this turn are closed now.
     if !send_batch.is_empty() {
         let waited = age.since(began);
         if age.is_exceeded(waited) {
@@ -138,7 +136,6 @@ pub(crate) fn hand_out(
             tally.drop_many(DropReason::Aged, aged as u64);
         }
     }
-    apps.send(send_batch, tally);
 }
 
 /// One end of a chain.
@@ -308,7 +305,9 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     pub(crate) fn send_datagrams(&mut self, max_age: impl Fn(SocketId) -> Nanos) {
         let incoming = self.incoming();
         let Self { apps, send_batch, datagrams, age, began, .. } = self;
-        hand_out(apps, send_batch, &mut datagrams[incoming], (age, began.0), max_age);
+        drop_late(send_batch, &mut datagrams[incoming], (age, began.0), max_age);
+        // Without datagrams, sockets that were closed in this turn are closed now.
+        apps.send(send_batch, &mut datagrams[incoming]);
     }
 
     /// What this turn may receive from applications: everything, if that may have waited for too long.

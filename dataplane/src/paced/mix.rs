@@ -364,7 +364,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 tally.injected += own as u64;
                 tally.drop_many(DropReason::NoBuffer, (own - self.loops.sealed()) as u64);
             }
-            Direction::Backward => self.loops.end_round(number, rounds, places),
+            Direction::Backward => self.loops.end_round(number, has_floor, rounds, places),
         }
         let filling = rounds.release(channels, has_floor, noise, &mut self.free, &mut released);
         tally.injected += (filling.filled + filling.missing) as u64;

@@ -42,7 +42,18 @@ pub trait Apps {
     /// been read empty for some time; else 0.
     fn waited(&mut self, socket: SocketId, now: Nanos) -> Nanos;
     /// Sends all of `send_batch` and empties it; counts what went and, by reason, what did not.
-    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally);
+    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
+        self.send_from(0, send_batch, tally, &mut || false);
+    }
+    /// The same from the datagram at place `first` on, until `pauses` is true, which it asks after calls of the
+    /// system's. Then it returns the place of the next datagram, from which it must be called again.
+    fn send_from(
+        &mut self,
+        first: usize,
+        send_batch: &mut SendBatch,
+        tally: &mut Tally,
+        pauses: &mut dyn FnMut() -> bool,
+    ) -> Option<usize>;
     /// Destinations that were reported unreachable since the last call.
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr));
     /// The poller saw a socket readable.
@@ -216,12 +227,21 @@ impl Apps for UdpApps {
         }
     }
 
-    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
-        let mut at = 0;
+    fn send_from(
+        &mut self,
+        first: usize,
+        send_batch: &mut SendBatch,
+        tally: &mut Tally,
+        pauses: &mut dyn FnMut() -> bool,
+    ) -> Option<usize> {
+        let mut at = first;
         let mut retried = false;
         // Datagrams before this one go one by one: the kernel refused them as a burst.
         let mut alone = 0;
         while at < send_batch.items.len() {
+            if at > first && pauses() {
+                return Some(at);
+            }
             let id = send_batch.items[at].socket;
             let run = send_batch.items[at..].iter().take_while(|item| item.socket == id).count();
             let Some(Some(app)) = self.sockets.get(id as usize) else {
@@ -269,6 +289,7 @@ impl Apps for UdpApps {
             self.unreachable.retain(|(of, _)| *of != id);
             self.vacant.push(id);
         }
+        None
     }
 
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {

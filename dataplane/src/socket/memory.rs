@@ -254,8 +254,17 @@ impl Apps for MemApps {
         false
     }
 
-    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
-        for (item, data) in send_batch.iter() {
+    fn send_from(
+        &mut self,
+        first: usize,
+        send_batch: &mut SendBatch,
+        tally: &mut Tally,
+        pauses: &mut dyn FnMut() -> bool,
+    ) -> Option<usize> {
+        for (at, (item, data)) in send_batch.iter().enumerate().skip(first) {
+            if at > first && pauses() {
+                return Some(at);
+            }
             match self.sockets.get(item.socket as usize).copied().flatten() {
                 Some(_) if self.net.0.borrow().send_errors.contains_key(&item.to) => {
                     let error = std::io::Error::from_raw_os_error(self.net.0.borrow().send_errors[&item.to]);
@@ -271,6 +280,7 @@ impl Apps for MemApps {
             }
         }
         send_batch.clear();
+        None
     }
 
     fn waited(&mut self, _socket: SocketId, _now: Nanos) -> Nanos {

@@ -1,7 +1,7 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
 use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, Reported};
-use dataplane::paced::entry::{LOST_AFTER, MeetingState, Outages, View};
+use dataplane::paced::entry::{EndToEnd, LOST_AFTER, MeetingState, Outages, View};
 use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
@@ -136,6 +136,8 @@ pub struct EndToEndReport {
     pub places: u64,
     /// Those that were lost anywhere on their way. With repeat, the next cell brings their datagrams.
     pub lost: u64,
+    /// Cells that the exit sent in place of lost ones, and must not.
+    pub of_exit: u64,
 }
 
 /// Two rounds or more in a row of which no copy came.
@@ -190,6 +192,7 @@ impl PacedReport {
 impl PacedEntryReport {
     fn new(status: &EntryStatus, view: View, period_ms: u16) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
+        let EndToEnd { places, lost, of_exit } = view.of_other_end;
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
@@ -206,8 +209,7 @@ impl PacedEntryReport {
             forward: status.forward.into(),
             backward: status.backward.into(),
             outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(period_ms) }),
-            end_to_end: (view.of_other_end.places > 0)
-                .then_some(EndToEndReport { places: view.of_other_end.places, lost: view.of_other_end.lost }),
+            end_to_end: (places > 0).then_some(EndToEndReport { places, lost, of_exit }),
             dropping: status.dropping.iter().map(in_words).collect(),
         }
     }

@@ -28,6 +28,7 @@ const CHECK_NEXT_HOP: &str =
     "check that it runs, that UDP reaches it, and that it has the same chain.toml as this node";
 
 /// The log of one node.
+#[derive(Default)]
 pub struct Log {
     /// At an entry: with a larger difference from Mix 1's clock it gets bundles late or never (SPEC 7.9.5).
     clock_off_max_ms: Option<u64>,
@@ -42,9 +43,15 @@ pub struct Log {
     setups: Trouble,
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
+    /// Clocks of neighbours, which they may show as they like: in asks and parts, and in clock cells of paced classes.
+    clock_off: Trouble,
+    clock_stops: Trouble,
+    clock_of_previous: Trouble,
+    clock_of_next: Trouble,
     /// In paced classes.
     not_joined: Trouble,
     has_joined: bool,
+    no_company: Trouble,
     deaf: Trouble,
     clients: ClientTroubles,
     /// Names of the hops.
@@ -79,18 +86,10 @@ impl Log {
             next: role(position + 1).map(peer),
             previous: position.checked_sub(1).filter(|previous| *previous > 0).and_then(name),
             beyond: name(position + 2),
-            was_connected: false,
-            silence: Trouble::default(),
-            setups: Trouble::default(),
-            setups_fail_since: None,
-            refused_acks: Trouble::default(),
-            not_joined: Trouble::default(),
-            has_joined: false,
-            deaf: Trouble::default(),
-            clients: ClientTroubles::default(),
             hops: (1..=hops).filter_map(name).collect(),
             signed_twice: (1..=hops).map(|_| Trouble::default()).collect(),
             descriptors: (1..=hops).map(|_| Trouble::default()).collect(),
+            ..Log::default()
         }
     }
 
@@ -225,6 +224,7 @@ impl Log {
                     );
                 }
             }
+            TrustEvent::ClockOff { .. } if !self.clock_off.occurs(now) => {}
             TrustEvent::ClockOff { offset_ms } => {
                 let off = clock_off(*offset_ms);
                 match &self.next {
@@ -240,6 +240,7 @@ impl Log {
                     ),
                 }
             }
+            TrustEvent::ClockStops { .. } if !self.clock_stops.occurs(now) => {}
             TrustEvent::ClockStops { offset_ms } => {
                 let off = clock_off(*offset_ms);
                 warn!(
@@ -352,7 +353,62 @@ fn status_line(destination: &str, status: Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use control::paced::PacedEvent;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Level, Metadata, Subscriber, subscriber};
+    use wire::paced::Company;
+
     use super::*;
+
+    /// Counts the lines that are logged by default.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl Subscriber for Lines {
+        fn enabled(&self, of: &Metadata<'_>) -> bool {
+            *of.level() <= Level::INFO
+        }
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// A corrupt neighbour sends what it likes, as often as it likes.
+    #[test]
+    fn news_of_a_neighbour_are_logged_at_growing_intervals() {
+        let company = |channels| Event::Paced(PacedEvent::Company(Company { channels, n_min: 8 }));
+        let clock = |side| Event::Paced(PacedEvent::ClockOff { side, offset_ns: 3_000_000 });
+        let all: [&dyn Fn(u16) -> Event; 5] = [
+            &|s| company(s % 12),
+            &|_| clock(Side::Up),
+            &|_| clock(Side::Down),
+            &|_| Event::Trust(TrustEvent::ClockOff { offset_ms: 2500 }),
+            &|_| Event::Trust(TrustEvent::ClockStops { offset_ms: 25_000 }),
+        ];
+        for event in all {
+            let (mut log, lines) = (Log::default(), Lines::default());
+            let hour = || (0..3600).for_each(|s| log.event(Duration::from_secs(s.into()), &event(s)));
+            subscriber::with_default(lines.clone(), hour);
+            let lines = lines.0.load(Ordering::Relaxed);
+            assert!((5..=15).contains(&lines), "{lines} of {:?}", event(0));
+        }
+    }
 
     #[test]
     fn closed_port_does_not_read_like_a_refusal() {

@@ -96,7 +96,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             (Inner::Meeting(inner), _) => {
                 self.heard(place.round, MeetingState::Joined);
-                self.channels.mark_joined(place.round);
+                self.channels.mark_met(place);
                 let frames = frames::parse_meeting(inner, repeat).map_err(|_| DropReason::Frames)?;
                 let is_new = self.channels.mark_used(place);
                 for frame in frames {

@@ -50,7 +50,9 @@ pub(super) struct Channel {
     opened: Marks,
     /// Places whose frames have had their effect: in a meeting an AGAIN may bring them first.
     used: Marks,
-    /// A body of the other end of the meeting has opened, so that one is there for the whole batch.
+    /// Places whose body of the other end of the meeting has opened. If there is one, that end is there for the whole
+    /// batch.
+    met: Marks,
     is_joined: bool,
     naming: Naming,
 }
@@ -131,8 +133,8 @@ impl Channels {
         let batch = self.at(number, || channel_number);
         if let Some((keys, call)) = keys {
             batch.channel_number = channel_number;
-            let (opened, used) = (marks(), marks());
-            batch.channel = Some(Channel { keys, call, opened, used, is_joined: false, naming: Naming::default() });
+            let ([opened, used, met], naming) = ([marks(), marks(), marks()], Naming::default());
+            batch.channel = Some(Channel { keys, call, opened, used, met, is_joined: false, naming });
         }
     }
 
@@ -175,9 +177,11 @@ impl Channels {
         }
     }
 
-    /// A cell of this round is of the other end of the meeting.
-    pub(super) fn mark_joined(&mut self, round: u64) {
-        if let Some(channel) = self.channel(round) {
+    /// The cell of this place is of the other end of the meeting.
+    pub(super) fn mark_met(&mut self, place: Place) {
+        let at = self.mark_of(place);
+        if let Some(channel) = self.channel(place.round) {
+            channel.met.insert(at);
             channel.is_joined = true;
         }
     }
@@ -224,13 +228,15 @@ impl Channels {
         (self.cells as u64, lost as u64)
     }
 
-    /// The places of a round in which the other end of the meeting is there, and those that have not opened.
+    /// The places of a round in which the other end of the meeting is there, those for which nothing of it has opened,
+    /// and those of them for which something of the exit has.
     pub(super) fn of_other_end(&mut self, round: u64) -> EndToEnd {
         let cells = self.cells;
         let first = self.mark_of(Place { round, sub: 0 });
         let Some(channel) = self.channel(round).filter(|channel| channel.is_joined) else { return EndToEnd::default() };
-        let lost = (first..first + cells).filter(|at| !channel.opened.has(*at)).count();
-        EndToEnd { places: cells as u64, lost: lost as u64 }
+        let lost = || (first..first + cells).filter(|at| !channel.met.has(*at));
+        let of_exit = lost().filter(|at| channel.opened.has(*at)).count() as u64;
+        EndToEnd { places: cells as u64, lost: lost().count() as u64, of_exit }
     }
 
     /// Batches with a channel.

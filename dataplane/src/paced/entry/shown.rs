@@ -80,11 +80,15 @@ impl Outages {
     }
 }
 
-/// Places of cells that the other end of a meeting has sent, and those of them that did not open.
+/// Places of cells that the other end of a meeting has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndToEnd {
     pub places: u64,
+    /// Those for which no cell of the other end opened.
     pub lost: u64,
+    /// Those of them for which the exit sent a cell of its own, though it has joined the channels. All of them, also
+    /// behind the latest place that has opened (SPEC 9.11.9).
+    pub of_exit: u64,
 }
 
 /// How long datagrams waited for the round of their last cell, in nanoseconds. At most an eighth too long.
@@ -104,15 +108,16 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.view.lost += lost;
             self.view.outages.count(places > 0 && lost == places);
             if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
-                let EndToEnd { places, lost } = self.channels.of_other_end(round);
+                let EndToEnd { places, lost, of_exit } = self.channels.of_other_end(round);
+                let view = &mut self.view.of_other_end;
+                view.of_exit += of_exit;
                 *unsure = match places {
                     0 => EndToEnd::default(),
-                    _ => EndToEnd { places: unsure.places + places, lost: unsure.lost + lost },
+                    _ => EndToEnd { places: unsure.places + places, lost: unsure.lost + lost, of_exit: 0 },
                 };
                 if lost < places {
-                    let EndToEnd { places, lost } = std::mem::take(unsure);
-                    self.view.of_other_end.places += places;
-                    self.view.of_other_end.lost += lost;
+                    let EndToEnd { places, lost, .. } = std::mem::take(unsure);
+                    (view.places, view.lost) = (view.places + places, view.lost + lost);
                 }
             }
         }

@@ -71,10 +71,8 @@ struct ExitChannel {
     keys: ExitKeys,
     /// The channel that it meets.
     peer: Option<usize>,
-    /// The session that it has named last.
+    /// The session that it has named.
     session: Option<ChannelIndex>,
-    /// A session has begun because it has named it.
-    has_begun: bool,
 }
 
 /// The cells of a round by place: c of each channel.
@@ -236,7 +234,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn install(&mut self, batch: u64, up: ChannelAt, keys: ExitKeys, token: Option<MeetingToken>) {
-        let state = ExitChannel { keys, peer: None, session: None, has_begun: false };
+        let state = ExitChannel { keys, peer: None, session: None };
         // For a batch that begins, cells may have been opened that a meeting must not get.
         if !self.batches.add(batch, self.rounds.released(), Channel { up, down: None, state }) {
             return;
@@ -341,13 +339,25 @@ impl<U: Port, A: Apps> Exit<U, A> {
             } else {
                 self.take_effect(round, came, now);
             }
-            self.outside.release(now);
             self.seal(round, met, now);
             if Places::is_due(round) {
                 let report = self.places.report(None, round);
                 let _ = self.sender.control(None).wait(report);
                 self.places.reported(round, |_| true);
             }
+        }
+        self.hand_out(now);
+    }
+
+    /// Sends all datagrams that wait for a release. A backward round that is due meanwhile leaves first: nothing shows
+    /// how many they are.
+    fn hand_out(&mut self, now: Nanos) {
+        self.outside.order(now);
+        let mut at = Some(0);
+        while let Some(first) = at {
+            self.release_backward(self.runner_clock.map_or(now, |clock| clock.now()));
+            let until = self.clock.when(self.schedules.backward.due_at(self.released + 1));
+            at = self.outside.send_from(first, self.runner_clock, until);
         }
     }
 
@@ -385,24 +395,25 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let is_due = is_next || !has_repeat;
         let again = if is_next && times.batch_of(*next) == batch { &again[..] } else { &[] };
         let channels = if is_due { batches.of_round_mut(round) } else { &mut [] };
+        let mut refused = 0;
         for sub in 0..per_round {
             for (channel, Channel { state, .. }) in channels.iter_mut().enumerate() {
                 let at = channel * per_round + sub;
-                let frames = match (inner(&cells, at, payload), inner(again, at, payload)) {
-                    (Some(own), _) => own,
-                    (None, Some(next)) => again_of(next),
+                let (frames, has_come) = match (inner(&cells, at, payload), inner(again, at, payload)) {
+                    (Some(own), _) => (own, true),
+                    (None, Some(next)) => (again_of(next), false),
                     (None, None) => continue,
                 };
-                outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+                let is_good = outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+                refused += u64::from(has_come && !is_good);
             }
         }
-        for cell in cells.into_iter().flatten() {
-            if is_due {
-                tally.forward.consumed += 1;
-            } else {
-                tally.forward.drop(DropReason::Skipped);
-            }
-            free.give(cell.into_buffer());
+        let came = cells.into_iter().flatten().map(|cell| free.give(cell.into_buffer())).count() as u64;
+        if is_due {
+            tally.forward.consumed += came - refused;
+            tally.forward.drop_many(DropReason::Frames, refused);
+        } else {
+            tally.forward.drop_many(DropReason::Skipped, came);
         }
     }
 
@@ -471,13 +482,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.noise.draw(joined * usize::from(self.class.terms.cells), &mut self.free);
     }
 
-    /// Releases backward rounds that are due.
+    /// Sends backward rounds that are due and sealed.
     fn release_backward(&mut self, now: Nanos) {
         let due = self.schedules.backward.due(self.released, self.clock.at(now));
+        let due = *due.start()..=*due.end().min(&self.rounds.released());
         if due.is_empty() {
             return;
         }
-        let Self { sealed, sender, slots, times, schedules, links, out, free, batches, counts, class, .. } = self;
+        let Self { sealed, sender, slots, times, schedules, links, up, out, free, batches, counts, class, .. } = self;
         let tally = &mut self.tally.backward;
         // What the socket has not taken in a whole period comes too late.
         tally.drop_many(DropReason::Aged, out.len() as u64);
@@ -509,6 +521,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             sender.end_round(number, free);
         }
+        up.send(out, free, tally);
         batches.forget_before(self.released);
     }
 

@@ -12,7 +12,7 @@ use wire::reassembly::HOLD;
 use super::sessions::{Place, Queues, SessionName, Sessions};
 use super::{ExitChannel, Settings};
 use crate::age::{AgeLimit, LastRead, nanos};
-use crate::endpoint::{AppTurn, hand_out, next_second};
+use crate::endpoint::{AppTurn, drop_late, next_second};
 use crate::exit::gateway::{Answers, Context, Gateway};
 use crate::ledger::{DropReason, Tally};
 use crate::per_direction::PerDirection;
@@ -66,7 +66,7 @@ impl<A: Apps> Outside<A> {
         Outside {
             apps,
             gateway: Gateway::new(gateway, payload, fragments, now).without_moves(),
-            sessions: Sessions::new(payload, cells, waits, lasts),
+            sessions: Sessions::new(class.channels_max(), payload, cells, (waits, lasts)),
             waiting: VecDeque::new(),
             waits,
             send_batch: SendBatch::default(),
@@ -95,6 +95,7 @@ impl<A: Apps> Outside<A> {
     }
 
     /// The frames of a cell take effect, or those that the next cell repeats. AGAIN among them is for the round before.
+    /// False if the cell names another session than its channel has, and so has no effect.
     pub(super) fn take_effect(
         &mut self,
         (channel, of): (&mut ExitChannel, Place),
@@ -102,44 +103,40 @@ impl<A: Apps> Outside<A> {
         frames: &[u8],
         punts: &mut PuntSender,
         now: Nanos,
-    ) {
-        if channel.session.is_none() {
-            let name = Frames::of_again(frames).find_map(|frame| match frame {
-                Frame::Session(name) => Some(name),
-                _ => None,
-            });
-            if let Some(name) = name {
-                self.name(channel, of, name, round, now);
+    ) -> bool {
+        let mut names = Frames::of_again(frames).filter_map(|frame| match frame {
+            Frame::Session(name) => Some(name),
+            _ => None,
+        });
+        let (name, had_session) = (names.next(), channel.session.is_some());
+        if let Some(name) = name {
+            let is_other = |session| !self.sessions.has_name(session, &name);
+            if channel.session.is_some_and(is_other) || names.any(|other| other != name) {
+                return false;
             }
-            if channel.session.is_none() {
-                if Frames::of_again(frames).any(|frame| !matches!(frame, Frame::Again(_))) {
-                    self.waiting.push_back(Waiting { since: now, of, frames: frames.to_vec() });
-                }
-                return;
+            self.name(channel, of, name, round, now);
+        } else if !had_session {
+            if Frames::of_again(frames).any(|frame| !matches!(frame, Frame::Again(_))) {
+                self.waiting.push_back(Waiting { since: now, of, frames: frames.to_vec() });
             }
+            return true;
+        }
+        if !had_session {
             let waiting = std::mem::take(&mut self.waiting);
             let (own, others) = waiting.into_iter().partition::<VecDeque<_>, _>(|waiting| waiting.of == of);
             self.waiting = others;
-            own.iter().for_each(|waiting| self.apply(channel, of, round, &waiting.frames, punts, now));
+            own.iter().for_each(|waiting| self.apply(channel, &waiting.frames, punts, now));
         }
-        self.apply(channel, of, round, frames, punts, now);
+        self.apply(channel, frames, punts, now);
+        true
     }
 
     /// The frames of a channel with a session.
-    fn apply(
-        &mut self,
-        channel: &mut ExitChannel,
-        of: Place,
-        round: u64,
-        frames: &[u8],
-        punts: &mut PuntSender,
-        now: Nanos,
-    ) {
+    fn apply(&mut self, channel: &ExitChannel, frames: &[u8], punts: &mut PuntSender, now: Nanos) {
+        let Some(session) = channel.session else { return };
         for frame in Frames::of_again(frames) {
-            let Some(session) = channel.session else { return };
             match frame {
-                Frame::Again(_) => {}
-                Frame::Session(name) => self.name(channel, of, name, round, now),
+                Frame::Again(_) | Frame::Session(_) => {}
                 // No flow has this number, and a STATUS of it would be taken for an answer to SESSION.
                 Frame::Open { flow: SESSION_FLOW, .. } | Frame::Frag { flow: SESSION_FLOW, .. } => {}
                 Frame::Dgram { flow: SESSION_FLOW, .. } => {
@@ -157,32 +154,36 @@ impl<A: Apps> Outside<A> {
         }
     }
 
-    /// A channel names a session. It may begin one: an entry has one in a class, and others would be for nothing but
-    /// the exit's memory.
+    /// A channel names its session, which may begin by that. An entry has one in a class: others would be for nothing
+    /// but the exit's memory.
     fn name(&mut self, channel: &mut ExitChannel, of: Place, name: SessionName, round: u64, now: Nanos) {
-        let owner = match self.sessions.find(&name) {
-            Some(owner) => owner,
-            None if channel.has_begun => return,
-            None => {
-                channel.has_begun = true;
-                let owner = self.sessions.begin(name, of, now);
-                self.gateway.add_owner(owner);
-                owner
+        let owner = self.sessions.find(&name).unwrap_or_else(|| {
+            if let Some(oldest) = self.sessions.in_excess() {
+                self.end_session(oldest, DropReason::Ended, now);
             }
-        };
+            let owner = self.sessions.begin(name, of, now);
+            self.gateway.add_owner(owner);
+            owner
+        });
         channel.session = Some(owner);
         if let Some(answer) = self.sessions.named(owner, of, round, now) {
             let _ = Queues { sessions: &mut self.sessions, now, tally: &mut self.tally.backward }.put(owner, &answer);
         }
     }
 
-    /// Sends all datagrams that wait for a release.
-    pub(super) fn release(&mut self, now: Nanos) {
+    /// Puts the datagrams of a release into their order.
+    pub(super) fn order(&mut self, now: Nanos) {
         self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let Self { apps, send_batch, tally, age, .. } = self;
-        let max_age = age.max();
-        hand_out(apps, send_batch, &mut tally.forward, (age, now), |_| max_age);
+        let max_age = self.age.max();
+        drop_late(&mut self.send_batch, &mut self.tally.forward, (&self.age, now), |_| max_age);
+    }
+
+    /// Sends datagrams from the one at place `first` on, and pauses at this time of the runner's clock. Returns the
+    /// place of the next one, if there is one.
+    pub(super) fn send_from(&mut self, first: usize, clock: Option<Clock>, until: Nanos) -> Option<usize> {
+        let mut pauses = || clock.is_some_and(|clock| clock.now() >= until);
+        self.apps.send_from(first, &mut self.send_batch, &mut self.tally.forward, &mut pauses)
     }
 
     /// Receives answers, and errors of what was sent. Flows that move on send with the next release.

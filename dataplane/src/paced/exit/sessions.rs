@@ -3,7 +3,7 @@
 //! An entry names its session in every batch, so its flows outlive channels. Answers wait as encoded frames. Those of
 //! a datagram follow each other; it ages until the first of them is in a cell, and leaves whole from then on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use wire::frames::{Frame, SESSION_FLOW, Status, Writer, datagrams_max};
 use wire::ids::ChannelIndex;
@@ -16,6 +16,9 @@ use crate::ledger::{DropReason, Tally};
 const ANSWER_EVERY: u64 = 10;
 /// Cells of the longest datagram: a queue has room for one more than can leave within the maximum age.
 const DATAGRAM_CELLS: usize = wire::frames::FRAGMENTS_MAX;
+/// Sessions for each channel that a batch may have: those that were named in the running batch and the two before are
+/// fewer.
+const SESSIONS_PER_CHANNEL: usize = 4;
 
 /// Names a session. Random bytes that its entry draws and nobody else learns.
 pub(super) type SessionName = [u8; 16];
@@ -63,10 +66,14 @@ pub(super) struct Sessions {
     bytes_max: usize,
     /// A session that no cell has named for this long ends.
     lasts: Nanos,
+    /// Most sessions.
+    pub(super) most: usize,
     sessions: Vec<Option<Session>>,
     vacant: Vec<ChannelIndex>,
     /// Its hash has a random key, so that times show nothing about names.
     by_name: HashMap<SessionName, ChannelIndex>,
+    /// When each was named last.
+    by_time: BTreeSet<(Nanos, ChannelIndex)>,
     /// Datagrams that wait.
     held: u64,
     scratch: Vec<u8>,
@@ -134,17 +141,19 @@ impl Session {
 }
 
 impl Sessions {
-    /// For cells with `payload` inner bytes, `cells` of which leave within `max_age`. A session ends `lasts` after a
-    /// cell has named it last.
-    pub(super) fn new(payload: usize, cells: usize, max_age: Nanos, lasts: Nanos) -> Sessions {
+    /// For batches of `channels` channels at most and cells with `payload` inner bytes, `cells` of which leave within
+    /// `max_age`. A session ends `lasts` after a cell has named it last.
+    pub(super) fn new(channels: usize, payload: usize, cells: usize, (max_age, lasts): (Nanos, Nanos)) -> Sessions {
         Sessions {
             payload,
             max_age,
             bytes_max: (cells + DATAGRAM_CELLS) * payload,
             lasts,
+            most: SESSIONS_PER_CHANNEL * channels,
             sessions: Vec::new(),
             vacant: Vec::new(),
             by_name: HashMap::new(),
+            by_time: BTreeSet::new(),
             held: 0,
             scratch: Vec::new(),
         }
@@ -159,6 +168,17 @@ impl Sessions {
         self.by_name.get(name).copied()
     }
 
+    /// The session that ends when another one begins, if there are as many as there may be: none of an entry that has
+    /// had a channel in one of the latest batches.
+    pub(super) fn in_excess(&self) -> Option<ChannelIndex> {
+        self.by_time.first().filter(|_| self.by_time.len() >= self.most).map(|(_, owner)| *owner)
+    }
+
+    /// True if this is the name of a session.
+    pub(super) fn has_name(&self, owner: ChannelIndex, name: &SessionName) -> bool {
+        self.find(name) == Some(owner)
+    }
+
     /// Begins a session that a channel has named.
     pub(super) fn begin(&mut self, name: SessionName, sender: Place, now: Nanos) -> ChannelIndex {
         let owner = self.vacant.pop().unwrap_or_else(|| {
@@ -169,12 +189,15 @@ impl Sessions {
         let session = Session { name, queue, bytes, sender, named: now, is_open: false, answered: None };
         self.sessions[owner.index()] = Some(session);
         self.by_name.insert(name, owner);
+        self.by_time.insert((now, owner));
         owner
     }
 
     /// A channel has named a session in a cell of a round. Returns what the exit answers, if it does.
     pub(super) fn named(&mut self, owner: ChannelIndex, by: Place, round: u64, now: Nanos) -> Option<Frame<'static>> {
         let session = self.sessions[owner.index()].as_mut()?;
+        self.by_time.remove(&(session.named, owner));
+        self.by_time.insert((now, owner));
         session.named = now;
         if by.0 >= session.sender.0 {
             session.sender = by;
@@ -238,12 +261,8 @@ impl Sessions {
 
     /// The sessions that no cell has named for too long.
     pub(super) fn stale(&self, now: Nanos) -> Vec<ChannelIndex> {
-        let is_stale = |session: &Session| session.named + self.lasts <= now;
-        self.by_name
-            .values()
-            .copied()
-            .filter(|owner| self.sessions[owner.index()].as_ref().is_some_and(is_stale))
-            .collect()
+        let is_stale = |(named, _): &&(Nanos, ChannelIndex)| named + self.lasts <= now;
+        self.by_time.iter().take_while(is_stale).map(|(_, owner)| *owner).collect()
     }
 
     /// All sessions.
@@ -258,6 +277,7 @@ impl Sessions {
         self.held -= dropped;
         tally.drop_many(why, dropped);
         self.by_name.remove(&session.name);
+        self.by_time.remove(&(session.named, owner));
         self.vacant.push(owner);
     }
 }

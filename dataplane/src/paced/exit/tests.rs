@@ -260,6 +260,39 @@ fn datagram_leaves_with_its_round_and_its_answer_returns() {
 }
 
 #[test]
+fn backward_round_does_not_wait_for_many_datagrams() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    let frames: Vec<_> = (0..8).map(|_| datagram(5, b"x")).collect();
+    bench.frames(0, round, 0, &[&[Frame::Session(SESSION), open(5, at(9))], &frames[..6]].concat());
+    bench.frames(0, round, 1, &frames);
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    let due = |direction: Direction| bench.exit.clock.when(bench.exit.schedules[direction].due_at(round));
+    let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
+    // The first datagram takes until the backward round is due.
+    let clock = Clock::showing(forward);
+    let order = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    for (net, name) in [(&bench.net, "datagram"), (&bench.link, "cell")] {
+        let order = order.clone();
+        net.tap(move |datagram| {
+            order.borrow_mut().push(name);
+            while name == "datagram" && clock.now() < backward {
+                std::hint::spin_loop();
+            }
+            vec![datagram]
+        });
+    }
+    bench.exit.set_clock(clock);
+    bench.exit.turn(forward);
+    let order = order.borrow();
+    let before = order.iter().take_while(|name| **name == "datagram").count();
+    assert!(before <= 1, "{order:?}");
+    assert_eq!(order.iter().filter(|name| **name == "datagram").count(), 14);
+    assert!(bench.ledger().closed() && bench.ledger().datagrams.forward.sent == 14);
+}
+
+#[test]
 fn lost_cell_is_repeated_and_leaves_with_its_round() {
     let mut bench = Bench::new(true);
     bench.channels(1);
@@ -450,16 +483,49 @@ fn flow_number_of_session_answers_is_never_given_out() {
 }
 
 #[test]
-fn channel_begins_one_session_at_most() {
+fn channel_names_one_session() {
     let mut bench = Bench::new(false);
-    bench.channels(2);
+    bench.channels(3);
     let first = bench.first();
-    for name in 1..6 {
-        bench.frames(0, first + u64::from(name), 0, &[Frame::Session([name; 16])]);
+    let session = |name| Frame::Session([name; 16]);
+    (0..2).for_each(|channel| bench.frames(channel, first, 0, &[session(channel)]));
+    // One that is there, one that is not, and both in a cell: nothing else in these cells has an effect.
+    bench.frames(0, first + 1, 0, &[session(1), open(5, at(9)), datagram(5, b"x")]);
+    bench.frames(0, first + 2, 0, &[session(9), open(5, at(9)), datagram(5, b"x")]);
+    bench.frames(0, first + 3, 0, &[session(0), session(1), open(5, at(9)), datagram(5, b"x")]);
+    bench.frames(2, first + 3, 0, &[session(2), session(3)]);
+    bench.release(Direction::Backward, first + 3);
+    assert_eq!((bench.arrived(at(9)), bench.exit.outside.sessions.all().len()), (vec![], 2));
+    assert_eq!(bench.drops(&[DropReason::Frames]), [4]);
+    bench.frames(0, first + 4, 0, &[session(0), open(5, at(9)), datagram(5, b"own")]);
+    bench.release(Direction::Backward, first + 4);
+    assert_eq!(bench.arrived(at(9)), ["own"]);
+}
+
+#[test]
+fn oldest_session_ends_when_there_are_too_many() {
+    let mut bench = Bench::new(false);
+    let sessions = |bench: &Bench| (0..8).map(|name| bench.exit.outside.sessions.find(&[name; 16]).is_some()).collect();
+    assert_eq!(bench.exit.outside.sessions.most, 4 * bench.exit.class.channels_max());
+    bench.exit.outside.sessions.most = 4;
+    bench.channels(1);
+    let mut there = Vec::new();
+    for name in 0..6 {
+        let batch = BATCH + u64::from(name);
+        if name > 0 {
+            bench.channel(batch, 0, [0; 32]);
+        }
+        let round = bench.times.first(batch);
+        bench.release(Direction::Backward, round - 1);
+        let open = Frame::Open { flow: 5, map: 1, token: [name; 16], to: Address::Ip(at(9)) };
+        // The first one is named again.
+        let name = if name == 3 { 0 } else { name };
+        bench.frames(0, round, 0, &[Frame::Session([name; 16]), open]);
+        bench.release(Direction::Backward, round);
+        there = sessions(&bench);
     }
-    bench.frames(1, first + 6, 0, &[Frame::Session([1; 16])]);
-    bench.release(Direction::Forward, first + 7);
-    assert_eq!(bench.exit.outside.sessions.all().len(), 1);
+    assert_eq!(there, [true, false, true, false, true, true, false, false]);
+    assert_eq!(bench.ledger().gauges.flows, 4, "flows end with them");
 }
 
 #[test]

@@ -193,17 +193,20 @@ impl Loops {
         Ok(())
     }
 
-    /// Counts the places of a backward round that is about to be released. After the last round of a batch its delays
-    /// are known, and its keys wiped.
-    pub(super) fn end_round(&mut self, round: u64, rounds: &Rounds, places: &mut Places) {
-        for (index, _) in self.batches.of_round(round).iter().enumerate().filter(|(_, of)| of.state.is_some()) {
+    /// Counts the places of a backward round that is about to be released. The next hop reads the report: it counts all
+    /// loops as the channels of others, also those that were not set up, and by the floor. After the last round of a
+    /// batch its delays are known, and its keys wiped.
+    pub(super) fn end_round(&mut self, round: u64, has_floor: bool, rounds: &Rounds, places: &mut Places) {
+        for (index, Channel { state, .. }) in self.batches.of_round(round).iter().enumerate() {
             for sub in 0..self.cells {
                 let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });
-                self.view.counts.places += 1;
-                self.view.counts.lost += u64::from(!has_come);
                 let origin = if has_come { Origin::Came } else { Origin::Filled };
-                places.add(None, origin);
-                self.view.counts.add_to_link(origin);
+                places.add(None, if has_floor { Origin::Floor } else { origin });
+                if state.is_some() {
+                    self.view.counts.places += 1;
+                    self.view.counts.lost += u64::from(!has_come);
+                    self.view.counts.add_to_link(origin);
+                }
             }
         }
         let batch = self.times.batch_of(round);

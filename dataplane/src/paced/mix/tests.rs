@@ -269,18 +269,18 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
 }
 
 #[test]
-fn report_on_the_next_link_counts_loops() {
+fn report_on_the_next_link_counts_all_loops() {
     let mut bench = with_loops();
     let first = bench.times.first(BATCH);
     let last = (first + 99..).find(|round| (round + 1).is_multiple_of(100)).unwrap();
     bench.release(Direction::Forward, last + 20);
-    // The channel of the entry, and three loops.
-    let count = 100 * 4 * 2;
+    // The channel of the entry, and four loops, one of which was not set up.
+    let count = 100 * 5 * 2;
     let expected = Report { first: last - 99, last, places: count, filled: count, lost: count };
     let reports = bench.reports(None);
     let [.., before, latest] = reports[..] else { panic!("{reports:?}") };
     assert_eq!(latest.since(before), Some(expected));
-    // Control hears the same, of the loops alone and of all channels of the link.
+    // Control hears of those that were set up, and of all channels of the link with them.
     let heard = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
         Punt::PacedLoops { first, rounds, counts } => Some((first + rounds, counts)),
         _ => None,
@@ -288,6 +288,32 @@ fn report_on_the_next_link_counts_loops() {
     let (places, link_places) = (100 * 3 * 2, 100 * 4 * 2);
     let counts = LoopCounts { places, lost: places, garbled: 0, link_places, link_lost: link_places };
     assert_eq!(heard.last(), Some((last + 1, counts)));
+}
+
+/// A corrupt next hop that drops the cells of one channel must not learn from the report whether it is a loop.
+#[test]
+fn report_does_not_show_which_channels_are_loops() {
+    for n_min in [1, 2] {
+        let after_drop = [100, 200, 201, 202, 203].map(|dropped| {
+            let mut bench = with_loops();
+            bench.mix.settings.terms.n_min = n_min;
+            let first = bench.times.first(BATCH).next_multiple_of(100);
+            bench.release(Direction::Backward, first - 1);
+            for round in first..first + 100 {
+                for number in [100, 200, 201, 202, 203].into_iter().filter(|number| *number != dropped) {
+                    let body = bench.body();
+                    (0..2).for_each(|sub| bench.net.send(bench.next.data(number, round, sub, &body)));
+                }
+                bench.release(Direction::Backward, round);
+            }
+            bench.release(Direction::Forward, first + 120);
+            let reports = bench.reports(None);
+            let of = |last| *reports.iter().find(|report| report.last == last).unwrap();
+            of(first + 99).since(of(first - 1)).unwrap()
+        });
+        assert!(after_drop.iter().all(|report| *report == after_drop[0]), "{after_drop:?}");
+        assert_eq!(after_drop[0].lost, if n_min == 1 { 200 } else { 0 }, "the floor fills all of them");
+    }
 }
 
 #[test]

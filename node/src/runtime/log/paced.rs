@@ -45,12 +45,15 @@ impl Log {
                 }
             }
             PacedEvent::Company(company @ Company { channels, n_min }) if company.is_low() => {
-                info!(
-                    channels,
-                    n_min, "waiting for company: {channels} of {n_min} channels, and nothing arrives before that"
-                );
+                if self.no_company.occurs(now) {
+                    info!(
+                        channels,
+                        n_min, "waiting for company: {channels} of {n_min} channels, and nothing arrives before that"
+                    );
+                }
             }
             PacedEvent::Company(Company { channels, n_min }) => {
+                self.no_company.end(now);
                 debug!(channels, n_min, "{channels} channels in this batch, {n_min} are needed");
             }
             PacedEvent::LeadMoved { lead_ns } => {
@@ -63,10 +66,13 @@ impl Log {
                 );
             }
             PacedEvent::ClockOff { side, offset_ns } => {
-                let neighbour = match side {
-                    Side::Up => self.previous.as_deref(),
-                    Side::Down => self.next.as_ref().map(|next| next.name.as_str()),
+                let (trouble, neighbour) = match side {
+                    Side::Up => (&mut self.clock_of_previous, self.previous.as_deref()),
+                    Side::Down => (&mut self.clock_of_next, self.next.as_ref().map(|next| next.name.as_str())),
                 };
+                if !trouble.occurs(now) {
+                    return;
+                }
                 let (neighbour, offset_ms) = (neighbour.unwrap_or("a neighbour"), offset_ns as f64 / 1e6);
                 let (off, way) = (offset_ms.abs(), if offset_ns > 0 { "ahead of" } else { "behind" });
                 warn!(

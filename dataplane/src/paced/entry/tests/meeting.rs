@@ -109,9 +109,31 @@ fn losses_from_the_other_end_count_until_it_stops() {
     let shown = pair.ends.each_ref().map(|end| end.shown());
     assert_eq!(
         shown.map(|view| view.of_other_end),
-        [(40, 0), (40, 10)].map(|(places, lost)| EndToEnd { places, lost })
+        [(40, 0), (40, 10)].map(|(places, lost)| EndToEnd { places, lost, of_exit: 0 })
     );
     assert_eq!(shown.map(|view| view.lost >= 20), [true; 2], "the access link brought nothing any more");
+}
+
+/// A corrupt exit that drops a cell of the other end can put one of its own in its place.
+#[test]
+fn bodies_of_the_exit_do_not_hide_losses() {
+    let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+    let first = pair.ends[0].times.first(BATCH);
+    pair.ends.iter_mut().for_each(|end| drop(end.run_to(first - 1)));
+    for round in first..first + 40 {
+        // In the last rounds it lets nothing pass.
+        let is_dropped = round % 4 == 0 || round >= first + 36;
+        pair.round(round, |from, _| from == 0 && is_dropped);
+        if is_dropped {
+            let (end, place) = (&mut pair.ends[1], Place { round, sub: 0 });
+            end.send_from_mix(place, &end.exit_body(place, &[]));
+            end.turn();
+        }
+    }
+    pair.ends[1].run_to(first + 40 + BEHIND_MAX + 20);
+    let shown = pair.ends[1].shown();
+    assert_eq!(shown.of_other_end, EndToEnd { places: 36, lost: 9, of_exit: 9 + 4 });
+    assert_eq!(pair.ends[1].ledger().cells.backward.drops(DropReason::Garbled), 0);
 }
 
 #[test]
