@@ -137,7 +137,7 @@ impl Default for Timing {
 /// Bounds of every table and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Links of the node towards entries in a free class: 1024. Must be below 4096.
+    /// Links of the node towards entries in a free class: 1024. At most [`LINKS_MAX`].
     pub links: usize,
     /// Half-open records of the node: 4096.
     pub half_open: usize,
@@ -174,6 +174,8 @@ impl Default for Caps {
     }
 }
 
+/// Most links towards entries that a node may be given in a free class.
+pub const LINKS_MAX: usize = 4095;
 /// Most setups that one pair of keys can remember: 2^26.
 const REPLAY_CACHE_MAX: u64 = 1 << 26;
 
@@ -332,12 +334,7 @@ impl Config {
                 "handshake_retry, keepalive_after and silent_after must not be zero",
             ),
             (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
-            (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
-            (
-                self.position != 1 || self.links_max() < 1 << wire::ids::LinkId::INDEX_BITS,
-                "a paced class has up to 2 * seats links at mix1, and a node has fewer than 4096 in a class: make a \
-                 chain with at most 2047 seats",
-            ),
+            (caps.links <= LINKS_MAX, "caps.links must be at most 4095"),
             (caps.links > 0, "caps.links must be at least 1"),
             (
                 !matches!(self.role, Role::Mix) || 2 * caps.setups.burst as usize <= caps.half_open,
