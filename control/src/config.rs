@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use thiserror::Error;
 use wire::cell::Shape;
-use wire::ids::ClassId;
+use wire::ids::{ClassId, Side};
 use wire::kdf::{Secret, x25519_public};
-use wire::paced::{PacedClass, PacedTerms};
+use wire::paced::{PacedClass, PacedTerms, control_window};
+use wire::replay::WIDTH_DEFAULT;
 use wire::setup::Suite;
 
 use crate::prefix::Prefix;
@@ -380,6 +381,13 @@ impl Config {
     /// Links towards entries: those of the caps, in a paced class twice `seats` (SPEC 9.8.6).
     pub(crate) fn links_max(&self) -> usize {
         self.paced_terms().map_or(self.caps.links, |terms| 2 * usize::from(terms.seats))
+    }
+
+    /// Numbers in the replay window of control cells on the link of a side (SPEC 3.9.2, 9.1.3).
+    pub(crate) fn control_window(&self, side: Side) -> usize {
+        let link = if side == Side::Up { self.position } else { self.position + 1 };
+        let of_paced = |terms| control_window(terms, self.suite(), self.shape.hops(), link);
+        self.paced_terms().map_or(WIDTH_DEFAULT, of_paced)
     }
 
     /// The terms of the class. A paced one has none of these.

@@ -406,7 +406,7 @@ impl Links {
         let id = SlotId(self.next_slot);
         self.next_slot = self.next_slot.wrapping_add(1);
         let Some(link) = self.link_mut(link) else { return };
-        let slot = Slot::new(id, link.side, peer, now, secrets);
+        let slot = Slot::new((id, link.side), peer, now, secrets, cx.config.control_window(link.side));
         let rank = match link.side {
             Side::Up => Rank::Next,
             Side::Down => Rank::Current,

@@ -351,7 +351,7 @@ impl Bridge {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
                 // Its place in the ring is free from here on.
                 drop(place);
-                self.take_handshake((class, side), from, datagram.bytes_mut(), is_crowded, now);
+                self.take_handshake((class, side), from, &mut datagram, is_crowded, now);
             }
             Punt::ChannelEnded { channel, .. } if !self.classes[class].commands.ended(worker, channel) => {}
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
@@ -368,20 +368,13 @@ impl Bridge {
 /// The input that a punt is for control; none if it is for the node.
 pub fn input(punt: &mut Punt) -> Option<Input<'_>> {
     Some(match punt {
-        Punt::Handshake { side, from, datagram, .. } => {
-            Input::Handshake { side: *side, from: *from, datagram: datagram.bytes_mut() }
-        }
+        Punt::Handshake { side, from, datagram, .. } => Input::Handshake { side: *side, from: *from, datagram },
         Punt::Cell { link, slot, from, header, body } => {
-            Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body: body.bytes_mut() }
+            Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body }
         }
-        Punt::PacedCell { link, slot, from, header, content, at } => Input::PacedCell {
-            link: *link,
-            slot: *slot,
-            from: *from,
-            header: *header,
-            content: content.bytes(),
-            at_ns: *at,
-        },
+        Punt::PacedCell { link, slot, from, header, content, at } => {
+            Input::PacedCell { link: *link, slot: *slot, from: *from, header: *header, content, at_ns: *at }
+        }
         &mut Punt::PacedClockSent { link, number, sent_ns } => Input::PacedClockSent { link, number, sent_ns },
         &mut Punt::PacedLost { first, rounds, places, lost } => {
             Input::PacedLost(Places { first, rounds, places, lost })
