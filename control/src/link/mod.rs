@@ -29,6 +29,8 @@ mod initiator;
 mod path;
 mod responder;
 mod room;
+#[cfg(test)]
+mod tests;
 
 use ids::LinkIds;
 use initiator::{Initiator, PENDING_MAX};

@@ -238,8 +238,7 @@ impl Sender {
         self.add_copies(link, round.number, free, tally);
         self.sealed.shuffle(&mut self.rng);
         out.push_run(self.sealed.drain(..), outgoing.peer);
-        // An initiator that gets no answer starts a handshake (SPEC 4.6.2).
-        links.links.sent(link);
+        links.sent(link);
         clock
     }
 

@@ -1,0 +1,95 @@
+//! Tables of links as large as they get.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::time::UNIX_EPOCH;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Class;
+use wire::paced::terms::SEATS;
+use wire::paced::{PacedClass, PacedTerms};
+
+use super::*;
+use crate::sim::{Plan, secs};
+use crate::{ClassControl, Control};
+
+/// Control of Mix 1 in a paced class with the most seats.
+fn mix_1() -> Control {
+    let (mut config, trust) = Plan::new(Class::S, 3).first(1);
+    let terms = PacedTerms::new(PacedClass::new(Class::S), "voice", 4);
+    config.terms.classes.clear();
+    config.terms.paced = vec![PacedTerms { seats: *SEATS.end(), ..terms }];
+    config.paced = true;
+    let rng = ChaCha20Rng::seed_from_u64(1);
+    Control::new(vec![config], trust, rng, secs(1000), UNIX_EPOCH + secs(1_800_000_000)).unwrap()
+}
+
+/// Where an entry is.
+fn address(entry: u32) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + entry), 4000))
+}
+
+/// Gives a link another slot, and promotes it.
+fn renew(cx: &mut Context, links: &mut Links, now: Duration, id: LinkId, secrets: &LinkSecrets) {
+    let peer = links.link(id).unwrap().peer;
+    links.install_slot(cx, now, id, peer, secrets);
+    let slot = links.link(id).and_then(|link| link.next.as_ref()).unwrap().id;
+    links.promoted(cx, now, (id, slot), peer);
+    cx.out.clear();
+}
+
+/// Makes the link of an entry, which is up.
+fn link(cx: &mut Context, links: &mut Links, now: Duration, entry: u32, secrets: &LinkSecrets) -> LinkId {
+    let id = links.install_link(cx, now, Side::Up, address(entry));
+    renew(cx, links, now, id, secrets);
+    id
+}
+
+fn secrets() -> LinkSecrets {
+    LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32])
+}
+
+#[test]
+fn mix_1_has_two_links_for_each_of_the_most_seats() {
+    let mut control = mix_1();
+    let ClassControl { cx, links, .. } = &mut control.classes[0];
+    let (now, secrets, most) = (secs(1000), secrets(), 2 * u32::from(*SEATS.end()));
+    let newcomer = SocketAddr::from(([192, 0, 2, 1], 4000));
+    let mut ids = HashSet::new();
+    for entry in 0..most {
+        if entry % 4096 == 0 {
+            assert_eq!(links.make_room(cx, now, newcomer, &|_| true), Ok(()));
+        }
+        ids.insert(link(cx, links, now, entry, &secrets));
+    }
+    assert_eq!((ids.len(), links.len()), (32_768, 32_768));
+    assert_eq!(links.make_room(cx, now, newcomer, &|_| true), Err(Refusal::LinksFull), "all have channels");
+    let held = *ids.iter().max().unwrap();
+    assert_eq!(links.make_room(cx, now, newcomer, &|link| link == held), Ok(()));
+    assert_eq!((links.len(), links.side(held)), (32_767, Some(Side::Up)), "one without a channel has gone");
+
+    assert_eq!(control.next_wake(), secs(1000), "of the next hop");
+    control.tick(secs(1001), UNIX_EPOCH + secs(1_800_000_001));
+    assert_eq!(control.class(0).links(), 32_767);
+    control.tick(secs(1180), UNIX_EPOCH + secs(1_800_000_180));
+    assert_eq!(control.class(0).links(), 0, "nobody has renewed one");
+}
+
+#[test]
+fn each_link_ends_in_its_own_time() {
+    let mut control = mix_1();
+    let ClassControl { cx, links, .. } = &mut control.classes[0];
+    let secrets = secrets();
+    let first = link(cx, links, secs(1000), 1, &secrets);
+    let second = link(cx, links, secs(1060), 2, &secrets);
+    assert_eq!(links.due, secs(1180));
+    assert_eq!(links.expire(cx, secs(1179)), []);
+    assert_eq!(links.expire(cx, secs(1180)), [first]);
+    links.retire(cx, first);
+    assert_eq!(links.due, secs(1240));
+    renew(cx, links, secs(1100), second, &secrets);
+    assert_eq!(links.expire(cx, secs(1240)), [], "it has another slot");
+    assert_eq!(links.due, secs(1280));
+    assert_eq!(links.expire(cx, secs(1280)), [second]);
+}
