@@ -21,8 +21,8 @@ pub const RESERVED: usize = 64;
 /// Handshakes of each kind take at most a quarter of the ring (SPEC 4.9.4).
 const HANDSHAKE_PARTS: usize = 4;
 
-// The ring of a class with many seats has some hundred thousand places (SPEC 9.4.9). So what a message carries is not in
-// its place.
+// The ring of a class with many seats has some hundred thousand places (SPEC 9.4.9). What a message carries is
+// elsewhere.
 const _: () = assert!(size_of::<Punt>() <= 96);
 
 /// One message to control.

@@ -517,8 +517,8 @@ impl Links {
         }
     }
 
-    /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys. `holds` says which links
-    /// have a channel or a setup of a paced class, and so may not go.
+    /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys. `holds` says which
+    /// links have a channel or a setup of a paced class, and so may not go.
     pub(crate) fn handshake(
         &mut self,
         cx: &mut Context,

@@ -43,7 +43,7 @@ impl ControlLimits {
 /// The control cells that have come under one slot.
 #[derive(Default)]
 pub(super) struct ControlGuard {
-    /// The latest numbers, each at its remainder as one more than its quotient; 0 for none. Empty before the first cell.
+    /// The latest numbers, each at its remainder as one more than its quotient, or 0. Empty before the first cell.
     seen: Box<[u32]>,
     newest: u64,
     /// Cells that may pass, and the round up to which they were granted.
