@@ -16,45 +16,55 @@ if [[ -z ${EDDY_BENCH:-} ]]; then
     EDDY_BENCH=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release/eddy-bench
 fi
 
-# Name, whether it counts for the verdict, and options. Rows have 2 ms of jitter unless they say otherwise.
-rows=$(cat <<'ROWS'
-inside                   gate   --cases paced-virtual
-inside-loss-1            gate   --cases paced-virtual --loss 0.01
-inside-loss-3-bursts-8   gate   --cases paced-virtual --loss 0.03:burst=8
-inside-cut-10s           gate   --cases paced-virtual --outage 3:20:10
-inside-delay-watermark   gate   --cases paced-virtual --active delay
-inside-drop-watermark    gate   --cases paced-virtual --active drop
-inside-constant          gate   --cases paced-virtual --profile constant
-inside-video             gate   --cases paced-virtual --profile video --paced video
-inside-isolation         report --cases paced-virtual --active isolation
-inside-exit              gate   --cases paced-virtual --corrupt-exit --attackers exit-records
-inside-exit-loss-1       gate   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.01
-inside-exit-bursts-3-8   gate   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.03:burst=8
-inside-exit-cut-10s      gate   --cases paced-virtual --corrupt-exit --attackers exit-records --outage 3:20:10
-inside-exit-delay-mark   gate   --cases paced-virtual --corrupt-exit --attackers exit-records --active delay
-inside-exit-drop-mark    gate   --cases paced-virtual --corrupt-exit --attackers exit-records --active drop
-outside                  gate   --cases paced-virtual-outside
-outside-loss-0.1-plain   gate   --cases paced-virtual-outside --loss 0.001 --paced voice:repeat=0
-outside-loss-1           gate   --cases paced-virtual-outside --loss 0.01
-outside-loss-3           gate   --cases paced-virtual-outside --loss 0.03
-outside-loss-1-copies-3  gate   --cases paced-virtual-outside --loss 0.01 --paced voice:copies=3
-outside-bursts-0.2-3     report --cases paced-virtual-outside --loss 0.002:burst=3
-outside-bursts-0.2-8     report --cases paced-virtual-outside --loss 0.002:burst=8
-outside-bursts-1-3       report --cases paced-virtual-outside --loss 0.01:burst=3
-outside-bursts-1-8       report --cases paced-virtual-outside --loss 0.01:burst=8
-outside-bursts-3-3       report --cases paced-virtual-outside --loss 0.03:burst=3
-outside-bursts-3-8       report --cases paced-virtual-outside --loss 0.03:burst=8
-outside-exit-loss-1      report --cases paced-virtual-outside --corrupt-exit --loss 0.01
-outside-exit-bursts-1-3  report --cases paced-virtual-outside --corrupt-exit --loss 0.01:burst=3
-inside-narrow-uplink     report --cases paced-virtual --rate 460800
-outside-narrow-uplink    report --cases paced-virtual-outside --rate 460800
-inside-busy-machine      report --cases paced-virtual --stall 3
-outside-busy-machine     report --cases paced-virtual-outside --stall 3
-planted-late             plant  --cases paced-virtual-outside --plant late --jitter-ms 0
-planted-gaps             plant  --cases paced-virtual-outside --plant gaps --jitter-ms 0
-planted-loss             plant  --cases paced-virtual --plant loss --loss 0.05 --jitter-ms 0
+# Name, whether it counts for the verdict, for which profiles, and options. CLASS is the paced class of the profile.
+# Rows have 2 ms of jitter unless they say otherwise. 560250 bit/s are 1.2 times what class voice sends on average.
+templates=$(cat <<'ROWS'
+inside                   gate   all   --cases paced-virtual
+inside-loss-1            gate   all   --cases paced-virtual --loss 0.01
+inside-loss-3-bursts-8   gate   all   --cases paced-virtual --loss 0.03:burst=8
+inside-cut-10s           gate   all   --cases paced-virtual --outage 3:20:10
+inside-delay-watermark   gate   all   --cases paced-virtual --active delay
+inside-drop-watermark    gate   all   --cases paced-virtual --active drop
+inside-isolation         report voice --cases paced-virtual --active isolation
+inside-exit              gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records
+inside-exit-loss-1       gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.01
+inside-exit-bursts-3-8   gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --loss 0.03:burst=8
+inside-exit-cut-10s      gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --outage 3:20:10
+inside-exit-delay-mark   gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --active delay
+inside-exit-drop-mark    gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --active drop
+outside                  gate   all   --cases paced-virtual-outside
+outside-loss-0.1-plain   gate   all   --cases paced-virtual-outside --loss 0.001 --paced CLASS:repeat=0
+outside-loss-1           gate   all   --cases paced-virtual-outside --loss 0.01 --paced CLASS:repeat=1
+outside-loss-1-plain     report all   --cases paced-virtual-outside --loss 0.01 --paced CLASS:repeat=0
+outside-loss-3           gate   all   --cases paced-virtual-outside --loss 0.03 --paced CLASS:repeat=1
+outside-loss-1-copies-3  gate   all   --cases paced-virtual-outside --loss 0.01 --paced CLASS:copies=3
+outside-bursts-0.2-3     report voice --cases paced-virtual-outside --loss 0.002:burst=3
+outside-bursts-0.2-8     report voice --cases paced-virtual-outside --loss 0.002:burst=8
+outside-bursts-1-3       report voice --cases paced-virtual-outside --loss 0.01:burst=3
+outside-bursts-1-8       report voice --cases paced-virtual-outside --loss 0.01:burst=8
+outside-bursts-3-3       report voice --cases paced-virtual-outside --loss 0.03:burst=3
+outside-bursts-3-8       report voice --cases paced-virtual-outside --loss 0.03:burst=8
+outside-exit-loss-1      report voice --cases paced-virtual-outside --corrupt-exit --loss 0.01
+outside-exit-bursts-1-3  report voice --cases paced-virtual-outside --corrupt-exit --loss 0.01:burst=3
+inside-narrow-uplink     gate   voice --cases paced-virtual --rate 560250
+outside-narrow-uplink    report voice --cases paced-virtual-outside --rate 560250
+inside-busy-machine      gate   voice --cases paced-virtual --stall 3
+outside-busy-machine     report voice --cases paced-virtual-outside --stall 3
+planted-late             plant  voice --cases paced-virtual-outside --plant late --jitter-ms 0
+planted-gaps             plant  voice --cases paced-virtual-outside --plant gaps --jitter-ms 0
+planted-loss             plant  voice --cases paced-virtual --plant loss --loss 0.05 --jitter-ms 0
 ROWS
 )
+
+# Each template for voice, and those for all profiles for constant calls and video, too: NAME KIND OPTIONS.
+rows=$(while read -r name kind profiles options; do
+    echo "$name $kind ${options//CLASS/voice}"
+    [[ $profiles == all ]] || continue
+    echo "$name-constant $kind --profile constant ${options//CLASS/voice}"
+    options="--profile video ${options//CLASS/video}"
+    [[ $options == *--paced* ]] || options+=" --paced video"
+    echo "$name-video $kind $options"
+done <<<"$templates")
 
 one() { # NAME KIND OPTIONS...
     local name=$1 kind=$2

@@ -213,10 +213,10 @@ pub enum PacedChange {
         /// None if its setup failed: it sends random bodies.
         keys: Option<(Box<EntryKeys>, Box<Call>)>,
     },
-    /// Entry: by how much it sends before its own clock shows the time of a round.
+    /// Entry: how much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
     Lead {
         lead_ns: i64,
-        /// False before the first sample; the lead is 0 then.
+        /// False before the first sample; the lead is random until then (SPEC 9.5.5).
         is_known: bool,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.

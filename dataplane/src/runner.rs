@@ -15,8 +15,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::thread::set_current_timer_slack;
 
-use crate::Nanos;
 use crate::sys::Waker;
+use crate::{MILLI, Nanos};
 
 /// Token of control's eventfd.
 pub const WAKE: u64 = 0;
@@ -156,6 +156,9 @@ pub struct Run<'a> {
     pub clock: Clock,
     /// The loop keeps polling for this long after the last arrival before it sleeps.
     pub spin: Duration,
+    /// Waits end on time, as the rounds of a paced class need it. Otherwise they take whole milliseconds: one that ends
+    /// before the next tick has the CPU's timer set twice, which costs a guest two exits.
+    pub exact: bool,
     pub stop: &'a AtomicBool,
     /// The counters of its turns.
     pub turns: &'a Turns,
@@ -163,11 +166,13 @@ pub struct Run<'a> {
 
 /// Gives `worker` turns until `stop` is set and `waker` woken.
 pub fn run(worker: &mut impl Worker, run: Run<'_>) {
-    let Run { poller, waker, clock, spin, stop, turns } = run;
+    let Run { poller, waker, clock, spin, exact, stop, turns } = run;
     let spin = spin.as_nanos() as Nanos;
     let mut awake_until = 0;
-    // By default the kernel may end a wait 50 us late. If it refuses, that remains.
-    let _ = set_current_timer_slack(Some(NonZeroU64::MIN));
+    if exact {
+        // By default the kernel may end a wait 50 us late. If it refuses, that remains.
+        let _ = set_current_timer_slack(NonZeroU64::new(1));
+    }
     worker.set_clock(clock);
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
@@ -194,7 +199,8 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         // Polls before it sleeps, so that only real sleeps are counted.
         if poller.wait(Some(Duration::ZERO), &mut ready) == 0 && timeout != Duration::ZERO {
             Turns::count(&turns.sleeps);
-            poller.wait(Some(timeout), &mut ready);
+            let whole = Duration::from_millis(timeout.as_nanos().div_ceil(MILLI.into()) as u64);
+            poller.wait(Some(if exact { timeout } else { whole }), &mut ready);
         }
     }
     worker.turn(clock.now());
@@ -270,7 +276,7 @@ mod tests {
         let (poller, waker, clock, spin) = (&poller, &waker, Clock::start(), Duration::ZERO);
         run(
             &mut Stuck { turns: 0, stop: stop.clone() },
-            Run { poller, waker, clock, spin, stop: &stop, turns: &turns },
+            Run { poller, waker, clock, spin, exact: false, stop: &stop, turns: &turns },
         );
         // The time of a turn is not slept a second time.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;

@@ -2,7 +2,8 @@
 
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
-    ClockReport, EndToEndReport, LoopsReport, PacedEntryReport, PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
+    ClockReport, EndToEndReport, LoopsReport, OutagesReport, PacedEntryReport, PacedHopReport, PacedReport,
+    PlacesReport, WHAT_TO_DO,
 };
 
 /// What the class means to its users, and how it goes: at most six lines, and the alarm.
@@ -64,10 +65,16 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         }
         None => String::new(),
     };
+    // An alarm says more, and takes its place on a screen of 24 lines.
+    let outages = entry.outages.filter(|_| entry.dropping.is_empty());
+    let outages = outages.map_or_else(String::new, |OutagesReport { count, longest_ms }| {
+        format!("outages of the access link back {count}, longest {longest_ms} ms\n")
+    });
     format!(
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{restarts}   rounds skipped {skipped}\n\
-         lost on the access link {} out, {} back{other_end}\n",
+         lost on the access link {} out, {} back{other_end}\n\
+         {outages}",
         share(*forward),
         share(*backward)
     )
@@ -166,6 +173,7 @@ pub(super) mod tests {
             clock: Some(clock),
             forward: places,
             backward: places,
+            outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000 }),
             dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
         };
@@ -236,6 +244,10 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let mut quiet = troubled_entry();
+        quiet.entry.as_mut().unwrap().dropping.clear();
+        let outages = "\noutages of the access link back 12, longest 2340 ms\n";
+        assert!(shown(quiet).contains(outages) && !text.contains(outages), "the alarm takes its place");
         assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
     }
 

@@ -79,10 +79,12 @@ fn calls_in_a_paced_class_are_compared_with_a_free_one() {
     let (code, said, json) = demo("--class voice:rounds=256 --mixes 1 --users 4 --seconds 2");
     // On a busy machine much may be lost, but everything is accounted for.
     assert!(code == Some(0) || said.contains("did not work"), "{code:?} {said}");
-    let [paced, free] = &json["results"].as_array().unwrap()[..] else { panic!("{json:#}") };
+    let [paced, free, direct] = &json["results"].as_array().unwrap()[..] else { panic!("{json:#}") };
     assert_eq!((&paced["class"], &free["class"]), (&"voice".into(), &"S".into()));
     assert_eq!((&paced["constant"], &free["constant"]), (&true.into(), &false.into()));
     assert_eq!(paced["sent"], free["sent"], "the same calls");
+    assert_eq!((&direct["class"], &direct["sent"]), (&"direct".into(), &free["sent"]));
+    assert!(direct["constant"].is_null() && direct["mos"]["mean"].as_f64() > Some(1.0), "{direct:#}");
     for class in [paced, free] {
         let (sent, received) = (class["sent"].as_u64(), class["received"].as_u64());
         assert!(sent <= Some(400) && Some(1) <= sent && received <= sent && class["mos"]["mean"].is_f64(), "{class:#}");

@@ -113,9 +113,9 @@ pub(super) fn ideal(users: usize, seconds: f64, seed: u64, profile: &Profile) ->
         Profile::Application(Application::Video | Application::Bulk) => simulate::Profile::Video,
         Profile::Constant => simulate::Profile::Constant,
         Profile::Poisson => simulate::Profile::Poisson { per_second: 50.0 },
-        Profile::Application(Application::Voip | Application::Game) | Profile::Web | Profile::Trace(_) => {
-            simulate::Profile::Voice
-        }
+        Profile::Application(Application::Voip | Application::Opus | Application::Game)
+        | Profile::Web
+        | Profile::Trace(_) => simulate::Profile::Voice,
     };
     let chain = simulate::Chain::Ideal(Ideal::default());
     Simulation { profile, chain, ..Simulation::new(users, seconds, seed) }.run()

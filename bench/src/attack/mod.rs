@@ -111,7 +111,7 @@ pub struct AttackArgs {
     users: u16,
     /// Application of every user
     ///
-    /// voice, constant, video, game, web, poisson, or a trace (pcap, CSV)
+    /// voice, opus, constant, video, game, web, poisson, or a trace (pcap, CSV)
     #[arg(long, default_value = "voice", value_name = "NAME|FILE", help_heading = "Users")]
     profile: Profile,
     /// Length of a record

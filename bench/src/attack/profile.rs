@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! voice      both ways 50/s of 172 bytes in talk spurts of 1.0 s and pauses of 1.6 s on average (ITU-T P.59)
+//! opus       as voice, of 72 bytes
 //! constant   both ways 50/s of 172 bytes, without pauses: a random phase, a clock that is off by up to 50 ppm,
 //!            and each datagram late by 0.5 ms on average
 //! video      30 frames/s of 2 to 10 packets of 1200 bytes, a key frame of 30 every two seconds, forward
@@ -48,8 +49,9 @@ pub(super) enum Profile {
     Trace(PathBuf),
 }
 
-const NAMES: [(&str, Profile); 6] = [
+const NAMES: [(&str, Profile); 7] = [
     ("voice", Profile::Application(Application::Voip)),
+    ("opus", Profile::Application(Application::Opus)),
     ("constant", Profile::Constant),
     ("video", Profile::Application(Application::Video)),
     ("game", Profile::Application(Application::Game)),

@@ -13,7 +13,7 @@ use crate::signals;
 
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// Flows of an application: voip, game, video or bulk (repeatable)
+    /// Flows of an application: voip, opus, game, video or bulk (repeatable)
     #[arg(
         long = "profile",
         value_name = "NAME:FLOWS",

@@ -10,7 +10,7 @@ use wire::cell::Direction;
 
 use super::even::{Even, EvenSource};
 use super::header;
-use super::profile::{Application, Profile};
+use super::profile::Profile;
 use super::record::StreamName;
 use super::source::{Source, Sources, seeded};
 use crate::format::direction_name;
@@ -57,7 +57,7 @@ impl Plan {
         for profile in profiles {
             let name = profile.application.as_str();
             let group = groups.iter().position(|group| group.name == name).unwrap_or_else(|| {
-                groups.push(FlowGroup { name: name.into(), is_call: profile.application == Application::Voip });
+                groups.push(FlowGroup { name: name.into(), is_call: profile.application.is_call() });
                 groups.len() - 1
             });
             flows.extend((0..profile.flows).map(|_| Flow { group, sources: profile.application.sources(&mut rng) }));

@@ -3,6 +3,7 @@
 //! ```text
 //! voip    both ways 50/s of 172 bytes (G.711, 20 ms frames, RTP) in talk spurts of 1.0 s and pauses of 1.6 s on
 //!         average, both exponential (ITU-T P.59: 1.004 s and 1.587 s)
+//! opus    the same with 72 bytes (Opus at 24 kbit/s)
 //! game    forward 30 to 128/s, drawn for each player, of 40 to 120 bytes; backward 30/s, each time 1 to 4 of 120 to
 //!         1200 bytes at once
 //! video   forward 30 frames/s of 1200-byte packets: 2 to 10 a frame, and a key frame of 30 every two seconds
@@ -23,29 +24,41 @@ use super::source::{MILLI, Nanos, SECOND, Source, Sources, exponential};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Application {
     Voip,
+    Opus,
     Game,
     Video,
     Bulk,
 }
 
 impl Application {
-    const ALL: [Application; 4] = [Application::Voip, Application::Game, Application::Video, Application::Bulk];
+    const ALL: [Application; 5] =
+        [Application::Voip, Application::Opus, Application::Game, Application::Video, Application::Bulk];
 
     /// Its name on the command line.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Application::Voip => "voip",
+            Application::Opus => "opus",
             Application::Game => "game",
             Application::Video => "video",
             Application::Bulk => "bulk",
         }
     }
 
+    /// Whether it is judged as a call, with a MOS.
+    pub(crate) fn is_call(self) -> bool {
+        matches!(self, Application::Voip | Application::Opus)
+    }
+
     /// The sources of a flow.
     pub(crate) fn sources(self, rng: &mut ChaCha20Rng) -> Sources {
         let mut fresh = || ChaCha20Rng::from_rng(rng);
+        let mut call = |len| -> (Box<dyn Source>, Option<Box<dyn Source>>) {
+            (Box::new(Voip::new(len, fresh())), Some(Box::new(Voip::new(len, fresh()))))
+        };
         let (forward, backward): (Box<dyn Source>, Option<Box<dyn Source>>) = match self {
-            Application::Voip => (Box::new(Voip::new(fresh())), Some(Box::new(Voip::new(fresh())))),
+            Application::Voip => call(172),
+            Application::Opus => call(72),
             Application::Game => (Box::new(Steps::player(fresh())), Some(Box::new(Bursts::game(fresh())))),
             Application::Video => (Box::new(Bursts::video(fresh())), None),
             Application::Bulk => (Box::new(Bursts::bulk(fresh())), None),
@@ -89,21 +102,21 @@ struct Voip {
     at: Nanos,
     /// End of the talk spurt.
     until: Nanos,
+    len: usize,
 }
 
 impl Voip {
     const FRAME: Nanos = 20 * MILLI;
-    const LEN: usize = 172;
     const SPURT: f64 = 1.004e9;
     const PAUSE: f64 = 1.587e9;
 
-    fn new(mut rng: ChaCha20Rng) -> Voip {
+    fn new(len: usize, mut rng: ChaCha20Rng) -> Voip {
         // Begins in a talk spurt or in a pause, by their shares of the time.
         let speaks = rng.random::<f64>() < Voip::SPURT / (Voip::SPURT + Voip::PAUSE);
         let at =
             rng.random_range(0..Voip::FRAME) + if speaks { 0 } else { exponential(&mut rng, Voip::PAUSE) as Nanos };
         let until = at + exponential(&mut rng, Voip::SPURT) as Nanos;
-        Voip { rng, at, until }
+        Voip { rng, at, until, len }
     }
 }
 
@@ -115,7 +128,7 @@ impl Source for Voip {
             self.at += exponential(&mut self.rng, Voip::PAUSE) as Nanos;
             self.until = self.at + exponential(&mut self.rng, Voip::SPURT) as Nanos;
         }
-        Some((now, Voip::LEN))
+        Some((now, self.len))
     }
 }
 

@@ -112,7 +112,7 @@ impl Idle {
             pinned?;
             let (poller, waker) = (&poller, &*waker);
             let spin = Duration::ZERO;
-            run(&mut mix, Run { poller, waker, clock, spin, stop: &stopped, turns: &counted });
+            run(&mut mix, Run { poller, waker, clock, spin, exact: true, stop: &stopped, turns: &counted });
             anyhow::Ok(())
         };
         let thread = std::thread::Builder::new().name(NAME.into()).spawn(work)?;

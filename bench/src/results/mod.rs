@@ -77,7 +77,7 @@ pub struct Calibration {
 /// One profile in one direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stream {
-    /// `voip`, `game`, `video`, `bulk`, `even`, or the name of a trace.
+    /// `voip`, `opus`, `game`, `video`, `bulk`, `even`, or the name of a trace.
     pub profile: String,
     /// `forward` (to the destination) or `backward`.
     pub direction: String,

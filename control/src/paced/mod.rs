@@ -1,24 +1,30 @@
-//! Channel setup of paced classes as state machines (SPEC 9.5.5, 9.7 to 9.9, 9.14).
+//! Control of paced classes: channels, clocks and alarms (SPEC 9.5, 9.7 to 9.9, 9.14, 9.15).
 //!
 //! ```text
 //! class   a class at a node: clock, what leaves in each round
-//! lead    at which own time an entry sends a round
+//!
 //! entry   the channel of an entry in each batch: its number, its setup, its ack
 //! hop     the channels of all entries at a mix or the exit, and the loops of a mix
 //! seats   who may have a channel at a hop, and the shards of its setup
 //! queue   the control cells of a phase, each in its place
 //! own     setups of an entry or of a loop, until their ack is complete
+//! numbers channel numbers for the link towards the exit
+//!
+//! lead    at which own time an entry sends a round
+//! watch   what is heard of the class from others
+//!
 //! alarm   whether more is lost than links explain, at an entry
 //! loops_alarm  the same at a mix, by its loops
+//! loss_test    the test that both use
 //! alerts  causes for which an alarm is up
-//! watch   what is heard of the class from others
 //! status  events, and what a node shows
 //! ```
 //!
-//! They own no socket, no link and no clock. The only time that they know is the number of a round: the caller reports
-//! what a hop releases or an entry seals, hands in the contents of setup and ack cells that passed the checks of SPEC
-//! 9.4 (copies on link 1 do not pass), and takes for each round the contents of the setup and ack slots. Slots without
-//! contents carry dummies, so the number of cells in a round never depends on what these machines return.
+//! `entry`, `hop`, `seats`, `queue` and `own` know no clock and no link. The only time that they know is the number of
+//! a round: `class` reports what a hop releases or an entry seals, hands in the contents of setup and ack cells that
+//! passed the checks of SPEC 9.4 (copies on link 1 do not pass), and takes for each round the contents of the setup and
+//! ack slots. Slots without contents carry dummies, so the number of cells in a round never depends on what they
+//! return.
 
 mod alarm;
 mod alerts;

@@ -214,7 +214,7 @@ pub enum Command {
     /// Entry: how much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
     Lead {
         lead_ns: i64,
-        /// False before the first sample; the lead is 0 then.
+        /// False before the first sample; the lead is random until then (SPEC 9.5.5).
         is_known: bool,
     },
     /// Entry: refuse new flows, or take them again.

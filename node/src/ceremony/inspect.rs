@@ -223,6 +223,7 @@ fn chain_json(chain: &ChainFile, now_s: u64) -> Value {
             "steps_ms": class.steps_ms,
             "kbit_s": per_use(figures.kbit_s),
             "mb_per_hour": figures.mb_per_hour,
+            "peak_kbit_s": figures.peak_kbit_s,
             "delay_ms": per_use(figures.delay_ms),
             "batch_ms": figures.batch_ms,
         })

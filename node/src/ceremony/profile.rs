@@ -19,6 +19,8 @@ use crate::config::{ConfigError, nearest};
 
 /// Bytes of the IPv4 and UDP headers of a cell.
 const IP_UDP: u64 = 28;
+/// Rounds over which the highest rate is taken.
+const PEAK_ROUNDS: usize = 64;
 
 /// Parameters for one kind of traffic. All others are the defaults of SPEC 9.16.
 struct Profile {
@@ -203,6 +205,8 @@ pub struct Figures {
     /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP. It is
     /// the same whatever the user sends.
     pub mb_per_hour: u64,
+    /// Most kbit/s on the same link, over [`PEAK_ROUNDS`]: while channels are set up.
+    pub peak_kbit_s: u64,
     /// Most ms that a datagram waits for its round and in the nodes, in addition to the access paths. Between users the
     /// most is that of a datagram whose own cell was lost, and which its repeat has brought.
     pub delay_ms: PerUse<u64>,
@@ -227,9 +231,10 @@ impl Figures {
 
         let rounds = u64::from(terms.rounds);
         let slots = ControlSlots::new(terms, suite, hops, 1, Direction::Forward);
-        let control = (0..rounds).map(|round| slots.of(&times, round)).map(|count| (count.placed + count.link) as u64);
-        let cells = (rounds * u64::from(terms.cells) + control.sum::<u64>()) * u64::from(terms.copies);
-        let bytes = cells * (terms.class.cell_len() as u64 + IP_UDP);
+        let of_round = |round| u64::from(terms.cells) + slots.of(&times, round).total() as u64;
+        let in_rounds: Vec<u64> = (0..rounds).map(of_round).collect();
+        let bytes = |cells: u64| cells * u64::from(terms.copies) * (terms.class.cell_len() as u64 + IP_UDP);
+        let most = in_rounds.windows(PEAK_ROUNDS).map(|cells| cells.iter().sum()).max().unwrap_or(0);
 
         let offset = |direction, hop| times.offset(direction, hop) / MILLI;
         let to_exit = offset(Direction::Forward, hops);
@@ -243,7 +248,8 @@ impl Figures {
                 backward: kbit_s(payload, false),
                 meeting: kbit_s(payload - SALT_LEN, terms.repeat),
             },
-            mb_per_hour: (bytes as f64 * 3.6 / (rounds * period_ms) as f64).round() as u64,
+            mb_per_hour: (bytes(in_rounds.iter().sum()) as f64 * 3.6 / (rounds * period_ms) as f64).round() as u64,
+            peak_kbit_s: (8 * bytes(most)).div_ceil(PEAK_ROUNDS as u64 * period_ms),
             delay_ms: PerUse {
                 forward: round + to_exit + repeated,
                 // The exit seals the answers of a round when it releases that round forward.
@@ -266,10 +272,10 @@ impl Figures {
 
     /// In words: what it does, and how much.
     pub fn lines(&self) -> [(&'static str, String); 5] {
-        let Figures { kbit_s, mb_per_hour, delay_ms, queue_ms, batch_ms } = self;
+        let Figures { kbit_s, mb_per_hour, peak_kbit_s, delay_ms, queue_ms, batch_ms } = self;
         let PerUse { forward, backward, meeting } = kbit_s;
         let carries = format!("{forward} kbit/s to destinations, {backward} back, {meeting} between users");
-        let costs = format!("{mb_per_hour} MB an hour each way for each user, sending or not");
+        let costs = format!("{mb_per_hour} MB an hour each way, sending or not; at most {peak_kbit_s} kbit/s");
         let PerUse { forward, backward, meeting } = delay_ms;
         let adds = format!("at most {forward} ms to destinations, {backward} ms back, {meeting} ms between users");
         let queues = format!("what finds no room in its round, for {queue_ms} ms by default");
@@ -343,6 +349,10 @@ mod tests {
         assert_eq!(figures("video", 4).kbit_s.forward, 2116);
         assert_eq!(figures("game", 4).kbit_s.forward, 324);
         assert_eq!(["game", "video"].map(|name| figures(name, 4).mb_per_hour), [428, 2214]);
+        // Voice: in rounds of 10 ms a cell, a shard of a setup and, in every eighth, a link cell, each twice.
+        let peaks = ["voice", "voice-lite", "game", "video"].map(|name| figures(name, 4).peak_kbit_s);
+        assert_eq!(peaks[0], 100 * 2 * 268 * 8 * 17 / 8 / 1000 + 1);
+        assert_eq!(peaks, [912, 456, 1340, 6940]);
     }
 
     #[test]

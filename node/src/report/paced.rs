@@ -1,7 +1,7 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
 use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, Reported};
-use dataplane::paced::entry::View;
+use dataplane::paced::entry::{Outages, View};
 use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
@@ -70,6 +70,9 @@ pub struct PacedEntryReport {
     /// Its cells on the access link: to Mix 1, as that one reports, and from there.
     pub forward: PlacesReport,
     pub backward: PlacesReport,
+    /// Times without a cell from Mix 1, if there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outages: Option<OutagesReport>,
     /// What the other end of a meeting sent, all the way from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_to_end: Option<EndToEndReport>,
@@ -134,6 +137,13 @@ pub struct EndToEndReport {
     pub lost: u64,
 }
 
+/// Two rounds or more in a row of which no copy came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutagesReport {
+    pub count: u64,
+    pub longest_ms: u64,
+}
+
 /// Places of cells at the node that received them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacesReport {
@@ -165,7 +175,7 @@ impl PacedReport {
         let figures = figures.brief();
         match status {
             PacedStatus::Entry(status) => {
-                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default()));
+                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default(), terms.period_ms));
                 PacedReport { figures, entry, hop: None, path }
             }
             PacedStatus::Hop(status) => {
@@ -177,7 +187,8 @@ impl PacedReport {
 }
 
 impl PacedEntryReport {
-    fn new(status: &EntryStatus, view: View) -> PacedEntryReport {
+    fn new(status: &EntryStatus, view: View, period_ms: u16) -> PacedEntryReport {
+        let Outages { count, longest, .. } = view.outages;
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
@@ -193,6 +204,7 @@ impl PacedEntryReport {
             clock: status.clock.map(ClockReport::from),
             forward: status.forward.into(),
             backward: status.backward.into(),
+            outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(period_ms) }),
             end_to_end: (view.of_other_end.places > 0)
                 .then_some(EndToEndReport { places: view.of_other_end.places, lost: view.of_other_end.lost }),
             dropping: status.dropping.iter().map(in_words).collect(),

@@ -4,7 +4,6 @@
 //! class.
 
 use std::net::UdpSocket;
-use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -33,7 +32,7 @@ use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, set_current_timer_slack};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tracing::warn;
 use wire::cell::Shape;
 use wire::handshake::half_len;
@@ -390,13 +389,9 @@ impl Builder<'_> {
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());
 
-        let is_paced = self.plan.paced.is_some();
+        let exact = self.plan.paced.is_some();
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            if is_paced {
-                // By default the kernel may be 50 us late to save wakeups. It is not an error if this is refused.
-                let _ = set_current_timer_slack(NonZeroU64::new(1));
-            }
             // The cores were checked before; this fails only if the process has lost one since.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
@@ -404,7 +399,7 @@ impl Builder<'_> {
                 warn!("cannot pin the worker to its core: {why}");
             }
             let (poller, waker, stop, turns) = (&poller, &*waker, &*stop, &*turns);
-            runner::run(&mut worker, Run { poller, waker, clock, spin, stop, turns });
+            runner::run(&mut worker, Run { poller, waker, clock, spin, exact, stop, turns });
         });
         self.workers.threads.push(thread.map_err(StartError::system("start a worker"))?);
         Ok(())

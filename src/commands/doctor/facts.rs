@@ -19,7 +19,7 @@ use super::host::Host;
 use super::subject::Subject;
 use eddy_node::config::in_words;
 use eddy_node::report::NodeReport;
-use eddy_node::report::paced::ClockReport;
+use eddy_node::report::paced::{ClockReport, PacedHopReport, PlacesReport};
 use eddy_node::runtime::{path as link_path, status};
 
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub struct Facts {
     pub conntrack: Option<(u64, u64)>,
     /// The clock is synchronised; `None` if the kernel hides it.
     pub clock_kept: Option<bool>,
-    /// What the running node has measured of its neighbours' clocks, for each class; `None` if no node answers.
-    pub neighbours: Option<Vec<(String, Neighbours)>>,
+    /// What the running node knows of its neighbours, for each class; `None` if no node answers.
+    pub neighbours: Option<Vec<(String, Vec<Neighbour>)>>,
     /// Seconds since 1970.
     pub now: u64,
     /// The hard limit of open files; `None` if unlimited.
@@ -154,15 +154,30 @@ impl Facts {
     }
 }
 
-/// The clocks of the next and the previous hop, as [`ClockReport`] has them.
-pub type Neighbours = Vec<(String, ClockReport)>;
+/// The next or the previous hop.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    /// `next` or `previous`.
+    pub who: String,
+    pub clock: ClockReport,
+    /// The node's cells that did not come to it in time, as it reports, and all of them.
+    pub lost: u64,
+    pub places: u64,
+}
 
 /// The report of the running node, if it has paced classes.
-fn neighbours(subject: &Subject) -> Option<Vec<(String, Neighbours)>> {
+fn neighbours(subject: &Subject) -> Option<Vec<(String, Vec<Neighbour>)>> {
     let path = subject.status.as_ref().filter(|_| !subject.steps.is_empty())?;
     let report = status::ask(path).ok()?;
-    let clocks = |node: NodeReport| Some(node.paced?.hop?.clocks);
-    Some(report.classes.into_iter().filter_map(|(name, node)| Some((name, clocks(node)?))).collect())
+    let of_class = |node: NodeReport| {
+        let PacedHopReport { clocks, forward, backward, .. } = node.paced?.hop?;
+        let neighbour = |(who, clock): (String, ClockReport)| {
+            let PlacesReport { lost, places, .. } = if who == "next" { forward } else { backward };
+            Neighbour { who, clock, lost, places }
+        };
+        Some(clocks.into_iter().map(neighbour).collect())
+    };
+    Some(report.classes.into_iter().filter_map(|(name, node)| Some((name, of_class(node)?))).collect())
 }
 
 /// A socket to probe: IPv6 on hosts without IPv4.

@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn profiles_send_in_both_directions() {
-        let profiles = ["voip:5", "game:3", "video:1", "bulk:1"].map(|text| text.parse().unwrap());
+        let profiles = ["voip:5", "opus:2", "game:3", "video:1", "bulk:1"].map(|text| text.parse().unwrap());
         let outcome = direct(Plan::profiles(&profiles, Duration::from_secs(1), false, 3));
         let named = |profile: &str, direction: &str| {
             let found = outcome.streams.iter().find(|s| s.profile == profile && s.direction == direction);
@@ -367,7 +367,9 @@ mod tests {
         {
             assert!(matches!(named(profile, direction), Some((1.., 0))), "{profile} {direction}: {outcome:?}");
         }
-        assert!(outcome.streams.iter().filter(|stream| stream.profile == "voip").all(|stream| stream.mos.is_some()));
+        for stream in &outcome.streams {
+            assert_eq!(stream.mos.is_some(), ["voip", "opus"].contains(&stream.profile.as_str()), "{stream:?}");
+        }
         assert!(named("video", "backward").is_none());
     }
 

@@ -69,7 +69,7 @@ pub use pacer::PREPARE;
 use pacer::Pacer;
 use packer::{FlowAt, Packer, SESSION, Waiting};
 use rounds::{EARLY, Ready};
-pub use shown::{EndToEnd, MeetingState, View, Waits};
+pub use shown::{EndToEnd, MeetingState, Outages, View, Waits};
 
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;

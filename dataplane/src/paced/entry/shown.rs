@@ -51,10 +51,33 @@ pub struct View {
     pub places: u64,
     /// Those of them of which no copy came (SPEC 9.15.3).
     pub lost: u64,
+    /// Of the same rounds.
+    pub outages: Outages,
     /// Those of a meeting in batches in which the other end is there, up to the latest one that has opened.
     pub of_other_end: EndToEnd,
     /// Of about 100 rounds, the latest ones in which datagrams left.
     pub waits: Option<Waits>,
+}
+
+/// Two rounds or more in a row of which nothing came: copies do not make up for that, and a repeat not for long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outages {
+    pub count: u64,
+    /// In rounds.
+    pub longest: u64,
+    /// Rounds without a cell up to the latest one that was counted.
+    running: u64,
+}
+
+impl Outages {
+    /// One round more.
+    fn count(&mut self, is_lost: bool) {
+        self.running = if is_lost { self.running + 1 } else { 0 };
+        self.count += u64::from(self.running == 2);
+        if self.running >= 2 {
+            self.longest = self.longest.max(self.running);
+        }
+    }
 }
 
 /// Places of cells that the other end of a meeting has sent, and those of them that did not open.
@@ -79,6 +102,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let (places, lost) = self.channels.lost(round);
             self.view.places += places;
             self.view.lost += lost;
+            self.view.outages.count(places > 0 && lost == places);
             if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
                 let EndToEnd { places, lost } = self.channels.of_other_end(round);
                 *unsure = match places {

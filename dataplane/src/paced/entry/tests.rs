@@ -711,6 +711,7 @@ fn lost_places_are_those_of_which_no_copy_came() {
     }
     bench.run_to(first + 19 + 257);
     assert_eq!((bench.shown().places, bench.shown().lost), (40, 8));
+    assert_eq!(bench.shown().outages.count, 0, "no two rounds in a row");
 
     // Control hears of them after every 100 rounds.
     bench.run_to(first + 19 + 257 + 200);
@@ -724,6 +725,9 @@ fn lost_places_are_those_of_which_no_copy_came() {
     let sum = told.iter().fold((0, 0), |sum, (.., places, lost)| (sum.0 + places, sum.1 + lost));
     assert!(told.last().unwrap().0 + 100 > first + 20);
     assert_eq!((sum.1, sum.0 >= 40), (8 + (sum.0 - 40), true), "nothing came in later rounds");
+    // The last round that came is the one before the end of the loop.
+    let Outages { count, longest, .. } = bench.shown().outages;
+    assert_eq!((count, longest >= 180), (1, true), "{longest}");
 }
 
 #[test]

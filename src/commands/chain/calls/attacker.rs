@@ -9,7 +9,7 @@ use attack::{Attacker as _, Passage, Place, Record, Seen, Trace, Truth, attacker
 use dataplane::paced::entry::PREPARE;
 use serde::Serialize;
 
-use super::voice::{self, Heard};
+use super::voice::Heard;
 
 /// For the order of random matchings: one recording, one result.
 const SEED: u64 = 1;
@@ -34,6 +34,7 @@ pub struct Recording<'a> {
     pub links: Vec<Place>,
     /// What the partner of each user heard.
     pub heard: &'a [Heard],
+    pub datagram_bytes: usize,
     /// Bytes of the shortest cells.
     pub cell_bytes: usize,
     pub is_paced: bool,
@@ -83,7 +84,8 @@ impl Recording<'_> {
             return self.links[user ^ 1].backward.clone();
         }
         let arrived = self.heard[user].arrivals.iter().map(|(sent, delay)| sent + delay);
-        let mut trace: Trace = arrived.map(|at| Seen { at, bytes: voice::LEN as u32 }).collect();
+        let bytes = self.datagram_bytes as u32;
+        let mut trace: Trace = arrived.map(|at| Seen { at, bytes }).collect();
         trace.sort_by_key(|seen| seen.at);
         trace
     }
@@ -144,7 +146,8 @@ mod tests {
             ..Place::default()
         };
         let links = heard.iter().map(link).collect();
-        let recording = Recording { links, heard: &heard, cell_bytes: 240, is_paced: false, length: LENGTH };
+        let recording =
+            Recording { links, heard: &heard, datagram_bytes: 172, cell_bytes: 240, is_paced: false, length: LENGTH };
         let found = recording.attack().unwrap();
         assert_eq!((found.calls, found.matched), (6, 6), "{found:?}");
         assert!(found.p < 0.02, "{found:?}");
@@ -155,7 +158,8 @@ mod tests {
         let heard = heard();
         let slots = || cells((0..).map(|slot| slot * 10 * MS));
         let links = heard.iter().map(|_| Place { forward: slots(), backward: slots() }).collect();
-        let recording = Recording { links, heard: &heard, cell_bytes: 240, is_paced: true, length: LENGTH };
+        let recording =
+            Recording { links, heard: &heard, datagram_bytes: 172, cell_bytes: 240, is_paced: true, length: LENGTH };
         let found = recording.attack().unwrap();
         assert_eq!((found.calls, found.matched, found.p), (6, 1, 1.0), "{found:?}");
     }
@@ -163,7 +167,8 @@ mod tests {
     #[test]
     fn single_call_is_not_attacked() {
         let (links, heard) = (vec![Place::default(); 2], [Heard::default(), Heard::default()]);
-        let recording = Recording { links, heard: &heard, cell_bytes: 240, is_paced: true, length: LENGTH };
+        let recording =
+            Recording { links, heard: &heard, datagram_bytes: 172, cell_bytes: 240, is_paced: true, length: LENGTH };
         assert_eq!(recording.attack(), None);
     }
 

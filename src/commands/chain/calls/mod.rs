@@ -32,9 +32,9 @@ use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use self::attacker::Recording;
-use self::table::{OfClass, Summary};
+use self::table::{DIRECT_S, OfClass, Summary};
 use self::tap::Tap;
-use self::voice::Stream;
+use self::voice::{Codec, PER_SECOND, Stream};
 use super::children::{Children, SILENCE_MAX};
 use super::{LOOPBACK, NODE_LEVEL, any, interruptible, print, start_of};
 use crate::args::ChainArgs;
@@ -99,9 +99,16 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let setup = started.elapsed();
 
     let seconds = args.seconds.unwrap_or(SECONDS);
+    let codec = Codec::for_class(Figures::of(&terms, Suite::default(), args.shape.mixes + 1).kbit_s.meeting);
     let mut rng = rng()?;
     let talks: Vec<_> = users.iter().map(|_| voice::draw(seconds, &mut rng)).collect();
     let (mut results, mut calls) = (Vec::new(), Vec::new());
+    let watch = |children: &mut Children| {
+        if interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        children.check()
+    };
     for (at, class) in [&name, &free].into_iter().enumerate() {
         let before = rounds(&children.reports(), class);
         let streams = users.iter().enumerate().map(|(i, user)| {
@@ -112,17 +119,21 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         });
         let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
         let start = Instant::now();
-        let heard = voice::run(streams, start, class, || {
-            if interrupted.load(Ordering::Relaxed) {
-                bail!("interrupted");
-            }
-            children.check()
-        })?;
+        let what = format!("calls in class {class}");
+        let heard = voice::run(streams, start, (codec, &what), || watch(&mut children))?;
         let reports = children.reports();
         let rounds = difference(rounds(&reports, class), before);
         results.push(OfClass::new(class, &heard, (at == 0).then_some(rounds), &reports)?);
         calls.push((start.duration_since(tap.begin), heard));
     }
+    let streams = users.iter().zip(&talks).enumerate().map(|(i, (user, talks))| {
+        let peer = &users[i ^ 1].outside;
+        let (from, receiver, to) = (user.app.try_clone()?, peer.try_clone()?, peer.local_addr()?);
+        anyhow::Ok(Stream { from, to, receiver, talks: talks[..talks.len().min(DIRECT_S * PER_SECOND)].to_vec() })
+    });
+    let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+    let heard = voice::run(streams, Instant::now(), (codec, "calls without a chain"), || watch(&mut children))?;
+    results.push(OfClass::direct(&heard));
 
     let skipped = users.iter().filter_map(|user| user.entry.report().classes.get(name.as_str())?.paced.clone());
     let skipped = skipped.map(|paced| paced.entry.map_or(0, |entry| entry.skipped)).sum();
@@ -140,10 +151,11 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         let of_class = links.iter().skip(at).step_by(2);
         let links = of_class.map(|place| attacker::window(place, begin, length)).collect();
         let is_paced = at == 0;
-        let recording = Recording { links, heard, cell_bytes: cell_bytes[at], is_paced, length };
+        let (datagram_bytes, cell_bytes) = (codec.len, cell_bytes[at]);
+        let recording = Recording { links, heard, datagram_bytes, cell_bytes, is_paced, length };
         results[at].attacker = recording.attack();
     }
-    let summary = Summary { setup, seconds, results: &results, skipped, nodes: &nodes };
+    let summary = Summary { setup, seconds, codec: codec.name, results: &results, skipped, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     summary.verdict()
 }

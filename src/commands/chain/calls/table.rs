@@ -16,10 +16,12 @@ use crate::tables::{self, align_right, lines, table};
 const WIDTH: usize = 80;
 /// On one host, more loss than this shows that it is too busy.
 const LOSS_SHOWN: f64 = 0.01;
+/// Seconds of the calls without a chain.
+pub const DIRECT_S: usize = 3;
 /// A call of which more is lost does not work.
 const LOSS_MAX: f64 = 0.5;
 
-/// The calls in one class. Times are those of all datagrams of all users, one way.
+/// The calls in one class, or without a chain (`direct`). Times are those of all datagrams of all users, one way.
 #[derive(Serialize)]
 pub struct OfClass {
     class: String,
@@ -31,9 +33,11 @@ pub struct OfClass {
     mos: Mos,
     /// Of the stream that lost most, 0 to 1.
     largest_loss: f64,
-    cells: Cells,
-    /// Every round of every link between hops had the cells of its channels and slots; false in a free class.
-    constant: bool,
+    /// None of calls without a chain.
+    cells: Option<Cells>,
+    /// Every round of every link between hops had the cells of its channels and slots; false in a free class, and none
+    /// of calls without a chain.
+    constant: Option<bool>,
     /// Of a paced class, during the calls.
     rounds: Option<RoundsReport>,
     /// None for a single call.
@@ -82,25 +86,35 @@ impl OfClass {
             Some(_) => Cells { fewest: first.channels, most: first.channels },
             None => Cells { fewest: sizes.min().unwrap_or(0), most: first.largest_release },
         };
+        let constant = Some(rounds.is_some_and(|rounds| rounds.uneven == 0));
+        Ok(OfClass { cells: Some(cells), constant, rounds, ..OfClass::of(class.to_string(), heard) })
+    }
+
+    /// Of streams from socket to socket.
+    pub fn direct(heard: &[Heard]) -> OfClass {
+        OfClass::of("direct".to_owned(), heard)
+    }
+
+    fn of(class: String, heard: &[Heard]) -> OfClass {
         let mut delays: Vec<u64> = heard.iter().flat_map(Heard::delays_ns).collect();
         delays.sort_unstable();
         let quantile = |q: f64| delays.get(((delays.len() as f64 * q) as usize).min(delays.len().saturating_sub(1)));
         let us = |ns: Option<&u64>| ns.map(|ns| ns / 1000);
         let scores: Vec<f64> = heard.iter().map(score).collect();
         let mean = |sum: f64| sum / heard.len().max(1) as f64;
-        Ok(OfClass {
-            class: class.to_string(),
+        OfClass {
+            class,
             sent: heard.iter().map(|heard| heard.sent).sum(),
             received: delays.len() as u64,
             delay_us: Delay { p50: us(quantile(0.5)), p99: us(quantile(0.99)), max: us(delays.last()) },
             jitter_us: (mean(heard.iter().map(Heard::jitter_ns).sum()) / 1e3) as u64,
             mos: Mos { mean: mean(scores.iter().sum()), worst: scores.into_iter().fold(4.5, f64::min) },
             largest_loss: heard.iter().map(loss).fold(0.0, f64::max),
-            cells,
-            constant: rounds.is_some_and(|rounds| rounds.uneven == 0),
-            rounds,
+            cells: None,
+            constant: None,
+            rounds: None,
             attacker: None,
-        })
+        }
     }
 
     fn loss(&self) -> f64 {
@@ -108,8 +122,12 @@ impl OfClass {
     }
 
     fn row(&self) -> [String; 9] {
-        let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1}", us as f64 / 1e3));
-        let Cells { fewest, most } = self.cells;
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let ms = |us: Option<u64>| or_none(us.map(|us| format!("{:.1}", us as f64 / 1e3)));
+        let cells = |Cells { fewest, most }: &Cells| match fewest == most {
+            true => fewest.to_string(),
+            false => format!("{fewest} to {most}"),
+        };
         [
             self.class.clone(),
             ms(self.delay_us.p50),
@@ -117,11 +135,9 @@ impl OfClass {
             ms(Some(self.jitter_us)),
             format!("{:.2} %", 100.0 * self.loss()),
             format!("{:.2}", self.mos.mean),
-            if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") },
-            if self.constant { "yes" } else { "no" }.to_owned(),
-            self.attacker
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |found| format!("{} of {}", found.matched, found.calls)),
+            or_none(self.cells.as_ref().map(cells)),
+            or_none(self.constant.map(|is_constant| if is_constant { "yes" } else { "no" }.to_owned())),
+            or_none(self.attacker.as_ref().map(|found| format!("{} of {}", found.matched, found.calls))),
         ]
     }
 }
@@ -141,7 +157,9 @@ pub struct Summary<'a> {
     pub setup: Duration,
     /// Of the calls in each class.
     pub seconds: f64,
-    /// The paced class, then the free one.
+    /// Name of the codec.
+    pub codec: &'static str,
+    /// The paced class, the free one, and the same calls without a chain.
     pub results: &'a [OfClass],
     /// Rounds that entries did not send, because they woke too late.
     pub skipped: u64,
@@ -153,6 +171,7 @@ pub struct Summary<'a> {
 struct Json<'a> {
     setup_ms: u64,
     seconds: f64,
+    codec: &'a str,
     results: &'a [OfClass],
     entry_rounds_skipped: u64,
     nodes: &'a [NodeReport],
@@ -164,8 +183,9 @@ impl Summary<'_> {
     /// # Errors
     /// Never in practice.
     pub fn json(&self) -> anyhow::Result<String> {
-        let Summary { setup, seconds, results, skipped, nodes } = *self;
-        let json = Json { setup_ms: setup.as_millis() as u64, seconds, results, entry_rounds_skipped: skipped, nodes };
+        let Summary { setup, seconds, codec, results, skipped, nodes } = *self;
+        let setup_ms = setup.as_millis() as u64;
+        let json = Json { setup_ms, seconds, codec, results, entry_rounds_skipped: skipped, nodes };
         Ok(serde_json::to_string(&json)? + "\n")
     }
 
@@ -188,7 +208,7 @@ impl Summary<'_> {
     }
 
     fn notes(&self) -> Vec<String> {
-        let [paced, free] = self.results else { return Vec::new() };
+        let [paced, free, ..] = self.results else { return Vec::new() };
         let RoundsReport { released, uneven, skipped } = paced.rounds.unwrap_or_default();
         let late = |rounds: u64, who: &str| match rounds {
             0 => String::new(),
@@ -204,14 +224,15 @@ impl Summary<'_> {
         let open = self.open();
         let notes = vec![
             format!(
-                "Both: {:.0} s of G.711 from each user, who talks in spurts (ITU-T P.59); delays one way, jitter in ms, MOS by ITU-T \
-                 G.107. The users were in calls after {:.0} s.",
+                "All: {:.0} s of {} from each user, who talks in spurts (ITU-T P.59); delays one way, jitter in ms, MOS by ITU-T \
+                 G.107 as for G.711. The users were in calls after {:.0} s.",
                 self.seconds,
+                self.codec,
                 self.setup.as_secs_f64()
             ),
             format!(
                 "{}: calls between users, who meet at the exit. {}: this class has no meetings, so the voice of each user \
-                 leaves at the exit for a socket of the other one.",
+                 leaves at the exit for a socket of the other one. direct: from socket to socket, for the first {DIRECT_S} s.",
                 paced.class, free.class
             ),
             format!(
@@ -337,11 +358,18 @@ mod tests {
         let mut results = [
             of_class("voice-lite", &[heard(10, &[140; 10]), heard(10, &[141; 9])], Some(rounds)),
             of_class("S", &[heard(10, &[7; 10]), heard(10, &[8; 10])], None),
+            OfClass::direct(&[heard(10, &[0; 10])]),
         ];
         results[0].attacker = Some(found(2, 0.413));
         results[1].attacker = Some(found(10, 0.001));
-        let summary =
-            Summary { setup: Duration::from_secs(30), seconds: 0.2, results: &results, skipped: 3, nodes: &[] };
+        let summary = Summary {
+            setup: Duration::from_secs(30),
+            seconds: 0.2,
+            codec: "G.711",
+            results: &results,
+            skipped: 3,
+            nodes: &[],
+        };
         let text = summary.people(false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         let parts =
@@ -358,13 +386,14 @@ mod tests {
     #[test]
     fn lost_call_and_uneven_round_fail_the_run() {
         let fails = |results: &[OfClass]| {
-            let summary = Summary { setup: Duration::ZERO, seconds: 1.0, results, skipped: 0, nodes: &[] };
+            let summary =
+                Summary { setup: Duration::ZERO, seconds: 1.0, codec: "G.711", results, skipped: 0, nodes: &[] };
             summary.verdict().unwrap_err().to_string()
         };
         let deaf = of_class("S", &[heard(10, &[7; 10]), heard(10, &[8; 4])], None);
         assert!(fails(&[deaf]).contains("60 % of one user's voice was lost"));
         let rounds = RoundsReport { released: 9, uneven: 1, skipped: 0 };
         let uneven = of_class("voice", &[heard(1, &[7])], Some(rounds));
-        assert!(!uneven.constant && fails(&[uneven]).contains("not constant"));
+        assert!(uneven.constant == Some(false) && fails(&[uneven]).contains("not constant"));
     }
 }

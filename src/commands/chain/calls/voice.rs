@@ -1,32 +1,54 @@
 //! Voice: a stream of datagrams from each user to the other one of a call, and what is heard of it.
 //!
-//! A datagram is as long as one of G.711 with its RTP header, and carries its stream, number and time of sending. Users
-//! talk and listen, and a stream rests while its user listens, as with silence suppression.
+//! A datagram is as long as one of the [`Codec`] with its RTP header, and carries its stream, number and time of
+//! sending. Users talk and listen, and a stream rests while its user listens, as with silence suppression.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use eddy_node::config::ClassName;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{Rng, RngExt as _};
 
 /// Time between two datagrams of a stream.
 const GAP: Duration = Duration::from_millis(20);
+/// Gaps in a second.
+pub const PER_SECOND: usize = 50;
 /// Mean lengths of talk spurts and of the pauses between them (ITU-T P.59).
 const TALK: Duration = Duration::from_millis(1004);
 const PAUSE: Duration = Duration::from_millis(1587);
-/// Samples of 8 kHz in a datagram, a byte each.
-const SAMPLES: u32 = 160;
 /// An RTP header (RFC 3550) without contributing sources.
 const RTP: usize = 12;
-/// Bytes of a datagram.
-pub const LEN: usize = RTP + SAMPLES as usize;
+/// Bytes of RTP header, number and time of sending.
+const HEADER: usize = RTP + 12;
 /// How long the last datagrams may take.
 const DRAIN: Duration = Duration::from_secs(1);
 /// Timeout of a receive call, and the time between calls of `watch`.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How voice becomes datagrams, one every 20 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codec {
+    pub name: &'static str,
+    /// Bytes of a datagram, with the RTP header.
+    pub len: usize,
+    /// Steps of the RTP clock in a datagram.
+    ticks: u32,
+    payload_type: u8,
+}
+
+/// 64 kbit/s, 8 kHz (RFC 3551).
+const G711: Codec = Codec { name: "G.711", len: RTP + 160, ticks: 160, payload_type: 0 };
+/// Opus at a constant 24 kbit/s, 48 kHz (RFC 7587), of the first dynamic payload type.
+const OPUS: Codec = Codec { name: "Opus at 24 kbit/s", len: RTP + 60, ticks: 960, payload_type: 96 };
+
+impl Codec {
+    /// G.711, or Opus if a class with this many kbit/s of datagrams has no room for it.
+    pub fn for_class(kbit_s: u64) -> Codec {
+        if kbit_s * GAP.as_millis() as u64 >= 8 * G711.len as u64 { G711 } else { OPUS }
+    }
+}
 
 /// One direction of a call.
 pub struct Stream {
@@ -76,14 +98,15 @@ impl Heard {
     }
 }
 
-/// Sends all streams, which are of one length, from `start` on. `watch` is called now and then; its errors end the run.
+/// Sends all streams, which are of one length, from `start` on; a progress bar says `what` they are. `watch` is called
+/// now and then; its errors end the run.
 ///
 /// # Errors
 /// That of `watch`, or a socket is refused by the system.
 pub fn run(
     streams: Vec<Stream>,
     start: Instant,
-    class: &ClassName,
+    (codec, what): (Codec, &str),
     mut watch: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Heard>> {
     let over = AtomicBool::new(false);
@@ -100,7 +123,7 @@ pub fn run(
             })
             .collect();
         let sent: Vec<AtomicU64> = streams.iter().map(|_| AtomicU64::new(0)).collect();
-        let outcome = send(&streams, start, class, &sent, &mut watch).and_then(|()| {
+        let outcome = send(&streams, start, (codec, what), &sent, &mut watch).and_then(|()| {
             let sent_at = Instant::now();
             while sent_at.elapsed() < DRAIN {
                 watch()?;
@@ -122,12 +145,12 @@ pub fn run(
 fn send(
     streams: &[Stream],
     start: Instant,
-    class: &ClassName,
+    (codec, what): (Codec, &str),
     sent: &[AtomicU64],
     watch: &mut impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let count = streams.first().map_or(0, |stream| stream.talks.len() as u32);
-    let template = format!("{{bar:40}} calls in class {class}, {{eta}} to go");
+    let template = format!("{{bar:40}} {what}, {{eta}} to go");
     let bar = ProgressBar::new(count.into()).with_style(ProgressStyle::with_template(&template)?);
     let mut watched = start;
     for number in 0..count {
@@ -135,7 +158,7 @@ fn send(
             let due = start + GAP * number + GAP * i as u32 / streams.len() as u32;
             let now = Instant::now();
             std::thread::sleep(due.saturating_duration_since(now));
-            let datagram = datagram(i as u32, number, start.elapsed());
+            let datagram = datagram(codec, i as u32, number, start.elapsed());
             // What an entry does not take in is lost like anything else.
             let _ = stream.from.send_to(&datagram, stream.to);
             sent[i].fetch_add(1, Ordering::Relaxed);
@@ -150,21 +173,21 @@ fn send(
     Ok(())
 }
 
-/// Datagram `number` of a stream, as of PCMU (RFC 3551).
-fn datagram(stream: u32, number: u32, sent: Duration) -> [u8; LEN] {
-    let mut bytes = [0xff; LEN];
-    bytes[..2].copy_from_slice(&[0x80, 0]);
-    bytes[2..4].copy_from_slice(&(number as u16).to_be_bytes());
-    bytes[4..8].copy_from_slice(&number.wrapping_mul(SAMPLES).to_be_bytes());
-    bytes[8..12].copy_from_slice(&stream.to_be_bytes());
-    bytes[12..16].copy_from_slice(&number.to_be_bytes());
-    bytes[16..24].copy_from_slice(&(sent.as_nanos() as u64).to_be_bytes());
+/// Datagram `number` of a stream: bytes of the RTP header, then the whole number and the time of sending.
+fn datagram(codec: Codec, stream: u32, number: u32, sent: Duration) -> Vec<u8> {
+    let mut bytes = vec![0x80, codec.payload_type];
+    bytes.extend((number as u16).to_be_bytes());
+    bytes.extend(number.wrapping_mul(codec.ticks).to_be_bytes());
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(number.to_be_bytes());
+    bytes.extend((sent.as_nanos() as u64).to_be_bytes());
+    bytes.resize(codec.len, 0xff);
     bytes
 }
 
 /// Stream, number and time of sending of a datagram.
 fn read(bytes: &[u8]) -> Option<(u32, u32, u64)> {
-    let bytes: &[u8; LEN] = bytes.try_into().ok()?;
+    let bytes: &[u8; HEADER] = bytes.first_chunk()?;
     let stream = u32::from_be_bytes(*bytes[8..].first_chunk()?);
     let number = u32::from_be_bytes(*bytes[12..].first_chunk()?);
     Some((stream, number, u64::from_be_bytes(*bytes[16..].first_chunk()?)))
@@ -205,10 +228,17 @@ mod tests {
 
     #[test]
     fn datagrams_carry_what_they_are() {
-        let bytes = datagram(7, 70_000, Duration::from_nanos(123_456_789_012));
-        assert_eq!(read(&bytes), Some((7, 70_000, 123_456_789_012)));
-        assert_eq!((bytes.len(), u16::from_be_bytes([bytes[2], bytes[3]])), (172, (70_000 % 65_536) as u16));
-        assert_eq!(read(&bytes[1..]), None);
+        for (codec, len) in [(G711, 172), (OPUS, 72)] {
+            let bytes = datagram(codec, 7, 70_000, Duration::from_nanos(123_456_789_012));
+            assert_eq!(read(&bytes), Some((7, 70_000, 123_456_789_012)));
+            assert_eq!((bytes.len(), u16::from_be_bytes([bytes[2], bytes[3]])), (len, (70_000 % 65_536) as u16));
+            assert_eq!(read(&bytes[..HEADER - 1]), None);
+        }
+    }
+
+    #[test]
+    fn opus_takes_the_place_of_g711_where_there_is_no_room() {
+        assert_eq!([38, 68, 69, 76].map(Codec::for_class), [OPUS, OPUS, G711, G711]);
     }
 
     #[test]
@@ -232,8 +262,7 @@ mod tests {
                 talks: vec![true, false, true, true, false],
             })
             .collect();
-        let class = "voice".parse().unwrap();
-        let heard = run(streams, Instant::now(), &class, || Ok(())).unwrap();
+        let heard = run(streams, Instant::now(), (G711, "calls"), || Ok(())).unwrap();
         assert!(heard.iter().all(|heard| (heard.sent, heard.arrivals.len()) == (3, 3)));
     }
 }

@@ -1,10 +1,12 @@
 //! The rounds of paced classes: whether cells arrive in time for them.
 
-use super::super::facts::Facts;
+use super::super::facts::{Facts, Neighbour};
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
 use eddy_node::report::paced::ClockReport;
 
+/// The step of a link is the time that 999 of 1,000 cells need.
+const LOST_MAX: f64 = 1e-3;
 /// From the time of a round to the moment at which its last cell leaves, in ms.
 const RELEASE_MS: f64 = 1.0;
 
@@ -15,6 +17,8 @@ struct Link {
     needs_ms: f64,
     step_ms: u16,
     clock: ClockReport,
+    /// Share of the cells that do not come in time.
+    lost: f64,
     /// The setting with a step that is long enough.
     remedy: String,
 }
@@ -29,23 +33,29 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     let Some(neighbours) = &facts.neighbours else {
         return Finding::note(NAME, "not measured: start the node, then run this again");
     };
-    let clocks =
-        neighbours.iter().flat_map(|(class, clocks)| clocks.iter().map(move |(who, clock)| (class, who, *clock)));
-    let links: Vec<Link> = clocks.filter_map(|(class, who, clock)| link(subject, class, who, clock)).collect();
+    let all = neighbours.iter().flat_map(|(class, of_class)| of_class.iter().map(move |neighbour| (class, neighbour)));
+    let links: Vec<Link> = all.filter_map(|(class, neighbour)| link(subject, class, neighbour)).collect();
     let Some(worst) = links.iter().max_by(|a, b| a.over_ms().total_cmp(&b.over_ms())) else {
         return Finding::note(NAME, "not measured: no neighbour has answered yet; run this again in a minute");
     };
-    let Link { name, needs_ms, step_ms, clock: ClockReport { offset_ms, round_trip_ms }, remedy } = worst;
+    let Link { name, needs_ms, step_ms, clock: ClockReport { offset_ms, round_trip_ms }, remedy, .. } = worst;
     let found = format!("{name} needs {needs_ms:.1} ms, and its step is {step_ms} ms");
+    let effect = "cells come after their round has left: they are dropped as `late`, and noise takes their place";
     if worst.over_ms() <= 0.0 {
-        return Finding::ok(NAME, found);
+        let Some(worst) = links.iter().max_by(|a, b| a.lost.total_cmp(&b.lost)).filter(|link| link.lost > LOST_MAX)
+        else {
+            return Finding::ok(NAME, found);
+        };
+        let Link { name, step_ms, lost, remedy, .. } = worst;
+        let found = format!("{name}: {:.2} % of its cells do not come within the step of {step_ms} ms", 100.0 * lost);
+        let what = format!("if the link itself loses less (`ping`), assemble the chain again with {remedy}");
+        return Finding::warning(NAME, found, effect).fix(Fix::words(what));
     }
     let found = format!(
         "{found} (half a round trip of {round_trip_ms:.1} ms, twice the clocks' difference of {:.1} ms, {RELEASE_MS:.0} ms \
          for the release)",
         offset_ms.abs()
     );
-    let effect = "cells come after their round has left: they are dropped as `late`, and noise takes their place";
     let off = 2.0 * offset_ms.abs();
     let what = if needs_ms - off <= f64::from(*step_ms) {
         format!("synchronise the clocks of both hosts (`chronyc tracking`), or assemble the chain again with {remedy}")
@@ -62,19 +72,23 @@ impl Link {
 }
 
 /// The link to the neighbour `who`. `None` for links without a step, which are those of users.
-fn link(subject: &Subject, class: &str, who: &str, clock: ClockReport) -> Option<Link> {
+fn link(subject: &Subject, class: &str, neighbour: &Neighbour) -> Option<Link> {
+    let Neighbour { who, clock, lost, places } = neighbour;
     let (_, steps) = subject.steps.iter().find(|(name, _)| name == class)?;
     // The first step is that of the link to the second hop.
     let at = if who == "next" { subject.position - 1 } else { subject.position.checked_sub(2)? };
     let step_ms = *steps.get(at)?;
     let needs_ms = clock.round_trip_ms / 2.0 + 2.0 * clock.offset_ms.abs() + RELEASE_MS;
     let mut longer: Vec<String> = steps.iter().map(u16::to_string).collect();
-    longer[at] = (needs_ms.ceil() as u32).to_string();
+    // Half as long again if what was measured is no reason.
+    let enough = if needs_ms > step_ms.into() { needs_ms.ceil() as u16 } else { step_ms + step_ms.div_ceil(2) };
+    longer[at] = enough.to_string();
     Some(Link {
         name: format!("class {class} to the {who} hop"),
         needs_ms,
         step_ms,
-        clock,
+        clock: *clock,
+        lost: *lost as f64 / (*places).max(1) as f64,
         remedy: format!("steps_ms={}", longer.join("/")),
     })
 }
@@ -89,12 +103,16 @@ mod tests {
     fn found(clocks: &[(&str, f64, f64)]) -> Finding {
         let subject =
             Subject { position: 2, steps: vec![("voice".to_owned(), vec![2, 5, 3])], ..Subject::of_a_chain() };
-        let clock = |&(who, offset_ms, round_trip_ms): &(&str, f64, f64)| {
-            (who.to_owned(), ClockReport { offset_ms, round_trip_ms })
+        let neighbour = |&(who, offset_ms, round_trip_ms): &(&str, f64, f64)| {
+            let clock = ClockReport { offset_ms, round_trip_ms };
+            Neighbour { who: who.to_owned(), clock, lost: 10, places: 10_000 }
         };
-        let mut facts = sound();
-        facts.neighbours = Some(vec![("voice".to_owned(), clocks.iter().map(clock).collect())]);
-        steps(&subject, &facts)
+        steps_of(&subject, clocks.iter().map(neighbour).collect())
+    }
+
+    fn steps_of(subject: &Subject, neighbours: Vec<Neighbour>) -> Finding {
+        let facts = Facts { neighbours: Some(vec![("voice".to_owned(), neighbours)]), ..sound() };
+        steps(subject, &facts)
     }
 
     fn remedy(finding: &Finding) -> &str {
@@ -118,6 +136,24 @@ mod tests {
         let apart = found(&[("previous", -1.5, 1.0), ("next", 0.0, 1.0)]);
         assert!(remedy(&apart).starts_with("synchronise the clocks"), "{apart:?}");
         assert!(remedy(&apart).ends_with("steps_ms=5/5/3"), "{apart:?}");
+    }
+
+    #[test]
+    fn cells_that_do_not_come_in_time_are_found() {
+        let subject =
+            Subject { position: 2, steps: vec![("voice".to_owned(), vec![2, 5, 3])], ..Subject::of_a_chain() };
+        let neighbour = |who: &str, lost| {
+            let clock = ClockReport { offset_ms: 0.0, round_trip_ms: 1.0 };
+            Neighbour { who: who.to_owned(), clock, lost, places: 10_000 }
+        };
+        let finding = steps_of(&subject, vec![neighbour("previous", 10), neighbour("next", 11)]);
+        assert_eq!(finding.severity, Severity::Warning);
+        assert_eq!(
+            finding.found,
+            "class voice to the next hop: 0.11 % of its cells do not come within the step of 5 ms"
+        );
+        assert!(remedy(&finding).ends_with("assemble the chain again with steps_ms=2/8/3"), "{finding:?}");
+        assert_eq!(steps_of(&subject, vec![neighbour("next", 10)]).severity, Severity::Ok);
     }
 
     #[test]
