@@ -199,8 +199,8 @@ mod tests {
             control_window(&terms, Suite::Hybrid, hops, link)
         };
         assert_eq!((2..=8).map(|link| of(256, 8, link)).collect::<Vec<_>>(), [4096; 7]);
-        // 8,635 setup slots and 1,057 ack slots.
-        assert_eq!([1, 2, 8].map(|link| of(16_384, 8, link)), [4096, 1 << 17, 1 << 14]);
+        // 8,635 setup slots and 1,058 ack slots.
+        assert_eq!([1, 2, 8].map(|link| of(16_384, 8, link)), [4096, 1 << 17, 1 << 15]);
     }
 
     #[test]
