@@ -15,7 +15,7 @@ use attack::export;
 use serde::{Deserialize, Serialize};
 
 use super::cases::Attacked;
-use super::session::Facts;
+use super::facts::Facts;
 
 /// The folder of a case and seed.
 fn of(dir: &Path, case: &str, seed: u64) -> PathBuf {

@@ -12,6 +12,7 @@
 //! judge        attackers and their figures           text         tables
 //! measures     ROC curves and entropy                costs        delay and bytes
 //! result       what `report` reads of the output     rivals       padding defences of others
+//! facts        counts and costs of a run
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -22,6 +23,7 @@ mod cases;
 mod copies;
 mod costs;
 mod exit_record;
+mod facts;
 mod folder;
 mod impairment;
 mod judge;
@@ -52,7 +54,7 @@ use anyhow::{Context, ensure};
 use attack::active::{self, DelayWatermark, DropWatermark, Isolation, Plan};
 use clap::{Args, ValueEnum};
 use dataplane::stage::pool::Mixing;
-use eddy_node::ceremony::profile::ClassChoice;
+use eddy_node::ceremony::profile::{ClassChoice, for_hops};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use wire::cell::Class;
@@ -516,10 +518,7 @@ impl AttackArgs {
             Case::Off => free(NO_MIXING),
             Case::Default => free(self.mixing),
             paced if paced.is_paced() => {
-                let mut terms = self.paced.clone();
-                if let [step] = terms.steps_ms[..] {
-                    terms.steps_ms = vec![step; self.mixes.into()];
-                }
+                let mut terms = for_hops(self.paced.clone(), usize::from(self.mixes) + 1);
                 // Half of the entries are enough company. All of them have one prefix, which gets half of the seats.
                 terms.seats = terms.seats.max(2 * self.users + 16);
                 terms.n_min = terms.n_min.min(self.users / 2);

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::costs::Costs;
+use super::facts::Facts;
 use super::judge::Summary;
-use super::session::Facts;
 use crate::machine::Machine;
 
 /// The object that `attack --json` prints.

@@ -26,12 +26,13 @@ use wire::paced::PacedTerms;
 use super::capture::Captured;
 use super::copies::hash;
 use super::exit_record::ExitRecord;
+use super::facts::{Delay, Facts, PacedFacts, cpu};
 use super::impairment::Link;
 use super::places::{self, Tap};
 use super::plant::{self, Plant, Speakers};
 use super::profile::{self, WARM_UP};
 use super::record::{Entries, Recording};
-use super::session::{Delay, Facts, PacedFacts, Run, Session, Stage};
+use super::session::{Run, Session, Stage};
 use crate::load::plan::Due;
 use crate::load::source::{MILLI, Nanos, SECOND, exponential, seeded};
 use crate::results::histogram;
@@ -283,7 +284,7 @@ impl Session<'_> {
         interrupted: &AtomicBool,
         mut progress: impl FnMut(Stage),
     ) -> anyhow::Result<Run> {
-        let cpu = super::session::cpu();
+        let cpu_before = cpu();
         let entries = self.entries;
         let (truth, sources) = profile::draw(self.traffic, entries.rows, profile::OWN_PACED_LEN, self.seed);
         let mut flows = truth.0.clone();
@@ -384,7 +385,7 @@ impl Session<'_> {
             start_s: chain.since_start().as_secs_f64() - self.length.as_secs_f64(),
             virtual_clock: Some(VirtualFacts {
                 seconds: chain.since_start().as_secs_f64(),
-                cpu_s: (super::session::cpu() - cpu).as_secs_f64(),
+                cpu_s: (cpu() - cpu_before).as_secs_f64(),
                 setup_batches: setup_truths.len(),
                 setup_order_p: setup_order.p(&setup_truths, self.seed),
             }),

@@ -1,7 +1,6 @@
 //! Class, lengths and header of a paced cell (SPEC 9.1.1, 9.2, 9.4).
 
 use subtle::ConstantTimeEq;
-use thiserror::Error;
 
 use super::Place;
 use crate::cell::{Block, CellKind, Class, HEADER_LEN, Header, TAG_LEN};
@@ -47,32 +46,12 @@ impl PacedClass {
     pub const fn cell_len(self) -> usize {
         HEADER_LEN + self.body_len()
     }
-
-    /// Header block and body of a cell.
-    ///
-    /// # Errors
-    /// The cell has another length than those of the class.
-    pub fn split_cell(self, cell: &mut [u8]) -> Result<(&mut Block, &mut [u8]), WrongLength> {
-        match cell.len() {
-            found if found == self.cell_len() => Ok(cell.split_first_chunk_mut().expect("it is longer than a header")),
-            found => Err(WrongLength { class: self, expected: self.cell_len(), found }),
-        }
-    }
 }
 
 impl std::fmt::Display for PacedClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "paced-{}", self.0)
     }
-}
-
-/// A datagram that is not a cell of its class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("invalid cell of {found} bytes: expected {expected} in class {class}")]
-pub struct WrongLength {
-    class: PacedClass,
-    expected: usize,
-    found: usize,
 }
 
 /// A header in the clear.
@@ -150,11 +129,6 @@ mod tests {
             assert_eq!((class.number(), class.cell_len(), class.body_len()), (number, cell, cell - 16));
             assert_eq!(PacedClass::from_wire(number), Some(class));
             assert!(!crate::handshake::is_handshake_len(cell));
-            assert_eq!(class.split_cell(&mut vec![0; cell]).unwrap().1.len(), class.body_len());
-            for found in [0, 16, cell - 1, cell + 1] {
-                let refused = class.split_cell(&mut vec![0; found]).unwrap_err().to_string();
-                assert_eq!(refused, format!("invalid cell of {found} bytes: expected {cell} in class paced-{size}"));
-            }
         }
         assert!([0, 1, 2, 3, 0x10, 0x14, 0x21, 0xff].iter().all(|byte| PacedClass::from_wire(*byte).is_none()));
     }

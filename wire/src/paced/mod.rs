@@ -26,7 +26,7 @@ mod timetable;
 pub const AHEAD_MAX: u64 = 8;
 
 pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
-pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS, WrongLength};
+pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
 pub use report::{COMPANY_LEN, Company, REPORT_LEN, Report};
 pub use slots::{ACK_COPIES, ControlSlots, SlotCount, Slots, ack_slots, control_window, seats_on, setup_slots};

@@ -98,10 +98,9 @@ impl Chain {
             Direction::Forward => &link.secrets.header_i2r,
             Direction::Backward => &link.secrets.header_r2i,
         });
-        let mut cell = [&block[..], body].concat();
-        let (header, _) = self.class.split_cell(&mut cell).unwrap();
-        key.encipher(std::slice::from_mut(header));
-        json!({ "header_clear": hex(&block), "header": hex(header), "body": hex(body) })
+        let mut header = block;
+        key.encipher(std::slice::from_mut(&mut header));
+        json!({ "header_clear": hex(&block), "header": hex(&header), "body": hex(body) })
     }
 
     /// A data cell on the link of the first channel, or of the channel whose number is higher by `offset`.
