@@ -58,7 +58,7 @@ impl ClassControl {
 
     /// Does everything that is due, but for an entry's setups.
     pub(crate) fn tick(&mut self, now: Duration, wall: SystemTime) {
-        let ClassControl { cx, links, channels, entry, paced } = self;
+        let ClassControl { cx, links, channels, entry, .. } = self;
         for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
             channels.drop_link(cx, links, now, link);
@@ -66,10 +66,6 @@ impl ClassControl {
                 entry.drop_link(channels, now);
             }
             links.retire(cx, link);
-        }
-        // Handshakes have displaced others.
-        for link in links.take_retired() {
-            paced.iter_mut().for_each(|paced| paced.forget(link));
         }
         links.initiate(cx, now, wall);
         channels.tick(cx, links, now);

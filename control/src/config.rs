@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use thiserror::Error;
 use wire::cell::Shape;
-use wire::ids::ClassId;
+use wire::ids::{ClassId, Side};
 use wire::kdf::{Secret, x25519_public};
-use wire::paced::{PacedClass, PacedTerms};
+use wire::paced::{PacedClass, PacedTerms, control_window};
+use wire::replay::WIDTH_DEFAULT;
 use wire::setup::Suite;
 
 use crate::prefix::Prefix;
@@ -137,7 +138,7 @@ impl Default for Timing {
 /// Bounds of every table and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Links of the node towards entries in a free class: 1024. Must be below 4096.
+    /// Links of the node towards entries in a free class: 1024. At most [`LINKS_MAX`].
     pub links: usize,
     /// Half-open records of the node: 4096.
     pub half_open: usize,
@@ -174,6 +175,8 @@ impl Default for Caps {
     }
 }
 
+/// Most links towards entries that a node may be given in a free class.
+pub const LINKS_MAX: usize = 4095;
 /// Most setups that one pair of keys can remember: 2^26.
 const REPLAY_CACHE_MAX: u64 = 1 << 26;
 
@@ -332,12 +335,7 @@ impl Config {
                 "handshake_retry, keepalive_after and silent_after must not be zero",
             ),
             (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
-            (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
-            (
-                self.position != 1 || self.links_max() < 1 << wire::ids::LinkId::INDEX_BITS,
-                "a paced class has up to 2 * seats links at mix1, and a node has fewer than 4096 in a class: make a \
-                 chain with at most 2047 seats",
-            ),
+            (caps.links <= LINKS_MAX, "caps.links must be at most 4095"),
             (caps.links > 0, "caps.links must be at least 1"),
             (
                 !matches!(self.role, Role::Mix) || 2 * caps.setups.burst as usize <= caps.half_open,
@@ -383,6 +381,13 @@ impl Config {
     /// Links towards entries: those of the caps, in a paced class twice `seats` (SPEC 9.8.6).
     pub(crate) fn links_max(&self) -> usize {
         self.paced_terms().map_or(self.caps.links, |terms| 2 * usize::from(terms.seats))
+    }
+
+    /// Numbers in the replay window of control cells on the link of a side (SPEC 3.9.2, 9.1.3).
+    pub(crate) fn control_window(&self, side: Side) -> usize {
+        let link = if side == Side::Up { self.position } else { self.position + 1 };
+        let of_paced = |terms| control_window(terms, self.suite(), self.shape.hops(), link);
+        self.paced_terms().map_or(WIDTH_DEFAULT, of_paced)
     }
 
     /// The terms of the class. A paced one has none of these.

@@ -46,7 +46,7 @@ pub mod trust;
 
 pub use channel::ACK_COPIES_MAX;
 pub use class::ClassControl;
-pub use config::{BadConfig, Caps, Config, NodeKeys, Role, Timing, TrustSetup};
+pub use config::{BadConfig, Caps, Config, LINKS_MAX, NodeKeys, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output, PacedChange};
@@ -182,7 +182,8 @@ impl Control {
         let ClassControl { cx, links, channels, entry, paced } = &mut self.classes[class];
         match input {
             Input::Handshake { side, from, datagram } => {
-                if links.handshake(cx, now, side, from, datagram) {
+                let holds = |link| paced.as_ref().is_some_and(|paced| paced.holds(link));
+                if links.handshake(cx, now, side, from, datagram, &holds) {
                     self.tick_entry(now);
                 }
             }
@@ -197,7 +198,7 @@ impl Control {
                 }
             }
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
-            Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
+            Input::Activity { link, received, sent } => links.activity(cx, now, link, received, sent),
             Input::PacedClockSent { link, number, sent_ns } => {
                 paced.iter_mut().for_each(|paced| paced.clock_sent(link, number, sent_ns));
             }
@@ -328,9 +329,12 @@ impl Control {
     /// entries in all classes; of an entry that of the first class that it uses (SPEC 9.6.7).
     fn follow_links(&mut self, now: Duration) {
         let Control { classes, trust, trust_touched, .. } = self;
-        for (place, ClassControl { cx, links, .. }) in classes.iter_mut().enumerate() {
+        for (place, ClassControl { cx, links, paced, .. }) in classes.iter_mut().enumerate() {
             for (id, is_up) in std::mem::take(&mut cx.linked) {
                 *trust_touched = true;
+                if let Some(paced) = paced.as_mut().filter(|_| !is_up) {
+                    paced.forget(id);
+                }
                 let link = links.link_mut(id).filter(|_| is_up).map(|link| (link.side(), link.home()));
                 match (&mut *trust, link) {
                     (Trust::Hop(trust), Some((side, home))) => {
@@ -407,7 +411,6 @@ impl Control {
             let ClassControl { cx, links, paced, .. } = class;
             if let Some(paced) = paced {
                 paced.tick(cx, links, &mut self.trust, now);
-                links.note_paced(|link| paced.holds(link));
             }
         }
         self.tick_entry(now);

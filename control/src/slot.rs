@@ -9,7 +9,7 @@ use std::time::Duration;
 use wire::cell::{CellKind, Class, Header, SEQ_END};
 use wire::ids::{Side, SlotId};
 use wire::link::{ControlKey, LinkSecrets};
-use wire::replay::{WIDTH_DEFAULT, Window};
+use wire::replay::Window;
 use zeroize::Zeroizing;
 
 use crate::counters::Refusal;
@@ -29,7 +29,14 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(id: SlotId, side: Side, peer: SocketAddr, now: Duration, secrets: &LinkSecrets) -> Slot {
+    /// `window` numbers are in its replay window.
+    pub(crate) fn new(
+        (id, side): (SlotId, Side),
+        peer: SocketAddr,
+        now: Duration,
+        secrets: &LinkSecrets,
+        window: usize,
+    ) -> Slot {
         let (seal, open) = match side {
             Side::Up => (&secrets.control_r2i, &secrets.control_i2r),
             Side::Down => (&secrets.control_i2r, &secrets.control_r2i),
@@ -42,7 +49,7 @@ impl Slot {
             seal: ControlKey::new(seal),
             open: ControlKey::new(open),
             next_seq: 0,
-            window: Window::new(0, WIDTH_DEFAULT),
+            window: Window::new(0, window),
         }
     }
 
@@ -88,7 +95,8 @@ mod tests {
     #[test]
     fn slot_without_numbers_seals_nothing() {
         let secrets = LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32]);
-        let mut slot = Slot::new(SlotId(0), Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
+        let peer = ([192, 0, 2, 1], 1).into();
+        let mut slot = Slot::new((SlotId(0), Side::Down), peer, Duration::ZERO, &secrets, 64);
         slot.next_seq = SEQ_END - 1;
         let mut seal = || slot.seal(CellKind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
         assert_eq!((seal(), seal(), seal()), (Some(SEQ_END - 1), None, None));

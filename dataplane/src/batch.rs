@@ -7,7 +7,6 @@ use wire::ids::{ChannelIndex, LinkId, SlotId};
 
 use crate::buffer::{Cell, FreeList, Sealed};
 use crate::latency::{Latency, Times};
-use crate::punt::Bytes;
 use crate::{Nanos, sys};
 
 /// Most cells of one receive call: few enough that they stay in the cache until they are
@@ -40,7 +39,7 @@ pub struct Arrivals {
     /// Their senders, in order.
     pub runs: Vec<Run>,
     /// Those of a handshake's length, copied.
-    pub handshakes: Vec<(SocketAddr, Bytes)>,
+    pub handshakes: Vec<(SocketAddr, Box<[u8]>)>,
     /// Handshake datagrams beyond the most that a call keeps.
     pub handshakes_over: u64,
     /// Datagrams of any other length.
@@ -94,7 +93,9 @@ impl Arrivals {
         } else if self.handshakes.len() == HANDSHAKES_MAX {
             self.handshakes_over += 1;
         } else {
-            self.handshakes.push((peer, Bytes::gather(len, parts)));
+            let mut datagram = vec![0; len].into_boxed_slice();
+            gather(&mut datagram, parts);
+            self.handshakes.push((peer, datagram));
         }
     }
 
@@ -106,6 +107,15 @@ impl Arrivals {
     /// True if nothing arrived.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Fills `into` with what `parts` hold one after the other.
+pub(crate) fn gather<'a>(mut into: &mut [u8], parts: impl Iterator<Item = &'a [u8]>) {
+    for part in parts {
+        let (here, rest) = into.split_at_mut(part.len().min(into.len()));
+        here.copy_from_slice(&part[..here.len()]);
+        into = rest;
     }
 }
 

@@ -59,7 +59,7 @@ drops! {
     Late => "late",
     /// Paced class: for a round too far ahead.
     Early => "early",
-    /// Paced class: a second copy on the link where copies are sent.
+    /// Paced class: a cell on link 1 that has come before, in chains without copies, too.
     Copy => "copy",
     /// Paced class: the link tag is not that of the body.
     Tag => "bad-tag",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wire::cell::{Header, MAX_CELL_LEN};
+use wire::cell::Header;
 use wire::handshake::MAC2_LEN;
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
 use wire::paced::PacedHeader;
@@ -21,6 +21,10 @@ pub const RESERVED: usize = 64;
 /// Handshakes of each kind take at most a quarter of the ring (SPEC 4.9.4).
 const HANDSHAKE_PARTS: usize = 4;
 
+// The ring of a class with many seats has some hundred thousand places (SPEC 9.4.9). What a message carries is
+// elsewhere.
+const _: () = assert!(size_of::<Punt>() <= 96);
+
 /// One message to control.
 pub enum Punt {
     /// A datagram of a handshake's length.
@@ -28,7 +32,7 @@ pub enum Punt {
         /// The socket it came in on.
         side: Side,
         from: SocketAddr,
-        datagram: Bytes,
+        datagram: Box<[u8]>,
         /// Those without a cookie fill half of their part of the ring, or more: control requires cookies (SPEC 4.9).
         is_crowded: bool,
         place: HandshakePlace,
@@ -41,7 +45,7 @@ pub enum Punt {
         /// Its source: the link's address, if it promotes the slot.
         from: SocketAddr,
         header: Header,
-        body: Bytes,
+        body: Box<[u8]>,
     },
     /// The same in a paced class, opened.
     PacedCell {
@@ -49,7 +53,7 @@ pub enum Punt {
         slot: SlotId,
         from: SocketAddr,
         header: PacedHeader,
-        content: Bytes,
+        content: Box<[u8]>,
         /// When it came, by the class's clock: for clock cells.
         at: Nanos,
     },
@@ -142,40 +146,6 @@ impl Drop for HandshakePlace {
     }
 }
 
-/// A copy of a datagram or body.
-pub struct Bytes {
-    len: usize,
-    bytes: [u8; MAX_CELL_LEN],
-}
-
-impl Bytes {
-    /// Copies at most a buffer's worth.
-    pub fn copy(from: &[u8]) -> Bytes {
-        let mut bytes = [0; MAX_CELL_LEN];
-        bytes[..from.len()].copy_from_slice(from);
-        Bytes { len: from.len(), bytes }
-    }
-
-    /// Copies `len` bytes, at most a buffer's worth, which `parts` hold one after the other.
-    pub fn gather<'a>(len: usize, parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
-        let (mut bytes, mut at) = ([0; MAX_CELL_LEN], 0);
-        for part in parts {
-            let part = &part[..part.len().min(len - at)];
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        Bytes { len, bytes }
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
-    }
-}
-
 /// The worker's end of the ring.
 pub struct PuntSender {
     ring: rtrb::Producer<Punt>,
@@ -213,8 +183,8 @@ impl PuntSender {
     /// theirs: halves from previous hops and entries that claim no cookie, because their mac2 is zeros, halves that
     /// claim one, and the answers of the next hop.
     #[must_use]
-    pub(crate) fn send_handshake(&mut self, side: Side, from: SocketAddr, datagram: Bytes) -> bool {
-        let claims = !datagram.bytes().ends_with(&[0; MAC2_LEN]);
+    pub(crate) fn send_handshake(&mut self, side: Side, from: SocketAddr, datagram: Box<[u8]>) -> bool {
+        let claims = !datagram.ends_with(&[0; MAC2_LEN]);
         let kind = if side == Side::Down { 2 } else { usize::from(claims) };
         let (waiting, most) = (&self.handshakes[kind], self.ring.buffer().capacity() / HANDSHAKE_PARTS);
         let before = waiting.load(Ordering::Relaxed);
@@ -268,7 +238,7 @@ mod tests {
         let mut punts = PuntSender::new(ring, Arc::new(Waker::new().unwrap()));
         let from = SocketAddr::from(([192, 0, 2, 1], 1));
         let mut handshake =
-            |side, mac2: u8| punts.send_handshake(side, from, Bytes::copy(&[mac2; wire::handshake::NK_HALF_LEN]));
+            |side, mac2: u8| punts.send_handshake(side, from, [mac2; wire::handshake::NK_HALF_LEN].into());
         for (side, mac2) in [(Side::Up, 0), (Side::Up, 1), (Side::Down, 0)] {
             let taken = (0..300).filter(|_| handshake(side, mac2)).count();
             assert_eq!(taken, 256 / HANDSHAKE_PARTS, "{side:?} {mac2}");
@@ -287,6 +257,6 @@ mod tests {
             punts.signal();
         }
         assert!(ended.into_iter().eq((0..1000).map(ChannelIndex)) && punts.owed.is_empty());
-        assert!(punts.send_handshake(Side::Up, from, Bytes::copy(&[0; 672])), "there is room again");
+        assert!(punts.send_handshake(Side::Up, from, [0; 672].into()), "there is room again");
     }
 }

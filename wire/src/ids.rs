@@ -132,12 +132,13 @@ impl Side {
 pub struct LinkId(pub u32);
 
 impl LinkId {
-    /// The low bits, which hold the index: a node has fewer than `1 << INDEX_BITS` links of one class.
-    pub const INDEX_BITS: u32 = 12;
+    /// The low bits, which hold the index: a node has fewer than `1 << INDEX_BITS` links of one class. A paced class
+    /// has up to 32,768 (SPEC 9.8.6, 9.16).
+    pub const INDEX_BITS: u32 = 16;
     /// The high bits, which hold the class: a chain has at most six.
     pub const CLASS_BITS: u32 = 3;
-    /// Versions of an index. 2^17 of them outlast any cell in a pool, because SPEC 5.9 bounds
-    /// handshakes.
+    /// Versions of an index: 2^13. Control takes the index that was free longest, and keeps 256 free, so an id comes
+    /// again after 2^21 links at the earliest. SPEC 5.9 bounds handshakes, so that outlasts any cell in a pool.
     pub const VERSIONS: u32 = 1 << (u32::BITS - Self::INDEX_BITS - Self::CLASS_BITS);
 
     /// The id of the link that is the `version`th at `index`, of the class at place `class` among those

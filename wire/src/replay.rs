@@ -9,6 +9,7 @@
 /// The furthest that a cell may be ahead of the highest number seen.
 pub const AHEAD_MAX: u64 = 1 << 19;
 pub const WIDTH_DEFAULT: usize = 4096;
+/// Of a channel; that of control cells between hops follows the slots of a round.
 pub const WIDTH_MAX: usize = 65536;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +36,9 @@ impl Window {
     /// A window of `width` numbers, none of them seen; numbers start at `first`.
     ///
     /// # Panics
-    /// Unless width is a power of two in 64..=65536.
+    /// Unless width is a power of two from 64 to [`AHEAD_MAX`].
     pub fn new(first: u64, width: usize) -> Window {
-        assert!(width.is_power_of_two() && (64..=WIDTH_MAX).contains(&width), "window width {width}");
+        assert!(width.is_power_of_two() && (64..=AHEAD_MAX as usize).contains(&width), "window width {width}");
         Window { first, next: first, hot: 0, ring: vec![0; width / 64].into() }
     }
 

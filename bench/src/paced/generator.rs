@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use dataplane::Nanos;
 use dataplane::per_direction::PerDirection;
 use dataplane::runner::{Clock, Poller};
-use dataplane::sys::{self, MESSAGES_MAX, Message};
+use dataplane::sys::{self, Message};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
 use rand::seq::SliceRandom;
@@ -96,16 +96,17 @@ impl Way {
         Ok(bursts.take(sent).map(|burst| (burst.len() / cell_len) as u64).sum())
     }
 
-    /// Sends the cells of the next entry, those of copies too, one by one. Returns how many went.
+    /// Sends the cells of the next entry, those of copies too, as one GSO burst. Returns how many went.
     fn send_of_entry(&mut self, ends: &[End], cell_len: usize) -> io::Result<u64> {
         let (to, at) = (self.to, self.order[self.sent] as usize);
         let of_entry = |sealed: &Vec<u8>| at * (sealed.len() / ends.len())..(at + 1) * (sealed.len() / ends.len());
         let rounds = self.rounds_ago.iter().filter_map(|ago| self.sealed.get(*ago as usize));
-        let cells = rounds.flat_map(|sealed| sealed[of_entry(sealed)].chunks(cell_len)).take(MESSAGES_MAX);
-        let messages = cells.clone().map(|_| Message { to, pieces: 1, segment: None });
-        let sent = sys::send(&ends[at].socket, messages, cells)?;
+        let cells = rounds.flat_map(|sealed| sealed[of_entry(sealed)].chunks(cell_len)).take(burst_max(cell_len));
+        let count = cells.clone().count();
+        let burst = Message { to, pieces: count, segment: Some(cell_len as u16) };
+        let sent = sys::send(&ends[at].socket, std::iter::once(burst), cells)?;
         self.sent += 1;
-        Ok(sent as u64)
+        Ok((sent * count) as u64)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::hop::cores::{self, Thread};
 
 /// Name of its thread.
 const NAME: &str = "paced-mix";
-/// Messages to control that wait at most: as many as a node's.
+/// Messages to control that wait at most, or more with many channels: as many as a node's.
 const PUNTS: usize = 2048;
 
 /// A mix that does not run yet.
@@ -68,7 +68,7 @@ impl Idle {
         (clock, steady): (Clock, SteadyClock),
     ) -> anyhow::Result<Idle> {
         let (commands, worker_commands) = rtrb::RingBuffer::new(commands);
-        let (worker_punts, punts) = rtrb::RingBuffer::new(PUNTS);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(settings.punts_max().max(PUNTS));
         let sockets = [UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?];
         let port = |socket: &UdpSocket, side| {
             socket.set_nonblocking(true)?;

@@ -24,6 +24,7 @@ use crate::rate::Bucket;
 use crate::slot::Slot;
 
 mod admission;
+mod ids;
 mod initiator;
 mod path;
 mod responder;
@@ -31,6 +32,7 @@ mod room;
 #[cfg(test)]
 mod tests;
 
+use ids::LinkIds;
 use initiator::{Initiator, PENDING_MAX};
 use path::Moving;
 use responder::Responder;
@@ -112,6 +114,20 @@ impl Link {
 
     fn has_no_slots(&self) -> bool {
         self.current.is_none() && self.next.is_none() && self.previous.is_none()
+    }
+
+    /// When [`Links::expire`] has something to do for it.
+    fn due(&self, config: &Config) -> Duration {
+        let lifetime = self.slot_lifetime(&config.timing);
+        let slots = [&self.current, &self.next, &self.previous].into_iter().flatten();
+        let expires = slots.map(|slot| slot.created_at + lifetime);
+        let wakes = expires.chain(self.keepalive_at(config)).chain(self.moving.as_ref().map(Moving::due));
+        wakes.min().unwrap_or(Duration::MAX)
+    }
+
+    /// When a keepalive is due. Links of paced classes are never silent (SPEC 9.1.3).
+    fn keepalive_at(&self, config: &Config) -> Option<Duration> {
+        self.owed_since.filter(|_| !config.paced).map(|since| since + config.timing.keepalive_after)
     }
 
     /// The life of a slot after its handshake.
@@ -213,17 +229,14 @@ pub(crate) struct Outgoing<'a> {
 
 /// All links of a class.
 pub(crate) struct Links {
-    /// The place of the class among those of the node.
-    class: usize,
     /// By [`LinkId::index`].
     all: Vec<Option<Link>>,
-    /// The version that each index has or gets next.
-    versions: Vec<u32>,
+    ids: LinkIds,
+    /// No link has anything due before.
+    due: Duration,
     /// The id of the next slot.
     next_slot: u32,
     down: Option<LinkId>,
-    /// Links that are gone since the last [`Links::take_retired`].
-    retired: Vec<LinkId>,
     initiator: Option<Initiator>,
     responder: Option<Responder>,
 }
@@ -232,8 +245,8 @@ impl Links {
     /// Those of the class at place `class` among those of the node.
     pub(crate) fn new(class: usize, config: &Config, chain: &[u8; 32], now: Duration) -> Links {
         let (initiator, responder) = (Initiator::new(config, chain, now), Responder::new(config, chain, now));
-        let (all, versions, next_slot, down, retired) = Default::default();
-        Links { class, all, versions, next_slot, down, retired, initiator, responder }
+        let (all, ids, due) = (Vec::new(), LinkIds::new(class), Duration::MAX);
+        Links { all, ids, due, next_slot: 0, down: None, initiator, responder }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -302,6 +315,8 @@ impl Links {
         }
         let content = link.slot(slot)?.open(header, body)?;
         link.accepted(cx, now, slot, from);
+        let due = link.due(&cx.config);
+        self.due = self.due.min(due);
         Ok(content)
     }
 
@@ -330,6 +345,8 @@ impl Links {
         let is_link_1 = cx.config.position == 0 || (direction == Direction::Forward && cx.config.faces_entries());
         link.slot(slot)?.mark_seen(header.seq).map_err(|why| if is_link_1 { Refusal::CellCopy } else { why })?;
         link.accepted(cx, now, slot, from);
+        let due = link.due(&cx.config);
+        self.due = self.due.min(due);
         Ok(())
     }
 
@@ -357,11 +374,13 @@ impl Links {
         {
             link.promote(cx, now, Some(from));
             link.record_received(now);
+            let due = link.due(&cx.config);
+            self.due = self.due.min(due);
         }
     }
 
     /// The data plane received or sent cells.
-    pub(crate) fn activity(&mut self, now: Duration, link: LinkId, received: bool, sent: bool) {
+    pub(crate) fn activity(&mut self, cx: &Context, now: Duration, link: LinkId, received: bool, sent: bool) {
         let Some(link) = self.link_mut(link) else { return };
         if received {
             link.record_received(now);
@@ -373,6 +392,8 @@ impl Links {
                 link.unanswered_since = None;
             }
         }
+        let due = link.due(&cx.config);
+        self.due = self.due.min(due);
     }
 
     /// What the next hop has not answered counts as sent now.
@@ -387,7 +408,7 @@ impl Links {
         let id = SlotId(self.next_slot);
         self.next_slot = self.next_slot.wrapping_add(1);
         let Some(link) = self.link_mut(link) else { return };
-        let slot = Slot::new(id, link.side, peer, now, secrets);
+        let slot = Slot::new((id, link.side), peer, now, secrets, cx.config.control_window(link.side));
         let rank = match link.side {
             Side::Up => Rank::Next,
             Side::Down => Rank::Current,
@@ -430,16 +451,16 @@ impl Links {
                 link.previous = link.current.replace(slot);
             }
         }
+        let due = link.due(&cx.config);
+        self.due = self.due.min(due);
         cx.counters.handshakes_done += 1;
     }
 
     fn install_link(&mut self, cx: &mut Context, now: Duration, side: Side, peer: SocketAddr) -> LinkId {
-        let index = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
-        if index == self.all.len() {
+        let id = self.ids.take();
+        if id.index() == self.all.len() {
             self.all.push(None);
-            self.versions.push(0);
         }
-        let id = LinkId::new(self.class, index, self.versions[index]);
         let (incomplete, decided) = if cx.config.faces_entries() {
             (INCOMPLETE_SETUPS_PER_ENTRY_LINK, DECIDED_SETUPS_PER_ENTRY_LINK)
         } else {
@@ -468,7 +489,7 @@ impl Links {
             incomplete_setups: Joiner::new(incomplete, SETUP_SHARDS_WAIT),
             decided_setups: Decided::new(decided, DECIDED_SETUPS_KEEP),
         };
-        self.all[index] = Some(link);
+        self.all[id.index()] = Some(link);
         cx.change(Change::InstallLink { link: id, side, peer });
         id
     }
@@ -476,24 +497,17 @@ impl Links {
     /// Drops a link. Its channels must be retired before.
     pub(crate) fn retire(&mut self, cx: &mut Context, id: LinkId) {
         let Some(link) = self.all.get_mut(id.index()).and_then(|at| at.take_if(|link| link.id == id)) else { return };
-        let version = &mut self.versions[id.index()];
-        *version = (*version + 1) % LinkId::VERSIONS;
+        self.ids.give_back(id);
         if self.down == Some(id) {
             self.down = None;
             if let Some(initiator) = &mut self.initiator {
                 initiator.link_ended(cx);
             }
         }
-        self.retired.push(id);
         cx.change(Change::RetireLink { link: id });
         if link.was_promoted {
             cx.event(Event::LinkDown { side: link.side, link: id });
         }
-    }
-
-    /// The links that are gone since the last call: what is kept for them can be forgotten.
-    pub(crate) fn take_retired(&mut self) -> Vec<LinkId> {
-        std::mem::take(&mut self.retired)
     }
 
     /// Handshakes need cookies for a time (SPEC 4.9.3).
@@ -503,7 +517,8 @@ impl Links {
         }
     }
 
-    /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys.
+    /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys. `holds` says which
+    /// links have a channel or a setup of a paced class, and so may not go.
     pub(crate) fn handshake(
         &mut self,
         cx: &mut Context,
@@ -511,9 +526,10 @@ impl Links {
         side: Side,
         from: SocketAddr,
         bytes: &[u8],
+        holds: &dyn Fn(LinkId) -> bool,
     ) -> bool {
         let done = match side {
-            Side::Up => self.handle_initiation(cx, now, from, bytes).map(|()| false),
+            Side::Up => self.handle_initiation(cx, now, from, bytes, holds).map(|()| false),
             Side::Down => self.handle_answer(cx, now, bytes),
         };
         done.unwrap_or_else(|why| {
@@ -525,6 +541,10 @@ impl Links {
     /// Drops slots that are too old and sends keepalives; returns the links whose last slot is gone.
     pub(crate) fn expire(&mut self, cx: &mut Context, now: Duration) -> Vec<LinkId> {
         let mut dead = Vec::new();
+        if now < self.due {
+            return dead;
+        }
+        self.due = Duration::MAX;
         for link in self.all.iter_mut().flatten() {
             let id = link.id;
             let lifetime = link.slot_lifetime(&cx.config.timing);
@@ -540,10 +560,10 @@ impl Links {
                 if let Some(initiator) = self.initiator.as_mut().filter(|_| self.down == Some(id)) {
                     initiator.unlinked_since = link.unanswered_since.unwrap_or(now);
                 }
-            } else if link.owed_since.is_some_and(|since| now.saturating_sub(since) >= cx.config.timing.keepalive_after)
-            {
+            } else if link.keepalive_at(&cx.config).is_some_and(|at| at <= now) {
                 keepalive(cx, now, link);
             }
+            self.due = self.due.min(link.due(&cx.config));
         }
         dead
     }
@@ -551,20 +571,7 @@ impl Links {
     /// The time of the next work for [`Links::expire`] or `initiate`.
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let timing = &cx.config.timing;
-        let mut wake = Duration::MAX;
-        for link in self.iter() {
-            let lifetime = link.slot_lifetime(timing);
-            for slot in [&link.current, &link.next, &link.previous].into_iter().flatten() {
-                wake = wake.min(slot.created_at + lifetime);
-            }
-            if let Some(since) = link.owed_since {
-                wake = wake.min(since + timing.keepalive_after);
-            }
-            if let Some(moving) = &link.moving {
-                wake = wake.min(moving.due());
-            }
-        }
-
+        let mut wake = self.due;
         if let Some(initiator) = &self.initiator {
             let current = self.down.and_then(|id| self.link(id)).and_then(|link| {
                 let slot = link.current.as_ref()?;

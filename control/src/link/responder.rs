@@ -208,6 +208,7 @@ impl Links {
         now: Duration,
         from: SocketAddr,
         bytes: &[u8],
+        holds: &dyn Fn(LinkId) -> bool,
     ) -> Result<(), Refusal> {
         let is_up = |link: &&Link| link.side == Side::Up && link.current.is_some();
         let previous = (!cx.config.faces_entries()).then(|| self.iter().find(is_up)).flatten();
@@ -251,7 +252,7 @@ impl Links {
         }
         match known {
             Some(id) => self.check_address(id, from)?,
-            None => self.make_room(cx, now, from)?,
+            None => self.make_room(cx, now, from, holds)?,
         }
         let (message, secrets) = state.answer().map_err(|_| Refusal::HandshakeForged)?;
 

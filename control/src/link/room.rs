@@ -26,21 +26,22 @@ impl Links {
         if is_there || others() < LINKS_PER_ADDRESS { Ok(()) } else { Err(Refusal::PrefixLinksFull) }
     }
 
-    /// Notes which links to entries have a channel or a setup of a paced class, and so may not go (SPEC 9.8.6).
-    pub(crate) fn note_paced(&mut self, holds: impl Fn(LinkId) -> bool) {
-        for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
-            link.channels = usize::from(holds(link.id));
-        }
-    }
-
     /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
     /// (SPEC 4.5.5, 4.11). Links that were never promoted go first, then those of the prefix that has most, each time
-    /// the oldest first. Links with channels never go.
-    pub(super) fn make_room(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> Result<(), Refusal> {
+    /// the oldest first. Links with channels never go, nor those with a channel or setup of a paced class, which it
+    /// `holds` (SPEC 9.8.6).
+    pub(super) fn make_room(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        from: SocketAddr,
+        holds: &dyn Fn(LinkId) -> bool,
+    ) -> Result<(), Refusal> {
+        let is_empty = |link: &&Link| link.carries_no_channels() && !holds(link.id);
         let up = || self.iter().filter(|link| link.side == Side::Up);
         let at_address = |link: &&Link| link.peer == from;
         if up().filter(at_address).count() >= LINKS_PER_ADDRESS {
-            let empty = up().filter(at_address).filter(|link| link.carries_no_channels());
+            let empty = up().filter(at_address).filter(is_empty);
             let victim = empty.min_by_key(|link| (link.was_promoted, link.created_at)).map(|link| link.id);
             self.retire(cx, victim.ok_or(Refusal::PrefixLinksFull)?);
         }
@@ -48,20 +49,19 @@ impl Links {
         // Only promoted links count: anybody makes others from forged addresses.
         let prefix_of = |link: &Link| cx.config.prefix(link.home);
         let up = || self.iter().filter(|link| link.side == Side::Up);
-        let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
-        up().filter(|link| link.was_promoted).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
-        let links = up().count();
-        let used = of_prefix.values().sum::<usize>();
-        let cap = cx.config.links_max();
+        let promoted = || up().filter(|link| link.was_promoted);
+        let (links, used, cap) = (up().count(), promoted().count(), cx.config.links_max());
         let prefix = cx.config.prefix(from.ip());
-        let own = of_prefix.get(&prefix).copied().unwrap_or(0);
+        let own = promoted().filter(|link| prefix_of(link) == prefix).count();
         let has_share = prefix.is_some() && has_its_share(own, used, cap);
         let unused = links - used;
         let victim = (links >= cap || has_share).then(|| {
             let may_go = |link: &&Link| {
                 let is_own = prefix.is_none() || prefix_of(link) == prefix;
-                link.carries_no_channels() && (is_own || !has_share && (!link.was_promoted || own == 0))
+                is_empty(link) && (is_own || !has_share && (!link.was_promoted || own == 0))
             };
+            let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
+            promoted().for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
             let order = |link: &&Link| {
                 let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
                 (link.was_promoted, std::cmp::Reverse(rivals), link.created_at)

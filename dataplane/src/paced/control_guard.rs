@@ -43,8 +43,8 @@ impl ControlLimits {
 /// The control cells that have come under one slot.
 #[derive(Default)]
 pub(super) struct ControlGuard {
-    /// The latest numbers, each at its remainder. Empty before the first cell.
-    seen: Box<[Option<u64>]>,
+    /// The latest numbers, each at its remainder as one more than its quotient, or 0. Empty before the first cell.
+    seen: Box<[u32]>,
     newest: u64,
     /// Cells that may pass, and the round up to which they were granted.
     credit: u64,
@@ -69,7 +69,7 @@ impl ControlGuard {
     ) -> Result<(), DropReason> {
         let (round, most) = (now / limits.period, ROUNDS_AT_ONCE * limits.per_round);
         if self.seen.is_empty() {
-            self.seen = vec![None; limits.numbers()].into();
+            self.seen = vec![0; limits.numbers()].into();
             (self.credit, self.granted) = (most, round);
         }
         let passed = round.saturating_sub(self.granted);
@@ -79,8 +79,9 @@ impl ControlGuard {
         }
 
         let numbers = self.seen.len() as u64;
-        let place = &mut self.seen[(seq % numbers) as usize];
-        if *place == Some(seq) || seq + numbers <= self.newest {
+        // Numbers have 40 bits. Nobody uses the last ones, for which this is 0.
+        let (place, number) = (&mut self.seen[(seq % numbers) as usize], (seq / numbers + 1) as u32);
+        if *place == number || seq + numbers <= self.newest {
             return Err(limits.repeated);
         }
         if !is_authentic() {
@@ -91,7 +92,7 @@ impl ControlGuard {
         }
         self.credit = self.credit.checked_sub(1).ok_or(DropReason::ControlRate)?;
         self.passed += 1;
-        *place = Some(seq);
+        *place = number;
         self.newest = self.newest.max(seq);
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::Nanos;
 use crate::batch::{Arrivals, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, PREFETCHED, Sealed};
 use crate::ledger::{DropReason, Tally};
-use crate::punt::{Bytes, Punt, PuntSender, RESERVED};
+use crate::punt::{Punt, PuntSender, RESERVED};
 use crate::stage::rounds::{Place, Rounds, Untimely};
 
 /// A data cell that has passed the gate, with what its owner knows of its place.
@@ -126,7 +126,7 @@ impl Gate {
                     match room.and_then(|()| links.open_control((link, slot), (&header, body), &self.control, at_turn))
                     {
                         Ok(content) => {
-                            let content = Bytes::copy(content);
+                            let content = content.into();
                             let _ = punts.send(Punt::PacedCell { link, slot, from, header, content, at: at.class });
                             tally.consumed += 1;
                         }

@@ -163,7 +163,22 @@ impl PacedLinks {
         {
             self.latest[side as usize] = Some(link);
         }
-        self.links.received(link);
+        if self.is_initiators(link) {
+            self.links.received(link);
+        }
+    }
+
+    /// Cells have left on the link.
+    pub(super) fn sent(&mut self, link: LinkId) {
+        if self.is_initiators(link) {
+            self.links.sent(link);
+        }
+    }
+
+    /// Control has to know of activity only where this node is the initiator, who starts a handshake when no answer
+    /// comes (SPEC 4.6.2).
+    fn is_initiators(&self, link: LinkId) -> bool {
+        self.links.side(link) == Some(Side::Down)
     }
 
     /// A cell of the link was accepted, maybe under its next slot, which control is to promote then.

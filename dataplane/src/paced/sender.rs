@@ -84,8 +84,9 @@ pub(super) struct Sender {
     gap: u64,
     control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
     clocks: Clocks,
-    /// Cells to send again, by round.
+    /// Cells to send again, by round, and how many.
     again: VecDeque<Kept>,
+    kept: usize,
     rng: ChaCha20Rng,
     leaving: Vec<Leaving>,
     cells: Vec<(Cell<Opened>, Block)>,
@@ -109,6 +110,7 @@ impl Sender {
             control: HashMap::default(),
             clocks: Clocks::OfPeer(HashMap::default()),
             again: VecDeque::new(),
+            kept: 0,
             rng,
             leaving: Vec::new(),
             cells: Vec::new(),
@@ -143,19 +145,22 @@ impl Sender {
         self.control.remove(&Some(link));
         self.clocks.forget(link);
         for (_, cells) in &mut self.again {
-            cells.remove(&link).into_iter().flatten().for_each(|cell| free.give(cell.into_buffer()));
+            let cells = cells.remove(&link).unwrap_or_default();
+            self.kept -= cells.len();
+            cells.into_iter().for_each(|cell| free.give(cell.into_buffer()));
         }
     }
 
     /// Nothing is sent again: the rounds begin at another number.
     pub(super) fn forget_copies(&mut self, free: &mut FreeList) {
+        self.kept = 0;
         let cells = self.again.drain(..).flat_map(|(_, cells)| cells.into_values().flatten());
         cells.for_each(|cell| free.give(cell.into_buffer()));
     }
 
     /// Cells that are kept for a copy.
-    pub(super) fn kept(&self) -> usize {
-        self.again.iter().flat_map(|(_, cells)| cells.values()).map(Vec::len).sum()
+    pub(super) const fn kept(&self) -> usize {
+        self.kept
     }
 
     /// Links that have control cells.
@@ -238,8 +243,7 @@ impl Sender {
         self.add_copies(link, round.number, free, tally);
         self.sealed.shuffle(&mut self.rng);
         out.push_run(self.sealed.drain(..), outgoing.peer);
-        // An initiator that gets no answer starts a handshake (SPEC 4.6.2).
-        links.links.sent(link);
+        links.sent(link);
         clock
     }
 
@@ -259,24 +263,31 @@ impl Sender {
             let Some(of) = round.checked_sub(j * self.gap) else { break };
             let Some((_, cells)) = self.again.iter_mut().find(|(kept, _)| *kept == of) else { continue };
             if j + 1 == self.copies {
-                self.sealed.extend(cells.remove(&link).into_iter().flatten());
+                let cells = cells.remove(&link).unwrap_or_default();
+                self.kept -= cells.len();
+                self.sealed.extend(cells);
             } else {
                 self.sealed.extend(cells.get(&link).into_iter().flatten().filter_map(&mut copy));
             }
         }
         tally.injected += (self.sealed.len() - first) as u64;
-        let kept = self.sealed[..first].iter().filter_map(copy);
         if self.again.back().is_none_or(|(last, _)| *last != round) {
             self.again.push_back((round, HashMap::default()));
         }
-        self.again.back_mut().expect("it was added above").1.entry(link).or_default().extend(kept);
+        let kept = self.again.back_mut().expect("it was added above").1.entry(link).or_default();
+        let before = kept.len();
+        kept.extend(self.sealed[..first].iter().filter_map(copy));
+        self.kept += kept.len() - before;
     }
 
     /// Ends a round: what was kept for copies that are over is forgotten, and the generator cannot run back.
     pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
         while self.again.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
             let cells = self.again.pop_front().into_iter().flat_map(|(_, cells)| cells.into_values().flatten());
-            cells.for_each(|cell| free.give(cell.into_buffer()));
+            for cell in cells {
+                self.kept -= 1;
+                free.give(cell.into_buffer());
+            }
         }
         crate::rekey(&mut self.rng);
     }

@@ -11,9 +11,8 @@
 //!
 //! Neighbour: [`super::link`], whose receive calls fill the buffers.
 
-use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
+use crate::batch::{Arrivals, Lengths, RECEIVE_MAX, gather};
 use crate::buffer::{Buffer, Cell, FreeList};
-use crate::punt::Bytes;
 use crate::sys::{self, GRO_BYTES_MAX, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
 /// Cells that a receive call should bring: this many stay in a core's second-level cache until they have left.
@@ -98,9 +97,8 @@ impl RxBuffers {
                 } else if n == lengths.cell {
                     // The kernel joins a cell to a longer datagram that came before it from the same address, or to
                     // one that somebody sent in its name.
-                    let bytes = Bytes::gather(n, parts);
                     let fresh = free.take().expect("seen to before the call");
-                    fresh.bytes_mut()[..n].copy_from_slice(bytes.bytes());
+                    gather(&mut fresh.bytes_mut()[..n], parts);
                     into.push(Cell::new(fresh), from);
                 } else {
                     into.push_other(lengths, n, parts, from);

@@ -161,7 +161,7 @@ impl Bed {
             }
             assert_eq!(self.free.free() + self.port.rx_buffers(), BUFFERS);
             let handshakes = self.arrivals.handshakes.drain(..);
-            seen.handshakes.extend(handshakes.map(|(from, mut bytes)| (from, bytes.bytes_mut().to_vec())));
+            seen.handshakes.extend(handshakes.map(|(from, bytes)| (from, bytes.into_vec())));
             seen.odd += std::mem::take(&mut self.arrivals.odd);
             seen.cut += std::mem::take(&mut self.arrivals.cut);
             assert_eq!(std::mem::take(&mut self.arrivals.handshakes_over), 0);

@@ -15,7 +15,7 @@ use crate::buffer::{Cell, FreeList, Sealed};
 use crate::lanes;
 use crate::ledger::{DropReason, Tally};
 use crate::links::Links;
-use crate::punt::{Bytes, Punt, PuntSender};
+use crate::punt::{Punt, PuntSender};
 use crate::table::{ChannelState, Table};
 
 /// A data cell whose header is good; its body is not yet authentic.
@@ -205,7 +205,7 @@ fn judge<C: ChannelState>(
         return Verdict::Dropped(DropReason::Kind);
     }
     if header.kind != CellKind::Data {
-        let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
+        let body = (&*cell.body_mut(cell_len - HEADER_LEN)).into();
         return if punts.send(Punt::Cell { link, slot, from: peer, header, body }) {
             Verdict::Punted
         } else {

@@ -545,14 +545,11 @@ const CHANNELS_MAX: i64 = 1 << 20;
 const HALF_OPEN_MAX: i64 = 1 << 16;
 /// Most setups or handshakes a second: more than public-key work allows.
 const RATE_MAX: i64 = 1_000_000;
-/// Most links: less than the numbers that a link's id has room for.
-const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
-
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
     cap(
         "links",
-        LINKS_MAX,
+        control::LINKS_MAX as i64,
         1024,
         "Links with entries, at mix1, in a free class; a paced one has two for each of its `seats`.",
     ),

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use control::paced::{LoopPlaces, Places};
 use control::{
-    ACK_COPIES_MAX, Change, Control, Event, Input, Output, PacedChange, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX,
-    TRUST_CELLS_MAX,
+    ACK_COPIES_MAX, Change, Control, Event, Input, LINKS_MAX, Output, PacedChange, SETUP_CELLS_MAX,
+    SETUPS_IN_FLIGHT_MAX, TRUST_CELLS_MAX,
 };
 use dataplane::command::{Command, CommandSender, LinkCommand, PacedSender};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
@@ -18,7 +18,7 @@ use dataplane::paced;
 use dataplane::paced::mix::LoopCounts;
 use dataplane::punt::{Notice, Punt};
 use wire::cell::CellKind;
-use wire::ids::{ChannelIndex, LinkId, Side};
+use wire::ids::{ChannelIndex, Side};
 
 use crate::runtime::door::DOOR_HALVES_PER_TURN;
 
@@ -35,7 +35,7 @@ const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
 /// due are among them. While some of them wait, neither punts nor commands of listeners of their class are taken in.
 /// Answers of the resolver are always queued, one for each open question. Beyond this, cells are lost.
-const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
+const BACKLOG_MAX: usize = PER_LINK * (LINKS_MAX + 1)
     + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * (PUNTS_PER_TURN + 2 * DOOR_HALVES_PER_TURN)
     + ACK_COPIES_MAX
@@ -351,7 +351,7 @@ impl Bridge {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
                 // Its place in the ring is free from here on.
                 drop(place);
-                self.take_handshake((class, side), from, datagram.bytes_mut(), is_crowded, now);
+                self.take_handshake((class, side), from, &mut datagram, is_crowded, now);
             }
             Punt::ChannelEnded { channel, .. } if !self.classes[class].commands.ended(worker, channel) => {}
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
@@ -368,20 +368,13 @@ impl Bridge {
 /// The input that a punt is for control; none if it is for the node.
 pub fn input(punt: &mut Punt) -> Option<Input<'_>> {
     Some(match punt {
-        Punt::Handshake { side, from, datagram, .. } => {
-            Input::Handshake { side: *side, from: *from, datagram: datagram.bytes_mut() }
-        }
+        Punt::Handshake { side, from, datagram, .. } => Input::Handshake { side: *side, from: *from, datagram },
         Punt::Cell { link, slot, from, header, body } => {
-            Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body: body.bytes_mut() }
+            Input::Cell { link: *link, slot: *slot, from: *from, header: *header, body }
         }
-        Punt::PacedCell { link, slot, from, header, content, at } => Input::PacedCell {
-            link: *link,
-            slot: *slot,
-            from: *from,
-            header: *header,
-            content: content.bytes(),
-            at_ns: *at,
-        },
+        Punt::PacedCell { link, slot, from, header, content, at } => {
+            Input::PacedCell { link: *link, slot: *slot, from: *from, header: *header, content, at_ns: *at }
+        }
         &mut Punt::PacedClockSent { link, number, sent_ns } => Input::PacedClockSent { link, number, sent_ns },
         &mut Punt::PacedLost { first, rounds, places, lost } => {
             Input::PacedLost(Places { first, rounds, places, lost })
@@ -487,7 +480,7 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
     use wire::cell::{Class, Shape};
-    use wire::ids::SlotId;
+    use wire::ids::{LinkId, SlotId};
     use wire::setup::Suite;
 
     const RING: usize = 4;

@@ -51,7 +51,7 @@ use crate::runtime::sockets::Sockets;
 /// Commands from control that can wait for a worker, or more in a paced class with many seats
 /// ([`paced::Settings::commands_max`]).
 const COMMANDS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: copies of at most a buffer, 3 MB. A setup has up to
+/// Punts of a worker that can wait for control: at most 3 MB with what they carry. A setup has up to
 /// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups. More in a paced class with many seats
 /// ([`paced::Settings::punts_max`]).
 const PUNTS_MAX: usize = 2048;

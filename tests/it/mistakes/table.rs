@@ -130,7 +130,7 @@ table! { NODE:
         &["hugepages must be true or false (got \"yes\")"];
     "a cap that there is not", Line("mix1.toml", "", "[caps]\nchanels = 5"), MIX,
         &["unknown key `chanels`", "did you mean `channels`?"];
-    "more links than a node can number", Line("mix1.toml", "", "[caps]\nlinks = 4096"), MIX,
+    "more links than a node may have", Line("mix1.toml", "", "[caps]\nlinks = 4096"), MIX,
         &["links must be a whole number from 1 to 4095 (got 4096)", "the default is 1024"];
     "a cap of nothing", Line("exit.toml", "", "[caps]\nsetups_per_s = 0"), EXIT,
         &["setups_per_s must be a whole number from 1 to 1000000 (got 0)", "the default is 1000"];

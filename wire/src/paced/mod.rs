@@ -29,6 +29,6 @@ pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
 pub use report::{COMPANY_LEN, Company, REPORT_LEN, Report};
-pub use slots::{ACK_COPIES, ControlSlots, SlotCount, Slots, ack_slots, seats_on, setup_slots};
+pub use slots::{ACK_COPIES, ControlSlots, SlotCount, Slots, ack_slots, control_window, seats_on, setup_slots};
 pub use terms::PacedTerms;
 pub use timetable::{Phase, Timetable};

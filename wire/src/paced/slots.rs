@@ -3,6 +3,7 @@
 
 use super::{PacedTerms, Phase, Timetable};
 use crate::cell::{Direction, Shape};
+use crate::replay::WIDTH_DEFAULT;
 use crate::setup::{Suite, ack_cells};
 
 /// Copies of each ack cell on links between hops (SPEC 9.9.4).
@@ -119,10 +120,26 @@ pub fn ack_slots(terms: &PacedTerms, hops: usize, link: usize) -> Slots {
     Slots::new(seats_on(link, terms.seats, terms.loops), cells, terms.timetable(hops).used())
 }
 
+/// Numbers in the replay window of control cells on link `link`, for both directions: cells of a round leave in random
+/// order, and may overtake those of the next ones (SPEC 9.1.3).
+///
+/// # Panics
+/// No chain has so many hops.
+pub fn control_window(terms: &PacedTerms, suite: Suite, hops: usize, link: usize) -> usize {
+    if link == 1 {
+        return WIDTH_DEFAULT;
+    }
+    let placed = setup_slots(terms, suite, hops, link).per_round + ack_slots(terms, hops, link).per_round;
+    WIDTH_DEFAULT.max(8 * (placed + LINK_SLOTS)).next_power_of_two()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::terms::voice;
+    use super::super::terms::{LOOPS_MAX, ROUNDS_MAX, SEATS, voice};
     use super::*;
+    use crate::cell::Class;
+    use crate::paced::PacedClass;
+    use crate::replay::Window;
     use crate::setup::Suite;
 
     fn slots(hops: usize, link: usize) -> Slots {
@@ -173,5 +190,36 @@ mod tests {
         let placed = |round| slots.of(&times, round).placed;
         assert_eq!([second - 1, second, second + 185, second + 186].map(placed), [0, 31, 31, 0]);
         assert_eq!(slots.most(), 33);
+    }
+
+    #[test]
+    fn control_window_follows_the_slots_of_a_round() {
+        let of = |seats, hops, link| {
+            let terms = PacedTerms { seats, ..voice(hops) };
+            control_window(&terms, Suite::Hybrid, hops, link)
+        };
+        assert_eq!((2..=8).map(|link| of(256, 8, link)).collect::<Vec<_>>(), [4096; 7]);
+        // 8,635 setup slots and 1,058 ack slots.
+        assert_eq!([1, 2, 8].map(|link| of(16_384, 8, link)), [4096, 1 << 17, 1 << 15]);
+    }
+
+    #[test]
+    fn every_chain_has_control_windows_of_its_slots() {
+        let mut most = 0;
+        for size in [Class::S, Class::M, Class::L] {
+            for (hops, power, suite) in (2..=8)
+                .flat_map(|hops| (0..=ROUNDS_MAX.ilog2()).map(move |power| (hops, power)))
+                .flat_map(|(hops, power)| [Suite::X25519, Suite::Hybrid].map(|suite| (hops, power, suite)))
+            {
+                let (class, loops) = (PacedClass::new(size), LOOPS_MAX);
+                let terms = PacedTerms { class, loops, rounds: 1 << power, seats: *SEATS.end(), ..voice(hops) };
+                if terms.check(suite, hops, 600, 86_400).is_ok() {
+                    let windows = (2..=hops).map(|link| control_window(&terms, suite, hops, link));
+                    most = most.max(windows.max().unwrap());
+                }
+            }
+        }
+        assert_eq!(most, 1 << 18);
+        Window::new(0, most);
     }
 }
