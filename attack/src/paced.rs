@@ -44,7 +44,7 @@ impl Default for PacedShape {
 
 impl PacedShape {
     /// New cells of an access link in a round, without copies of earlier ones: data, and slots for control cells.
-    pub(crate) fn new_cells(&self, round: u64, forward: bool) -> u32 {
+    pub fn new_cells(&self, round: u64, forward: bool) -> u32 {
         let phase = self.rounds.saturating_sub(64) / (2 * u64::from(self.hops));
         // Setups travel in phase 1, acks in phase 2h.
         let from = if forward { 0 } else { (2 * u64::from(self.hops) - 1) * phase };

@@ -295,13 +295,16 @@ pub struct RoundCounts {
     pub uneven: u64,
     /// Rounds that did not leave, because the hop woke too late.
     pub skipped: u64,
+    /// Cells of channels in the released rounds, loops included.
+    pub cells: u64,
 }
 
 impl RoundCounts {
-    /// Counts a round with `found` cells.
-    pub fn add(&mut self, found: usize, expected: usize) {
+    /// Counts a round with `found` cells, which should be so many control cells, and so many of channels.
+    pub fn add(&mut self, found: usize, control: usize, of_channels: usize) {
         self.released += 1;
-        self.uneven += u64::from(found != expected);
+        self.uneven += u64::from(found != control + of_channels);
+        self.cells += found.saturating_sub(control) as u64;
     }
 }
 
@@ -394,6 +397,7 @@ impl Ledger {
                 released: ours.released + others.released,
                 uneven: ours.uneven + others.uneven,
                 skipped: ours.skipped + others.skipped,
+                cells: ours.cells + others.cells,
             },
             buffers: self.buffers.and(other.buffers),
             traffic: self.traffic.and(other.traffic),

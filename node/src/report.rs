@@ -101,11 +101,13 @@ pub struct RoundsReport {
     pub uneven: u64,
     /// Rounds that did not leave, because the hop woke too late. The next hop fills them.
     pub skipped: u64,
+    /// Cells of channels in the released rounds, loops included.
+    pub cells: u64,
 }
 
 impl From<RoundCounts> for RoundsReport {
-    fn from(RoundCounts { released, uneven, skipped }: RoundCounts) -> RoundsReport {
-        RoundsReport { released, uneven, skipped }
+    fn from(RoundCounts { released, uneven, skipped, cells }: RoundCounts) -> RoundsReport {
+        RoundsReport { released, uneven, skipped, cells }
     }
 }
 

@@ -33,12 +33,28 @@ pub fn terms() -> PacedTerms {
     }
 }
 
+/// As few slots as a few entries need.
+pub fn few_seats() -> PacedTerms {
+    PacedTerms { seats: 6, ..terms() }
+}
+
+/// [`few_seats`], and terms in which nothing is the same: a class of size L whose channels have two cells, with repeat.
+pub fn small_and_large() -> [PacedTerms; 2] {
+    let class = PacedClass::new(Class::L);
+    [few_seats(), PacedTerms { class, cells: 2, repeat: true, rounds: 256, ..few_seats() }]
+}
+
 /// By then the cells of a round have left everywhere.
 pub const LATE: Duration = Duration::from_millis(100);
 pub const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
 /// A link: its number, from 1, and on link 1 the entry's number, from 101.
 pub type LinkOf = (usize, usize);
+
+/// Rounds that [`Chain::lose_rounds`] loses.
+pub fn is_lost(round: u64) -> bool {
+    round % 5 == 3
+}
 
 /// The application at an entry.
 pub fn client(entry: usize) -> SocketAddr {
@@ -183,6 +199,26 @@ impl Chain {
         let all = sent.len();
         assert!(lost.is_empty() && all > 0, "entry {entry}: of {all} from {from} to {to} lost those of {lost:?} ms");
         sent.iter().filter_map(|(_, came)| came.map(|(delay, _)| delay)).collect()
+    }
+
+    /// What comes to the destination, and when.
+    pub fn at_destination(&self) -> Vec<(Nanos, Vec<u8>)> {
+        let seen = self.at_apps();
+        let came = seen.iter().filter(|seen| seen.to == destination());
+        let mut came: Vec<_> = came.map(|seen| (seen.at, seen.bytes.clone())).collect();
+        came.sort_unstable();
+        came
+    }
+
+    /// From now on all copies of the cells of some rounds are lost on their way to Mix 1: those for which [`is_lost`].
+    pub fn lose_rounds(&self) {
+        let (begin, period) = (self.round_at(0), self.times.begin(1));
+        self.attack(move |now, datagram| {
+            // An entry may be a little early. Copies follow one round later.
+            let sent_in = begin + (now + 5 * MILLI) / period;
+            let is_forward = datagram.to == link_address(1, Side::Up);
+            if is_forward && (is_lost(sent_in) || is_lost(sent_in - 1)) { Vec::new() } else { vec![(0, datagram)] }
+        });
     }
 
     /// How long a batch is.

@@ -92,8 +92,14 @@ fn calls_in_a_paced_class_are_compared_with_a_free_one() {
         let found = &class["attacker"];
         assert!(found["calls"] == 2 && found["matched"].as_u64() <= Some(2), "{found:#}");
         assert!(found["p"].as_f64() > Some(0.0) && found["p"].as_f64() <= Some(1.0), "{found:#}");
-        assert!(class["cells"]["fewest"].as_u64() <= class["cells"]["most"].as_u64());
+        assert!(received > Some(0), "{class:#}");
     }
+    // In a round one of each user and of the four loops of mix1. On a busy machine setups of users fail in the second
+    // batch.
+    let [fewest, most] = ["fewest", "most"].map(|key| paced["cells"][key].as_u64().unwrap());
+    assert!(most == 4 + 4 && (4..=most).contains(&fewest), "{fewest} to {most}");
+    let [fewest, most] = ["fewest", "most"].map(|key| free["cells"][key].as_u64().unwrap());
+    assert!(1 <= fewest && fewest <= most, "{fewest} to {most}");
     let rounds = &paced["rounds"];
     assert!(rounds["released"].as_u64() > Some(0) && rounds["uneven"] == 0, "{rounds:#}");
     let nodes = json["nodes"].as_array().unwrap();

@@ -29,17 +29,22 @@ impl Code {
         found.map(|(_, text)| text.as_str()).ok_or(format!("there is no file {name}"))
     }
 
-    /// The expression of a constant: `file`'s own, or the one that has the name elsewhere.
-    fn constant(&self, file: &str, name: &str) -> Result<(String, String), String> {
+    /// The expression of a constant: `file`'s own, or the one that has the name elsewhere, below the folder of its path
+    /// if that begins with a crate: `wire::paced::AHEAD_MAX`.
+    fn constant(&self, file: &str, path: &str) -> Result<(String, String), String> {
+        let (folder, name) = path.rsplit_once("::").unwrap_or(("", path));
+        let folder =
+            folder.strip_prefix("wire::").map_or(String::new(), |of| format!("wire/src/{}", of.replace("::", "/")));
         let defined = |text: &str| {
             let (_, rest) = text.split_once(&format!("const {name}: "))?;
             let (_, value) = rest.split_once(" = ")?;
             Some(value.split(';').next()?.to_owned())
         };
-        if let Some(value) = defined(self.file(file)?) {
+        if let Some(value) = defined(self.file(file)?).filter(|_| folder.is_empty()) {
             return Ok((file.to_owned(), value));
         }
-        let mut all = self.0.iter().filter_map(|(other, text)| Some((other.clone(), defined(text)?)));
+        let below = self.0.iter().filter(|(other, _)| other.starts_with(&folder));
+        let mut all = below.filter_map(|(other, text)| Some((other.clone(), defined(text)?)));
         all.next().filter(|_| all.next().is_none()).ok_or(format!("{file} has no constant {name}"))
     }
 
@@ -157,7 +162,7 @@ impl Parser<'_> {
             }
             return Ok(fields);
         }
-        let (file, value) = self.code.constant(self.file, name)?;
+        let (file, value) = self.code.constant(self.file, &word)?;
         self.code.parse(&file, &value)
     }
 }

@@ -13,14 +13,22 @@ use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use wire::cell::CellKind;
 use wire::cell::Direction::{self, Backward, Forward};
 use wire::ids::Side;
 use wire::paced::{PacedTerms, Phase};
 
-use crate::common::pacedchain::{Chain, DIRECTIONS, HOPS, LATE, Seen, client, destination, ends, link_address, terms};
+use crate::common::pacedchain::{
+    Chain, DIRECTIONS, HOPS, LATE, Opened, Seen, client, destination, ends, link_address, terms,
+};
 
 const ENTRIES: [usize; 3] = [101, 102, 103];
 const SECOND: Duration = Duration::from_secs(1);
+/// Of a node's clock.
+const SECOND_NS: i64 = 1_000_000_000;
+const HOUR_NS: i64 = 3600 * SECOND_NS;
+/// I of the chain.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// A chain with as few slots as three entries need.
 fn started() -> Chain {
@@ -103,12 +111,31 @@ fn assert_works(chain: &mut Chain) {
     chain.assert_sealed_once();
 }
 
-/// Time from the restart of a hop until entries have channels again, at most (SPEC 9.7.7): it signs the first interval
+/// The last batch that begins within this time.
+fn batch_within(chain: &Chain, time: Duration) -> u64 {
+    chain.times.batch_of(chain.round_at(chain.now + time.as_nanos() as Nanos))
+}
+
+/// The first batch with channels after the restart of a hop, at the latest (SPEC 9.7.7): it signs the first interval
 /// that begins a fifth of one after its start, that bundle is for batches that begin in the interval after it, and
 /// their setups are for the batches after those.
-fn back_within(chain: &Chain) -> Nanos {
-    let interval = 10 * SECOND;
-    (interval * 11 / 5 + 2 * chain.batch_time()).as_nanos() as Nanos
+fn back_after_restart(chain: &Chain) -> u64 {
+    batch_within(chain, INTERVAL * 11 / 5 + 2 * chain.batch_time())
+}
+
+/// The same after a failure that is over now, in which no hop was started and hops have signed for all intervals.
+fn back_after_failure(chain: &Chain) -> u64 {
+    chain.batch() + 2
+}
+
+/// The same if hops have not signed for some intervals: they do for the next one.
+fn back_after_missed_intervals(chain: &Chain) -> u64 {
+    batch_within(chain, 2 * (INTERVAL + chain.batch_time()))
+}
+
+/// The same after the restart of an entry: the parts of a bundle take up to an interval (SPEC 9.16.2).
+fn back_after_restart_of_an_entry(chain: &Chain) -> u64 {
+    batch_within(chain, INTERVAL + 2 * chain.batch_time())
 }
 
 /// What the links have carried since a batch.
@@ -119,18 +146,19 @@ fn view(chain: &Chain, first: u64) -> String {
     lines.chain([format!("{:?}", chain.events)]).collect()
 }
 
-/// Runs until a batch is over in which all links had the channels of all entries. Returns its number.
-fn run_until_back(chain: &mut Chain, first: u64, what: &str) -> u64 {
-    let until = chain.now + back_within(chain);
+/// Runs until a batch is over in which all links had the channels of all entries: this one at the latest. Returns its
+/// number. `first` is the first one that is shown if there is none.
+fn run_until_back(chain: &mut Chain, first: u64, at_latest: u64, what: &str) -> u64 {
     // Of the running batch there was a part without.
     chain.run_batches(1);
     loop {
         chain.run_batches(1);
         let last = chain.batch() - 1;
         if is_complete(chain, last) {
+            assert!(last <= at_latest, "{what}: channels in batch {}, not {}", last - first, at_latest - first);
             return last;
         }
-        assert!(chain.now < until, "{what}: not all channels after {} batches: {}", last - first, view(chain, first));
+        assert!(last < at_latest + 4, "{what}: no channels until batch {}: {}", last - first, view(chain, first));
     }
 }
 
@@ -140,7 +168,8 @@ fn restarted(hop: usize) {
     let first = chain.batch();
     chain.talk(&ENTRIES, SECOND);
     chain.restart(hop);
-    let back = run_until_back(&mut chain, first, &format!("hop {hop}"));
+    let at_latest = back_after_restart(&chain);
+    let back = run_until_back(&mut chain, first, at_latest, &format!("hop {hop}"));
     println!("hop {hop}: channels in batch {} after the restart", back - first);
     assert_works(&mut chain);
     assert_others_constant(&chain, &[hop, hop + 1], first..chain.batch());
@@ -239,27 +268,38 @@ fn hop_that_stops_for_a_minute_has_channels_again() {
     chain.talk(&ENTRIES, SECOND);
     chain.stop(2, 60 * SECOND);
     chain.run(60 * SECOND);
-    let runs_again = chain.batch();
-    let back = run_until_back(&mut chain, first, "hop 2 after 60 s");
+    let (runs_again, at_latest) = (chain.batch(), back_after_missed_intervals(&chain));
+    let back = run_until_back(&mut chain, first, at_latest, "hop 2 after 60 s");
     println!("channels in batch {} after the one in which hop 2 runs again", back - runs_again);
     assert_works(&mut chain);
     assert_others_constant(&chain, &[2, 3], first..chain.batch());
 }
 
-#[test]
-fn link_that_is_cut_for_30_s_has_channels_again() {
+/// Link 3 carries nothing for a while.
+fn cut(time: Duration, at_latest: fn(&Chain) -> u64) {
     let mut chain = started();
     let first = chain.batch();
     chain.talk(&ENTRIES, SECOND);
     let ends = [link_address(2, Side::Down), link_address(3, Side::Up)];
     chain.tap(move |datagram| !(ends.contains(&datagram.from) && ends.contains(&datagram.to)));
-    chain.run(30 * SECOND);
+    chain.run(time);
     chain.tap(|_| true);
-    let restored = chain.batch();
-    let back = run_until_back(&mut chain, first, "link 3 after 30 s");
+    let (restored, at_latest) = (chain.batch(), at_latest(&chain));
+    let back = run_until_back(&mut chain, first, at_latest, &format!("link 3 after {time:?}"));
     println!("channels in batch {} after the one in which the link is back", back - restored);
     assert_works(&mut chain);
     assert_others_constant(&chain, &[3], first..chain.batch());
+}
+
+#[test]
+fn link_that_is_cut_has_channels_two_batches_later() {
+    cut(4 * SECOND, back_after_failure);
+}
+
+/// Longer than neighbours keep a silent link.
+#[test]
+fn link_that_is_cut_for_30_s_has_channels_again() {
+    cut(30 * SECOND, back_after_missed_intervals);
 }
 
 /// How far the cells of each round leave a hop from when they are due by a right clock, at most.
@@ -315,39 +355,34 @@ fn stepped_clock_of_an_end_moves_its_rounds_by_100_ppm() {
     stepped(&[(1, 100), (HOPS, -100), (103, 100)], &[(1, Forward), (HOPS, Backward)]);
 }
 
-/// The clock of a node's host is an hour ahead for five batches.
-fn stepped_by_an_hour(node: usize) {
+/// The clock of a node's host is an hour ahead, or behind, for five batches.
+fn stepped_by_an_hour(node: usize, hour: i64) {
     let mut chain = started();
     let first = chain.batch();
     chain.talk(&ENTRIES, SECOND);
-    chain.step_clock(node, 3_600_000_000_000);
+    chain.step_clock(node, hour);
     let stepped = chain.now;
-    chain.talk(&ENTRIES, SECOND);
-    chain.run_batches(5);
+    chain.talk(&ENTRIES, 5 * chain.batch_time());
     let back = chain.batch();
     assert!(
         node > HOPS || chain.events.iter().any(|event| event.starts_with("ClockStops")),
         "it says why it signs nothing"
     );
-    chain.step_clock(node, -3_600_000_000_000);
-    let until = chain.now + back_within(&chain);
-    while !is_complete(&chain, chain.batch() - 1) || chain.batch() < back + 2 {
-        assert!(
-            chain.now < until,
-            "node {node}: {} batches after the clock was right again: {}",
-            chain.batch() - back,
-            view(&chain, first)
-        );
-        chain.run_batches(1);
-    }
-    // A loop without a channel behind its mix has no backward cells.
-    let of_batch = |batch| chain.channels((3, 0), Backward, chain.rounds(batch));
-    let channels: Vec<_> = (first..chain.batch()).map(of_batch).collect();
-    println!("node {node}: channels on link 3 in each batch: {channels:?}; set back after {}", back - first);
+    chain.step_clock(node, -hour);
+    let at_latest = back_after_restart(&chain);
+    run_until_back(&mut chain, first, at_latest, &format!("node {node} after an hour"));
     assert_works(&mut chain);
-    let one = stepped..stepped + SECOND.as_nanos() as Nanos;
-    ENTRIES.iter().for_each(|entry| assert_delivered(&chain, *entry, one.clone()));
     assert_others_constant(&chain, &[], first..chain.batch());
+    // Nothing ends the channels of the running batch. An entry's clock has no effect on later ones either.
+    let good = if node > HOPS { chain.batch() } else { first + 1 };
+    assert!((first..good).all(|batch| is_complete(&chain, batch)), "node {node}: {}", view(&chain, first));
+    let end = chain.begins(chain.times.first(good.min(back))) - 100_000_000;
+    ENTRIES.iter().for_each(|entry| assert_delivered(&chain, *entry, stepped..end));
+    // Without channels each mix sends the cells of its own loops in every round.
+    for (batch, link) in (good..back).flat_map(|batch| (2..=HOPS).map(move |link| (batch, link))) {
+        let channels = chain.channels((link, 0), Forward, chain.rounds(batch));
+        assert!(channels >= 2 * usize::from(chain.terms.loops), "node {node}, link {link}: {channels} channels");
+    }
     if node <= HOPS {
         let rounds = chain.times.first(first)..chain.times.first(chain.batch());
         let direction = if node == HOPS { Backward } else { Forward };
@@ -359,14 +394,16 @@ fn stepped_by_an_hour(node: usize) {
 
 #[test]
 fn clock_of_a_mix_that_steps_by_an_hour_stops_no_round() {
-    stepped_by_an_hour(1);
-    stepped_by_an_hour(2);
+    stepped_by_an_hour(1, HOUR_NS);
+    stepped_by_an_hour(2, HOUR_NS);
+    stepped_by_an_hour(2, -HOUR_NS);
 }
 
 #[test]
 fn clock_of_an_end_that_steps_by_an_hour_stops_no_round() {
-    stepped_by_an_hour(HOPS);
-    stepped_by_an_hour(103);
+    stepped_by_an_hour(HOPS, HOUR_NS);
+    stepped_by_an_hour(103, HOUR_NS);
+    stepped_by_an_hour(103, -HOUR_NS);
 }
 
 /// An entry that goes back with Mix 1's clock would seal rounds again.
@@ -397,7 +434,8 @@ fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
     chain.restart(103);
     chain.talk(&ENTRIES, 2 * chain.batch_time());
     chain.step_clock(103, -100_000_000);
-    let back = run_until_back(&mut chain, first, "entry that was 100 ms ahead");
+    let at_latest = back_after_restart_of_an_entry(&chain);
+    let back = run_until_back(&mut chain, first, at_latest, "entry that was 100 ms ahead");
     println!("entry: channels in batch {} after its restart", back - first);
     assert_works(&mut chain);
 }
@@ -405,12 +443,13 @@ fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
 /// Mix 1 would learn the clock of an entry that judged bundles by it: it would refuse them all, and ask again.
 #[test]
 fn entry_judges_bundles_by_rounds_and_not_by_its_clock() {
-    for hours in [-1, 1] {
+    for off in [1 - 2 * 3600, 2 * 3600 - 1] {
         let mut chain = started();
         let first = chain.batch();
-        chain.step_clock(103, hours * 3_600_000_000_000);
+        chain.step_clock(103, off * SECOND_NS);
         chain.restart(103);
-        run_until_back(&mut chain, first, "entry whose clock is off by an hour");
+        let at_latest = back_after_restart_of_an_entry(&chain);
+        run_until_back(&mut chain, first, at_latest, "entry whose clock is off by almost 2 h");
         chain.run_batches(2);
         assert_works(&mut chain);
     }
@@ -418,13 +457,44 @@ fn entry_judges_bundles_by_rounds_and_not_by_its_clock() {
 
 /// Mix 1 could otherwise turn an entry's time back to setup keys that were wiped since.
 #[test]
-fn entry_whose_clock_is_hours_from_mix_1s_has_no_channel() {
-    let mut chain = started();
-    chain.step_clock(103, 5 * 3_600_000_000_000);
-    chain.restart(103);
-    chain.run_batches(4);
-    let PacedStatus::Entry(status) = chain.status(103) else { panic!("103 is an entry") };
-    assert!(!status.has_channel && status.failed > 0, "{status:?}");
+fn entry_whose_clock_is_hours_from_mix_1s_sets_up_nothing() {
+    for off in [-4 * HOUR_NS - SECOND_NS, 4 * HOUR_NS + SECOND_NS] {
+        let mut chain = started();
+        chain.step_clock(103, off);
+        chain.restart(103);
+        let (restarted, setup_of_others) = (chain.now, chain.setups(101));
+        // The channels of its first life last as long as their batches, and Mix 1 sends on its old link for 15 s.
+        chain.run_to_batch(4);
+        let (first, from, time) = (chain.batch(), chain.now, 2 * chain.batch_time());
+        chain.talk(&ENTRIES, time);
+        chain.run(2 * LATE);
+
+        let PacedStatus::Entry(status) = chain.status(103) else { panic!("103 is an entry") };
+        assert!(!status.has_channel && status.joined == 0 && status.failed > 0, "{status:?}");
+        assert_eq!(chain.setups(103), 0);
+        let mut control = HashMap::<_, usize>::new();
+        chain.each_opened(|Opened { seen, header, .. }| {
+            let is_own = DIRECTIONS.iter().any(|direction| ends((1, 103), *direction) == (seen.from, seen.to));
+            if is_own && seen.at > restarted && header.kind != CellKind::Data {
+                *control.entry(header.kind as u8).or_default() += 1;
+            }
+        });
+        assert!(control.into_keys().eq([CellKind::Link as u8]), "neither setups nor acks on its link");
+        let sent = chain.delivered(103, destination());
+        let of_time: Vec<_> = sent.iter().filter(|(at, _)| *at >= from).collect();
+        assert!(!of_time.is_empty() && of_time.iter().all(|(_, came)| came.is_none()), "it has no channel");
+
+        // Its link shows nothing of that, and all others join.
+        for batch in first..first + 2 {
+            ENTRIES.iter().for_each(|entry| assert_eq!(chain.channels_both((1, *entry), chain.rounds(batch)), 1));
+            chain.assert_constant_behind_mix_1(2, chain.rounds(batch));
+        }
+        for entry in [101, 102] {
+            assert_delivered(&chain, entry, from..from + time.as_nanos() as Nanos);
+        }
+        assert!(chain.setups(101) >= setup_of_others + 4);
+        chain.assert_closed();
+    }
 }
 
 /// One entry has no channel in a batch, because its cells of a phase were lost; in that batch links 2 and on carry

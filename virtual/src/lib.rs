@@ -167,7 +167,12 @@ pub fn wall(now: Nanos) -> Nanos {
 
 /// [`wall`], as a point in time.
 pub fn wall_at(now: Nanos) -> SystemTime {
-    UNIX_EPOCH + Duration::from_nanos(wall(now))
+    wall_of_host(now, 0)
+}
+
+/// The wall clock of a host that is ahead by this many nanoseconds.
+fn wall_of_host(now: Nanos, ahead: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(wall(now).saturating_add_signed(ahead))
 }
 
 impl Chain {
@@ -294,7 +299,8 @@ impl Chain {
             self.ready.insert(index);
         }
         let control = u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX);
-        let due = worker_wake.min(control).max(self.now + AT_ONCE);
+        let wake = worker_wake.min(control);
+        let due = if wake > self.now { wake } else { self.now + AT_ONCE };
         let late = if self.timers_late.is_zero() {
             0
         } else {

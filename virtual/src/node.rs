@@ -29,7 +29,7 @@ use wire::ids::Side;
 use wire::paced::MeetingSecret;
 
 use super::wires::Wires;
-use super::{Chain, ENTRIES, EXIT_HOST, Hops, Plan, link_address, listener, wall_at};
+use super::{Chain, ENTRIES, EXIT_HOST, Hops, Plan, link_address, listener, wall_of_host};
 
 /// Time that a flow may be idle.
 const IDLE: Duration = Duration::from_secs(300);
@@ -75,7 +75,7 @@ impl Node {
     ) {
         let elapsed = Duration::from_nanos(now);
         if self.control.next_wake() <= elapsed {
-            self.control.tick(elapsed, wall_at(now.saturating_add_signed(self.wall_ahead)));
+            self.control.tick(elapsed, wall_of_host(now, self.wall_ahead));
         }
         while let Ok(mut punt) = self.punts.pop() {
             if let Some(input) = input(&mut punt) {
@@ -137,7 +137,7 @@ impl Chain {
             caps: Caps::default(),
         };
         let elapsed = Duration::from_nanos(self.now);
-        let wall = wall_at(self.now.saturating_add_signed(wall_ahead));
+        let wall = wall_of_host(self.now, wall_ahead);
         let trust = drawn.trust(position, state.hop);
         let mut control = Control::new(vec![config], trust, seed(), elapsed, wall).expect("a good config");
         if let Some(secret) = meeting {

@@ -97,6 +97,9 @@ impl LinkSecrets {
     }
 }
 
+/// The item of a part cell that says what time it is (SPEC 7.8).
+pub const CLOCK_ITEM: u8 = 0x40;
+
 /// The first byte of a link cell's content (SPEC 3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -203,8 +203,10 @@ mod tests {
     use super::super::cases::NO_MIXING;
     use super::super::places;
     use super::*;
+    use eddy_node::ceremony::profile::{ClassChoice, for_hops};
     use wire::cell::Class;
-    use wire::paced::{PacedClass, PacedTerms};
+    use wire::paced::{ControlSlots, PacedClass, PacedTerms};
+    use wire::setup::Suite;
 
     fn seen(at: u64, address: std::net::SocketAddr, to_port: bool, bytes: u16, first: u32) -> Captured {
         Captured { at, port: address.port(), to_port, bytes, first, content: 0 }
@@ -289,5 +291,36 @@ mod tests {
         assert!(record.access[0] == Place::default() && record.flows[0] == Place::default());
         // The cell at 11 ms was built before the datagram came.
         assert_eq!((&record.probe[..], wait_ms), (&[Passage { entered: ms(21), left: ms(38) }][..], Some(11.0)));
+    }
+
+    #[test]
+    fn attackers_expect_the_cells_that_access_links_carry() {
+        for (profile, mixes) in ["voice", "voice-lite", "game", "video"].into_iter().zip([1, 3, 7, 3]) {
+            let Ok(ClassChoice::Paced(terms)) = profile.parse() else { panic!("{profile} is paced") };
+            let (terms, hops) = (for_hops(terms, mixes + 1), mixes + 1);
+            let times = terms.timetable(hops);
+            let batch = times.first(80)..times.first(81);
+            let recording = Recording {
+                captured: &[],
+                begin: times.begin(batch.start) - 1,
+                length: 1,
+                class: &Recorded::Paced(terms.clone()),
+                mixes,
+                tap: Tap::User,
+                entries: Entries { rows: 1, meetings: false },
+                probe: &[],
+                has_contents: false,
+            };
+            let shape = recording.shape().expect("a paced class");
+            assert_eq!((shape.first, shape.first_at), (batch.start, 1), "{profile}");
+            for direction in [Direction::Forward, Direction::Backward] {
+                let slots = ControlSlots::new(&terms, Suite::Hybrid, hops, 1, direction);
+                let of_link = |round| u32::from(terms.cells) + slots.of(&times, round).total() as u32;
+                for round in batch.clone() {
+                    let found = shape.new_cells(round, direction == Direction::Forward);
+                    assert_eq!(found, of_link(round), "{profile}, {direction:?}, round {}", round - batch.start);
+                }
+            }
+        }
     }
 }

@@ -105,14 +105,17 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     assert!(std::fs::read_to_string(&page).unwrap().contains("id=\"attack-entropy\""));
 }
 
+fn cells(trace: &Trace) -> usize {
+    trace.iter().filter(|seen| seen.bytes == PACED_CELL).count()
+}
+
 /// All links carry cells of one length, and as many but for `slack`.
 fn assert_alike(traces: &[&Trace], slack: u64) {
-    let cells = |trace: &&Trace| trace.iter().filter(|seen| seen.bytes == PACED_CELL).count();
     for trace in traces {
         let others = trace.len() - cells(trace);
         assert!(others * 20 < trace.len(), "{others} of {} are not cells of the class", trace.len());
     }
-    let counts: Vec<usize> = traces.iter().map(cells).collect();
+    let counts: Vec<usize> = traces.iter().map(|trace| cells(trace)).collect();
     let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
     assert!((most - least) as u64 <= slack, "{counts:?} differ by more than {slack}");
 }
@@ -143,10 +146,10 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
         // On a busy machine rounds are late. What that costs a link at most is counted.
         let paced = |key: &str| facts["paced"][key].as_u64().expect("a number");
         let drops = |reason: &str| facts["paced"]["drops"][format!("cells {reason}")].as_u64().unwrap_or(0);
-        let skipped = paced("skipped");
-        let is_quiet = (skipped + paced("lost") + drops("late")) * 100 <= paced("places");
+        let rounds_skipped = paced("skipped");
+        let is_quiet = (rounds_skipped + paced("lost") + drops("late")) * 100 <= paced("places");
         // The record may cut a round at each end.
-        let slack = 12 + 6 * skipped + drops("aged") + drops("skipped");
+        let slack = 12 + 6 * rounds_skipped + drops("aged") + drops("skipped");
         for way in 0..2 {
             let (sent, arrived) = (count("sent", way), count("arrived", way));
             assert!(sent > 0 && (!is_quiet || arrived * 10 > sent * 8), "{case}: {arrived} of {sent}");
@@ -158,6 +161,12 @@ fn links_of_a_paced_class_are_alike_whatever_users_send() {
             "paced" => record.access.iter().chain(&record.flows).collect(),
             _ => record.access.iter().collect(),
         };
+        // One in five may differ at most, or the comparison says nothing.
+        let fewest = links.iter().flat_map(|link| [cells(&link.forward), cells(&link.backward)]).min();
+        if fewest < Some(5 * slack as usize) {
+            skipped(format!("{case}: this machine is too busy, rounds were late: counts may differ by {slack}"));
+            continue;
+        }
         // What comes to entries is sent by one mix, at once. Of a partner, that is forward in a record.
         let (partners, users) = (&links[rows..], &links[..rows]);
         let from_mix = users.iter().map(|link| &link.backward).chain(partners.iter().map(|link| &link.forward));

@@ -6,22 +6,19 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use wire::cell::Direction;
-use wire::paced::{Phase, Report};
+use wire::paced::{BEHIND_MAX, Phase, REPORT_EVERY, Report};
 use wire::setup::HopPublic;
 
 use super::PacedConfig;
 use super::alerts::Alerts;
 use super::loss_test::{BEFORE, LossTest, Places};
-use super::numbers::KEPT_ROUNDS;
 use super::own::Failure;
 use super::status::{Alert, Cause, PacedEvent};
 
-/// Rounds between two reports, and after which a report is late.
-const REPORT_EVERY: u64 = 100;
 /// Reports in a row that are late.
 const REPORTS_LATE: u64 = 5;
 /// By so long after a batch has begun, all places of the phases before it are counted.
-const COUNTED_AFTER: u64 = KEPT_ROUNDS + 2 * REPORT_EVERY;
+const COUNTED_AFTER: u64 = BEHIND_MAX + 2 * REPORT_EVERY;
 /// Bundles whose keys are compared.
 const BUNDLES: usize = 8;
 
@@ -53,7 +50,7 @@ struct Restart {
 }
 
 /// The alarm of an entry.
-pub struct Alarm {
+pub(crate) struct Alarm {
     config: PacedConfig,
     running: u64,
     forward: LossTest,
@@ -75,7 +72,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    pub fn new(config: PacedConfig) -> Alarm {
+    pub(crate) fn new(config: PacedConfig) -> Alarm {
         let (forward, backward, failed, bundles, restarts, alerts) = Default::default();
         let (running, reported, late, link_down, excused) = (0, None, 0, 0, 0);
         Alarm {
@@ -95,7 +92,7 @@ impl Alarm {
     }
 
     /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
-    pub fn report(&mut self, last: u64, new: Option<Report>) {
+    pub(crate) fn report(&mut self, last: u64, new: Option<Report>) {
         if let Some(reported) = &mut self.reported
             && self.running <= last + REPORT_EVERY
         {
@@ -120,7 +117,7 @@ impl Alarm {
     }
 
     /// Takes in what the worker has counted of backward places.
-    pub fn backward(&mut self, places: Places) {
+    pub(crate) fn backward(&mut self, places: Places) {
         if let Some(excess) = self.backward.add(places) {
             self.raise_lost(Direction::Backward, excess);
         }
@@ -131,7 +128,7 @@ impl Alarm {
     }
 
     /// The entry, which was ready, has no channel in a batch that begins now or soon.
-    pub fn failed(&mut self, batch: u64, why: Failure) {
+    pub(crate) fn failed(&mut self, batch: u64, why: Failure) {
         // The chain may have just started, or this entry: there was no bundle before that either.
         let (needed, phase) = (self.config.interval_of(batch), self.config.rounds_of(batch, Phase::Setup(1)));
         let was_there = |bundle: &Bundle| bundle.interval <= needed && bundle.came < phase.start;
@@ -142,7 +139,7 @@ impl Alarm {
     }
 
     /// Compares the setup keys of a bundle with those of the setups that failed. A hop that was restarted has others.
-    pub fn bundle(&mut self, interval: u64, hops: &[HopPublic]) {
+    pub(crate) fn bundle(&mut self, interval: u64, hops: &[HopPublic]) {
         let failed = std::mem::take(&mut self.failed);
         for mut setup in failed {
             match self.restarted(&setup, interval, hops) {
@@ -189,7 +186,7 @@ impl Alarm {
     }
 
     /// The entry seals this round, or is about to. `is_ready` as for [`super::PacedEntry::advance`].
-    pub fn advance(&mut self, round: u64, is_ready: bool) {
+    pub(crate) fn advance(&mut self, round: u64, is_ready: bool) {
         self.running = round;
         self.follow_link(round, is_ready);
         self.follow_reports(round, is_ready);
@@ -221,7 +218,7 @@ impl Alarm {
     }
 
     /// No clock cell of Mix 1 has answered one of the entry for long.
-    pub fn clock_is_missing(&mut self) {
+    pub(crate) fn clock_is_missing(&mut self) {
         self.raise(Cause::NoClock);
     }
 
@@ -238,17 +235,17 @@ impl Alarm {
     }
 
     /// Failed setups that restarts of hops have excused.
-    pub fn excused(&self) -> u64 {
+    pub(crate) fn excused(&self) -> u64 {
         self.excused
     }
 
     /// The causes for which it is up; none if it is not.
-    pub fn alerts(&self) -> &[Alert] {
+    pub(crate) fn alerts(&self) -> &[Alert] {
         self.alerts.up()
     }
 
     /// What has happened since the last call.
-    pub fn events(&mut self) -> Vec<PacedEvent> {
+    pub(crate) fn events(&mut self) -> Vec<PacedEvent> {
         self.alerts.events()
     }
 }

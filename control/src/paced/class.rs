@@ -30,8 +30,7 @@ const STEER_EVERY: Duration = Duration::from_secs(1);
 const LEAD_STEP_NS: u64 = 10_000;
 /// Before its first sample an entry sends as if its clock were ahead by up to 12 h (SPEC 9.5.5).
 const LEAD_BEFORE_MAX_NS: i64 = 12 * 3600 * 1_000_000_000;
-/// An entry sets up channels by a clock of Mix 1 that is this far from its host's, and up to as much more, which it
-/// draws (SPEC 9.8.2): otherwise Mix 1 could turn its time back to setup keys that hops have wiped.
+/// An entry sets up channels by a clock of Mix 1 that is this far from its host's (SPEC 9.8.2).
 const CLOCK_OFF_MS: u64 = 2 * 3600 * 1000;
 /// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
 const CLOCKS_SENT_MAX: usize = 64;
@@ -61,9 +60,25 @@ enum Part {
         next: u64,
         told: Told,
         watch: Box<EntryWatch>,
-        /// It sets up nothing while the clock of Mix 1 is further from its host's.
-        clock_off_max_ms: u64,
+        clock_bound: ClockBound,
     },
+}
+
+/// How far the clock of Mix 1 may be from that of an entry's host. Otherwise Mix 1 could turn its time back to setup
+/// keys that hops have wiped.
+struct ClockBound {
+    off_max_ms: u64,
+}
+
+impl ClockBound {
+    /// 2 h, and a random time below that, so that Mix 1 does not learn the entry's clock more exactly.
+    fn draw(rng: &mut impl RngExt) -> ClockBound {
+        ClockBound { off_max_ms: CLOCK_OFF_MS + rng.random_range(0..CLOCK_OFF_MS) }
+    }
+
+    fn holds(&self, mix_1_ms: u64, host_ms: u64) -> bool {
+        mix_1_ms.abs_diff(host_ms) <= self.off_max_ms
+    }
 }
 
 /// What the worker of an entry knows.
@@ -88,8 +103,8 @@ impl Paced {
                 let watch = Box::new(EntryWatch::new(config.clone()));
                 let entry = Box::new(PacedEntry::new(config, &mut cx.rng, next));
                 let (exchange, clocks_sent, told) = Default::default();
-                let clock_off_max_ms = CLOCK_OFF_MS + cx.rng.random_range(0..CLOCK_OFF_MS);
-                Part::Entry { entry, lead, exchange, clocks_sent, next, told, watch, clock_off_max_ms }
+                let clock_bound = ClockBound::draw(&mut cx.rng);
+                Part::Entry { entry, lead, exchange, clocks_sent, next, told, watch, clock_bound }
             }
             position => {
                 let due = |direction| last_due(&config, direction, position, unix_ns);
@@ -182,14 +197,14 @@ impl Paced {
                     hand_over(cx, (hop, watch), (direction, *position), next, (now, time));
                 }
             }
-            Part::Entry { entry, lead, next, told, watch, clock_off_max_ms, .. } => {
+            Part::Entry { entry, lead, next, told, watch, clock_bound, .. } => {
                 let is_up = links.down_ready().is_some();
                 let is_ready = lead.lead_ns().is_some() && is_up;
                 let (mix_1, host_ms) = (mix_1_ms(lead, time), (cx.unix_ns(now) / 1_000_000) as u64);
                 if let (Trust::Entry(trust), Some(interval)) = (trust, entry.wanted_interval())
                     && is_ready
                     && let Some(bundle) = trust.paced_bundle(interval, now, mix_1)
-                    && mix_1.abs_diff(host_ms) <= *clock_off_max_ms
+                    && clock_bound.holds(mix_1, host_ms)
                 {
                     let keys = bundle.setup_keys(&entry.config().chain_id);
                     watch.alarm.bundle(interval, &keys);
@@ -470,5 +485,32 @@ fn tell_outcomes(cx: &mut Context, (lead, watch): (&mut Lead, &mut EntryWatch), 
             }
             Outcome::Failed { .. } => cx.refuse(Refusal::SetupIncomplete),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    use super::*;
+
+    #[test]
+    fn clock_of_mix_1_may_be_off_by_two_hours_and_never_by_four() {
+        const HOUR_MS: u64 = 3_600_000;
+        const HOST_MS: u64 = 1_800_000_000_000;
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let bounds: Vec<_> = (0..1000).map(|_| ClockBound::draw(&mut rng)).collect();
+        let holding = |off_ms: u64| {
+            let [behind, ahead] = [HOST_MS - off_ms, HOST_MS + off_ms]
+                .map(|mix_1_ms| bounds.iter().filter(|bound| bound.holds(mix_1_ms, HOST_MS)).count());
+            assert_eq!(behind, ahead, "off by {off_ms} ms");
+            ahead
+        };
+        assert_eq!([0, 1, 2].map(|hours| holding(hours * HOUR_MS)), [1000; 3]);
+        assert_eq!([4, 5, 24].map(|hours| holding(hours * HOUR_MS)), [0; 3]);
+        // Between these, each entry has a bound of its own.
+        assert!(holding(2 * HOUR_MS + 60_000) > 950 && holding(4 * HOUR_MS - 60_000) < 50);
+        assert!((400..600).contains(&holding(3 * HOUR_MS)));
     }
 }

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::CellKind;
-use wire::paced::{AHEAD_MAX, MeetingSecret, Phase};
+use wire::paced::{AHEAD_MAX, BEHIND_MAX, MeetingSecret, Phase};
 use wire::setup::{HopPublic, ack_cells};
 use wire::shards::Shards;
 
-use super::numbers::{KEPT_ROUNDS, Numbers};
+use super::numbers::Numbers;
 use super::own::{Answer, Bundles, Failure, Outcome, Own};
 use super::queue::Placed;
 use super::{PacedConfig, SHARDS_MAX};
@@ -34,7 +34,7 @@ struct Sent {
 }
 
 /// One class at an entry.
-pub struct PacedEntry {
+pub(crate) struct PacedEntry {
     config: PacedConfig,
     meeting: Option<MeetingSecret>,
     running: u64,
@@ -48,7 +48,7 @@ pub struct PacedEntry {
 
 impl PacedEntry {
     /// An entry that starts in this round. It sets up nothing before the next batch begins.
-    pub fn new(config: PacedConfig, rng: &mut ChaCha20Rng, round: u64) -> PacedEntry {
+    pub(crate) fn new(config: PacedConfig, rng: &mut ChaCha20Rng, round: u64) -> PacedEntry {
         let (channels, bundles) = Default::default();
         let numbers = Numbers::new(config.terms.period_ms);
         let mut entry = PacedEntry {
@@ -65,22 +65,22 @@ impl PacedEntry {
         entry
     }
 
-    pub const fn config(&self) -> &PacedConfig {
+    pub(crate) const fn config(&self) -> &PacedConfig {
         &self.config
     }
 
     /// Serves this meeting from the next batch on whose setup has not begun; without one, destinations.
-    pub fn meet(&mut self, meeting: Option<MeetingSecret>) {
+    pub(crate) fn meet(&mut self, meeting: Option<MeetingSecret>) {
         self.meeting = meeting;
     }
 
     /// Takes in the setup keys of all hops, of the bundle of this interval.
-    pub fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
+    pub(crate) fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
         self.bundles.insert(interval, hops);
     }
 
     /// The earliest interval that has begun and whose bundle is missing, for a setup that is not late yet.
-    pub fn wanted_interval(&self) -> Option<u64> {
+    pub(crate) fn wanted_interval(&self) -> Option<u64> {
         let PacedConfig { times, interval_ms, .. } = &self.config;
         let coming = self.coming_batch();
         let is_late = self.running >= self.config.rounds_of(coming, Phase::Setup(1)).end;
@@ -93,7 +93,7 @@ impl PacedEntry {
 
     /// The number of the entry's channel in a batch: the running one, the next one, and earlier ones for 256 rounds
     /// after their end. It is used with a channel and without one.
-    pub fn channel(&self, batch: u64) -> Option<u32> {
+    pub(crate) fn channel(&self, batch: u64) -> Option<u32> {
         self.channels.iter().find(|(of, _)| *of == batch).map(|(_, channel)| *channel)
     }
 
@@ -113,7 +113,7 @@ impl PacedEntry {
 
     /// The entry seals this round, or is about to. `is_ready`: it knows its lead, and its link is up. Rounds may be
     /// left out. They may jump back when the lead becomes known; an entry that was ready waits instead.
-    pub fn advance(
+    pub(crate) fn advance(
         &mut self,
         rng: &mut ChaCha20Rng,
         counters: &mut Counters,
@@ -152,7 +152,7 @@ impl PacedEntry {
 
     fn draw_numbers(&mut self, rng: &mut ChaCha20Rng) {
         let times = &self.config.times;
-        let is_kept = |batch: u64| self.running < times.first(batch + 1) + KEPT_ROUNDS;
+        let is_kept = |batch: u64| self.running < times.first(batch + 1) + BEHIND_MAX;
         self.channels.retain(|(batch, _)| is_kept(*batch));
         self.numbers.expire(self.running);
         let coming = times.batch_of(self.running) + 1;
@@ -194,7 +194,7 @@ impl PacedEntry {
     }
 
     /// What the setup slot of a round carries; none if a dummy.
-    pub fn cell(&self, round: u64) -> Option<Placed<'_>> {
+    pub(crate) fn cell(&self, round: u64) -> Option<Placed<'_>> {
         let Coming::Sent(sent) = &self.coming else { return None };
         let sub = round.checked_sub(sent.begin)?;
         let content = sent.shards.get(usize::try_from(sub).ok()?)?;
@@ -205,7 +205,7 @@ impl PacedEntry {
     ///
     /// # Errors
     /// [`Refusal::CellEarly`], [`Refusal::CellLate`], or the entry has no such channel.
-    pub fn check(&self, channel: u32) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, channel: u32) -> Result<(), Refusal> {
         let batch = self.coming_batch();
         if self.channel(batch) != Some(channel) {
             let is_earlier = self.channels.iter().any(|(_, earlier)| *earlier == channel);
@@ -219,7 +219,7 @@ impl PacedEntry {
     ///
     /// # Errors
     /// The cell is refused.
-    pub fn ack(
+    pub(crate) fn ack(
         &mut self,
         counters: &mut Counters,
         (channel, sub): (u32, u8),

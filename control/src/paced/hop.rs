@@ -25,27 +25,27 @@ use crate::trust::keyring::NotOpened;
 
 /// A setup cell from the previous hop, or from an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct ShardCell<'a> {
-    pub link: LinkId,
+pub(crate) struct ShardCell<'a> {
+    pub(crate) link: LinkId,
     /// Mix 1: where the link was first promoted; none if its prefix is exempt (SPEC 4.11).
-    pub home: Option<IpAddr>,
-    pub channel: u32,
-    pub sub: u8,
+    pub(crate) home: Option<IpAddr>,
+    pub(crate) channel: u32,
+    pub(crate) sub: u8,
     /// P bytes.
-    pub content: &'a [u8],
+    pub(crate) content: &'a [u8],
 }
 
 /// A channel that this hop has accepted. It exists from now on, also if its ack is lost, and until its batch ends.
-pub struct Install {
-    pub batch: u64,
+pub(crate) struct Install {
+    pub(crate) batch: u64,
     /// Link and number towards the entry.
-    pub up: (LinkId, u32),
+    pub(crate) up: (LinkId, u32),
     /// Number on the link to the next hop; none at the exit.
-    pub down: Option<u32>,
+    pub(crate) down: Option<u32>,
     /// [`ChannelKeys::Hop`].
-    pub keys: ChannelKeys,
+    pub(crate) keys: ChannelKeys,
     /// At the exit, which joins channels with equal tokens in the order in which they were accepted (SPEC 9.13.3).
-    pub token: Option<MeetingToken>,
+    pub(crate) token: Option<MeetingToken>,
 }
 
 /// A setup that this hop has accepted.
@@ -82,7 +82,7 @@ impl Coming {
 }
 
 /// One class at a hop.
-pub struct PacedHop {
+pub(crate) struct PacedHop {
     config: PacedConfig,
     /// From 1.
     position: usize,
@@ -101,7 +101,7 @@ impl PacedHop {
     ///
     /// # Panics
     /// The chain has fewer than `position` hops.
-    pub fn new(config: PacedConfig, position: usize, released: u64) -> PacedHop {
+    pub(crate) fn new(config: PacedConfig, position: usize, released: u64) -> PacedHop {
         assert!((1..=config.shape.hops()).contains(&position));
         let coming = Coming::new(config.coming(released), seats(&config, position, std::iter::empty()));
         let numbers = Numbers::new(config.terms.period_ms);
@@ -109,7 +109,7 @@ impl PacedHop {
         PacedHop { config, position, forward: released, backward: released, numbers, bundles, live, coming }
     }
 
-    pub const fn config(&self) -> &PacedConfig {
+    pub(crate) const fn config(&self) -> &PacedConfig {
         &self.config
     }
 
@@ -126,13 +126,13 @@ impl PacedHop {
     }
 
     /// The batch whose channels are set up.
-    pub fn coming_batch(&self) -> u64 {
+    pub(crate) fn coming_batch(&self) -> u64 {
         self.coming.batch
     }
 
     /// Channels of that batch that were accepted from the previous link. The number is final when
     /// [`PacedHop::advance`] was called for the first round of the phase in which the next link carries its setups.
-    pub fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.coming.accepted.len()
     }
 
@@ -142,7 +142,7 @@ impl PacedHop {
     }
 
     /// Mix: the interval whose bundle it lacks for its loops of the coming batch, until the next link's phase begins.
-    pub fn wanted_interval(&self) -> Option<u64> {
+    pub(crate) fn wanted_interval(&self) -> Option<u64> {
         let has_loops = !self.is_exit() && self.config.terms.loops > 0;
         let interval = self.config.interval_of(self.coming.batch);
         let is_missing = self.coming.setups.is_none() && self.bundles.get(interval).is_none();
@@ -150,12 +150,12 @@ impl PacedHop {
     }
 
     /// Mix: takes in the setup keys of all hops, for its loops.
-    pub fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
+    pub(crate) fn bundle(&mut self, interval: u64, hops: Vec<HopPublic>) {
         self.bundles.insert(interval, hops);
     }
 
     /// True if a link to an entry has a channel or a setup: no handshake displaces it (SPEC 9.8.6).
-    pub fn holds(&self, link: LinkId) -> bool {
+    pub(crate) fn holds(&self, link: LinkId) -> bool {
         self.coming.seats.holds(link)
     }
 
@@ -164,7 +164,7 @@ impl PacedHop {
     ///
     /// # Errors
     /// [`Refusal::CellEarly`], [`Refusal::CellLate`], or no such cells come here.
-    pub fn check(&self, kind: CellKind) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, kind: CellKind) -> Result<(), Refusal> {
         let (phase, first, last) = match kind {
             // The exit makes its acks when it releases the round backward.
             CellKind::Setup if self.is_exit() => (Phase::Setup(self.position), self.forward, self.backward),
@@ -183,7 +183,7 @@ impl PacedHop {
     ///
     /// # Errors
     /// The cell, or the setup that it completes, is refused.
-    pub fn shard(
+    pub(crate) fn shard(
         &mut self,
         rng: &mut ChaCha20Rng,
         counters: &mut Counters,
@@ -264,7 +264,12 @@ impl PacedHop {
     ///
     /// # Errors
     /// The cell is refused.
-    pub fn ack(&mut self, counters: &mut Counters, (channel, sub): (u32, u8), content: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn ack(
+        &mut self,
+        counters: &mut Counters,
+        (channel, sub): (u32, u8),
+        content: &[u8],
+    ) -> Result<(), Refusal> {
         let shape = self.config.shape;
         if usize::from(sub) >= ack_cells(shape) || content.len() != shape.payload() {
             return Err(Refusal::UnexpectedAck);
@@ -279,7 +284,7 @@ impl PacedHop {
 
     /// The hop releases this round, or prepares it, at most one round before. Returns what has become of its own loops.
     /// Rounds may be left out (SPEC 9.5.8).
-    pub fn advance(
+    pub(crate) fn advance(
         &mut self,
         rng: &mut ChaCha20Rng,
         counters: &mut Counters,
@@ -370,7 +375,7 @@ impl PacedHop {
     /// What the setup or ack slots of a round carry: forward those to the next hop, backward those to the previous one
     /// or, at Mix 1, to each entry link. Slots without a cell here carry dummies, see [`PacedConfig::setup_slots`] and
     /// [`PacedConfig::ack_slots`]; an entry link has one. Call [`PacedHop::advance`] with the round first.
-    pub fn cells(&self, direction: Direction, round: u64) -> Vec<Placed<'_>> {
+    pub(crate) fn cells(&self, direction: Direction, round: u64) -> Vec<Placed<'_>> {
         let (queue, phase) = match direction {
             Direction::Forward if self.is_exit() => return Vec::new(),
             Direction::Forward => (&self.coming.setups, Phase::Setup(self.position + 1)),

@@ -29,7 +29,7 @@ struct Sample {
 }
 
 /// The lead of an entry in one class.
-pub struct Lead {
+pub(crate) struct Lead {
     period: u64,
     slack: i64,
     /// Samples beyond these are out of reach for all copies of a round.
@@ -49,7 +49,7 @@ pub struct Lead {
 
 impl Lead {
     /// Without a sample. `before` counts until the first one.
-    pub fn new(terms: &PacedTerms, before: i64) -> Lead {
+    pub(crate) fn new(terms: &PacedTerms, before: i64) -> Lead {
         let ms = |ms: u32| i64::from(ms) * 1_000_000;
         let (period, slack) = (ms(terms.period_ms.into()), ms(terms.slack_ms.into()));
         Lead {
@@ -68,7 +68,7 @@ impl Lead {
 
     /// Takes in a clock cell of Mix 1 that came at `now_ns`. Its `peer` is when the entry's own cell was due. Only that
     /// and `received` count, so delays of backward cells change nothing.
-    pub fn sample(&mut self, now_ns: u64, cell: ClockCell) {
+    pub(crate) fn sample(&mut self, now_ns: u64, cell: ClockCell) {
         if cell.peer == 0 || self.samples.iter().any(|sample| sample.peer == cell.peer) {
             return;
         }
@@ -103,7 +103,7 @@ impl Lead {
     }
 
     /// The entry sends in a channel from now on: the lead no longer moves at once.
-    pub fn begin(&mut self, now_ns: u64) {
+    pub(crate) fn begin(&mut self, now_ns: u64) {
         if !self.has_sent {
             (self.has_sent, self.followed) = (true, now_ns);
             self.noted.clear();
@@ -112,7 +112,7 @@ impl Lead {
     }
 
     /// Moves the lead towards the smallest sample of the last 40 s.
-    pub fn follow(&mut self, now_ns: u64) {
+    pub(crate) fn follow(&mut self, now_ns: u64) {
         let Some(lead) = self.lead.filter(|_| self.has_sent) else { return };
         let most = now_ns.saturating_sub(self.followed) / SLEW;
         self.followed += most * SLEW;
@@ -133,35 +133,35 @@ impl Lead {
     }
 
     /// The lead; None before the first sample.
-    pub fn lead_ns(&self) -> Option<i64> {
+    pub(crate) fn lead_ns(&self) -> Option<i64> {
         self.lead
     }
 
     /// When the latest sample came. None before the first one.
-    pub fn sampled_at(&self) -> Option<u64> {
+    pub(crate) fn sampled_at(&self) -> Option<u64> {
         self.samples.back().map(|sample| sample.at)
     }
 
     /// True if the lead has changed by more than the slack of the class within 10 minutes: worth a warning.
-    pub fn has_moved(&self) -> bool {
+    pub(crate) fn has_moved(&self) -> bool {
         let Some(lead) = self.lead else { return false };
         let of_noted = || self.noted.iter().map(|(_, lead)| *lead).chain([lead]);
         of_noted().max().zip(of_noted().min()).is_some_and(|(most, least)| most - least > self.slack)
     }
 
     /// The lead by which the entry sends.
-    pub fn current_ns(&self) -> i64 {
+    pub(crate) fn current_ns(&self) -> i64 {
         self.lead.unwrap_or(self.before)
     }
 
     /// When the entry's clock shows the time at which the first copies of a round leave.
-    pub fn send_at(&self, round: u64) -> u64 {
+    pub(crate) fn send_at(&self, round: u64) -> u64 {
         (round * self.period).saturating_add_signed(-self.current_ns())
     }
 
     /// The last round whose first copies are due at `now_ns`. It is the running one of SPEC 9.4 from the first sample
     /// on. It may then be an earlier one than before.
-    pub fn round_at(&self, now_ns: u64) -> u64 {
+    pub(crate) fn round_at(&self, now_ns: u64) -> u64 {
         now_ns.saturating_add_signed(self.current_ns()) / self.period
     }
 }

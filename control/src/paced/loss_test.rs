@@ -32,7 +32,7 @@ impl Places {
 
 /// The test of one direction, for counts of about 100 rounds each.
 #[derive(Default)]
-pub struct LossTest {
+pub(crate) struct LossTest {
     /// The oldest first. Those of tests that have found too many losses are marked: they do not become usual.
     counts: VecDeque<(Places, bool)>,
 }
@@ -40,7 +40,7 @@ pub struct LossTest {
 impl LossTest {
     /// Takes in the next count; one of rounds that are counted already is ignored. Returns places and lost places of
     /// the latest 1,000 rounds if these are too many.
-    pub fn add(&mut self, count: Places) -> Option<(u64, u64)> {
+    pub(crate) fn add(&mut self, count: Places) -> Option<(u64, u64)> {
         self.add_within(count, SHARE)
     }
 

@@ -48,15 +48,15 @@ use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, ack_slots, sea
 use wire::setup::{Info, Suite, paced_shards};
 use wire::shards::Shards;
 
-pub use alarm::Alarm;
 pub(crate) use class::Paced;
-pub use entry::PacedEntry;
-pub use hop::{Install, PacedHop, ShardCell};
-pub use lead::Lead;
+pub(crate) use entry::PacedEntry;
+pub(crate) use hop::{Install, PacedHop, ShardCell};
+pub(crate) use lead::Lead;
 pub use loops_alarm::LoopPlaces;
-pub use loss_test::{LossTest, Places};
-pub use own::{Failure, Outcome};
-pub use queue::Placed;
+pub use loss_test::Places;
+pub use own::Failure;
+pub(crate) use own::Outcome;
+pub(crate) use queue::Placed;
 pub use status::{
     Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, Reported,
 };
@@ -66,14 +66,14 @@ const SHARDS_MAX: u64 = 255;
 
 /// What the hops and entries of a chain compute from the terms of one class.
 #[derive(Clone, Debug)]
-pub struct PacedConfig {
-    pub chain_id: [u8; 32],
-    pub shape: Shape,
-    pub suite: Suite,
-    pub terms: PacedTerms,
-    pub times: Timetable,
+pub(crate) struct PacedConfig {
+    pub(crate) chain_id: [u8; 32],
+    pub(crate) shape: Shape,
+    pub(crate) suite: Suite,
+    pub(crate) terms: PacedTerms,
+    pub(crate) times: Timetable,
     /// I of the chain.
-    pub interval_ms: u64,
+    pub(crate) interval_ms: u64,
 }
 
 impl PacedConfig {
@@ -81,14 +81,18 @@ impl PacedConfig {
     ///
     /// # Panics
     /// A chain has 2 to 8 hops.
-    pub fn new(chain_id: [u8; 32], terms: PacedTerms, (hops, suite, interval_s): (usize, Suite, u32)) -> PacedConfig {
+    pub(crate) fn new(
+        chain_id: [u8; 32],
+        terms: PacedTerms,
+        (hops, suite, interval_s): (usize, Suite, u32),
+    ) -> PacedConfig {
         let shape = Shape::new(terms.class.size(), hops).expect("a chain has 2 to 8 hops");
         let (times, interval_ms) = (terms.timetable(hops), u64::from(interval_s) * 1000);
         PacedConfig { chain_id, shape, suite, terms, times, interval_ms }
     }
 
     /// The interval whose bundle all entries and loops use for the channels of a batch (SPEC 9.8.2).
-    pub fn interval_of(&self, batch: u64) -> u64 {
+    pub(crate) fn interval_of(&self, batch: u64) -> u64 {
         let begin_ms = self.times.begin(self.times.first(batch - 1)) / 1_000_000;
         (begin_ms / self.interval_ms).saturating_sub(1)
     }
@@ -101,12 +105,12 @@ impl PacedConfig {
     }
 
     /// The setup slots of a round on link `link`, from 2 on (SPEC 9.6).
-    pub fn setup_slots(&self, link: usize) -> Slots {
+    pub(crate) fn setup_slots(&self, link: usize) -> Slots {
         setup_slots(&self.terms, self.suite, self.shape.hops(), link)
     }
 
     /// The ack slots of a round on link `link`, from 2 on.
-    pub fn ack_slots(&self, link: usize) -> Slots {
+    pub(crate) fn ack_slots(&self, link: usize) -> Slots {
         ack_slots(&self.terms, self.shape.hops(), link)
     }
 

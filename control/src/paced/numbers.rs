@@ -3,9 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use rand::Rng;
+use wire::paced::BEHIND_MAX;
 
-/// Rounds after a batch in which an entry takes cells of its channel (SPEC 9.4, step 5).
-pub(super) const KEPT_ROUNDS: u64 = 256;
 /// A number is not drawn again for this long after its use.
 const COOLDOWN_MS: u64 = 180_000;
 
@@ -19,7 +18,7 @@ pub(super) struct Numbers {
 
 impl Numbers {
     pub(super) fn new(period_ms: u16) -> Numbers {
-        let cooldown = KEPT_ROUNDS + COOLDOWN_MS.div_ceil(period_ms.into());
+        let cooldown = BEHIND_MAX + COOLDOWN_MS.div_ceil(period_ms.into());
         Numbers { taken: HashSet::new(), until: VecDeque::new(), cooldown }
     }
 

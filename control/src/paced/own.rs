@@ -14,7 +14,7 @@ use super::PacedConfig;
 use crate::draw::draw_secret;
 
 /// What became of a channel of this node.
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It exists at all hops.
     Ready {
         batch: u64,

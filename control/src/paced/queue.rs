@@ -8,15 +8,15 @@ use wire::paced::Slots;
 
 /// The content of a setup or ack slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed<'a> {
+pub(crate) struct Placed<'a> {
     /// The link from which the setup came; none towards the next hop.
-    pub link: Option<LinkId>,
+    pub(crate) link: Option<LinkId>,
     /// [`CellKind::Setup`] or [`CellKind::Ack`].
-    pub kind: CellKind,
-    pub channel: u32,
-    pub sub: u8,
+    pub(crate) kind: CellKind,
+    pub(crate) channel: u32,
+    pub(crate) sub: u8,
     /// P bytes.
-    pub content: &'a [u8],
+    pub(crate) content: &'a [u8],
 }
 
 /// A setup, or the ack of one.

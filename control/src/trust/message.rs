@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use wire::link::LinkContent;
+use wire::link::{CLOCK_ITEM, LinkContent};
 
 use super::descriptor;
 use super::encoding::{Malformed, Reader, sha256};
@@ -123,7 +123,7 @@ impl ItemKind {
             ItemKind::Descriptor(hop) => 0x10 | hop,
             ItemKind::Record(hop) => 0x20 | hop,
             ItemKind::Signatures => 0x30,
-            ItemKind::Clock => 0x40,
+            ItemKind::Clock => CLOCK_ITEM,
         }
     }
 
@@ -134,7 +134,7 @@ impl ItemKind {
             0x10 if exists => Some(ItemKind::Descriptor(hop)),
             0x20 if exists => Some(ItemKind::Record(hop)),
             0x30 if hop == 0 => Some(ItemKind::Signatures),
-            0x40 if hop == 0 => Some(ItemKind::Clock),
+            CLOCK_ITEM if hop == 0 => Some(ItemKind::Clock),
             _ => None,
         }
     }

@@ -7,15 +7,13 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 use wire::cell::CellKind;
-use wire::link::LinkContent;
+use wire::link::{CLOCK_ITEM, LinkContent};
 use wire::paced::SlotCount;
 
 /// Link cells of one kind that wait at most, more than a bundle has; others are dropped.
 const WAITING_MAX: usize = 256;
 /// Rounds in which an ask may be on its way that does not show an item that has left: it is not queued again meanwhile.
 const SHOWN_AFTER: u64 = 64;
-/// The item that says what time it is (SPEC 7.8): a later one replaces one that waits.
-const CLOCK_ITEM: u8 = 0x40;
 /// The kinds of link cells by the order in which they get slots; what is not in it goes last.
 const ORDER: [&[LinkContent]; 5] = [
     &[LinkContent::Keepalive],
@@ -96,6 +94,7 @@ impl ControlCells {
             return true;
         }
         if let Some(part) = Part::of(&control) {
+            // A later time replaces one that waits.
             let is_clock = |item: [u8; 5]| item[0] == CLOCK_ITEM;
             let older = |other: &&mut Control| Part::of(other).is_some_and(|other| is_clock(other.item));
             if let Some(other) = queue.iter_mut().find(older).filter(|_| is_clock(part.item)) {

@@ -10,7 +10,7 @@ use crate::ledger::DropReason;
 /// So many times the slots of a link is what may pass in a round.
 const MARGIN: u64 = 2;
 /// Rounds whose control cells may come at once: twice as many as data cells may be ahead.
-const ROUNDS_AT_ONCE: u64 = 16;
+const ROUNDS_AT_ONCE: u64 = 2 * wire::paced::AHEAD_MAX;
 /// Numbers that are remembered, at least.
 const NUMBERS_MIN: usize = 256;
 

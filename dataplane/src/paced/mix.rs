@@ -405,10 +405,9 @@ impl<U: Port, D: Port> Mix<U, D> {
         match links.neighbour(side) {
             Some(link) => {
                 let of_others = channels.len() * usize::from(settings.terms.cells);
-                let expected = of_others + own_cells + round.slots.total();
                 let before = out.len();
                 sender.leave((link, None), round, leaving, links, out, free, tally);
-                counts.add(out.len() - before, expected);
+                counts.add(out.len() - before, round.slots.total(), of_others + own_cells);
             }
             None => {
                 for Leaving { cell, .. } in leaving {

@@ -3,13 +3,10 @@
 use hashbrown::HashMap;
 use wire::ids::LinkId;
 use wire::link::LinkContent;
-use wire::paced::Report;
+use wire::paced::{REPORT_EVERY, Report};
 
 use super::control_cells::Control;
 use crate::stage::rounds::Origin;
-
-/// Rounds between two reports.
-pub(super) const REPORT_EVERY: u64 = 100;
 
 #[derive(Clone, Copy)]
 struct Count {

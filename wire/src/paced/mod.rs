@@ -25,6 +25,12 @@ mod timetable;
 /// Rounds beyond the last released one from which a hop accepts cells (SPEC 9.4, step 5).
 pub const AHEAD_MAX: u64 = 8;
 
+/// Rounds behind its own for which an entry takes cells, and after a batch those of its channel (SPEC 9.4, step 5).
+pub const BEHIND_MAX: u64 = 256;
+
+/// Rounds between two reports (SPEC 9.15.2).
+pub const REPORT_EVERY: u64 = 100;
+
 pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};

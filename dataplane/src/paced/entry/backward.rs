@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use wire::cell::Direction;
 use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status};
-use wire::paced::{AHEAD_MAX, Inner, PacedHeader, Place};
+use wire::paced::{AHEAD_MAX, BEHIND_MAX, Inner, PacedHeader, Place};
 use wire::reassembly::Outcome;
 
-use super::channels::BEHIND_MAX;
 use super::packer::SESSION;
 use super::{Entry, MeetingState};
 use crate::Nanos;

@@ -3,12 +3,10 @@
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
-use wire::paced::{Call, EntryKeys, PacedTerms, Place, Timetable};
+use wire::paced::{BEHIND_MAX, Call, EntryKeys, PacedTerms, Place, Timetable};
 
 use super::EndToEnd;
 
-/// Rounds for which backward cells are accepted, and for which a channel is kept after its batch (SPEC 9.4, step 5).
-pub(super) const BEHIND_MAX: u64 = 256;
 /// Rounds whose places are remembered: more than are in range.
 const RECENT: u64 = 512;
 /// Cells that name the session in each batch, whether an answer came or not (SPEC 9.12.6).

@@ -2,11 +2,11 @@
 
 use std::sync::PoisonError;
 
-use super::channels::BEHIND_MAX;
+use wire::paced::{BEHIND_MAX, REPORT_EVERY};
+
 use super::{Entry, MeetingEnd};
 use crate::Nanos;
 use crate::ledger::{Buffers, Gauges, Ledger};
-use crate::paced::places::REPORT_EVERY;
 use crate::punt::Punt;
 use crate::socket::Port;
 use crate::socket::apps::Apps;

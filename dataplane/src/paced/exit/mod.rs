@@ -509,10 +509,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     let round =
                         Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
                     let channels = batches.of_round(number).len();
-                    let expected = channels * usize::from(class.terms.cells) + round.slots.total();
+                    let of_channels = channels * usize::from(class.terms.cells);
                     let before = out.len();
                     sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
-                    counts.add(out.len() - before, expected);
+                    counts.add(out.len() - before, round.slots.total(), of_channels);
                 }
                 None => {
                     tally.drop_many(DropReason::LinkDown, cells.len() as u64);

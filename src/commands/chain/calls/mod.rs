@@ -110,7 +110,7 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         children.check()
     };
     for (at, class) in [&name, &free].into_iter().enumerate() {
-        let before = rounds(&children.reports(), class);
+        let before = Rounds::of(&children.reports(), class);
         let streams = users.iter().enumerate().map(|(i, user)| {
             let peer = &users[i ^ 1];
             let receiver = if at == 0 { &peer.app } else { &peer.outside };
@@ -122,7 +122,7 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         let what = format!("calls in class {class}");
         let heard = voice::run(streams, start, (codec, &what), || watch(&mut children))?;
         let reports = children.reports();
-        let rounds = difference(rounds(&reports, class), before);
+        let rounds = Rounds::of(&reports, class).since(before);
         results.push(OfClass::new(class, &heard, (at == 0).then_some(rounds), &reports)?);
         calls.push((start.duration_since(tap.begin), heard));
     }
@@ -365,21 +365,36 @@ fn is_joined(report: &NodeReport, name: &ClassName) -> bool {
     paced.is_some_and(|paced| paced.entry.as_ref().is_some_and(|entry| entry.meeting.as_deref() == Some("joined")))
 }
 
-/// The rounds of all hops so far.
-fn rounds(reports: &[Option<NodeReport>], class: &ClassName) -> RoundsReport {
-    let of_hops = reports.iter().flatten().filter_map(|hop| hop.classes.get(class.as_str())?.rounds);
-    of_hops.fold(RoundsReport::default(), |sum, one| RoundsReport {
-        released: sum.released + one.released,
-        uneven: sum.uneven + one.uneven,
-        skipped: sum.skipped + one.skipped,
-    })
+/// The rounds of a class.
+#[derive(Clone, Copy)]
+struct Rounds {
+    of_all: RoundsReport,
+    of_mix1: RoundsReport,
 }
 
-fn difference(now: RoundsReport, before: RoundsReport) -> RoundsReport {
+impl Rounds {
+    /// So far.
+    fn of(reports: &[Option<NodeReport>], class: &ClassName) -> Rounds {
+        let of_hop = |hop: &Option<NodeReport>| hop.as_ref()?.classes.get(class.as_str())?.rounds;
+        let of_hops = reports.iter().filter_map(of_hop);
+        let of_all = of_hops.fold(RoundsReport::default(), |sum, one| both(sum, one, |sum, one| sum + one));
+        Rounds { of_all, of_mix1: reports.first().and_then(of_hop).unwrap_or_default() }
+    }
+
+    fn since(self, before: Rounds) -> Rounds {
+        Rounds {
+            of_all: both(self.of_all, before.of_all, u64::saturating_sub),
+            of_mix1: both(self.of_mix1, before.of_mix1, u64::saturating_sub),
+        }
+    }
+}
+
+fn both(one: RoundsReport, other: RoundsReport, of: fn(u64, u64) -> u64) -> RoundsReport {
     RoundsReport {
-        released: now.released.saturating_sub(before.released),
-        uneven: now.uneven.saturating_sub(before.uneven),
-        skipped: now.skipped.saturating_sub(before.skipped),
+        released: of(one.released, other.released),
+        uneven: of(one.uneven, other.uneven),
+        skipped: of(one.skipped, other.skipped),
+        cells: of(one.cells, other.cells),
     }
 }
 

@@ -7,6 +7,7 @@ use eddy_node::config::ClassName;
 use eddy_node::report::{NodeReport, RoundsReport};
 use serde::Serialize;
 
+use super::Rounds;
 use super::attacker::Found;
 use super::voice::Heard;
 use crate::mos;
@@ -59,7 +60,8 @@ struct Mos {
     worst: f64,
 }
 
-/// Cells of channels in a round of a paced class or in a release of mix1: fewest and most.
+/// Cells of channels in a release of mix1, fewest and most. In a paced class on average in a round from mix1 to the next
+/// hop during the calls, rounded down and up.
 #[derive(Serialize)]
 struct Cells {
     fewest: u64,
@@ -74,7 +76,7 @@ impl OfClass {
     pub fn new(
         class: &ClassName,
         heard: &[Heard],
-        rounds: Option<RoundsReport>,
+        rounds: Option<Rounds>,
         reports: &[Option<NodeReport>],
     ) -> anyhow::Result<OfClass> {
         let of_class = |hop: &NodeReport| hop.classes.get(class.as_str()).cloned();
@@ -83,9 +85,12 @@ impl OfClass {
         };
         let sizes = first.release_sizes.iter().map(|(size, _)| *size).filter(|size| *size > 0);
         let cells = match rounds {
-            Some(_) => Cells { fewest: first.channels, most: first.channels },
+            Some(Rounds { of_mix1: RoundsReport { released, cells, .. }, .. }) => {
+                Cells { fewest: cells / released.max(1), most: cells.div_ceil(released.max(1)) }
+            }
             None => Cells { fewest: sizes.min().unwrap_or(0), most: first.largest_release },
         };
+        let rounds = rounds.map(|rounds| rounds.of_all);
         let constant = Some(rounds.is_some_and(|rounds| rounds.uneven == 0));
         Ok(OfClass { cells: Some(cells), constant, rounds, ..OfClass::of(class.to_string(), heard) })
     }
@@ -209,7 +214,7 @@ impl Summary<'_> {
 
     fn notes(&self) -> Vec<String> {
         let [paced, free, ..] = self.results else { return Vec::new() };
-        let RoundsReport { released, uneven, skipped } = paced.rounds.unwrap_or_default();
+        let RoundsReport { released, uneven, skipped, .. } = paced.rounds.unwrap_or_default();
         let late = |rounds: u64, who: &str| match rounds {
             0 => String::new(),
             rounds => format!(" {who} woke too late for {rounds}: the next hop filled them with noise."),
@@ -236,12 +241,12 @@ impl Summary<'_> {
                 paced.class, free.class
             ),
             format!(
-                "cells, constant: cells of channels in a round on the links between hops, without control cells, as the hops \
-                 count them. They sent {released} rounds, {uneven} of them with another number of cells than their \
-                 timetable has.{}{} Class {} has no rounds: these are the cells in a release of mix1.",
+                "cells: those of channels, loops included, in a round from mix1 to the next hop, as mix1 counts them; class {} \
+                 has no rounds: these are the cells in a release of mix1. constant: the hops sent {released} rounds, {uneven} of them with another number of cells than their \
+                 timetable has.{}{}",
+                free.class,
                 late(skipped, "They"),
-                late(self.skipped, "The users' entries"),
-                free.class
+                late(self.skipped, "The users' entries")
             ),
             attackers(paced, free),
             match open.as_slice() {
@@ -342,7 +347,10 @@ mod tests {
 
     fn of_class(name: &str, heard: &[Heard], rounds: Option<RoundsReport>) -> OfClass {
         let mut hop = NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default());
-        hop.channels = 4;
+        let rounds = rounds.map(|of_all| {
+            let of_mix1 = RoundsReport { released: 10, cells: 79, ..of_all };
+            Rounds { of_all, of_mix1 }
+        });
         hop.largest_release = 7;
         hop.classes = [(name.to_owned(), hop.clone())].into();
         OfClass::new(&name.parse().unwrap(), heard, rounds, &[Some(hop)]).unwrap()
@@ -354,7 +362,7 @@ mod tests {
 
     #[test]
     fn table_compares_the_classes_within_80_columns() {
-        let rounds = RoundsReport { released: 123_456, uneven: 0, skipped: 12 };
+        let rounds = RoundsReport { released: 123_456, skipped: 12, ..RoundsReport::default() };
         let mut results = [
             of_class("voice-lite", &[heard(10, &[140; 10]), heard(10, &[141; 9])], Some(rounds)),
             of_class("S", &[heard(10, &[7; 10]), heard(10, &[8; 10])], None),
@@ -372,8 +380,18 @@ mod tests {
         };
         let text = summary.people(false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        let parts =
-            [" 140.0 ", " 141.0 ", "5.00 %", "yes", " 2 of 10\n", "0 to 7", "no", " 10 of 10\n", "123456 rounds, 0 of"];
+        let parts = [
+            " 140.0 ",
+            " 141.0 ",
+            "5.00 %",
+            "yes",
+            " 2 of 10\n",
+            "7 to 8",
+            "0 to 7",
+            "no",
+            " 10 of 10\n",
+            "123456 rounds, 0 of",
+        ];
         for part in parts.into_iter().chain(["voice-lite 0.413, S 0.001", "--cases", "\nvoice-lite: 5 % lost"]) {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -392,7 +410,7 @@ mod tests {
         };
         let deaf = of_class("S", &[heard(10, &[7; 10]), heard(10, &[8; 4])], None);
         assert!(fails(&[deaf]).contains("60 % of one user's voice was lost"));
-        let rounds = RoundsReport { released: 9, uneven: 1, skipped: 0 };
+        let rounds = RoundsReport { released: 9, uneven: 1, ..RoundsReport::default() };
         let uneven = of_class("voice", &[heard(1, &[7])], Some(rounds));
         assert!(uneven.constant == Some(false) && fails(&[uneven]).contains("not constant"));
     }

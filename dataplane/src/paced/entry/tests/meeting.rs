@@ -1,8 +1,9 @@
 //! Entries of a meeting.
 
+use wire::paced::BEHIND_MAX;
+
 use super::*;
 use crate::paced::entry::LOST_AFTER;
-use crate::paced::entry::channels::BEHIND_MAX;
 
 /// Two entries with one secret, and the exit between them.
 struct Pair {
