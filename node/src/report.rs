@@ -102,6 +102,7 @@ pub struct RoundsReport {
     /// Rounds that did not leave, because the hop woke too late. The next hop fills them.
     pub skipped: u64,
     /// Cells of channels in the released rounds, loops included.
+    #[serde(default)]
     pub cells: u64,
 }
 

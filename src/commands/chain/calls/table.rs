@@ -60,8 +60,8 @@ struct Mos {
     worst: f64,
 }
 
-/// Cells of channels in a release of mix1, fewest and most. In a paced class on average in a round from mix1 to the next
-/// hop during the calls, rounded down and up.
+/// Cells of channels in a release of mix1, fewest and most. In a paced class on average in a round from mix1 to the
+/// next hop during the calls, rounded down and up.
 #[derive(Serialize)]
 struct Cells {
     fewest: u64,
