@@ -171,7 +171,8 @@ fn list() -> String {
         text += "\n";
     }
     let classes = profiles().collect::<Vec<_>>().join(", ");
-    text + &format!("eddy config explain KEY explains one, a class ({classes}), or {MEET}.\n")
+    let last = format!("eddy config explain KEY explains one, a class ({classes}), or {MEET}.");
+    text + &fill(&last, wrapping(WIDTH)) + "\n"
 }
 
 /// The table of a node's keys, for docs/OPERATE.md.

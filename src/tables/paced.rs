@@ -250,7 +250,7 @@ pub(super) mod tests {
         }
         let mut quiet = troubled_entry();
         let entry = quiet.entry.as_mut().unwrap();
-        (entry.dropping, entry.company) = (Vec::new(), Some((12, 8)));
+        (entry.dropping, entry.has_channel, entry.company) = (Vec::new(), true, Some((12, 8)));
         let outages = "\noutages of the access link back 12, longest 2340 ms\n";
         let quiet = shown(quiet);
         assert!(quiet.contains(outages) && !text.contains(outages), "the alarm takes its place");
@@ -264,6 +264,7 @@ pub(super) mod tests {
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.meeting, entry.has_channel, entry.company) = (Some(meeting.to_owned()), has_channel, company);
+            entry.end_to_end = None;
             shown(paced).lines().nth(2).unwrap().to_owned()
         };
         assert_eq!(line("joined", true, Some((12, 8))), "has a channel   meeting joined   company 12");

@@ -599,7 +599,7 @@ fn late_mix_releases_eight_rounds_and_skips_older_ones() {
     let RoundCounts { released, uneven, skipped, cells } = bench.rounds();
     // Only the forward ones leave for another hop.
     assert_eq!((released - before.released, uneven, skipped - before.skipped), (8, 0, 2 * 4));
-    assert_eq!(cells - before.cells, 8, "one of its channel in each round, without control cells");
+    assert_eq!(cells - before.cells, 8 * 2, "two of its channel in each round, without control cells");
     let rounds: std::collections::BTreeSet<u64> = data(&bench.take(None)).map(|cell| cell.header.seq).collect();
     assert_eq!(rounds, (first + 5..=first + 12).collect());
     assert_eq!(bench.tally(Direction::Forward).drops(DropReason::Skipped), 4);
