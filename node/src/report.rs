@@ -81,8 +81,8 @@ pub struct NodeReport {
     pub engine: String,
     /// I/O of link sockets: `mmsg` or `uring`.
     pub io: String,
-    /// If the node serves several classes, or another one than the chain's first: the report of each, by its name, as if
-    /// the node had no other. All fields above are those of the first one that it serves.
+    /// If the node serves several classes, or another one than the chain's first: the report of each, by its name, as
+    /// if the node had no other. All fields above are those of the first one that it serves.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<String, NodeReport>,
 }

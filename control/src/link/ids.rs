@@ -11,7 +11,7 @@ use crate::config::LINKS_MAX;
 /// uses of an index at least as many others are used.
 const FREE_MIN: usize = 256;
 
-// Two links for each seat of a paced class (SPEC 9.8.6), and the one to the next hop.
+// Two links for each of the seats of a paced class (SPEC 9.8.6), and the one to the next hop.
 const _: () = assert!(2 * *SEATS.end() as usize + 1 + FREE_MIN < 1 << LinkId::INDEX_BITS);
 const _: () = assert!(LINKS_MAX + 1 + FREE_MIN < 1 << LinkId::INDEX_BITS);
 

@@ -45,8 +45,8 @@ pub struct PacedEntryReport {
     pub round: Option<u64>,
     /// Rounds that were not sent, because the entry was late.
     pub skipped: u64,
-    /// If it serves a meeting: `joined`, the other end is there; `waiting`, it is not, or this entry has no channel or too
-    /// little company; `lost`, nothing that opens has come in 100 rounds.
+    /// If it serves a meeting: `joined`, the other end is there; `waiting`, it is not, or this entry has no channel or
+    /// too little company; `lost`, nothing that opens has come in 100 rounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meeting: Option<String>,
     /// It has a channel in the running batch.

@@ -23,7 +23,8 @@ pub enum MeetingState {
     Waiting,
     /// The other end answers.
     Joined,
-    /// Nothing opened in the last 100 rounds with a channel. Below the floor nothing can, of which a worker knows nothing.
+    /// Nothing opened in the last 100 rounds with a channel. Below the floor nothing can, of which a worker knows
+    /// nothing.
     Lost,
 }
 

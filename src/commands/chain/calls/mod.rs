@@ -295,8 +295,8 @@ fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// The first batch with channels in a chain that starts `at`, in ms since 1970: its setups travel in the batch before it,
-/// which begins in a later interval than the one in which all hops sign (SPEC 9.8.2).
+/// The first batch with channels in a chain that starts `at`, in ms since 1970: its setups travel in the batch before
+/// it, which begins in a later interval than the one in which all hops sign (SPEC 9.8.2).
 fn first_batch(batch_ms: u64, interval_ms: u64, at: u64) -> u64 {
     let can_set_up = |batch: u64| batch * batch_ms / interval_ms > at / interval_ms;
     let next = at / batch_ms + 1;
