@@ -61,14 +61,18 @@ impl Port {
 pub fn queue(address: SocketAddr) -> (u64, u64) {
     let SocketAddr::V4(v4) = address else { panic!("IPv4") };
     let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
-    let text = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let rows = text.lines().filter(|line| line.split_whitespace().nth(1) == Some(&local));
-    let sockets = rows.map(|row| {
-        let mut columns = row.split_whitespace();
-        let waiting = columns.nth(4).and_then(|queues| queues.split_once(':')).expect("tx:rx").1;
-        (u64::from_str_radix(waiting, 16).unwrap(), columns.last().unwrap().parse::<u64>().unwrap())
-    });
-    sockets.reduce(|sum, more| (sum.0 + more.0, sum.1 + more.1)).expect("it is bound")
+    let read = || {
+        let text = std::fs::read_to_string("/proc/net/udp").unwrap();
+        let rows = text.lines().filter(|line| line.split_whitespace().nth(1) == Some(&local));
+        let sockets = rows.map(|row| {
+            let mut columns = row.split_whitespace();
+            let waiting = columns.nth(4).and_then(|queues| queues.split_once(':')).expect("tx:rx").1;
+            (u64::from_str_radix(waiting, 16).unwrap(), columns.last().unwrap().parse::<u64>().unwrap())
+        });
+        sockets.reduce(|sum, more| (sum.0 + more.0, sum.1 + more.1))
+    };
+    // The kernel shows the table in parts, and leaves rows out if sockets of others come and go between two of them.
+    (0..100).find_map(|_| read()).expect("it is bound")
 }
 
 /// Recorded datagrams of a port and of other links, from which hostile datagrams are made.
