@@ -210,7 +210,7 @@ pub struct Figures {
     /// MB an hour on a user's access link, each way, with copies, control cells and the headers of IPv4 and UDP. It is
     /// the same whatever the user sends.
     pub mb_per_hour: u64,
-    /// Most kbit/s on the same link, over [`PEAK_ROUNDS`]: while channels are set up.
+    /// Most kbit/s on the same link, over 64 rounds: while channels are set up.
     pub peak_kbit_s: u64,
     /// Most ms that a datagram waits for its round and in the nodes, in addition to the access paths. Between users the
     /// most is that of a datagram whose own cell was lost, and which its repeat has brought.
