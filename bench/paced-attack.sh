@@ -33,7 +33,9 @@ inside-exit-cut-10s      gate   all   --cases paced-virtual --corrupt-exit --att
 inside-exit-delay-mark   gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --active delay
 inside-exit-drop-mark    gate   all   --cases paced-virtual --corrupt-exit --attackers exit-records --active drop
 outside                  gate   all   --cases paced-virtual-outside
+outside-plain            report all   --cases paced-virtual-outside --paced CLASS:repeat=0
 outside-loss-0.1-plain   gate   all   --cases paced-virtual-outside --loss 0.001 --paced CLASS:repeat=0
+outside-loss-0.1-slack   gate   all   --cases paced-virtual-outside --loss 0.001 --paced CLASS:repeat=0,slack_ms=20
 outside-loss-1           gate   all   --cases paced-virtual-outside --loss 0.01 --paced CLASS:repeat=1
 outside-loss-1-plain     report all   --cases paced-virtual-outside --loss 0.01 --paced CLASS:repeat=0
 outside-loss-3           gate   all   --cases paced-virtual-outside --loss 0.03 --paced CLASS:repeat=1
