@@ -315,8 +315,7 @@ impl Links {
         }
         let content = link.slot(slot)?.open(header, body)?;
         link.accepted(cx, now, slot, from);
-        let due = link.due(&cx.config);
-        self.due = self.due.min(due);
+        self.due = link.due(&cx.config).min(self.due);
         Ok(content)
     }
 
@@ -345,8 +344,7 @@ impl Links {
         let is_link_1 = cx.config.position == 0 || (direction == Direction::Forward && cx.config.faces_entries());
         link.slot(slot)?.mark_seen(header.seq).map_err(|why| if is_link_1 { Refusal::CellCopy } else { why })?;
         link.accepted(cx, now, slot, from);
-        let due = link.due(&cx.config);
-        self.due = self.due.min(due);
+        self.due = link.due(&cx.config).min(self.due);
         Ok(())
     }
 
@@ -374,8 +372,7 @@ impl Links {
         {
             link.promote(cx, now, Some(from));
             link.record_received(now);
-            let due = link.due(&cx.config);
-            self.due = self.due.min(due);
+            self.due = link.due(&cx.config).min(self.due);
         }
     }
 
@@ -392,8 +389,7 @@ impl Links {
                 link.unanswered_since = None;
             }
         }
-        let due = link.due(&cx.config);
-        self.due = self.due.min(due);
+        self.due = link.due(&cx.config).min(self.due);
     }
 
     /// What the next hop has not answered counts as sent now.
@@ -451,8 +447,7 @@ impl Links {
                 link.previous = link.current.replace(slot);
             }
         }
-        let due = link.due(&cx.config);
-        self.due = self.due.min(due);
+        self.due = link.due(&cx.config).min(self.due);
         cx.counters.handshakes_done += 1;
     }
 
