@@ -356,6 +356,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut at = Some(0);
         while let Some(first) = at {
             self.release_backward(self.runner_clock.map_or(now, |clock| clock.now()));
+            self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
             let until = self.clock.when(self.schedules.backward.due_at(self.released + 1));
             at = self.outside.send_from(first, self.runner_clock, until);
         }
@@ -482,14 +483,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.noise.draw(joined * usize::from(self.class.terms.cells), &mut self.free);
     }
 
-    /// Sends backward rounds that are due and sealed.
+    /// Releases backward rounds that are due and sealed.
     fn release_backward(&mut self, now: Nanos) {
         let due = self.schedules.backward.due(self.released, self.clock.at(now));
         let due = *due.start()..=*due.end().min(&self.rounds.released());
         if due.is_empty() {
             return;
         }
-        let Self { sealed, sender, slots, times, schedules, links, up, out, free, batches, counts, class, .. } = self;
+        let Self { sealed, sender, slots, times, schedules, links, out, free, batches, counts, class, .. } = self;
         let tally = &mut self.tally.backward;
         // What the socket has not taken in a whole period comes too late.
         tally.drop_many(DropReason::Aged, out.len() as u64);
@@ -521,7 +522,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             sender.end_round(number, free);
         }
-        up.send(out, free, tally);
         batches.forget_before(self.released);
     }
 
