@@ -89,19 +89,19 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         print(&announcement(args, &terms, users, plan.interval_s))?;
     }
 
-    let started = (Instant::now(), since_1970());
+    let (started, started_ms) = (Instant::now(), since_1970());
     let mut children = Children::spawn(starts(&files, sockets), &log, args.log.is_set())?;
     let name: ClassName = terms.name.parse().context("the name was checked")?;
     let free: ClassName = terms.class.size().into();
     let tap = Tap::start(|| any(args), std::iter::repeat_n(mix1, users).flatten())?;
     let users = start_users(args, &files, [&name, &free], &tap.addresses, users)?;
-    wait(&users, (&name, &terms), (plan.interval_s, started.1), &mut children, &interrupted)?;
-    let setup = started.0.elapsed();
+    wait(&users, (&name, &terms), (plan.interval_s, started_ms), &mut children, &interrupted)?;
+    let setup = started.elapsed();
 
     let seconds = args.seconds.unwrap_or(SECONDS);
     let codec = Codec::for_class(Figures::of(&terms, Suite::default(), args.shape.mixes + 1).kbit_s.meeting);
     let mut rng = rng()?;
-    let talks: Vec<_> = users.iter().map(|_| voice::draw(seconds, &mut rng)).collect();
+    let mut talks: Vec<_> = users.iter().map(|_| voice::draw(seconds, &mut rng)).collect();
     let (mut results, mut calls) = (Vec::new(), Vec::new());
     let watch = |children: &mut Children| {
         if interrupted.load(Ordering::Relaxed) {
@@ -111,13 +111,10 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     };
     for (at, class) in [&name, &free].into_iter().enumerate() {
         let before = Rounds::of(&children.reports(), class);
-        let streams = users.iter().enumerate().map(|(i, user)| {
-            let peer = &users[i ^ 1];
+        let streams = streams(&users, &talks, |user, peer| {
             let receiver = if at == 0 { &peer.app } else { &peer.outside };
-            let (from, receiver) = (user.app.try_clone()?, receiver.try_clone()?);
-            anyhow::Ok(Stream { from, to: user.listens[at], receiver, talks: talks[i].clone() })
-        });
-        let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+            Ok((user.listens[at], receiver.try_clone()?))
+        })?;
         let start = Instant::now();
         let what = format!("calls in class {class}");
         let heard = voice::run(streams, start, (codec, &what), || watch(&mut children))?;
@@ -126,12 +123,8 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
         results.push(OfClass::new(class, &heard, (at == 0).then_some(rounds), &reports)?);
         calls.push((start.duration_since(tap.begin), heard));
     }
-    let streams = users.iter().zip(&talks).enumerate().map(|(i, (user, talks))| {
-        let peer = &users[i ^ 1].outside;
-        let (from, receiver, to) = (user.app.try_clone()?, peer.try_clone()?, peer.local_addr()?);
-        anyhow::Ok(Stream { from, to, receiver, talks: talks[..talks.len().min(DIRECT_S * PER_SECOND)].to_vec() })
-    });
-    let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+    talks.iter_mut().for_each(|talks| talks.truncate(DIRECT_S * PER_SECOND));
+    let streams = streams(&users, &talks, |_, peer| Ok((peer.outside.local_addr()?, peer.outside.try_clone()?)))?;
     let heard = voice::run(streams, Instant::now(), (codec, "calls without a chain"), || watch(&mut children))?;
     results.push(OfClass::direct(&heard));
 
@@ -158,6 +151,19 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let summary = Summary { setup, seconds, codec: codec.name, results: &results, skipped, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     summary.verdict()
+}
+
+/// The voice of each user. `way` says where it goes, and at which socket of the other user of the call it comes out.
+fn streams(
+    users: &[User],
+    talks: &[Vec<bool>],
+    way: impl Fn(&User, &User) -> std::io::Result<(SocketAddr, UdpSocket)>,
+) -> std::io::Result<Vec<Stream>> {
+    let stream = |(i, (user, talks)): (usize, (&User, &Vec<bool>))| {
+        let (to, receiver) = way(user, &users[i ^ 1])?;
+        Ok(Stream { from: user.app.try_clone()?, to, receiver, talks: talks.clone() })
+    };
+    users.iter().zip(talks).enumerate().map(stream).collect()
 }
 
 /// Refuses options of the other demonstration, and terms that do not have room for all users.

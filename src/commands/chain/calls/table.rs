@@ -237,7 +237,7 @@ impl Summary<'_> {
             ),
             format!(
                 "{}: calls between users, who meet at the exit. {}: this class has no meetings, so the voice of each user \
-                 leaves at the exit for a socket of the other one. direct: from socket to socket, for the first {DIRECT_S} s.",
+                 leaves at the exit for a socket of the other one. direct: from socket to socket, for {DIRECT_S} s at most.",
                 paced.class, free.class
             ),
             format!(
