@@ -300,7 +300,7 @@ pub struct RoundCounts {
 }
 
 impl RoundCounts {
-    /// Counts a round with `found` cells, which should be so many control cells, and so many of channels.
+    /// Counts a round that left with `found` cells. It should have `control` control cells and `of_channels` others.
     pub fn add(&mut self, found: usize, control: usize, of_channels: usize) {
         self.released += 1;
         self.uneven += u64::from(found != control + of_channels);

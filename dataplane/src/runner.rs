@@ -156,8 +156,8 @@ pub struct Run<'a> {
     pub clock: Clock,
     /// The loop keeps polling for this long after the last arrival before it sleeps.
     pub spin: Duration,
-    /// Waits end on time, as the rounds of a paced class need it. Otherwise they take whole milliseconds: one that ends
-    /// before the next tick has the CPU's timer set twice, which costs a guest two exits.
+    /// Waits end on time, as the rounds of a paced class need it. Otherwise they take whole milliseconds, which costs a
+    /// mix with little traffic less processor time (docs/BENCHMARKS.md).
     pub exact: bool,
     pub stop: &'a AtomicBool,
     /// The counters of its turns.

@@ -545,6 +545,7 @@ const CHANNELS_MAX: i64 = 1 << 20;
 const HALF_OPEN_MAX: i64 = 1 << 16;
 /// Most setups or handshakes a second: more than public-key work allows.
 const RATE_MAX: i64 = 1_000_000;
+
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
     cap(

@@ -137,6 +137,7 @@ pub struct EndToEndReport {
     /// Those that were lost anywhere on their way. With repeat, the next cell brings their datagrams.
     pub lost: u64,
     /// Cells that the exit sent in place of lost ones, and must not.
+    #[serde(default)]
     pub of_exit: u64,
 }
 

@@ -252,6 +252,7 @@ mod tests {
         }
         assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(Vec::new()));
     }
+
     #[test]
     fn meetings_are_listed_and_not_added_or_removed() {
         let meeting: Forward = "127.0.0.1:5000=meet:@call.secret,class=voice".parse().unwrap();

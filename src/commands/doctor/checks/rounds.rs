@@ -80,7 +80,7 @@ fn link(subject: &Subject, class: &str, neighbour: &Neighbour) -> Option<Link> {
     let step_ms = *steps.get(at)?;
     let needs_ms = clock.round_trip_ms / 2.0 + 2.0 * clock.offset_ms.abs() + RELEASE_MS;
     let mut longer: Vec<String> = steps.iter().map(u16::to_string).collect();
-    // Half as long again if what was measured is no reason.
+    // Half as long again if delay and clocks do not explain the losses.
     let enough = if needs_ms > step_ms.into() { needs_ms.ceil() as u16 } else { step_ms + step_ms.div_ceil(2) };
     longer[at] = enough.to_string();
     Some(Link {
