@@ -63,6 +63,9 @@ pub(crate) struct VirtualFacts {
     setup_batches: usize,
     #[serde(default = "chance")]
     setup_order_p: f64,
+    /// The share of a user's datagrams that arrived, of the user and the direction with the least.
+    #[serde(default)]
+    least_arrived: Option<f64>,
 }
 
 /// The p of no evidence.
@@ -72,10 +75,11 @@ fn chance() -> f64 {
 
 impl VirtualFacts {
     pub(super) fn text(&self) -> String {
-        let VirtualFacts { seconds, cpu_s, setup_batches, setup_order_p } = self;
+        let VirtualFacts { seconds, cpu_s, setup_batches, setup_order_p, least_arrived } = self;
+        let least = least_arrived.map_or(String::new(), |share| format!("at least {:.2} % of each; ", 100.0 * share));
         format!(
-            "order of setups for {setup_batches} batches: p {setup_order_p:.3}; {seconds:.0} s of virtual time took \
-             {cpu_s:.0} s"
+            "{least}order of setups for {setup_batches} batches: p {setup_order_p:.3}; {seconds:.0} s of virtual time \
+             took {cpu_s:.0} s"
         )
     }
 }
@@ -116,7 +120,8 @@ struct World {
     peers: Vec<Option<SocketAddr>>,
     /// When each user sent each of its datagrams, and when each was answered.
     sent: PerDirection<Vec<Vec<Nanos>>>,
-    arrived: PerDirection<u64>,
+    /// How many of them arrived.
+    arrived: PerDirection<Vec<u64>>,
     delays: PerDirection<Histogram<u64>>,
 }
 
@@ -233,10 +238,19 @@ impl World {
 
     fn arrives(&mut self, direction: Direction, user: usize, now: Nanos, bytes: &[u8]) {
         let Some((number, _)) = bytes.split_first_chunk::<4>() else { return };
-        self.arrived[direction] += 1;
+        self.arrived[direction][user] += 1;
         if let Some(sent) = self.sent[direction][user].get(u32::from_be_bytes(*number) as usize) {
             self.delays[direction].saturating_record(now - sent);
         }
+    }
+
+    /// The share that arrived, of the user and the direction with the least.
+    fn least_arrived(&self) -> Option<f64> {
+        let of_way = |way| {
+            let counts = self.sent[way].iter().zip(&self.arrived[way]);
+            counts.filter(|(sent, _)| !sent.is_empty()).map(|(sent, arrived)| *arrived as f64 / sent.len() as f64)
+        };
+        of_way(Forward).chain(of_way(Backward)).min_by(f64::total_cmp)
     }
 }
 
@@ -363,7 +377,7 @@ impl Session<'_> {
             has_contents: true,
         };
         let (mut record, wait_ms) = recording.record();
-        if let Some(exit) = world.exit {
+        if let Some(exit) = world.exit.take() {
             let mut of_flows: Vec<(usize, usize)> =
                 truth.0.iter().enumerate().map(|(user, flow)| (*flow, user)).collect();
             of_flows.sort_unstable();
@@ -376,7 +390,7 @@ impl Session<'_> {
         let facts = Facts {
             dropped: paced.dropped(),
             sent: [sent.forward, sent.backward],
-            arrived: [world.arrived.forward, world.arrived.backward],
+            arrived: [&world.arrived.forward, &world.arrived.backward].map(|arrived| arrived.iter().sum()),
             delays: Delay::of_both(&world.delays),
             ledgers_closed: hops.into_iter().all(|hop| chain.ledger(hop).closed()),
             captured: world.captured.len() as u64,
@@ -388,6 +402,7 @@ impl Session<'_> {
                 cpu_s: (cpu() - cpu_before).as_secs_f64(),
                 setup_batches: setup_truths.len(),
                 setup_order_p: setup_order.p(&setup_truths, self.seed),
+                least_arrived: world.least_arrived(),
             }),
             ..Facts::default()
         };
@@ -459,7 +474,7 @@ impl Session<'_> {
             captured: Vec::new(),
             peers: vec![None; flows.len()],
             sent: PerDirection::from_fn(|_| vec![Vec::new(); flows.len()]),
-            arrived: PerDirection::default(),
+            arrived: PerDirection::from_fn(|_| vec![0; flows.len()]),
             delays: PerDirection::from_fn(|_| histogram()),
         }
     }
