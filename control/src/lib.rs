@@ -55,7 +55,7 @@ pub use rate::Rate;
 use crate::channel::Keys;
 use crate::contacts::Static;
 use crate::link::content_len;
-use crate::paced::Paced;
+use crate::paced::{ClassTime, Paced, PacedCell};
 use crate::trust::hop::{HopSetup, HopState, HopTrust, Step};
 use crate::trust::state::State;
 use crate::trust::status::TrustStatus;
@@ -277,7 +277,10 @@ impl Control {
             Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
             Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),
             None if header.kind == CellKind::Link => Err(Refusal::UnknownLinkContent),
-            _ => paced.cell(cx, links, &mut self.trust, (now, at_ns), (link, header), content),
+            _ => {
+                let at = ClassTime { now, class_ns: at_ns };
+                paced.cell(cx, links, &mut self.trust, &PacedCell { at, link, header, content })
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use wire::paced::terms::SEATS;
 use wire::paced::{PacedClass, PacedTerms};
 
 use super::*;
+use crate::paced::{ClassTime, PacedCell};
 use crate::sim::{Plan, ms, secs, up_address};
 use crate::{ClassControl, Control};
 
@@ -135,7 +136,9 @@ fn clocks_of_displaced_links_are_forgotten() {
         let first = links.iter().map(|link| link.id).next();
         let id = links.install_link(cx, now, Side::Up, from);
         renew(cx, links, now, id, &secrets);
-        paced.cell(cx, links, &mut control.trust, (now, 1), (id, &header), &content).unwrap();
+        let at = ClassTime { now, class_ns: 1 };
+        let cell = PacedCell { at, link: id, header: &header, content: &content };
+        paced.cell(cx, links, &mut control.trust, &cell).unwrap();
         first.into_iter().for_each(|first| links.retire(cx, first));
     }
     assert_eq!((links.len(), paced.clocks()), (1, 10));

@@ -48,7 +48,7 @@ use wire::paced::{AHEAD_MAX, PacedTerms, Phase, Slots, Timetable, ack_slots, sea
 use wire::setup::{Info, Suite, paced_shards};
 use wire::shards::Shards;
 
-pub(crate) use class::Paced;
+pub(crate) use class::{ClassTime, Paced, PacedCell};
 pub(crate) use entry::PacedEntry;
 pub(crate) use hop::{Install, PacedHop, ShardCell};
 pub(crate) use lead::Lead;

@@ -1,0 +1,197 @@
+//! A paced class at a mix or the exit.
+
+use std::collections::HashMap;
+
+use wire::cell::{CellKind, Direction};
+use wire::ids::{LinkId, Side};
+use wire::link::LinkContent;
+use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
+use wire::paced::{AHEAD_MAX, Report};
+
+use super::{ClassTime, PacedCell, compare_clocks, place};
+use crate::Trust;
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::io::{Change, Event, PacedChange};
+use crate::link::Links;
+use crate::paced::watch::HopWatch;
+use crate::paced::{Failure, HopStatus, Install, LoopPlaces, Outcome, PacedConfig, PacedHop, ShardCell};
+
+pub(super) struct HopPart {
+    hop: PacedHop,
+    position: usize,
+    /// The rounds that are handed over next, forward and backward.
+    next: [u64; 2],
+    exchanges: HashMap<LinkId, Exchange>,
+    watch: HopWatch,
+}
+
+impl HopPart {
+    pub(super) fn new(config: PacedConfig, position: usize, unix_ns: u64) -> HopPart {
+        let [forward, backward] =
+            [Direction::Forward, Direction::Backward].map(|direction| last_due(&config, direction, position, unix_ns));
+        HopPart {
+            watch: HopWatch::new(&config, position, backward),
+            hop: PacedHop::new(config, position, forward),
+            position,
+            next: [forward + 1, backward + 1],
+            exchanges: HashMap::new(),
+        }
+    }
+
+    pub(super) fn holds(&self, link: LinkId) -> bool {
+        self.hop.holds(link)
+    }
+
+    /// When the next round is to be handed over, by the class's clock.
+    pub(super) fn due(&self) -> u64 {
+        let (config, [forward, backward]) = (self.hop.config(), self.next);
+        let at = |direction, round| config.times.begin(round) + config.times.offset(direction, self.position);
+        at(Direction::Forward, forward).min(at(Direction::Backward, backward)).saturating_sub(config.times.begin(1))
+    }
+
+    pub(super) fn tick(&mut self, cx: &mut Context, trust: &Trust, at: ClassTime) {
+        if let (Trust::Hop(trust), Some(interval)) = (trust, self.hop.wanted_interval())
+            && let Some(bundle) = trust.view().complete(interval)
+        {
+            let keys = bundle.setup_keys(&self.hop.config().chain_id);
+            self.hop.bundle(interval, keys);
+        }
+        self.hand_over(cx, Direction::Forward, at);
+        self.hand_over(cx, Direction::Backward, at);
+    }
+
+    /// Hands over the rounds that are due within a period.
+    fn hand_over(&mut self, cx: &mut Context, direction: Direction, at: ClassTime) {
+        let HopPart { hop, position, next, watch, .. } = self;
+        let next = &mut next[direction as usize];
+        let period = hop.config().times.begin(1);
+        let last = last_due(hop.config(), direction, *position, at.class_ns + period);
+        *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
+        while *next <= last {
+            if direction == Direction::Forward {
+                watch.before(hop, *next, at.now);
+            }
+            let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+            watch.loops_decided(&outcomes);
+            tell_loops(cx, outcomes);
+            for cell in hop.cells(direction, *next) {
+                place(cx, direction, *next, cell);
+            }
+            *next += 1;
+        }
+    }
+
+    pub(super) fn cell(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        trust: &mut Trust,
+        clock: &SteadyClock,
+        cell: &PacedCell,
+    ) -> Result<(), Refusal> {
+        let PacedCell { header, content, .. } = *cell;
+        match header.kind {
+            CellKind::Setup => self.setup(cx, links, trust, cell),
+            CellKind::Ack => self.hop.ack(&mut cx.counters, (header.channel, header.sub), content),
+            CellKind::Link => self.link_cell(cx, links, trust, clock, cell),
+            CellKind::Data => Err(Refusal::CellMalformed),
+        }
+    }
+
+    fn setup(&mut self, cx: &mut Context, links: &Links, trust: &mut Trust, cell: &PacedCell) -> Result<(), Refusal> {
+        let PacedCell { at, link, header, content } = *cell;
+        let Trust::Hop(trust) = trust else { return Err(Refusal::CellMalformed) };
+        let home = links.home(&cx.config, link);
+        let cell = ShardCell { link, home, channel: header.channel, sub: header.sub, content };
+        let wall_ms = (cx.unix_ns(at.now) / 1_000_000) as u64;
+        let open = |shape, info, onion: &[u8]| trust.keyring_mut().open(shape, info, onion, wall_ms);
+        if let Some(install) = self.hop.shard(&mut cx.rng, &mut cx.counters, cell, open)? {
+            let Install { batch, up: (link, number), down, keys, token } = install;
+            let up = (cx.config.faces_entries().then_some(link), number);
+            cx.change(Change::Paced(PacedChange::InstallChannel { batch, up, down, keys, token }));
+        }
+        Ok(())
+    }
+
+    fn link_cell(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        trust: &mut Trust,
+        clock: &SteadyClock,
+        &PacedCell { at, link, content, .. }: &PacedCell,
+    ) -> Result<(), Refusal> {
+        let side = side_of_hop(cx, links, link);
+        let bytes = &content[1..];
+        match LinkContent::from_wire(content[0]) {
+            Some(LinkContent::Clock) => {
+                let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
+                let exchange = self.exchanges.entry(link).or_default();
+                exchange.take(ClockCell::from_bytes(cell), at.class_ns);
+                let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
+                cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                compare_clocks(cx, trust, clock, at.now, (link, exchange));
+                if let Some(event) = side.and_then(|side| self.watch.clock((link, side), exchange)) {
+                    cx.event(Event::Paced(event));
+                }
+                Ok(())
+            }
+            Some(LinkContent::Report) => {
+                let report = Report::from_bytes(bytes.first_chunk().ok_or(Refusal::CellMalformed)?);
+                side.map_or(Ok(()), |side| {
+                    let direction = if side == Side::Down { Direction::Forward } else { Direction::Backward };
+                    self.watch.report((link, side), report, self.hop.released(direction))
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn loops(&mut self, cx: &mut Context, places: LoopPlaces) {
+        self.watch.loops(places).into_iter().for_each(|event| cx.event(Event::Paced(event)));
+    }
+
+    pub(super) fn status(&self, cx: &Context, links: &Links) -> HopStatus {
+        let side = |(link, exchange): (&LinkId, _)| Some((side_of_hop(cx, links, *link)?, exchange));
+        self.watch.status(self.exchanges.iter().filter_map(side))
+    }
+
+    #[cfg(test)]
+    pub(super) fn clocks(&self) -> usize {
+        self.exchanges.len()
+    }
+
+    pub(super) fn forget(&mut self, link: LinkId) {
+        self.exchanges.remove(&link);
+        self.watch.forget(link);
+    }
+}
+
+/// The side of a link to another hop. None of an entry's: it tells nothing but the time.
+fn side_of_hop(cx: &Context, links: &Links, link: LinkId) -> Option<Side> {
+    links.side(link).filter(|side| *side == Side::Down || !cx.config.faces_entries())
+}
+
+/// The last round that is due.
+fn last_due(config: &PacedConfig, direction: Direction, position: usize, time: u64) -> u64 {
+    config.times.round_at(time.saturating_sub(config.times.offset(direction, position)))
+}
+
+/// What has become of loops. Those that failed send as well: the number of cells does not show it.
+fn tell_loops(cx: &mut Context, outcomes: Vec<Outcome>) {
+    for outcome in outcomes {
+        let (batch, number, keys) = match outcome {
+            Outcome::Ready { batch, channel, keys, call } => {
+                (batch, channel, Some((keys, call.expect("a loop has a meeting"))))
+            }
+            Outcome::Failed { batch, channel, why } => {
+                if why != Failure::Alone {
+                    cx.refuse(Refusal::LoopFailed);
+                }
+                (batch, channel, None)
+            }
+        };
+        cx.change(Change::Paced(PacedChange::InstallLoop { batch, number, keys }));
+    }
+}
