@@ -5,16 +5,17 @@ use rand::{Rng, SeedableRng};
 use wire::cell::CellKind;
 use wire::gcm::seal_batch;
 use wire::kdf::Secret;
+use wire::link::LinkContent;
 use wire::paced::{EntryKeys, ExitKeys, MeetingSecret, PacedTerms, Report, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::*;
-use crate::MILLI;
-use crate::paced::ChannelAt;
 use crate::paced::peer::{BODY, CLASS, Cell, HOPS, Peer, data, terms};
+use crate::paced::{ChannelAt, Control};
 use crate::punt::Punt;
 use crate::socket::memory::{MemNet, MemPort};
 use crate::sys::Waker;
+use crate::{MILLI, SECOND};
 
 struct Bench {
     net: MemNet,
