@@ -60,7 +60,7 @@ pub enum Input<'a> {
         sent: bool,
     },
     /// Entry of a paced class: what the worker has counted of backward places, about every 100 rounds (SPEC 9.15.3).
-    PacedLost(Places),
+    PacedPlaces(Places),
     /// Mix of a paced class: what the worker has counted by its loops, about every 100 rounds (SPEC 9.15.3).
     PacedLoops(LoopPlaces),
     /// Entry of a paced class: the clock cell with this number leaves on a link, the first one with 1 (SPEC 9.5.6).
@@ -220,7 +220,7 @@ pub enum PacedChange {
         is_known: bool,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
-    Place {
+    Schedule {
         link: Option<LinkId>,
         direction: Direction,
         round: u64,
@@ -250,8 +250,8 @@ impl fmt::Debug for PacedChange {
             PacedChange::Drawn { batch, number } => write!(f, "Drawn {number} in batch {batch}"),
             PacedChange::InstallLoop { batch, number, .. } => write!(f, "InstallLoop {number} in batch {batch}"),
             PacedChange::Lead { lead_ns, is_known } => write!(f, "Lead {lead_ns} ns, known {is_known}"),
-            PacedChange::Place { link, direction, round, kind, channel, sub, .. } => {
-                write!(f, "Place {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")
+            PacedChange::Schedule { link, direction, round, kind, channel, sub, .. } => {
+                write!(f, "Schedule {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")
             }
             PacedChange::Wait { link, content } => write!(f, "Wait {link} {:?}", content.first()),
             PacedChange::ClockSeen { link, sent_ns, .. } => write!(f, "ClockSeen {link} {sent_ns}"),

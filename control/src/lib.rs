@@ -202,7 +202,7 @@ impl Control {
             Input::PacedClockSent { link, number, sent_ns } => {
                 paced.iter_mut().for_each(|paced| paced.clock_sent(link, number, sent_ns));
             }
-            Input::PacedLost(places) => paced.iter_mut().for_each(|paced| paced.lost(places)),
+            Input::PacedPlaces(places) => paced.iter_mut().for_each(|paced| paced.places(places)),
             Input::PacedLoops(places) => paced.iter_mut().for_each(|paced| paced.loops(cx, places)),
             Input::ChannelEnded { channel, reason } => {
                 if channels.ended(cx, links, now, channel, reason) {

@@ -73,7 +73,7 @@ pub enum Punt {
         sent: bool,
     },
     /// Entry of a paced class: counts of backward places, about every 100 rounds (SPEC 9.15.3).
-    PacedLost {
+    PacedPlaces {
         first: u64,
         rounds: u64,
         places: u64,

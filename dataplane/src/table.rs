@@ -265,12 +265,12 @@ impl From<Refused> for DropReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::replay::{AHEAD_MAX, WIDTH_DEFAULT};
+    use wire::replay::{JUMP_MAX, WIDTH_DEFAULT};
 
     #[test]
     fn a_hop_forgets_the_generations_that_its_window_has_passed() {
         let mut half = Half::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
-        for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
+        for seq in [0, JUMP_MAX, 2 * JUMP_MAX] {
             half.mark_seen(seq, 0).unwrap();
             assert!(half.key(0).is_some(), "{seq}: the window still reaches back");
         }

@@ -126,7 +126,7 @@ impl CorruptExit {
         let Some((entry, partner)) = self.entry(batch, channel).zip(self.entry(batch, *peer)) else { return };
         let between = (direction == Direction::Forward).then(|| {
             let mut between = body.to_vec();
-            encipher_batch(&mut [layers.job(direction, header.place(), &mut between)]);
+            encipher_batch(&mut [layers.job(direction, header.round_sub(), &mut between)]);
             between
         });
         let between = between.as_deref();

@@ -13,7 +13,8 @@ use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
 use dataplane::exit::{Filtering, GatewaySettings};
 use dataplane::ledger::Ledger;
-use dataplane::paced::entry::{self, Entry, Service, default_max_age};
+use dataplane::paced::default_max_age;
+use dataplane::paced::entry::{self, Entry, Service};
 use dataplane::paced::exit::{self, Exit};
 use dataplane::paced::mix::{self, Mix};
 use dataplane::paced::{Command, Settings};
@@ -88,7 +89,7 @@ impl Node {
                     let from = self.at[usize::from(side == Side::Down)];
                     links.send(Datagram { from, to, bytes: datagram });
                 }
-                Output::Change(Change::Paced(PacedChange::Place { direction, .. }))
+                Output::Change(Change::Paced(PacedChange::Schedule { direction, .. }))
                     if self.withholds == Some(direction) => {}
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");

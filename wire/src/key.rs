@@ -70,7 +70,7 @@ impl<K: Prepared> Generations<K> {
 mod tests {
     use super::*;
     use crate::gcm::StreamKey;
-    use crate::replay::{AHEAD_MAX, WIDTH_MAX, Window};
+    use crate::replay::{JUMP_MAX, WIDTH_MAX, Window};
 
     fn iv(generations: &Generations<StreamKey>, seq: u64) -> Option<[u8; 12]> {
         generations.of(seq).map(|(_, iv)| *iv)
@@ -118,10 +118,10 @@ mod tests {
         while seq < 8 << 20 {
             window.mark_seen(seq).unwrap();
             keys.advance(window.lowest());
-            for probe in [window.lowest(), seq, seq + AHEAD_MAX] {
+            for probe in [window.lowest(), seq, seq + JUMP_MAX] {
                 assert!(keys.of(probe).is_some(), "highest {seq}, probe {probe}");
             }
-            seq += AHEAD_MAX / 4 + 1;
+            seq += JUMP_MAX / 4 + 1;
         }
     }
 }

@@ -7,7 +7,7 @@
 //! touch the ring only once in 64 cells.
 
 /// The furthest that a cell may be ahead of the highest number seen.
-pub const AHEAD_MAX: u64 = 1 << 19;
+pub const JUMP_MAX: u64 = 1 << 19;
 pub const WIDTH_DEFAULT: usize = 4096;
 /// Of a channel; that of control cells between hops follows the slots of a round.
 pub const WIDTH_MAX: usize = 65536;
@@ -16,7 +16,7 @@ pub const WIDTH_MAX: usize = 65536;
 pub enum Refused {
     /// Behind the window.
     Old,
-    /// More than [`AHEAD_MAX`] ahead.
+    /// More than [`JUMP_MAX`] ahead.
     Ahead,
     Seen,
 }
@@ -36,9 +36,9 @@ impl Window {
     /// A window of `width` numbers, none of them seen; numbers start at `first`.
     ///
     /// # Panics
-    /// Unless width is a power of two from 64 to [`AHEAD_MAX`].
+    /// Unless width is a power of two from 64 to [`JUMP_MAX`].
     pub fn new(first: u64, width: usize) -> Window {
-        assert!(width.is_power_of_two() && (64..=AHEAD_MAX as usize).contains(&width), "window width {width}");
+        assert!(width.is_power_of_two() && (64..=JUMP_MAX as usize).contains(&width), "window width {width}");
         Window { first, next: first, hot: 0, ring: vec![0; width / 64].into() }
     }
 
@@ -79,7 +79,7 @@ impl Window {
     pub fn accept(&self, seq: u64) -> Result<(), Refused> {
         if seq < self.lowest() {
             Err(Refused::Old)
-        } else if seq >= self.next + AHEAD_MAX {
+        } else if seq >= self.next + JUMP_MAX {
             Err(Refused::Ahead)
         } else {
             Ok(())
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(window.mark_seen(64), Ok(()));
         assert_eq!(window.mark_seen(0), Err(Refused::Old));
         assert_eq!(window.mark_seen(1), Ok(()));
-        assert_eq!(window.mark_seen(64 + AHEAD_MAX + 1), Err(Refused::Ahead));
-        assert_eq!(window.mark_seen(64 + AHEAD_MAX), Ok(()));
+        assert_eq!(window.mark_seen(64 + JUMP_MAX + 1), Err(Refused::Ahead));
+        assert_eq!(window.mark_seen(64 + JUMP_MAX), Ok(()));
         assert_eq!(window.mark_seen(64), Err(Refused::Old));
     }
 
@@ -178,14 +178,14 @@ mod tests {
                 let seq = match step {
                     Next::Near(step) | Next::Far(step) => next.saturating_add_signed(step),
                     Next::Behind(step) => next.saturating_sub(width as u64).saturating_add_signed(step),
-                    Next::Ahead(step) => (next + AHEAD_MAX).saturating_add_signed(step),
+                    Next::Ahead(step) => (next + JUMP_MAX).saturating_add_signed(step),
                     Next::Again(which) => *which.get(&asked),
                     Next::At(seq) => seq,
                 };
                 asked.push(seq);
                 let range = if seq < first || seq + (width as u64) < next {
                     Err(Refused::Old)
-                } else if seq >= next + AHEAD_MAX {
+                } else if seq >= next + JUMP_MAX {
                     Err(Refused::Ahead)
                 } else {
                     Ok(())

@@ -191,7 +191,7 @@ impl<'a> Generator<'a> {
                 Direction::Backward => (down, ends[1].len()),
             };
             let copies = if direction == Direction::Forward { plan.copies() } else { vec![0] };
-            let until_release = plan.lead() + copies.iter().max().unwrap_or(&0) * times.begin(1);
+            let until_release = plan.sends_before() + copies.iter().max().unwrap_or(&0) * times.begin(1);
             let order = if senders > 1 { 0..senders as u32 } else { 1..plan.channels + 1 };
             Way {
                 to,

@@ -14,7 +14,7 @@ use wire::gcm::{PolyvalKey, encipher_batch};
 use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::link::{ControlKey, HeaderKey, LinkContent, LinkSecrets};
-use wire::paced::{HopKeys, PacedClass, PacedHeader, Place, SlotCount};
+use wire::paced::{HopKeys, PacedClass, PacedHeader, RoundSub, SlotCount};
 
 /// Bodies that cells are made of. A mix enciphers whatever it gets.
 const BODIES: usize = 1024;
@@ -142,7 +142,7 @@ impl Bodies {
     pub(super) fn is_layered(&self, direction: Direction, header: &PacedHeader, number: u32, body: &[u8]) -> bool {
         let mut wanted = self.of(number, header.seq).to_vec();
         let keys = channel_keys(number);
-        encipher_batch(&mut [keys.job(direction, Place { round: header.seq, sub: header.sub }, &mut wanted)]);
+        encipher_batch(&mut [keys.job(direction, RoundSub { round: header.seq, sub: header.sub }, &mut wanted)]);
         wanted == body
     }
 }

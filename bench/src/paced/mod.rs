@@ -54,7 +54,7 @@ const MS: Nanos = 1_000_000;
 /// The last cell of a round comes so long before the release that takes it.
 const MARGIN: Nanos = 2 * MS;
 /// From the start of the class's clock to the first round.
-const LEAD: Nanos = 300 * MS;
+const START_IN: Nanos = 300 * MS;
 /// The mix is set up so long before that, by a clock that is then replaced.
 const BEFORE: Nanos = 3_600_000 * MS;
 /// Time limit for the mix to take in its links and channels.
@@ -128,7 +128,7 @@ impl Plan {
     }
 
     /// From the first cell of a round to the release. Another mix sends a step before.
-    fn lead(&self) -> Nanos {
+    fn sends_before(&self) -> Nanos {
         if self.spread == 0 { Nanos::from(self.terms.steps_ms[0]) * MS } else { self.spread + MARGIN }
     }
 
@@ -267,7 +267,7 @@ fn measure(
     connect(plan, &ends, mix.handle())?;
     let mut mix = mix.start(clock, cores.relay)?;
     mix.handle.await_taken(SETUP_MAX)?;
-    let steady = steady(LEAD);
+    let steady = steady(START_IN);
     mix.handle.command(Command::Clock(steady.clone()))?;
     mix.handle.wake();
     let addresses = (mix.handle.up, mix.handle.down);

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use wire::paced::PacedTerms;
 use wire::paced::clock::ClockCell;
+use wire::paced::{AHEAD_MAX, PacedTerms};
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Samples older than this do not count, but for the latest ones.
@@ -56,7 +56,7 @@ impl Lead {
             period: period as u64,
             slack,
             most_above: i64::from(terms.copies - 1) * i64::from(terms.gap) * period + slack,
-            most_below: 8 * period - slack,
+            most_below: AHEAD_MAX as i64 * period - slack,
             before,
             lead: None,
             followed: 0,

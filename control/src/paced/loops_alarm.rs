@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use wire::setup::ack_cells;
 
 use super::PacedConfig;
-use super::alerts::Alerts;
 use super::loss_test::{BEFORE, IMPROBABLE, LossTest, Places, TESTED, tail};
 use super::own::{Failure, Outcome};
+use super::raised::RaisedCauses;
 use super::status::{Cause, LoopsStatus, PacedEvent};
 
 /// Bounds of the share of cells that one link loses in one direction.
@@ -89,13 +89,13 @@ pub(super) struct LoopsAlarm {
     undecided: Vec<Failed>,
     set_up: u64,
     failed: u64,
-    alerts: Alerts,
+    raised: RaisedCauses,
 }
 
 impl LoopsAlarm {
     /// Of the mix at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: PacedConfig, position: usize, released: u64) -> LoopsAlarm {
-        let (test, garbled, link, undecided, set_up, failed, alerts) = Default::default();
+        let (test, garbled, link, undecided, set_up, failed, raised) = Default::default();
         let (started, running) = (released + 1, released + 1);
         LoopsAlarm {
             config,
@@ -109,7 +109,7 @@ impl LoopsAlarm {
             undecided,
             set_up,
             failed,
-            alerts,
+            raised,
         }
     }
 
@@ -159,20 +159,20 @@ impl LoopsAlarm {
         let bounds = (explained, explained.max(self.lost_by_links(USUAL_SHARE_MAX)));
         if let Some((places, lost)) = self.test.add_within(all, bounds) {
             let garbled = self.garbled.sum().1.min(lost);
-            self.alerts.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
+            self.raised.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
         }
         let (counted, _) = self.link[1].sum();
         if counted > 0 && self.running >= self.unreported_since + TESTED {
             self.unreported_since = self.running;
-            self.alerts.raise(Cause::NextReportsNothing, self.running);
+            self.raised.raise(Cause::NextReportsNothing, self.running);
         }
         for Failed { batch, sent, failed } in std::mem::take(&mut self.undecided) {
             if tail(sent, self.failure(batch), failed) < IMPROBABLE {
-                self.alerts.raise(Cause::LoopSetups { batch, sent, failed }, self.running);
+                self.raised.raise(Cause::LoopSetups { batch, sent, failed }, self.running);
             }
         }
-        self.alerts.expire(self.running);
-        self.alerts.events()
+        self.raised.expire(self.running);
+        self.raised.events()
     }
 
     /// What a link loses in one direction: as much as the next one in its better direction. One direction alone
@@ -195,7 +195,7 @@ impl LoopsAlarm {
         let PacedConfig { times, shape, .. } = &self.config;
         let (mut places, mut lost) = (0, 0);
         let begin = times.first(batch - 1);
-        let has_risen = self.alerts.up().iter().any(|up| matches!(up.cause, Cause::Loops { .. }) && up.last >= begin);
+        let has_risen = self.raised.up().iter().any(|up| matches!(up.cause, Cause::Loops { .. }) && up.last >= begin);
         for count in self.test.counts_in(begin..self.running) {
             if has_risen && 2 * count.lost > count.places {
                 return 1.0;
@@ -212,7 +212,7 @@ impl LoopsAlarm {
     }
 
     pub(super) fn status(&self) -> LoopsStatus {
-        LoopsStatus { set_up: self.set_up, failed: self.failed, dropping: self.alerts.up().to_vec() }
+        LoopsStatus { set_up: self.set_up, failed: self.failed, dropping: self.raised.up().to_vec() }
     }
 }
 

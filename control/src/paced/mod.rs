@@ -13,10 +13,10 @@
 //! lead    at which own time an entry sends a round
 //! watch   what is heard of the class from others
 //!
-//! alarm   whether more is lost than links explain, at an entry
+//! entry_alarm  whether more is lost than links explain, at an entry
 //! loops_alarm  the same at a mix, by its loops
 //! loss_test    the test that both use
-//! alerts  causes for which an alarm is up
+//! raised  causes for which an alarm is up
 //! status  events, and what a node shows
 //! ```
 //!
@@ -26,10 +26,9 @@
 //! ack slots. Slots without contents carry dummies, so the number of cells in a round never depends on what they
 //! return.
 
-mod alarm;
-mod alerts;
 mod class;
 mod entry;
+mod entry_alarm;
 mod hop;
 mod lead;
 mod loops_alarm;
@@ -37,6 +36,7 @@ mod loss_test;
 mod numbers;
 mod own;
 mod queue;
+mod raised;
 mod seats;
 mod status;
 #[cfg(test)]
@@ -58,7 +58,7 @@ pub use own::Failure;
 pub(crate) use own::Outcome;
 pub(crate) use queue::Placed;
 pub use status::{
-    Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, Reported,
+    Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, RaisedCause, Reported,
 };
 
 /// Most shards of a setup: their index has 8 bits, and 255 is not used.

@@ -14,14 +14,14 @@ pub(super) struct Seats {
     seats: usize,
     is_mix_1: bool,
     /// By link and channel; at Mix 1, where a link has one setup in a batch, by link and 0.
-    taken: HashMap<LinkChannel, Place>,
-    /// Mix 1: links with a channel in the running batch that have not taken the place kept for them.
+    taken: HashMap<LinkChannel, Seat>,
+    /// Mix 1: links with a channel in the running batch that have not taken the seat kept for them.
     kept: HashMap<LinkId, Option<Prefix>>,
     /// Mix 1: seats taken by, or kept for, links of a prefix.
     of_prefix: HashMap<Prefix, usize>,
 }
 
-struct Place {
+struct Seat {
     channel: u32,
     /// None once the setup was opened, or given up.
     parts: Option<Parts>,
@@ -63,11 +63,11 @@ impl Seats {
         if !self.taken.contains_key(&key) {
             self.take(link, prefix)?;
         }
-        let place = self.taken.entry(key).or_insert_with(|| Place { channel, parts: Some(Parts::default()) });
-        if place.channel != channel {
+        let seat = self.taken.entry(key).or_insert_with(|| Seat { channel, parts: Some(Parts::default()) });
+        if seat.channel != channel {
             return Err(Refusal::NoRoom);
         }
-        let Some(parts) = &mut place.parts else { return Ok(Joined::Surplus) };
+        let Some(parts) = &mut seat.parts else { return Ok(Joined::Surplus) };
         if parts.indexes.contains(&sub) {
             return Err(Refusal::FragmentMalformed);
         }
@@ -76,10 +76,10 @@ impl Seats {
         if parts.indexes.len() < needed {
             return Ok(Joined::Incomplete);
         }
-        Ok(Joined::Complete(place.parts.take().expect("it was found above")))
+        Ok(Joined::Complete(seat.parts.take().expect("it was found above")))
     }
 
-    /// Checks that there is a place for another setup. A prefix gets one more only while more are free than it has.
+    /// Checks that there is a seat for another setup. A prefix gets one more only while more are free than it has.
     fn take(&mut self, link: LinkId, prefix: Option<Prefix>) -> Result<(), Refusal> {
         if self.kept.remove(&link).is_some() {
             return Ok(());
@@ -93,14 +93,14 @@ impl Seats {
         Ok(())
     }
 
-    /// Mix 1: true if this link has a place, or one is kept for it.
+    /// Mix 1: true if this link has a seat, or one is kept for it.
     pub(super) fn holds(&self, link: LinkId) -> bool {
         self.kept.contains_key(&link) || self.taken.contains_key(&(link, 0))
     }
 
     /// Gives up setups of which too few shards have come. Returns how many.
     pub(super) fn close(&mut self) -> usize {
-        self.taken.values_mut().filter_map(|place| place.parts.take()).count()
+        self.taken.values_mut().filter_map(|seat| seat.parts.take()).count()
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn link_with_a_channel_keeps_its_place() {
+    fn link_with_a_channel_keeps_its_seat() {
         let mut seats = Seats::of_mix_1(3, [(LinkId(1), prefix(1)), (LinkId(2), prefix(1))].into_iter());
         assert_eq!(first(&mut seats, 7, 1, prefix(7)), Ok(()));
         assert_eq!(first(&mut seats, 8, 1, prefix(8)), Err(Refusal::NoRoom), "the others are kept");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn prefix_gets_a_place_while_more_are_free_than_it_has() {
+    fn prefix_gets_a_seat_while_more_are_free_than_it_has() {
         let mut seats = Seats::of_mix_1(8, [(LinkId(1), prefix(1))].into_iter());
         let mut of_one: Vec<_> = (2..9).map(|link| first(&mut seats, link, 1, prefix(1))).collect();
         assert_eq!(of_one.drain(..).filter(Result::is_ok).count(), 3, "and one that is kept");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_link_has_one_setup_and_a_hop_link_one_per_place() {
+    fn entry_link_has_one_setup_and_a_hop_link_one_per_seat() {
         let mut seats = Seats::of_mix_1(8, std::iter::empty());
         assert_eq!(first(&mut seats, 1, 5, None), Ok(()));
         assert_eq!(first(&mut seats, 1, 6, None), Err(Refusal::NoRoom));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn place_of_a_decided_setup_is_not_given_again() {
+    fn seat_of_a_decided_setup_is_not_given_again() {
         let mut seats = Seats::of_hop(1);
         let mut join = |sub| seats.join((LinkId(1), 5), None, (sub, 2), &[sub]);
         assert!(matches!(join(3), Ok(Joined::Incomplete)));

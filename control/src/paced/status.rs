@@ -80,7 +80,7 @@ impl Cause {
 
 /// A cause of the alarm, the latest of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alert {
+pub struct RaisedCause {
     pub cause: Cause,
     /// The rounds in which a cause of this kind came first, and last.
     pub since: u64,
@@ -126,7 +126,7 @@ pub struct EntryStatus {
     /// Time until that batch begins.
     pub next_batch_in: Duration,
     /// The alarm `dropping` is up for these causes. None: it is not.
-    pub dropping: Vec<Alert>,
+    pub dropping: Vec<RaisedCause>,
 }
 
 impl EntryStatus {
@@ -160,7 +160,7 @@ pub struct LoopsStatus {
     pub set_up: u64,
     pub failed: u64,
     /// The alarm `dropping` is up for these causes. None: it is not.
-    pub dropping: Vec<Alert>,
+    pub dropping: Vec<RaisedCause>,
 }
 
 /// The clock of a neighbouring hop, from the shortest round trip of late.

@@ -8,7 +8,7 @@ use wire::cell::{CellKind, Class, Direction, Shape};
 use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::ids::{ChannelKeys, LinkId};
 use wire::kdf::Secret;
-use wire::paced::{Call, EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, Place};
+use wire::paced::{Call, EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, RoundSub};
 use wire::setup::{self, BadAck, HopPublic, Info, Opened, SetupKey, Suite};
 
 use super::*;
@@ -281,7 +281,7 @@ fn why(outcomes: &[Outcome]) -> Option<Failure> {
 
 /// True if a body that the entry seals opens at the exit of this path, and the exit's opens at the entry.
 fn keys_fit(keys: &EntryKeys, path: &[&Install], round: u64) -> bool {
-    let place = Place { round, sub: 0 };
+    let place = RoundSub { round, sub: 0 };
     let secrets = |install: &Install| match &install.keys {
         ChannelKeys::Hop { forward, backward } => (forward.clone(), backward.clone()),
         ChannelKeys::Entry(_) => panic!("the keys of a hop"),
@@ -625,7 +625,7 @@ fn loops_of_every_mix_come_through() {
 #[test]
 fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
     let (mut world, mut drawn) = (World::new(PacedTerms { loops: 2, ..terms() }, 0), [0; 3]);
-    let place = Place { round: world.config.times.first(BATCH + 1), sub: 0 };
+    let place = RoundSub { round: world.config.times.first(BATCH + 1), sub: 0 };
     let pass = |path: &[&Install], direction, body: &mut [u8]| {
         let layer = |install: &&Install| match &install.keys {
             ChannelKeys::Hop { forward, backward } => {

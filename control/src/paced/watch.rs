@@ -7,7 +7,7 @@ use wire::ids::{LinkId, Side};
 use wire::paced::clock::Exchange;
 use wire::paced::{Company, Report};
 
-use super::alarm::Alarm;
+use super::entry_alarm::EntryAlarm;
 use super::lead::MEMORY;
 use super::loops_alarm::{LoopPlaces, LoopsAlarm};
 use super::loss_test::Places;
@@ -22,7 +22,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// What an entry watches.
 pub(super) struct EntryWatch {
-    pub(super) alarm: Alarm,
+    pub(super) alarm: EntryAlarm,
     company: Option<Company>,
     company_since: u64,
     forward: Reported,
@@ -41,7 +41,7 @@ pub(super) struct EntryWatch {
 impl EntryWatch {
     pub(super) fn new(config: PacedConfig) -> EntryWatch {
         let (company, company_since, forward, backward, joined, failed, latest, before) = Default::default();
-        let (alarm, was_ready, has_moved, unanswered_since) = (Alarm::new(config), false, false, 0);
+        let (alarm, was_ready, has_moved, unanswered_since) = (EntryAlarm::new(config), false, false, 0);
         EntryWatch {
             alarm,
             company,
@@ -167,7 +167,7 @@ impl EntryWatch {
             has_channel: self.has_channel(entry.coming_batch() - 1),
             next_batch,
             next_batch_in,
-            dropping: self.alarm.alerts().to_vec(),
+            dropping: self.alarm.raised().to_vec(),
         }
     }
 }
@@ -450,6 +450,6 @@ mod tests {
         let status = watch.status(&entry, (&lead, 600 * S - 1), &Exchange::default());
         assert_eq!(status.lead_age, Some(Duration::from_secs(60)));
         assert!(!raised(&mut watch, &lead, 620 * S, true), "it is up");
-        assert_eq!(watch.alarm.alerts()[0].times, 2);
+        assert_eq!(watch.alarm.raised()[0].times, 2);
     }
 }

@@ -21,9 +21,9 @@ use wire::paced::{AHEAD_MAX, ControlSlots, HopKeys, PacedHeader, Timetable};
 use super::batches::{Batches, Channel};
 use super::gate::{ArrivalTime, Arrived, Gate};
 use super::links::PacedLinks;
-use super::places::Places;
+use super::report_counts::ReportCounts;
 use super::sender::{Leaving, Sender};
-use super::{Command, Settings};
+use super::{Command, RECEIVES, Settings};
 use crate::Nanos;
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
@@ -40,8 +40,6 @@ use crate::stage::rounds::{Place, Released, Rounds};
 use loops::Loops;
 pub use loops::{Delay, LoopCounts, View};
 
-/// Receive calls on each socket in one turn.
-const RECEIVES: usize = 4;
 /// A mix that has read its sockets empty reads them again after this time.
 const REST: Nanos = crate::MILLI;
 
@@ -55,7 +53,7 @@ struct Pipe {
     sender: Sender,
     out: Departures,
     tally: Tally,
-    places: Places,
+    places: ReportCounts,
 }
 
 /// The worker of a mix between its two link sockets.
@@ -132,7 +130,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 sender: Sender::new(terms, is_first_link, draw()),
                 out: Departures::new(terms.class.cell_len(), total),
                 tally: Tally::default(),
-                places: Places::new(released),
+                places: ReportCounts::new(released),
             }
         };
         let pipes = PerDirection {
@@ -213,7 +211,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             Command::InstallLoop { batch, number, keys } => {
                 self.loops.install(batch, self.pipes.forward.rounds.released(), number, keys);
             }
-            Command::Place { link, direction, round, control } => {
+            Command::Schedule { link, direction, round, control } => {
                 // Its link may have gone: then nobody would take the cell.
                 if link.is_none_or(|link| self.links.links.side(link).is_some()) {
                     self.pipes[direction].sender.control(link).place(round, control);
@@ -312,7 +310,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
                 let keys = &batches.of_round(header.seq)[place.channel].state;
-                jobs.push(keys.job(direction, header.place(), cell.body_mut(body_len)));
+                jobs.push(keys.job(direction, header.round_sub(), cell.body_mut(body_len)));
             }
             encipher_batch(&mut jobs);
         }

@@ -9,7 +9,7 @@
 //! batches        channels, batch by batch
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
-//! places         counts for reports
+//! report_counts  counts for reports
 //! mix            the worker of a mix, with its loops
 //! entry          the worker of an entry
 //! exit           the worker of an exit
@@ -28,15 +28,17 @@ mod links;
 pub mod mix;
 #[cfg(test)]
 mod peer;
-mod places;
+mod report_counts;
 mod sender;
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
 use wire::paced::{AHEAD_MAX, Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Timetable, seats_on};
+use wire::reassembly::HOLD;
 use wire::setup::Suite;
 
 use crate::batch::Lengths;
@@ -49,7 +51,7 @@ pub use control_cells::Control;
 use control_guard::ControlLimits;
 pub use links::SlotKeys;
 
-/// A paced class at one hop.
+/// A paced class at one node.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub terms: PacedTerms,
@@ -61,6 +63,19 @@ pub struct Settings {
     /// Buffers on huge pages.
     pub hugepages: bool,
 }
+
+/// The longest time that a datagram or an answer waits for a round, unless configured (SPEC 9.1.4).
+pub fn default_max_age(terms: &PacedTerms) -> Duration {
+    Duration::from_millis(u64::from(6 * terms.period_ms).max(60))
+}
+
+/// How long fragments of a datagram wait for the others: 20 rounds, and no less than in free classes (SPEC 9.1.3).
+fn hold(terms: &PacedTerms) -> Duration {
+    HOLD.max(20 * Duration::from_millis(terms.period_ms.into()))
+}
+
+/// Receive calls on each link socket in one turn.
+const RECEIVES: usize = 4;
 
 impl Settings {
     fn times(&self) -> Timetable {
@@ -161,7 +176,7 @@ pub enum Command {
         token: Option<MeetingToken>,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
-    Place {
+    Schedule {
         link: Option<LinkId>,
         direction: Direction,
         round: u64,

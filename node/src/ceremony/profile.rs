@@ -7,7 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use dataplane::MILLI;
-use dataplane::paced::entry::{PREPARE, default_max_age};
+use dataplane::paced::default_max_age;
+use dataplane::paced::entry::PREPARE;
 use wire::cell::{Class, Direction};
 use wire::frames::{DGRAM_OVERHEAD, fresh_max};
 use wire::ids::{ClassId, UnknownClassId};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control::trust::Contact;
 use dataplane::lanes::Lanes;
-use dataplane::paced::entry::default_max_age;
+use dataplane::paced::default_max_age;
 use dataplane::stage::pool::Mixing;
 use wire::cell::Shape;
 use wire::paced::{MeetingSecret, PacedTerms};

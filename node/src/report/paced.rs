@@ -1,6 +1,8 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
-use control::paced::{Alert, Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, Reported};
+use control::paced::{
+    Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
+};
 use dataplane::paced::entry::{EndToEnd, LOST_AFTER, MeetingState, Outages, View};
 use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
@@ -272,7 +274,7 @@ pub const WHAT_TO_DO: &str = "keep the entry running; if the link itself loses l
                               and report it to the operators";
 
 /// The latest cause of a kind, and how many of this kind there were since the alarm rose.
-fn in_words(Alert { cause, times, .. }: &Alert) -> String {
+fn in_words(RaisedCause { cause, times, .. }: &RaisedCause) -> String {
     let what = match cause {
         Cause::Lost { direction: Direction::Forward, places, lost } => format!("{lost} of {places} cells to mix1 lost"),
         Cause::Lost { direction: Direction::Backward, places, lost } => {
@@ -314,7 +316,7 @@ mod tests {
     #[test]
     fn causes_of_one_kind_are_counted() {
         let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
-        let words = |times| in_words(&Alert { cause, since: 1, last: 2, times });
+        let words = |times| in_words(&RaisedCause { cause, since: 1, last: 2, times });
         assert_eq!(words(1), "12 of 1000 cells to mix1 lost");
         assert_eq!(words(7), "12 of 1000 cells to mix1 lost (7 times)");
     }

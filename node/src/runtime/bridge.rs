@@ -106,9 +106,9 @@ impl Commands {
                 has_room
             }
             Commands::Paced { sender, backlog } => {
-                use paced::Command::{ClockSeen, Place, Wait};
+                use paced::Command::{ClockSeen, Schedule, Wait};
                 let command = paced_command(change);
-                let is_cell = matches!(command, Some(Place { .. } | Wait { .. } | ClockSeen { .. }));
+                let is_cell = matches!(command, Some(Schedule { .. } | Wait { .. } | ClockSeen { .. }));
                 let has_room = backlog.len() < sender.capacity() || !is_cell;
                 backlog.extend(command.filter(|_| has_room));
                 has_room
@@ -376,8 +376,8 @@ pub fn input(punt: &mut Punt) -> Option<Input<'_>> {
             Input::PacedCell { link: *link, slot: *slot, from: *from, header: *header, content, at_ns: *at }
         }
         &mut Punt::PacedClockSent { link, number, sent_ns } => Input::PacedClockSent { link, number, sent_ns },
-        &mut Punt::PacedLost { first, rounds, places, lost } => {
-            Input::PacedLost(Places { first, rounds, places, lost })
+        &mut Punt::PacedPlaces { first, rounds, places, lost } => {
+            Input::PacedPlaces(Places { first, rounds, places, lost })
         }
         &mut Punt::PacedLoops { first, rounds, counts } => {
             let LoopCounts { places, lost, garbled, link_places, link_lost } = counts;
@@ -413,8 +413,8 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             paced::Command::InstallLoop { batch, number, keys }
         }
         Change::Paced(PacedChange::Lead { lead_ns, is_known }) => paced::Command::Lead { lead_ns, is_known },
-        Change::Paced(PacedChange::Place { link, direction, round, kind, channel, sub, content }) => {
-            paced::Command::Place { link, direction, round, control: control(kind, channel, sub, content) }
+        Change::Paced(PacedChange::Schedule { link, direction, round, kind, channel, sub, content }) => {
+            paced::Command::Schedule { link, direction, round, control: control(kind, channel, sub, content) }
         }
         Change::Paced(PacedChange::Wait { link, content }) => {
             paced::Command::Wait { link, control: control(CellKind::Link, 0, 0, content) }

@@ -18,14 +18,14 @@ const BODY_LEN_MAX: usize = Class::L.payload() + TAG_LEN;
 /// Names a cell of a channel and direction. Nobody enciphers two bodies, or seals two texts, for one place under one
 /// key (SPEC 9.3.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct RoundSub {
     /// 40 bits.
     pub round: u64,
     /// Number of the cell in its round.
     pub sub: u8,
 }
 
-impl Place {
+impl RoundSub {
     /// N of SPEC 9.3: the nonce of the wide-block cipher.
     pub fn nonce(self) -> [u8; 12] {
         self.data_nonce(&[0; 12])
@@ -76,11 +76,11 @@ impl HopKeys {
     }
 
     /// The layer of a body, for [`crate::gcm::encipher_batch`].
-    pub fn job<'a>(&'a self, direction: Direction, place: Place, body: &'a mut [u8]) -> Job<'a, UivKey> {
+    pub fn job<'a>(&'a self, direction: Direction, place: RoundSub, body: &'a mut [u8]) -> Job<'a, UivKey> {
         Job::new(self.key(direction), place.nonce(), body)
     }
 
-    fn decipher(&self, direction: Direction, place: Place, body: &mut [u8]) {
+    fn decipher(&self, direction: Direction, place: RoundSub, body: &mut [u8]) {
         self.key(direction).decipher(&place.nonce(), body);
     }
 }
@@ -109,7 +109,7 @@ impl ExitKeys {
 
     /// An inner body with data: P inner bytes and their tag. The exit opens forward ones with
     /// [`crate::gcm::open_batch`] and seals backward ones with [`crate::gcm::seal_batch`].
-    pub fn data_job<'a>(&'a self, direction: Direction, place: Place, body: &'a mut [u8]) -> Job<'a, AeadKey> {
+    pub fn data_job<'a>(&'a self, direction: Direction, place: RoundSub, body: &'a mut [u8]) -> Job<'a, AeadKey> {
         let key = match direction {
             Direction::Forward => &self.forward,
             Direction::Backward => &self.backward,
@@ -152,7 +152,7 @@ impl EntryKeys {
     ///
     /// # Panics
     /// No body of a class has this length.
-    pub fn seal_data(&self, place: Place, body: &mut [u8]) {
+    pub fn seal_data(&self, place: RoundSub, body: &mut [u8]) {
         seal_batch(&mut [self.exit.data_job(Direction::Forward, place, body)]);
         self.wrap(place, body);
     }
@@ -162,14 +162,14 @@ impl EntryKeys {
     ///
     /// # Panics
     /// No body of a class has this length.
-    pub fn seal_meeting(&self, call: &Call, place: Place, body: &mut [u8]) {
+    pub fn seal_meeting(&self, call: &Call, place: RoundSub, body: &mut [u8]) {
         call.seal(place, body);
         self.exit.layers.decipher(Direction::Forward, place, body);
         self.wrap(place, body);
     }
 
     /// Adds the layers of the mixes.
-    fn wrap(&self, place: Place, body: &mut [u8]) {
+    fn wrap(&self, place: RoundSub, body: &mut [u8]) {
         self.mixes.iter().rev().for_each(|mix| mix.decipher(Direction::Forward, place, body));
     }
 
@@ -177,7 +177,7 @@ impl EntryKeys {
     ///
     /// # Panics
     /// No body of a class has this length.
-    pub fn open<'a>(&self, call: Option<&Call>, place: Place, body: &'a mut [u8]) -> Option<Inner<'a>> {
+    pub fn open<'a>(&self, call: Option<&Call>, place: RoundSub, body: &'a mut [u8]) -> Option<Inner<'a>> {
         self.mixes.iter().for_each(|mix| mix.decipher(Direction::Backward, place, body));
         let len = body.len();
         // An engine may erase what does not open.
@@ -201,7 +201,7 @@ mod tests {
     use crate::gcm::encipher_batch;
     use crate::paced::{MEETING_OVERHEAD, MeetingSecret, PacedClass};
 
-    const PLACE: Place = Place { round: 163_840_000_007, sub: 1 };
+    const PLACE: RoundSub = RoundSub { round: 163_840_000_007, sub: 1 };
     const SIZES: [Class; 3] = [Class::S, Class::M, Class::L];
 
     /// Secrets of a channel of `hops` hops.
@@ -251,7 +251,7 @@ mod tests {
             pass(hops[..h - 1].iter().rev(), Direction::Backward, &mut body);
             let mut late = body.clone();
             assert_eq!(entry.open(None, PLACE, &mut body), Some(Inner::Data(&vec![6; size.payload()])));
-            assert_eq!(entry.open(None, Place { sub: 2, ..PLACE }, &mut late), None, "a body of another place");
+            assert_eq!(entry.open(None, RoundSub { sub: 2, ..PLACE }, &mut late), None, "a body of another place");
         }
     }
 
@@ -311,8 +311,8 @@ mod tests {
     fn batch_of_a_mix_enciphers_each_body_in_its_place() {
         let (class, hop) = (PacedClass::new(Class::S), secrets(0, 1).remove(0));
         let keys = HopKeys::new(hop.forward, hop.backward);
-        let places: Vec<Place> =
-            (0..5).flat_map(|round| [0, 1].map(|sub| Place { round: (1 << 39) + round, sub })).collect();
+        let places: Vec<RoundSub> =
+            (0..5).flat_map(|round| [0, 1].map(|sub| RoundSub { round: (1 << 39) + round, sub })).collect();
         let mut bodies = vec![vec![1; class.body_len()]; places.len()];
         let mut jobs: Vec<_> =
             places.iter().zip(&mut bodies).map(|(place, body)| keys.job(Direction::Forward, *place, body)).collect();

@@ -2,7 +2,7 @@
 
 use subtle::ConstantTimeEq;
 
-use super::Place;
+use super::RoundSub;
 use crate::cell::{Block, CellKind, Class, HEADER_LEN, Header, TAG_LEN};
 use crate::gcm::{LINK_TAG_LEN, PolyvalKey};
 
@@ -98,8 +98,8 @@ impl PacedHeader {
     }
 
     /// Round and number of a data cell.
-    pub const fn place(&self) -> Place {
-        Place { round: self.seq, sub: self.sub }
+    pub const fn round_sub(&self) -> RoundSub {
+        RoundSub { round: self.seq, sub: self.sub }
     }
 
     /// True if this is the header of a data cell with this body. Takes constant time.

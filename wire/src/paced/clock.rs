@@ -126,10 +126,9 @@ impl Exchange {
         self.samples.push_back(Comparison { offset_ns, round_trip_ns });
     }
 
-    /// The clock cell for the slot that is due at `due_ns`.
-    pub fn cell(&self, due_ns: u64) -> ClockCell {
-        let (peer, received) = self.latest.unwrap_or_default();
-        ClockCell { sent: due_ns, peer, received }
+    /// `sent` of the latest clock cell that came, and when it came, which the next clock cell answers.
+    pub fn latest(&self) -> Option<(u64, u64)> {
+        self.latest
     }
 
     /// True if there are as many samples as count.
@@ -197,11 +196,9 @@ mod tests {
         // The neighbour is 7 ms ahead; 3 ms there, 1 ms back.
         let ms = 1_000_000;
         let (mut mine, mut theirs) = (Exchange::default(), Exchange::default());
-        let first = mine.cell(100 * ms);
-        assert_eq!(first, ClockCell { sent: 100 * ms, peer: 0, received: 0 });
-        theirs.take(first, 110 * ms);
-        assert_eq!(theirs.best(), None);
-        let answer = theirs.cell(120 * ms);
+        theirs.take(ClockCell { sent: 100 * ms, peer: 0, received: 0 }, 110 * ms);
+        assert_eq!((theirs.latest(), theirs.best()), (Some((100 * ms, 110 * ms)), None));
+        let answer = ClockCell { sent: 120 * ms, peer: 100 * ms, received: 110 * ms };
         assert_eq!(ClockCell::from_bytes(&answer.to_bytes()), answer);
         mine.take(answer, 114 * ms);
         // (3 - 1) / 2 ms of the asymmetry are in the offset.

@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{PacedClass, Place};
+use super::{PacedClass, RoundSub};
 use crate::gcm::{UIV_KEY_LEN, UivKey};
 use crate::kdf::{Secret, expand_info, extract};
 use crate::setup::TOKEN_LEN;
@@ -172,7 +172,7 @@ impl Call {
     ///
     /// # Panics
     /// No body of a class has this length.
-    pub fn seal(&self, place: Place, body: &mut [u8]) {
+    pub fn seal(&self, place: RoundSub, body: &mut [u8]) {
         body[..ZEROS_LEN].fill(0);
         body[ZEROS_LEN..MEETING_OVERHEAD].copy_from_slice(&self.salt);
         self.key.encipher(&place.nonce(), body);
@@ -183,7 +183,7 @@ impl Call {
     ///
     /// # Panics
     /// No body of a class has this length.
-    pub fn open<'a>(&self, place: Place, body: &'a mut [u8]) -> Option<&'a [u8]> {
+    pub fn open<'a>(&self, place: RoundSub, body: &'a mut [u8]) -> Option<&'a [u8]> {
         self.key.decipher(&place.nonce(), body);
         let (head, inner) = body.split_at(MEETING_OVERHEAD);
         let (zeros, salt) = head.split_at(ZEROS_LEN);
@@ -198,7 +198,7 @@ mod tests {
     use crate::cell::Class;
 
     const CLASS: PacedClass = PacedClass::new(Class::S);
-    const PLACE: Place = Place { round: 163_840_000_011, sub: 0 };
+    const PLACE: RoundSub = RoundSub { round: 163_840_000_011, sub: 0 };
 
     #[test]
     fn secrets_show_nothing_and_leave_nothing_where_they_were() {
@@ -271,8 +271,8 @@ mod tests {
         mine.seal(PLACE, &mut sealed);
         assert_eq!(theirs.open(PLACE, &mut sealed.clone()), Some(&[5; 200][..]));
         assert_eq!(mine.open(PLACE, &mut sealed.clone()), None, "a reflection");
-        assert_eq!(theirs.open(Place { round: PLACE.round + 1, ..PLACE }, &mut sealed.clone()), None);
-        assert_eq!(theirs.open(Place { sub: 1, ..PLACE }, &mut sealed.clone()), None);
+        assert_eq!(theirs.open(RoundSub { round: PLACE.round + 1, ..PLACE }, &mut sealed.clone()), None);
+        assert_eq!(theirs.open(RoundSub { sub: 1, ..PLACE }, &mut sealed.clone()), None);
         // Deciphered, a bit of Y_R damages u and hence the zeros.
         for bit in 0..8 * sealed.len() {
             let mut damaged = sealed.clone();

@@ -31,7 +31,7 @@ pub const BEHIND_MAX: u64 = 256;
 /// Rounds between two reports (SPEC 9.15.2).
 pub const REPORT_EVERY: u64 = 100;
 
-pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, Place};
+pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, RoundSub};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
 pub use report::{COMPANY_LEN, Company, REPORT_LEN, Report};

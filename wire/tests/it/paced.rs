@@ -13,7 +13,7 @@ use wire::link::{ControlKey, HeaderKey, LinkContent, LinkSecrets};
 use wire::paced::clock::ClockCell;
 use wire::paced::{
     Company, ControlSlots, EntryKeys, ExitKeys, HopKeys, Inner, MEETING_OVERHEAD, Meeting, MeetingSecret, PacedClass,
-    PacedHeader, PacedTerms, Phase, Place, Report, seats_on,
+    PacedHeader, PacedTerms, Phase, Report, RoundSub, seats_on,
 };
 use wire::setup::{self, HopSecrets, Info, Pending, Suite};
 
@@ -58,7 +58,7 @@ fn primitives(file: &Value) -> [Value; 3] {
     let texts = [Class::S, Class::M, Class::L].map(|size| {
         let text = &fixed::<1344>(&format!("paced text {size}"))[..PacedClass::new(size).body_len()];
         let mut body = text.to_vec();
-        UivKey::prepare(&key).encipher(&Place { round: FIRST, sub: 0 }.nonce(), &mut body);
+        UivKey::prepare(&key).encipher(&RoundSub { round: FIRST, sub: 0 }.nonce(), &mut body);
         json!({ "text": hex(text), "enc": hex(&body) })
     });
     [polyval, tor.collect(), json!({ "key": hex(&key), "round": FIRST, "sub": 0, "texts": texts })]
@@ -104,16 +104,16 @@ impl Chain {
     }
 
     /// A data cell on the link of the first channel, or of the channel whose number is higher by `offset`.
-    fn data_cell(&self, link: &Link, direction: Direction, place: Place, body: &[u8], offset: u32) -> Value {
+    fn data_cell(&self, link: &Link, direction: Direction, place: RoundSub, body: &[u8], offset: u32) -> Value {
         let key = PolyvalKey::prepare(match direction {
             Direction::Forward => &link.secrets.tag_i2r,
             Direction::Backward => &link.secrets.tag_r2i,
         });
-        let (Place { round, sub }, tag) = (place, key.link_tag(body));
+        let (RoundSub { round, sub }, tag) = (place, key.link_tag(body));
         let channel = link.channel + offset;
         let header = PacedHeader { channel, seq: round, sub, kind: CellKind::Data, class: self.class, tag };
         let read = PacedHeader::from_block(&header.to_block(), self.class, Some(FIRST)).unwrap();
-        assert!(read == header && read.place() == place && read.is_tag_of(&key, body));
+        assert!(read == header && read.round_sub() == place && read.is_tag_of(&key, body));
         self.cell(link, direction, header.to_block(), body)
     }
 
@@ -228,7 +228,7 @@ impl Chain {
     }
 
     fn data(&self, hops: &[HopSecrets]) -> Value {
-        let place = Place { round: FIRST + 7, sub: self.sub };
+        let place = RoundSub { round: FIRST + 7, sub: self.sub };
         let before: [u8; 20] = fixed("paced datagram before");
         let before = encoded(&Frame::Dgram { flow: 3, data: &before });
         let (session, datagram): (_, [u8; 40]) = (fixed("paced session"), fixed("paced datagram"));
@@ -257,7 +257,7 @@ impl Chain {
     }
 
     fn answer(&self, hops: &[HopSecrets]) -> Value {
-        let place = Place { round: FIRST + 9, sub: self.sub };
+        let place = RoundSub { round: FIRST + 9, sub: self.sub };
         let status = Frame::Status { flow: SESSION_FLOW, code: Status::Open };
         let inner = inner(self.payload(), &[status]);
         let read = frames::parse_paced(&inner, BACKWARD, true).unwrap();
@@ -280,7 +280,7 @@ impl Chain {
 
     /// A meeting body from the channel of `hops` to that of `peer`.
     fn call(&self, hops: &[HopSecrets], peer: &[HopSecrets], meeting: &Meeting) -> Value {
-        let place = Place { round: FIRST + 11, sub: self.sub };
+        let place = RoundSub { round: FIRST + 11, sub: self.sub };
         let before: [u8; 12] = fixed("paced call before");
         let before = encoded(&Frame::Dgram { flow: 0, data: &before });
         let datagram: [u8; 60] = fixed("paced call");

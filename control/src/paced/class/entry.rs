@@ -193,7 +193,7 @@ impl EntryPart {
         self.clocks_sent.push_front(((link, number), sent_ns));
     }
 
-    pub(super) fn lost(&mut self, places: Places) {
+    pub(super) fn places(&mut self, places: Places) {
         self.watch.backward(places);
     }
 

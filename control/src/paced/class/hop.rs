@@ -129,8 +129,9 @@ impl HopPart {
                 let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
                 let exchange = self.exchanges.entry(link).or_default();
                 exchange.take(ClockCell::from_bytes(cell), at.class_ns);
-                let ClockCell { peer: sent_ns, received: received_ns, .. } = exchange.cell(0);
-                cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                if let Some((sent_ns, received_ns)) = exchange.latest() {
+                    cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
+                }
                 compare_clocks(cx, trust, clock, at.now, (link, exchange));
                 if let Some(event) = side.and_then(|side| self.watch.clock((link, side), exchange)) {
                     cx.event(Event::Paced(event));

@@ -163,9 +163,9 @@ impl Paced {
     }
 
     /// Entry: the worker has counted backward places.
-    pub(crate) fn lost(&mut self, places: Places) {
+    pub(crate) fn places(&mut self, places: Places) {
         if let Part::Entry(entry) = &mut self.part {
-            entry.lost(places);
+            entry.places(places);
         }
     }
 
@@ -220,5 +220,5 @@ fn place(cx: &mut Context, direction: Direction, round: u64, cell: Placed<'_>) {
     // Only entries' links have cells of their own.
     let link = link.filter(|_| cx.config.faces_entries() && direction == Direction::Backward);
     let content = content.to_vec();
-    cx.change(Change::Paced(PacedChange::Place { link, direction, round, kind, channel, sub, content }));
+    cx.change(Change::Paced(PacedChange::Schedule { link, direction, round, kind, channel, sub, content }));
 }

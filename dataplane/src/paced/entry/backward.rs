@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wire::cell::Direction;
 use wire::frames::{self, Frame, Frames, SESSION_FLOW, Status};
-use wire::paced::{AHEAD_MAX, BEHIND_MAX, Inner, PacedHeader, Place};
+use wire::paced::{AHEAD_MAX, BEHIND_MAX, Inner, PacedHeader, RoundSub};
 use wire::reassembly::Outcome;
 
 use super::packer::SESSION;
@@ -47,7 +47,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// One cell that has passed the gate.
     fn take(&mut self, arrived: Arrived<()>, waited: Nanos, now: Nanos) {
         let Arrived { mut cell, header, link, next_slot, .. } = arrived;
-        let place = header.place();
+        let place = header.round_sub();
         let block = *cell.header();
         let dropped = if header.channel == 0 || self.channels.channel(place.round).is_none() {
             // Noise of Mix 1, or of a channel whose setup has failed here.
@@ -75,7 +75,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Opens a body of the entry's channel and lets its frames take effect.
-    fn open(&mut self, place: Place, body: &mut [u8], waited: Nanos, now: Nanos) -> Result<(), DropReason> {
+    fn open(&mut self, place: RoundSub, body: &mut [u8], waited: Nanos, now: Nanos) -> Result<(), DropReason> {
         let repeat = self.settings.terms.repeat;
         let channel = self.channels.channel(place.round).expect("looked up before");
         let inner = channel.keys.open(channel.call.as_deref(), place, body).ok_or(DropReason::Garbled)?;
@@ -111,9 +111,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Frames of the round before, in a meeting: they count if those of that round have not come.
-    fn again(&mut self, place: Place, frames: &[u8], waited: Nanos, now: Nanos) {
+    fn again(&mut self, place: RoundSub, frames: &[u8], waited: Nanos, now: Nanos) {
         if let Some(round) = self.channels.round_before(place.round)
-            && self.channels.mark_used(Place { round, ..place })
+            && self.channels.mark_used(RoundSub { round, ..place })
         {
             Frames::of_again(frames).for_each(|frame| self.frame(place, &frame, waited, now));
         }
@@ -129,7 +129,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One frame of the cell of a place.
-    fn frame(&mut self, place: Place, frame: &Frame<'_>, waited: Nanos, now: Nanos) {
+    fn frame(&mut self, place: RoundSub, frame: &Frame<'_>, waited: Nanos, now: Nanos) {
         let tally = &mut self.datagrams.backward;
         let (flow, from, data) = match *frame {
             Frame::Dgram { flow, data } => {

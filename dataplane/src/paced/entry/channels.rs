@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
-use wire::paced::{BEHIND_MAX, Call, EntryKeys, PacedTerms, Place, Timetable};
+use wire::paced::{BEHIND_MAX, Call, EntryKeys, PacedTerms, RoundSub, Timetable};
 
 use super::EndToEnd;
 
@@ -157,18 +157,18 @@ impl Channels {
         self.batches[at].channel.as_mut()
     }
 
-    fn mark_of(&self, place: Place) -> usize {
+    fn mark_of(&self, place: RoundSub) -> usize {
         (place.round % self.rounds as u64) as usize * self.cells + usize::from(place.sub)
     }
 
     /// True if a cell of this place has opened, in a round with a channel.
-    pub(super) fn is_opened(&mut self, place: Place) -> bool {
+    pub(super) fn is_opened(&mut self, place: RoundSub) -> bool {
         let at = self.mark_of(place);
         self.channel(place.round).is_some_and(|channel| channel.opened.has(at))
     }
 
     /// A cell of this place has opened.
-    pub(super) fn mark_opened(&mut self, place: Place) {
+    pub(super) fn mark_opened(&mut self, place: RoundSub) {
         let at = self.mark_of(place);
         if let Some(channel) = self.channel(place.round) {
             channel.opened.insert(at);
@@ -176,7 +176,7 @@ impl Channels {
     }
 
     /// The cell of this place is of the other end of the meeting.
-    pub(super) fn mark_met(&mut self, place: Place) {
+    pub(super) fn mark_met(&mut self, place: RoundSub) {
         let at = self.mark_of(place);
         if let Some(channel) = self.channel(place.round) {
             channel.met.insert(at);
@@ -185,7 +185,7 @@ impl Channels {
     }
 
     /// True the first time that frames of this place are to have an effect.
-    pub(super) fn mark_used(&mut self, place: Place) -> bool {
+    pub(super) fn mark_used(&mut self, place: RoundSub) -> bool {
         let at = self.mark_of(place);
         self.channel(place.round).is_some_and(|channel| channel.used.insert(at))
     }
@@ -196,7 +196,7 @@ impl Channels {
         (self.times.batch_of(before) == self.times.batch_of(round)).then_some(before)
     }
 
-    fn seen(&mut self, place: Place) -> &mut Seen {
+    fn seen(&mut self, place: RoundSub) -> &mut Seen {
         let at = (place.round % RECENT) as usize * self.cells + usize::from(place.sub);
         let seen = &mut self.recent[at];
         if seen.round != place.round {
@@ -206,12 +206,12 @@ impl Channels {
     }
 
     /// A cell of this place came. True if it is a copy of the latest one that did not open.
-    pub(super) fn is_garbled_copy(&mut self, place: Place, header: &Block) -> bool {
+    pub(super) fn is_garbled_copy(&mut self, place: RoundSub, header: &Block) -> bool {
         self.seen(place).garbled.as_ref() == Some(header)
     }
 
     /// The cell with this header did not open.
-    pub(super) fn mark_garbled(&mut self, place: Place, header: Block) {
+    pub(super) fn mark_garbled(&mut self, place: RoundSub, header: Block) {
         self.seen(place).garbled = Some(header);
     }
 
@@ -230,7 +230,7 @@ impl Channels {
     /// and those of them for which something of the exit has.
     pub(super) fn of_other_end(&mut self, round: u64) -> EndToEnd {
         let cells = self.cells;
-        let first = self.mark_of(Place { round, sub: 0 });
+        let first = self.mark_of(RoundSub { round, sub: 0 });
         let Some(channel) = self.channel(round).filter(|channel| channel.is_joined) else { return EndToEnd::default() };
         let lost = || (first..first + cells).filter(|at| !channel.met.has(*at));
         let of_exit = lost().filter(|at| channel.opened.has(*at)).count() as u64;

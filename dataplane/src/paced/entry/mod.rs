@@ -39,12 +39,12 @@ use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
 use wire::paced::clock::SteadyClock;
 use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Timetable};
-use wire::reassembly::{HOLD, Reassembler};
+use wire::reassembly::Reassembler;
 
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
 use super::sender::Sender;
-use super::{Command, Settings};
+use super::{Command, Settings, hold};
 use crate::age::{LastRead, nanos};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
@@ -87,11 +87,6 @@ pub enum Service {
         /// The longest time that a datagram may wait.
         max_age: Duration,
     },
-}
-
-/// The maximum age of an application's datagrams unless configured (SPEC 9.1.4).
-pub fn default_max_age(terms: &PacedTerms) -> Duration {
-    Duration::from_millis(u64::from(6 * terms.period_ms).max(60))
 }
 
 /// The other end of the meeting.
@@ -221,7 +216,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             sender: Sender::of_entry(terms, rand::SeedableRng::from_rng(&mut rng)),
             pacer: Pacer::new(period, clock.at(now)),
             channels: Channels::new(terms, times.clone()),
-            reassembler: Reassembler::with_hold(fragmented, HOLD.max(Duration::from_nanos(20 * period))),
+            reassembler: Reassembler::with_hold(fragmented, hold(&settings.terms)),
             prepared: Departures::new(class.cell_len(), total),
             out: Departures::new(class.cell_len(), total),
             free: FreeList::on(total, settings.hugepages),
@@ -309,7 +304,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.sender.forget_copies(&mut self.free);
                 }
             }
-            Command::Place { round, control, .. } => self.sender.control(None).place_again(round, control),
+            Command::Schedule { round, control, .. } => self.sender.control(None).place_again(round, control),
             Command::Wait { control, .. } => self.sender.wait(None, control, &mut self.cells.forward),
             Command::Listen { id, socket, listener } => {
                 self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use rand::{Rng, RngExt};
 use wire::ids::Side;
 use wire::paced::clock::ClockCell;
-use wire::paced::{MEETING_OVERHEAD, Place};
+use wire::paced::{MEETING_OVERHEAD, RoundSub};
 
 use super::channels::Channel;
 use super::pacer::{PREPARE, SETTLE};
@@ -75,7 +75,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             };
             let mut cell = Cell::own(buffer);
             let body = cell.body_mut(terms.class.body_len());
-            let place = Place { round, sub };
+            let place = RoundSub { round, sub };
             let mut of_cell = packer::Cell { sub, session: None, takes_new, behind };
             match &mut channel {
                 Some(Channel { keys, call: Some(call), .. }) => {

@@ -131,7 +131,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let waits = std::mem::take(&mut self.waits);
             self.view.waits = Some(Waits { p50: waits.quantile(0.5), p99: waits.quantile(0.99) });
         }
-        let lost = Punt::PacedLost {
+        let lost = Punt::PacedPlaces {
             first,
             rounds: self.counted - first,
             places: self.view.places - places,

@@ -11,7 +11,7 @@ use wire::gcm::{encipher_batch, open_batch, seal_batch};
 use wire::kdf::Secret;
 use wire::link::LinkContent;
 use wire::paced::clock::ClockCell;
-use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, Place, SALT_LEN};
+use wire::paced::{EntryKeys, ExitKeys, HopKeys, MeetingSecret, Phase, RoundSub, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::pacer::SETTLE;
@@ -126,7 +126,7 @@ impl Bench {
     }
 
     /// Layers of the first hops on a body, in their order.
-    fn pass(&self, hops: usize, direction: Direction, place: Place, body: &mut [u8]) {
+    fn pass(&self, hops: usize, direction: Direction, place: RoundSub, body: &mut [u8]) {
         let mut secrets = self.secrets(self.times.batch_of(place.round));
         secrets.truncate(hops);
         if direction == Direction::Backward {
@@ -145,7 +145,7 @@ impl Bench {
 
     /// The inner bytes that the exit reads in a data cell, if it opens.
     fn read_at_exit(&self, cell: &Read) -> Option<Vec<u8>> {
-        let (place, mut body) = (cell.header.place(), cell.body.clone());
+        let (place, mut body) = (cell.header.round_sub(), cell.body.clone());
         self.pass(HOPS - 1, Direction::Forward, place, &mut body);
         let keys = self.exit_keys(place.round);
         let mut jobs = [keys.data_job(Direction::Forward, place, &mut body)];
@@ -155,7 +155,7 @@ impl Bench {
     }
 
     /// The body of a cell in which the exit says this.
-    fn exit_body(&self, place: Place, frames: &[Frame<'_>]) -> Vec<u8> {
+    fn exit_body(&self, place: RoundSub, frames: &[Frame<'_>]) -> Vec<u8> {
         let mut body = vec![0; BODY];
         let mut writer = Writer::new(&mut body[..P]);
         assert!(frames.iter().all(|frame| writer.put(frame)));
@@ -165,7 +165,7 @@ impl Bench {
         body
     }
 
-    fn send_from_mix(&self, place: Place, body: &[u8]) -> Datagram {
+    fn send_from_mix(&self, place: RoundSub, body: &[u8]) -> Datagram {
         let number = Bench::number(self.times.batch_of(place.round));
         let datagram = self.mix.data(number, place.round, place.sub, body);
         self.net.send(datagram.clone());
@@ -284,7 +284,7 @@ fn rounds_have_one_number_of_cells_whatever_they_carry() {
             }
             if setups.contains(&round) {
                 let control = Control { kind: CellKind::Setup, channel: 77, sub: 1, content: vec![1; 20] };
-                bench.command(Command::Place { link: None, direction: Direction::Forward, round, control });
+                bench.command(Command::Schedule { link: None, direction: Direction::Forward, round, control });
                 let control = Control::link(LinkContent::Ask, &[1; 20]);
                 bench.command(Command::Wait { link: bench.mix.link, control });
             }
@@ -323,7 +323,7 @@ fn datagram_reaches_the_exit_and_its_answer_comes_back() {
     let rest = bench.read_at_exit(&cells[1]).expect("it opens");
     assert_eq!(kinds(&rest, false), [""; 0], "the other cell of the round is PAD");
 
-    let place = Place { round: first + 3, sub: 1 };
+    let place = RoundSub { round: first + 3, sub: 1 };
     let answer = [Frame::Status { flow, code: Status::Open }, Frame::Dgram { flow, data: b"answer" }];
     let body = bench.exit_body(place, &answer);
     (0..2).for_each(|_| drop(bench.send_from_mix(place, &body)));
@@ -375,7 +375,7 @@ fn session_is_named_four_times_and_then_until_it_is_answered() {
             }
         }
         if round == first + 40 {
-            let place = Place { round: first + 38, sub: 0 };
+            let place = RoundSub { round: first + 38, sub: 0 };
             let statuses = [
                 Frame::Status { flow: flow_of_open, code: Status::Open },
                 Frame::Status { flow: SESSION_FLOW, code: Status::UnknownFlow },
@@ -610,7 +610,7 @@ fn body_that_does_not_open_is_tried_once_and_marks_nothing() {
     bench.open(BATCH);
     let first = bench.times.first(BATCH);
     bench.run_to(first + 9);
-    let place = Place { round: first + 5, sub: 1 };
+    let place = RoundSub { round: first + 5, sub: 1 };
     let genuine = bench.exit_body(place, &[]);
     let mut damaged = genuine.clone();
     damaged[50] ^= 1;
@@ -637,7 +637,7 @@ fn cells_out_of_place_are_counted_and_change_nothing() {
     (BATCH..BATCH + 2).for_each(|batch| bench.open(batch));
     let next = bench.times.first(BATCH + 1);
     bench.run_to(next + 250);
-    let place = |round, sub| Place { round, sub };
+    let place = |round, sub| RoundSub { round, sub };
     for round in [next - 7, next - 6, next + 258, next + 259] {
         bench.send_from_mix(place(round, 0), &bench.exit_body(place(round, 0), &[]));
     }
@@ -701,7 +701,7 @@ fn lost_places_are_those_of_which_no_copy_came() {
     for round in first..first + 20 {
         bench.run_to(round);
         for sub in 0..2 {
-            let place = Place { round, sub };
+            let place = RoundSub { round, sub };
             // What is damaged came, too.
             let body = if round % 3 == 0 { vec![1; BODY] } else { bench.exit_body(place, &[]) };
             if (round - first) % 5 != 4 {
@@ -716,7 +716,7 @@ fn lost_places_are_those_of_which_no_copy_came() {
     // Control hears of them after every 100 rounds.
     bench.run_to(first + 19 + 257 + 200);
     let told = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
-        Punt::PacedLost { first, rounds, places, lost } => Some((first, rounds, places, lost)),
+        Punt::PacedPlaces { first, rounds, places, lost } => Some((first, rounds, places, lost)),
         _ => None,
     });
     let told: Vec<_> = told.collect();

@@ -29,7 +29,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let mut jobs = ArrayVec::<Job<'_, UivKey>, BATCH_MAX>::new();
             for cell in cells {
                 let keys = &state(cell).keys;
-                let place = cell.header.place();
+                let place = cell.header.round_sub();
                 jobs.push(keys.layers.job(Direction::Forward, place, cell.cell.body_mut(body_len)));
             }
             encipher_batch(&mut jobs);
@@ -48,7 +48,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let mut jobs = ArrayVec::<Job<'_, AeadKey>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
                 let keys = &batches.of_round(header.seq)[place.channel].state.keys;
-                jobs.push(keys.data_job(Direction::Forward, header.place(), cell.body_mut(body_len)));
+                jobs.push(keys.data_job(Direction::Forward, header.round_sub(), cell.body_mut(body_len)));
             }
             open_batch(&mut jobs);
             are_open.extend(jobs.iter().map(|job| job.ok));
@@ -159,7 +159,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for cells in joined.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, UivKey>, BATCH_MAX>::new();
             for (channel, Leaving { cell, sub, .. }) in cells {
-                let place = wire::paced::Place { round, sub: *sub };
+                let place = wire::paced::RoundSub { round, sub: *sub };
                 let keys = &channels[*channel].state.keys;
                 jobs.push(keys.layers.job(Direction::Backward, place, cell.body_mut(body_len)));
             }
@@ -168,7 +168,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for cells in data.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, AeadKey>, BATCH_MAX>::new();
             for (channel, Leaving { cell, sub, .. }) in cells {
-                let place = wire::paced::Place { round, sub: *sub };
+                let place = wire::paced::RoundSub { round, sub: *sub };
                 let keys = &channels[*channel].state.keys;
                 jobs.push(keys.data_job(Direction::Backward, place, cell.body_mut(body_len)));
             }

@@ -32,9 +32,9 @@ use wire::paced::{AHEAD_MAX, ControlSlots, ExitKeys, MeetingToken, PacedHeader, 
 use super::batches::{Batches, Channel};
 use super::gate::{ArrivalTime, Arrived, Gate};
 use super::links::PacedLinks;
-use super::places::Places;
+use super::report_counts::ReportCounts;
 use super::sender::{Leaving, Round, Sender};
-use super::{ChannelAt, Command};
+use super::{ChannelAt, Command, RECEIVES};
 use crate::Nanos;
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Opened};
@@ -52,9 +52,6 @@ use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Rounds};
 use meetings::Meetings;
 use outside::Outside;
-
-/// Receive calls on the link in one turn.
-const RECEIVES: usize = 4;
 
 /// The configuration of an exit of a paced class.
 pub struct Settings {
@@ -103,7 +100,7 @@ pub struct Exit<U, A> {
     tally: PerDirection<Tally>,
     counts: RoundCounts,
     /// Places of forward cells, for reports.
-    places: Places,
+    places: ReportCounts,
     clock: SteadyClock,
     free: FreeList,
     commands: rtrb::Consumer<Command>,
@@ -163,7 +160,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             out: Departures::new(terms.class.cell_len(), total),
             tally: PerDirection::default(),
             counts: RoundCounts::default(),
-            places: Places::new(released),
+            places: ReportCounts::new(released),
             clock,
             free: FreeList::on(total, class.hugepages),
             commands,
@@ -204,7 +201,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
                 ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
             },
-            Command::Place { round, control, .. } => self.sender.control(None).place(round, control),
+            Command::Schedule { round, control, .. } => self.sender.control(None).place(round, control),
             Command::Wait { link, control } => {
                 if self.links.links.side(link).is_some() {
                     self.sender.wait(None, control, &mut self.tally.backward);
@@ -292,7 +289,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.take_effect(round, came, now);
             }
             self.seal(round, met, now);
-            if Places::is_due(round) {
+            if ReportCounts::is_due(round) {
                 let report = self.places.report(None, round);
                 let _ = self.sender.control(None).wait(report);
                 self.places.reported(round, |_| true);

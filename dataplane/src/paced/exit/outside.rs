@@ -2,19 +2,18 @@
 //! (SPEC 9.12).
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use wire::frames::{Frame, Frames, SESSION_FLOW, fresh_max};
 use wire::ids::ChannelIndex;
-use wire::reassembly::HOLD;
 
-use super::sessions::{Place, Queues, SessionName, Sessions};
+use super::sessions::{BatchChannel, Queues, SessionName, Sessions};
 use super::{ExitChannel, Settings};
 use crate::age::{AgeLimit, LastRead, nanos};
 use crate::endpoint::{AppTurn, drop_late, next_second};
 use crate::exit::gateway::{Answers, Context, Gateway};
 use crate::ledger::{DropReason, Tally};
+use crate::paced::hold;
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::Clock;
@@ -22,15 +21,13 @@ use crate::socket::app_batch::{ReceiveBatch, SendBatch};
 use crate::socket::apps::Apps;
 use crate::{MILLI, Nanos, SECOND};
 
-/// An incomplete datagram is kept for at least this many rounds (SPEC 9.1.3).
-const HOLD_ROUNDS: u32 = 20;
 /// A session lasts for this long after a cell has named it, and for this many batches.
 const SESSION_LASTS: (Nanos, u64) = (60 * SECOND, 3);
 
 /// Frames of a channel that has not named a session.
 struct Waiting {
     since: Nanos,
-    of: Place,
+    of: BatchChannel,
     frames: Vec<u8>,
 }
 
@@ -56,8 +53,7 @@ impl<A: Apps> Outside<A> {
     pub(super) fn new(settings: Settings, apps: A, rng: ChaCha20Rng, now: Nanos) -> Outside<A> {
         let Settings { class, gateway, queue_age } = settings;
         let (terms, payload) = (&class.terms, class.terms.class.size().payload());
-        let period = Duration::from_millis(terms.period_ms.into());
-        let fragments = (fresh_max(payload, terms.repeat), HOLD.max(HOLD_ROUNDS * period));
+        let fragments = (fresh_max(payload, terms.repeat), hold(terms));
         let age = AgeLimit::new(gateway.max_age);
         let (waits, period) = (nanos(queue_age), Nanos::from(terms.period_ms) * MILLI);
         // What cannot leave in a minute has no use.
@@ -98,7 +94,7 @@ impl<A: Apps> Outside<A> {
     /// False if the cell names another session than its channel has, and so has no effect.
     pub(super) fn take_effect(
         &mut self,
-        (channel, of): (&mut ExitChannel, Place),
+        (channel, of): (&mut ExitChannel, BatchChannel),
         round: u64,
         frames: &[u8],
         punts: &mut PuntSender,
@@ -156,7 +152,7 @@ impl<A: Apps> Outside<A> {
 
     /// A channel names its session, which may begin by that. An entry has one in a class: others would be for nothing
     /// but the exit's memory.
-    fn name(&mut self, channel: &mut ExitChannel, of: Place, name: SessionName, round: u64, now: Nanos) {
+    fn name(&mut self, channel: &mut ExitChannel, of: BatchChannel, name: SessionName, round: u64, now: Nanos) {
         let owner = self.sessions.find(&name).unwrap_or_else(|| {
             if let Some(oldest) = self.sessions.in_excess() {
                 self.end_session(oldest, DropReason::Ended, now);

@@ -24,7 +24,7 @@ const SESSIONS_PER_CHANNEL: usize = 4;
 pub(super) type SessionName = [u8; 16];
 
 /// A channel: its batch, and its index there.
-pub(super) type Place = (u64, usize);
+pub(super) type BatchChannel = (u64, usize);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -47,7 +47,7 @@ struct Session {
     queue: VecDeque<Queued>,
     bytes: VecDeque<u8>,
     /// The channel that sends its answers.
-    sender: Place,
+    sender: BatchChannel,
     /// When a cell has named it last.
     named: Nanos,
     /// An OPEN has come.
@@ -180,7 +180,7 @@ impl Sessions {
     }
 
     /// Begins a session that a channel has named.
-    pub(super) fn begin(&mut self, name: SessionName, sender: Place, now: Nanos) -> ChannelIndex {
+    pub(super) fn begin(&mut self, name: SessionName, sender: BatchChannel, now: Nanos) -> ChannelIndex {
         let owner = self.vacant.pop().unwrap_or_else(|| {
             self.sessions.push(None);
             ChannelIndex(self.sessions.len() as u32 - 1)
@@ -194,7 +194,13 @@ impl Sessions {
     }
 
     /// A channel has named a session in a cell of a round. Returns what the exit answers, if it does.
-    pub(super) fn named(&mut self, owner: ChannelIndex, by: Place, round: u64, now: Nanos) -> Option<Frame<'static>> {
+    pub(super) fn named(
+        &mut self,
+        owner: ChannelIndex,
+        by: BatchChannel,
+        round: u64,
+        now: Nanos,
+    ) -> Option<Frame<'static>> {
         let session = self.sessions[owner.index()].as_mut()?;
         self.by_time.remove(&(session.named, owner));
         self.by_time.insert((now, owner));
@@ -230,7 +236,7 @@ impl Sessions {
     pub(super) fn fill(
         &mut self,
         owner: Option<ChannelIndex>,
-        by: Place,
+        by: BatchChannel,
         inner: &mut [u8],
         now: Nanos,
         tally: &mut Tally,

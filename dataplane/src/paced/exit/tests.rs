@@ -139,7 +139,7 @@ impl Bench {
     /// The same with these inner bytes.
     fn inner(&mut self, channel: u8, round: u64, sub: u8, inner: &[u8]) {
         let (keys, mut body) = (keys(channel), [inner, &[0; 16]].concat());
-        let place = wire::paced::Place { round, sub };
+        let place = wire::paced::RoundSub { round, sub };
         seal_batch(&mut [keys.data_job(Direction::Forward, place, &mut body)]);
         self.body(channel, round, sub, &body);
     }
@@ -189,7 +189,7 @@ impl Bench {
         own.sort_unstable_by_key(|cell| (cell.header.seq, cell.header.sub));
         let mut heard = Vec::new();
         for Received { header, mut body } in own {
-            let mut jobs = [keys.data_job(Direction::Backward, header.place(), &mut body)];
+            let mut jobs = [keys.data_job(Direction::Backward, header.round_sub(), &mut body)];
             open_batch(&mut jobs);
             assert!(jobs[0].ok, "a data body");
             heard.extend(parse_paced(&body[..P], Direction::Backward, false).unwrap().map(|frame| match frame {
@@ -347,7 +347,7 @@ fn joined_channels_hear_each_other_and_the_exit_opens_nothing() {
         data(&cells).find(is_it).unwrap().body.clone()
     };
     let mirrored = |from: u8, to: u8, sub, mut body: Vec<u8>| {
-        let place = wire::paced::Place { round, sub };
+        let place = wire::paced::RoundSub { round, sub };
         let (from, to) = (keys(from), keys(to));
         encipher_batch(&mut [from.layers.job(Direction::Forward, place, &mut body)]);
         encipher_batch(&mut [to.layers.job(Direction::Backward, place, &mut body)]);
@@ -658,7 +658,7 @@ fn control_cells_leave_in_their_rounds() {
     let mut bench = Bench::new(false);
     let round = bench.times.rounds_of(BATCH, wire::paced::Phase::Ack(HOPS)).start + 1;
     let control = Control { kind: CellKind::Ack, channel: 77, sub: 1, content: vec![1; 20] };
-    bench.command(Command::Place { link: None, direction: Direction::Backward, round, control });
+    bench.command(Command::Schedule { link: None, direction: Direction::Backward, round, control });
     bench.release(Direction::Backward, round - 1);
     bench.take();
     bench.release(Direction::Backward, round);

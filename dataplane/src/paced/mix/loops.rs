@@ -13,7 +13,7 @@ use crate::buffer::{Cell, FreeList};
 use crate::histogram::Histogram;
 use crate::ledger::DropReason;
 use crate::paced::batches::{Batches, Channel};
-use crate::paced::places::Places;
+use crate::paced::report_counts::ReportCounts;
 use crate::paced::sender::Leaving;
 use crate::paced::{ChannelAt, Settings};
 use crate::stage::rounds::{Origin, Place, Rounds};
@@ -142,7 +142,7 @@ impl Loops {
                     Some((keys, call)) => {
                         // Zeros are PAD.
                         body[MEETING_OVERHEAD..].fill(0);
-                        keys.seal_meeting(call, wire::paced::Place { round, sub }, body);
+                        keys.seal_meeting(call, wire::paced::RoundSub { round, sub }, body);
                     }
                     None => self.rng.fill_bytes(body),
                 }
@@ -184,7 +184,7 @@ impl Loops {
         // The exit has the channel if only its ack was lost.
         let channel = &self.batches.of_round(header.seq)[place.channel - self.first];
         let Some((keys, call)) = &channel.state else { return Ok(()) };
-        let Some(inner) = keys.open(Some(call), header.place(), body) else {
+        let Some(inner) = keys.open(Some(call), header.round_sub(), body) else {
             self.view.counts.garbled += 1;
             return Err(DropReason::Garbled);
         };
@@ -196,7 +196,7 @@ impl Loops {
     /// Counts the places of a backward round that is about to be released. The next hop reads the report: it counts all
     /// loops as the channels of others, also those that were not set up, and by the floor. After the last round of a
     /// batch its delays are known, and its keys wiped.
-    pub(super) fn end_round(&mut self, round: u64, has_floor: bool, rounds: &Rounds, places: &mut Places) {
+    pub(super) fn end_round(&mut self, round: u64, has_floor: bool, rounds: &Rounds, places: &mut ReportCounts) {
         for (index, Channel { state, .. }) in self.batches.of_round(round).iter().enumerate() {
             for sub in 0..self.cells {
                 let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });

@@ -10,7 +10,7 @@ use super::{Mix, Pipe};
 
 use crate::ledger::DropReason;
 use crate::paced::control_cells::Control;
-use crate::paced::places::Places;
+use crate::paced::report_counts::ReportCounts;
 use crate::paced::sender::{Leaving, Round};
 use crate::punt::Punt;
 use crate::socket::Port;
@@ -162,7 +162,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     fn tell_loops(&mut self, last: u64) {
         let Self { loops, settings, punts, .. } = self;
         let (first, before) = loops.told;
-        if settings.loops() == 0 || !Places::is_due(last) {
+        if settings.loops() == 0 || !ReportCounts::is_due(last) {
             return;
         }
         let counts = loops.view.counts;
@@ -175,7 +175,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     fn report(&mut self, direction: Direction, last: u64) {
         let is_first = self.is_first();
         let Self { pipes, links, batches, settings, times, .. } = self;
-        if Places::is_due(last) {
+        if ReportCounts::is_due(last) {
             if direction == Direction::Forward && is_first {
                 for link in links.entries_heard_since(0) {
                     let report = pipes.forward.places.report(Some(link), last);

@@ -100,7 +100,7 @@ impl Bench {
     /// What the body of a place is behind the mix.
     fn enciphered(entry: u8, direction: Direction, round: u64, sub: u8, body: &[u8]) -> Vec<u8> {
         let (keys, mut body) = (Bench::keys(entry), body.to_vec());
-        encipher_batch(&mut [keys.job(direction, wire::paced::Place { round, sub }, &mut body)]);
+        encipher_batch(&mut [keys.job(direction, wire::paced::RoundSub { round, sub }, &mut body)]);
         body
     }
 
@@ -167,7 +167,7 @@ fn secrets(loop_: u8) -> [HopSecrets; 2] {
 
 /// What comes back to a loop for a cell that it has sent: the exit's PAD, or what the other one of its pair gets.
 fn back(cell: &Cell, meets: Option<u8>) -> (u32, Vec<u8>) {
-    let (place, number) = (cell.header.place(), cell.header.channel);
+    let (place, number) = (cell.header.round_sub(), cell.header.channel);
     let pass = |hop: &HopSecrets, direction, body: &mut [u8]| {
         let keys = HopKeys::new(hop.forward.clone(), hop.backward.clone());
         encipher_batch(&mut [keys.job(direction, place, body)]);
@@ -551,7 +551,7 @@ fn control_cells_leave_in_their_rounds_and_dummies_elsewhere() {
     let slots = bench.mix.settings.slots(Direction::Forward).of(&bench.times, phase.start);
     for (round, sub) in [(phase.start, 1), (phase.start, 2), (phase.start + 1, 3)] {
         let control = Control { kind: CellKind::Setup, channel: 77, sub, content: vec![sub; 20] };
-        bench.command(Command::Place { link: None, direction: Direction::Forward, round, control });
+        bench.command(Command::Schedule { link: None, direction: Direction::Forward, round, control });
     }
     bench.release(Direction::Forward, phase.start - 1);
     bench.take(None);
@@ -704,7 +704,7 @@ fn only_entries_that_were_heard_have_control_cells() {
     let round = bench.mix.pipes.backward.rounds.released() + 1;
     let control = Control { kind: CellKind::Ack, channel: 10, sub: 0, content: vec![1] };
     let link = Some(LinkId(99));
-    bench.command(Command::Place { link, direction: Direction::Backward, round, control });
+    bench.command(Command::Schedule { link, direction: Direction::Backward, round, control });
     // Of these rounds one has a report, and one a company cell.
     bench.release(Direction::Backward, round + 128);
     assert_eq!(bench.mix.pipes.backward.sender.controlled(), [Some(LinkId(0))]);

@@ -26,7 +26,7 @@ impl Pair {
             let (here, there) = (&self.ends[from], &self.ends[1 - from]);
             for cell in cells.iter().filter(|cell| !loses(from, cell.header.sub)) {
                 assert!(here.read_at_exit(cell).is_none(), "the exit cannot read it");
-                let (place, mut body) = (cell.header.place(), cell.body.clone());
+                let (place, mut body) = (cell.header.round_sub(), cell.body.clone());
                 here.pass(HOPS, Direction::Forward, place, &mut body);
                 there.pass(HOPS, Direction::Backward, place, &mut body);
                 (0..2).for_each(|_| drop(there.send_from_mix(place, &body)));
@@ -126,7 +126,7 @@ fn bodies_of_the_exit_do_not_hide_losses() {
         let is_dropped = round % 4 == 0 || round >= first + 36;
         pair.round(round, |from, _| from == 0 && is_dropped);
         if is_dropped {
-            let (end, place) = (&mut pair.ends[1], Place { round, sub: 0 });
+            let (end, place) = (&mut pair.ends[1], RoundSub { round, sub: 0 });
             end.send_from_mix(place, &end.exit_body(place, &[]));
             end.turn();
         }
@@ -146,7 +146,7 @@ fn reflected_bodies_are_garbled() {
     end.say(client(1), b"echo");
     for round in first + 6..first + 10 {
         for cell in end.data_of(round) {
-            let (place, mut body) = (cell.header.place(), cell.body);
+            let (place, mut body) = (cell.header.round_sub(), cell.body);
             end.pass(HOPS, Direction::Forward, place, &mut body);
             end.pass(HOPS, Direction::Backward, place, &mut body);
             end.send_from_mix(place, &body);
@@ -169,7 +169,7 @@ fn meeting_is_lost_after_silent_rounds_with_a_channel() {
     assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting), "nothing has opened yet");
     bench.run_to(first + LOST_AFTER + 2);
     assert_eq!(bench.shown().meeting, Some(MeetingState::Lost));
-    let place = Place { round: first + LOST_AFTER + 1, sub: 0 };
+    let place = RoundSub { round: first + LOST_AFTER + 1, sub: 0 };
     bench.send_from_mix(place, &bench.exit_body(place, &[]));
     bench.turn();
     assert_eq!(bench.shown().meeting, Some(MeetingState::Waiting));
@@ -183,7 +183,7 @@ fn exit_cannot_speak_in_a_meeting() {
     bench.run_to(first + 5);
     bench.say(client(1), b"hello");
     bench.run_to(first + 6);
-    let place = |sub| Place { round: first + 5, sub };
+    let place = |sub| RoundSub { round: first + 5, sub };
     bench.send_from_mix(place(0), &bench.exit_body(place(0), &[]));
     bench.send_from_mix(place(1), &bench.exit_body(place(1), &[Frame::Dgram { flow: 0, data: b"forged" }]));
     bench.turn();

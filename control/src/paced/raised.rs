@@ -1,22 +1,22 @@
 //! The causes for which the alarm `dropping` is up (SPEC 9.15.3).
 
 use super::loss_test::BEFORE;
-use super::status::{Alert, Cause, PacedEvent};
+use super::status::{Cause, PacedEvent, RaisedCause};
 
 /// An alarm: its causes, and what has changed.
 #[derive(Default)]
-pub(super) struct Alerts {
-    up: Vec<Alert>,
+pub(super) struct RaisedCauses {
+    up: Vec<RaisedCause>,
     events: Vec<PacedEvent>,
 }
 
-impl Alerts {
+impl RaisedCauses {
     /// Raises it in a round for this cause, or keeps it up.
     pub(super) fn raise(&mut self, cause: Cause, round: u64) {
         match self.up.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
-            Some(alert) => *alert = Alert { cause, last: round, times: alert.times + 1, ..*alert },
+            Some(alert) => *alert = RaisedCause { cause, last: round, times: alert.times + 1, ..*alert },
             None => {
-                self.up.push(Alert { cause, since: round, last: round, times: 1 });
+                self.up.push(RaisedCause { cause, since: round, last: round, times: 1 });
                 self.events.push(PacedEvent::Dropping(cause));
             }
         }
@@ -37,7 +37,7 @@ impl Alerts {
     }
 
     /// The causes for which it is up; none if it is not.
-    pub(super) fn up(&self) -> &[Alert] {
+    pub(super) fn up(&self) -> &[RaisedCause] {
         &self.up
     }
 

@@ -17,16 +17,16 @@ struct Count {
 }
 
 /// Places that were counted: of each entry at Mix 1, otherwise of all channels.
-pub(super) struct Places {
+pub(super) struct ReportCounts {
     /// The first round behind the last report.
     next: u64,
     counts: HashMap<Option<LinkId>, Count, foldhash::fast::RandomState>,
 }
 
-impl Places {
+impl ReportCounts {
     /// Of the rounds behind the last released one.
-    pub(super) fn new(released: u64) -> Places {
-        Places { next: released + 1, counts: HashMap::default() }
+    pub(super) fn new(released: u64) -> ReportCounts {
+        ReportCounts { next: released + 1, counts: HashMap::default() }
     }
 
     /// True if reports are due after the release of a round.
@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn reports_have_totals_since_their_link_began() {
         let [old, new] = [1, 2].map(|link| Some(LinkId(link)));
-        let mut places = Places::new(199);
-        let expect = |places: &mut Places, of, last, first, filled: u32| {
+        let mut places = ReportCounts::new(199);
+        let expect = |places: &mut ReportCounts, of, last, first, filled: u32| {
             let report = Report { first, last, places: filled, filled, lost: filled };
             assert_eq!(places.report(of, last).content[1..], report.to_bytes());
         };
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn totals_go_on_behind_their_largest_number() {
-        let mut places = Places::new(199);
+        let mut places = ReportCounts::new(199);
         *places.count(None) = Count { first: 200, places: u32::MAX, filled: u32::MAX, lost: u32::MAX };
         places.add(None, Origin::Filled);
         let report = Report { first: 200, last: 299, places: 0, filled: 0, lost: 0 };

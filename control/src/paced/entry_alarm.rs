@@ -1,6 +1,6 @@
 //! The alarm `dropping`: more is lost than links explain, so somebody may drop cells on purpose (SPEC 9.15.3).
 //!
-//! Times are rounds here. [`Alarm`] is that of an entry: a test of the losses of each direction ([`LossTest`]),
+//! Times are rounds here. [`EntryAlarm`] is that of an entry: a test of the losses of each direction ([`LossTest`]),
 //! reports that are missing, and setups that failed. It reports and stops nothing.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,10 +10,10 @@ use wire::paced::{BEHIND_MAX, Phase, REPORT_EVERY, Report};
 use wire::setup::HopPublic;
 
 use super::PacedConfig;
-use super::alerts::Alerts;
 use super::loss_test::{BEFORE, LossTest, Places};
 use super::own::Failure;
-use super::status::{Alert, Cause, PacedEvent};
+use super::raised::RaisedCauses;
+use super::status::{Cause, PacedEvent, RaisedCause};
 
 /// Reports in a row that are late.
 const REPORTS_LATE: u64 = 5;
@@ -50,7 +50,7 @@ struct Restart {
 }
 
 /// The alarm of an entry.
-pub(crate) struct Alarm {
+pub(crate) struct EntryAlarm {
     config: PacedConfig,
     running: u64,
     forward: LossTest,
@@ -68,14 +68,14 @@ pub(crate) struct Alarm {
     restarts: BTreeMap<usize, Restart>,
     /// Setups that were excused.
     excused: u64,
-    alerts: Alerts,
+    raised: RaisedCauses,
 }
 
-impl Alarm {
-    pub(crate) fn new(config: PacedConfig) -> Alarm {
-        let (forward, backward, failed, bundles, restarts, alerts) = Default::default();
+impl EntryAlarm {
+    pub(crate) fn new(config: PacedConfig) -> EntryAlarm {
+        let (forward, backward, failed, bundles, restarts, raised) = Default::default();
         let (running, reported, late, link_down, excused) = (0, None, 0, 0, 0);
-        Alarm {
+        EntryAlarm {
             config,
             running,
             forward,
@@ -87,7 +87,7 @@ impl Alarm {
             bundles,
             restarts,
             excused,
-            alerts,
+            raised,
         }
     }
 
@@ -145,7 +145,7 @@ impl Alarm {
             match self.restarted(&setup, interval, hops) {
                 Some(hop) => {
                     self.excused += 1;
-                    self.alerts.say(PacedEvent::SetupExcused { hop, batch: setup.batch });
+                    self.raised.say(PacedEvent::SetupExcused { hop, batch: setup.batch });
                 }
                 None => {
                     // Hops sign from a fifth of an interval before it.
@@ -195,7 +195,7 @@ impl Alarm {
                 self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
             }
         }
-        self.alerts.expire(round);
+        self.raised.expire(round);
     }
 
     fn follow_link(&mut self, round: u64, is_ready: bool) {
@@ -231,7 +231,7 @@ impl Alarm {
 
     /// Raises it for this cause, or keeps it up.
     fn raise(&mut self, cause: Cause) {
-        self.alerts.raise(cause, self.running);
+        self.raised.raise(cause, self.running);
     }
 
     /// Failed setups that restarts of hops have excused.
@@ -240,13 +240,13 @@ impl Alarm {
     }
 
     /// The causes for which it is up; none if it is not.
-    pub(crate) fn alerts(&self) -> &[Alert] {
-        self.alerts.up()
+    pub(crate) fn raised(&self) -> &[RaisedCause] {
+        self.raised.up()
     }
 
     /// What has happened since the last call.
     pub(crate) fn events(&mut self) -> Vec<PacedEvent> {
-        self.alerts.events()
+        self.raised.events()
     }
 }
 
@@ -288,7 +288,7 @@ mod tests {
 
     /// An alarm that has heard of everything up to this round.
     struct Entry {
-        alarm: Alarm,
+        alarm: EntryAlarm,
         round: u64,
         events: Vec<PacedEvent>,
     }
@@ -298,7 +298,7 @@ mod tests {
         fn new() -> Entry {
             let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
             let round = config.times.first(BATCH - 1);
-            let mut alarm = Alarm::new(config);
+            let mut alarm = EntryAlarm::new(config);
             alarm.bundle(alarm.config.interval_of(BATCH), &bundle(2));
             Entry { alarm, round, events: Vec::new() }
         }
@@ -359,14 +359,14 @@ mod tests {
                 panic!("{direction:?}: {:?}", entry.events)
             };
             assert!(found == direction && (5..=6).contains(&lost));
-            let alert = entry.alarm.alerts()[0];
+            let alert = entry.alarm.raised()[0];
             assert!(alert.since < begin + 800 && alert.last > begin + 1300, "{alert:?} from {begin}");
             assert_eq!(alert.times, (alert.last - alert.since) / 100 + 1, "each test since then counts");
             entry.quiet(BEFORE);
             assert_eq!(entry.events.len(), 1);
             entry.quiet(2000);
             assert_eq!(entry.events[1..], [PacedEvent::DroppingEnded]);
-            assert_eq!(entry.alarm.alerts(), []);
+            assert_eq!(entry.alarm.raised(), []);
         }
     }
 
@@ -394,7 +394,7 @@ mod tests {
         entry.run(due + 400 + 101, |_, _| false, false, true);
         assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)]);
         entry.run(entry.round + 300, |_, _| false, false, true);
-        assert_eq!(entry.alarm.alerts()[0].times, 4, "one more for each report");
+        assert_eq!(entry.alarm.raised()[0].times, 4, "one more for each report");
 
         let mut entry = Entry::new();
         entry.quiet(1000);
@@ -451,7 +451,7 @@ mod tests {
             entry.quiet(1000);
             entry.bundle(2);
             entry.quiet(1000);
-            let [Alert { cause, times, .. }] = entry.alarm.alerts() else { panic!("{:?}", entry.alarm.alerts()) };
+            let [RaisedCause { cause, times, .. }] = entry.alarm.raised() else { panic!("{:?}", entry.alarm.raised()) };
             assert_eq!((*cause, *times), (Cause::Setup { batch, why: Failure::NoAck }, number));
         }
     }
@@ -535,7 +535,7 @@ mod tests {
         // It takes turns with its keys, too.
         let causes = [9, 2, 9, 10].map(|number| {
             let causes = fails_before(&mut entry, number);
-            entry.alarm.alerts = Alerts::default();
+            entry.alarm.raised = RaisedCauses::default();
             causes
         });
         assert_eq!(causes, [0, 1, 1, 1]);
