@@ -17,7 +17,7 @@ if [[ -z ${EDDY_BENCH:-} ]]; then
 fi
 
 # Name, whether it counts for the verdict, for which profiles, and options. CLASS is the paced class of the profile.
-# Rows have 2 ms of jitter unless they say otherwise. 560250 bit/s are 1.2 times what class voice sends on average.
+# Rows have 2 ms of jitter unless they say otherwise. 560250 bit/s of UDP payload are 1.2 times what voice sends.
 templates=$(cat <<'ROWS'
 inside                   gate   all   --cases paced-virtual
 inside-loss-1            gate   all   --cases paced-virtual --loss 0.01

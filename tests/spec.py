@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Second implementation of the eddy protocol, written from docs/SPEC.md alone, and its checks.
 
-It reproduces the frozen bytes of wire/tests/known_answer.json. Then it plays entries, mixes and
-exits against real eddy nodes, which it starts on loopback addresses. tests/speclib/protocol.py and
-trust.py are a companion to SPEC: the protocol in the order of its clauses."""
+It reproduces the frozen bytes of wire/tests/known_answer.json and paced.json. Then it plays entries, mixes and
+exits against real eddy nodes, which it starts on loopback addresses. tests/speclib/protocol.py, trust.py
+and paced.py are a companion to SPEC: the protocol in the order of its clauses."""
 
 import argparse
 import importlib

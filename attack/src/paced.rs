@@ -25,6 +25,10 @@ pub struct PacedShape {
     pub first_at: u64,
 }
 
+/// Rounds at the end of a batch in which nothing is set up, and how often a link has a slot for link cells.
+const REST: u64 = 64;
+const LINK_EVERY: u64 = 8;
+
 impl Default for PacedShape {
     /// The terms of docs/SPEC.md 9.16 with three mixes and an exit. The record begins with round 0.
     fn default() -> Self {
@@ -45,11 +49,11 @@ impl Default for PacedShape {
 impl PacedShape {
     /// New cells of an access link in a round, without copies of earlier ones: data, and slots for control cells.
     pub fn new_cells(&self, round: u64, forward: bool) -> u32 {
-        let phase = self.rounds.saturating_sub(64) / (2 * u64::from(self.hops));
-        // Setups travel in phase 1, acks in phase 2h.
+        let phase = self.rounds.saturating_sub(REST) / (2 * u64::from(self.hops));
+        // Setups travel in phase 1, acks in phase 2h, in the first three quarters of it.
         let from = if forward { 0 } else { (2 * u64::from(self.hops) - 1) * phase };
         let is_setup = (from..from + 3 * phase / 4).contains(&(round % self.rounds));
-        self.cells + u32::from(is_setup) + u32::from(round.is_multiple_of(8))
+        self.cells + u32::from(is_setup) + u32::from(round.is_multiple_of(LINK_EVERY))
     }
 
     /// When a round begins, in nanoseconds since the record began; 0 for those that began before.

@@ -97,7 +97,8 @@ pub enum Output {
     Event(Event),
 }
 
-/// A change for the data plane. The bridge makes a `dataplane::command::Command` of it.
+/// A change for the data plane. The bridge makes a `dataplane::command::Command` of it, or a
+/// `dataplane::paced::Command`.
 pub enum Change {
     /// A link without slots; it carries nothing yet.
     InstallLink {

@@ -96,7 +96,7 @@ fn fifty_batches_with_repeat_lose_nothing() {
     fifty_batches(true);
 }
 
-/// At least 99.99 % of setups succeed when every link loses 1 % of its datagrams (SPEC 9.8.3).
+/// At least 99.99 % of setups succeed when every link loses 1 % of its datagrams.
 fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
     let entries = 100;
     let mut chain = eddy_virtual::Chain::new(Plan { keeps: false, ..Plan::new(&terms, mixes, entries) });

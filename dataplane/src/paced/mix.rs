@@ -403,7 +403,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         let due = self.next_due();
         match (self.is_behind(), self.rests) {
             (true, _) => due.min(now + BLOCKED_WAIT),
-            // What waits just before a release is read until nothing is left: a call takes in 64 datagrams at most.
+            // What waits just before a release is read until nothing is left: a call takes in 64 messages at most.
             (false, true) => due.min(due.saturating_sub(BLOCKED_WAIT).clamp(now + BLOCKED_WAIT, now + REST)),
             (false, false) => due,
         }

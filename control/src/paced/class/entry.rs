@@ -25,6 +25,8 @@ const LEAD_STEP_NS: u64 = 10_000;
 const CLOCK_OFF_MS: u64 = 2 * 3600 * 1000;
 /// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
 const CLOCKS_SENT_MAX: usize = 64;
+/// So many periods before a round is due its cells are handed over: the worker prepares it early.
+const HANDED_OVER_BEFORE: u64 = 2;
 
 pub(super) struct EntryPart {
     entry: PacedEntry,
@@ -88,7 +90,7 @@ impl EntryPart {
 
     /// When the next round is to be handed over, by the class's clock.
     pub(super) fn due(&self) -> u64 {
-        self.lead.send_at(self.next).saturating_sub(2 * self.period())
+        self.lead.send_at(self.next).saturating_sub(HANDED_OVER_BEFORE * self.period())
     }
 
     fn period(&self) -> u64 {
@@ -103,7 +105,7 @@ impl EntryPart {
         }
         self.lead.follow(at.class_ns);
         self.tell_lead(cx);
-        let last = self.lead.round_at(at.class_ns + 2 * self.period());
+        let last = self.lead.round_at(at.class_ns + HANDED_OVER_BEFORE * self.period());
         // The lead may have become known: then the entry sends other rounds.
         if self.next.abs_diff(last) > AHEAD_MAX {
             self.next = last;

@@ -1,7 +1,7 @@
 //! A paced class at a node: its clock, and what setups, acks and link cells leave in each round (SPEC 9).
 //!
 //! The worker releases rounds by the clock that is kept here. Control hands it the contents of a round's setup and ack
-//! slots one period before the round is due; slots without a content carry dummies.
+//! slots one period before the round is due, at an entry two; slots without a content carry dummies.
 
 mod entry;
 mod hop;

@@ -1,7 +1,7 @@
 //! Rounds: in a paced class every channel of a batch has the same number of places in each round, and what did not come
 //! in time is replaced by noise (SPEC 9.10).
 //!
-//! A [`Rounds`] holds one direction of a class at a mix. A cell takes its place when it arrives. The release of a
+//! A [`Rounds`] holds one direction of a class at a hop. A cell takes its place when it arrives. The release of a
 //! round takes the contents of all its places, so the number of cells that leave does not depend on what came.
 //!
 //! Cost of a place: 9 bytes for each of [`AHEAD_MAX`] rounds, 720 kB for 10,000 channels of one cell. A cell is stored
@@ -104,7 +104,7 @@ impl Rounds {
         self.held
     }
 
-    /// Checks whether a round can still, or already, be taken: steps 5 of SPEC 9.4.
+    /// Checks whether a round can still, or already, be taken: step 5 of SPEC 9.4.
     ///
     /// # Errors
     /// See [`Untimely`].
