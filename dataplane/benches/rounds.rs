@@ -11,10 +11,9 @@ use std::sync::Arc;
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::{Cell, FreeList};
-use dataplane::command::LinkCommand;
 use dataplane::ledger::Tally;
 use dataplane::paced::mix::Mix;
-use dataplane::paced::{ChannelAt, Command, Settings, SlotKeys};
+use dataplane::paced::{ChannelAt, Command, Settings, link_commands};
 use dataplane::punt::PuntSender;
 use dataplane::runner::Worker;
 use dataplane::socket::Port;
@@ -24,7 +23,7 @@ use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::{CellKind, Class, Direction};
 use wire::gcm::PolyvalKey;
-use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
+use wire::ids::{ChannelKeys, LinkId, Side};
 use wire::kdf::Secret;
 use wire::link::{HeaderKey, LinkSecrets};
 use wire::paced::clock::SteadyClock;
@@ -90,24 +89,7 @@ impl Neighbour {
     }
 
     fn commands(&self) -> [Command; 3] {
-        let (link, slot, secrets) = (LinkId(self.side as u32), SlotId(self.side as u32), self.secrets.clone());
-        let (tag_in, tag_out, control_in, control_out) = match self.side {
-            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
-            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
-        };
-        let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
-        [
-            Command::Link(LinkCommand::Install { link, side: self.side, peer: self.at }),
-            Command::Link(LinkCommand::InstallSlot {
-                link,
-                slot,
-                peer: self.at,
-                header_i2r,
-                header_r2i,
-                rank: Rank::Current,
-            }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
-        ]
+        link_commands(LinkId(self.side as u32), self.side, self.at, self.secrets.clone())
     }
 
     /// A cell of every channel for a round.

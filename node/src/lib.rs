@@ -81,6 +81,9 @@ pub mod config;
 mod error;
 #[doc(hidden)]
 #[allow(missing_docs)]
+pub mod figures;
+#[doc(hidden)]
+#[allow(missing_docs)]
 pub mod init;
 #[doc(hidden)]
 #[allow(missing_docs)]

@@ -4,9 +4,9 @@ use std::io::Write as _;
 
 use anyhow::Context;
 use eddy_node::ceremony::assemble::{INTERVAL_S, Plan, assemble};
-use eddy_node::ceremony::profile::Figures;
 use eddy_node::ceremony::{ChainFile, fingerprint, utc};
 use eddy_node::config::{node_name, wall_s};
+use eddy_node::figures::Figures;
 use wire::setup::Suite;
 
 use crate::args::AssembleArgs;

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use eddy_node::ceremony::profile::{ClassChoice, Figures, for_hops, profiles};
+use eddy_node::ceremony::profile::{ClassChoice, for_hops, profiles};
 use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
 use eddy_node::config::{
     ConfigError, EntryPart, Forward, Loaded, NodeConfig, Part, Target, effective, effective_toml, nearest,
 };
+use eddy_node::figures::Figures;
 use eddy_node::runtime::running;
 use serde_json::json;
 use textwrap::fill;

@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 use eddy_node::ceremony::assemble::interval_s;
-use eddy_node::ceremony::profile::{ClassChoice, Figures, for_hops, in_order};
+use eddy_node::ceremony::profile::{ClassChoice, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
+use eddy_node::figures::Figures;
 use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};

@@ -252,7 +252,7 @@ impl Chain {
         let slots = ControlSlots::new(terms, Suite::Hybrid, hops, link.0, direction);
         let control = |round| {
             let slots = slots.of(&self.times, round);
-            slots.placed + slots.link
+            slots.total()
         };
         let found = self.per_round(ends(link, direction), self.offset(link, direction), rounds.clone());
         // Copies of control cells come on link 1, each `gap` rounds after the one before.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dataplane::Nanos;
 use dataplane::paced::entry::PREPARE;
-use eddy_node::ceremony::profile::{ClassChoice, Figures};
+use eddy_node::ceremony::profile::ClassChoice;
+use eddy_node::figures::Figures;
 use eddy_virtual::Plan;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;

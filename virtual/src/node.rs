@@ -34,6 +34,9 @@ use super::{Chain, ENTRIES, EXIT_HOST, Hops, Plan, link_address, listener, wall_
 
 /// Time that a flow may be idle.
 const IDLE: Duration = Duration::from_secs(300);
+/// Least sizes of the rings, as a node has them.
+const COMMANDS_MAX: usize = 4096;
+const PUNTS_MAX: usize = 2048;
 
 /// What nodes are made of, also when they restart.
 pub(super) struct Kit {
@@ -145,11 +148,10 @@ impl Chain {
             control.meet(0, MeetingSecret::new(*secret));
         }
         let clock = control.class(0).paced_clock().expect("a paced class").clone();
-        // Mix 1 has many links; of an entry there may be a hundred.
-        let (commands, worker_commands) = rtrb::RingBuffer::new(if position == 0 { 1 << 10 } else { 1 << 14 });
-        let (worker_punts, punts) = rtrb::RingBuffer::new(if position == 0 { 1 << 9 } else { 1 << 12 });
-        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("an eventfd")));
         let settings = Settings { terms: terms.clone(), suite: drawn.terms.suite, hops, position, hugepages: false };
+        let (commands, worker_commands) = rtrb::RingBuffer::new(settings.commands_max().max(COMMANDS_MAX));
+        let (worker_punts, punts) = rtrb::RingBuffer::new(settings.punts_max().max(PUNTS_MAX));
+        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("an eventfd")));
         let [up, down] =
             [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
         let (mut loops, mut shown) = (None, None);

@@ -5,13 +5,12 @@
 
 use std::net::SocketAddr;
 
-use dataplane::command::LinkCommand;
-use dataplane::paced::{ChannelAt, Command, SlotKeys};
+use dataplane::paced::{ChannelAt, Command, link_commands};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use wire::cell::{Block, CellKind, Direction, HEADER_LEN};
 use wire::gcm::{PolyvalKey, encipher_batch};
-use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
+use wire::ids::{ChannelKeys, LinkId, Side};
 use wire::kdf::Secret;
 use wire::link::{ControlKey, HeaderKey, LinkContent, LinkSecrets};
 use wire::paced::{HopKeys, PacedClass, PacedHeader, RoundSub, SlotCount};
@@ -51,17 +50,7 @@ impl Link {
 
     /// What installs it at the mix; `peer` is the address of this end.
     pub(super) fn commands(&self, peer: SocketAddr) -> [Command; 3] {
-        let (link, slot, side, secrets) = (self.id, SlotId(self.id.0), self.side, self.secrets.clone());
-        let (tag_in, tag_out, control_in, control_out) = match side {
-            Side::Up => (secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
-            Side::Down => (secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
-        };
-        let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
-        [
-            Command::Link(LinkCommand::Install { link, side, peer }),
-            Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
-        ]
+        link_commands(self.id, self.side, peer, self.secrets.clone())
     }
 
     /// Appends a data cell of each of these channels for a round, and its control cells.
@@ -81,7 +70,7 @@ impl Link {
             out.extend_from_slice(&header.to_block());
             out.extend_from_slice(body);
         }
-        for _ in 0..slots.placed + slots.link {
+        for _ in 0..slots.total() {
             let header =
                 PacedHeader { channel: 0, seq: self.next_seq, sub: 0, kind: CellKind::Link, class, tag: [0; 4] };
             self.next_seq += 1;

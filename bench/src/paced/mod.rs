@@ -176,7 +176,7 @@ impl Plan {
         let rounds = rounds.iter().map(|ago| round - ago).filter(|of| *of == round || !is_skipped(*of));
         let control = |of| {
             let slots = slots.of(&times, of);
-            (slots.placed + slots.link) as u64
+            slots.total() as u64
         };
         (channels * rounds.clone().count() as u64, links * rounds.map(control).sum::<u64>())
     }

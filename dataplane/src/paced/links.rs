@@ -7,11 +7,12 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use wire::cell::{CellKind, SEQ_END, TAG_LEN};
 use wire::gcm::PolyvalKey;
-use wire::ids::{LinkId, Side, SlotId};
-use wire::link::{ControlKey, HeaderKey};
+use wire::ids::{LinkId, Rank, Side, SlotId};
+use wire::link::{ControlKey, HeaderKey, LinkSecrets};
 use wire::paced::{PacedClass, PacedHeader};
 use zeroize::Zeroizing;
 
+use super::Command;
 use super::control_guard::{ControlGuard, ControlLimits};
 use crate::Nanos;
 use crate::command::LinkCommand;
@@ -32,6 +33,22 @@ pub struct SlotKeys {
     pub control_in: Zeroizing<[u8; 28]>,
     /// Seals control cells that leave.
     pub control_out: Zeroizing<[u8; 28]>,
+}
+
+/// What installs a link with one slot, for benchmarks and tests: control sends these as handshakes end. The other end is
+/// at `peer`, on `side`.
+pub fn link_commands(link: LinkId, side: Side, peer: SocketAddr, secrets: LinkSecrets) -> [Command; 3] {
+    let LinkSecrets { header_i2r, header_r2i, tag_i2r, tag_r2i, control_i2r, control_r2i, .. } = secrets;
+    let (tag_in, tag_out, control_in, control_out) = match side {
+        Side::Up => (tag_i2r, tag_r2i, control_i2r, control_r2i),
+        Side::Down => (tag_r2i, tag_i2r, control_r2i, control_i2r),
+    };
+    let slot = SlotId(link.0);
+    [
+        Command::Link(LinkCommand::Install { link, side, peer }),
+        Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
+        Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
+    ]
 }
 
 struct Keys {

@@ -49,7 +49,7 @@ use crate::stage::ingress;
 use crate::stage::rounds::schedule::Schedule;
 pub use control_cells::Control;
 use control_guard::ControlLimits;
-pub use links::SlotKeys;
+pub use links::{SlotKeys, link_commands};
 
 /// A paced class at one node.
 #[derive(Clone, Debug)]

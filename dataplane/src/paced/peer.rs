@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 
 use wire::cell::{Block, CellKind, Class, HEADER_LEN};
 use wire::gcm::PolyvalKey;
-use wire::ids::{LinkId, Rank, Side, SlotId};
+use wire::ids::{LinkId, Side};
 use wire::link::{ControlKey, HeaderKey, LinkSecrets};
 use wire::paced::{PacedClass, PacedHeader, PacedTerms};
 
-use super::{Command, SlotKeys};
-use crate::command::LinkCommand;
+use super::{Command, link_commands};
 use crate::socket::memory::Datagram;
 
 /// Hops of the chain.
@@ -95,17 +94,8 @@ impl Peer {
 
     /// What installs its link at the hop.
     pub(super) fn link_commands(&self) -> [Command; 3] {
-        let (link, slot, peer, secrets) = (self.link, SlotId(self.link.0), self.at, self.secrets.clone());
-        let (side, tag_in, tag_out, control_in, control_out) = match self.is_up {
-            true => (Side::Up, secrets.tag_i2r, secrets.tag_r2i, secrets.control_i2r, secrets.control_r2i),
-            false => (Side::Down, secrets.tag_r2i, secrets.tag_i2r, secrets.control_r2i, secrets.control_i2r),
-        };
-        let (header_i2r, header_r2i) = (secrets.header_i2r, secrets.header_r2i);
-        [
-            Command::Link(LinkCommand::Install { link, side, peer }),
-            Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank: Rank::Current }),
-            Command::SlotKeys { link, slot, keys: Box::new(SlotKeys { tag_in, tag_out, control_in, control_out }) },
-        ]
+        let side = if self.is_up { Side::Up } else { Side::Down };
+        link_commands(self.link, side, self.at, self.secrets.clone())
     }
 }
 

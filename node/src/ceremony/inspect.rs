@@ -8,9 +8,9 @@ use wire::paced::{BadSecret, MeetingSecret, PacedTerms};
 use wire::setup::Suite;
 
 use super::files::{DescriptorFile, Renewable, node_role, public};
-use super::profile::{Figures, PerUse};
 use super::words::{fingerprint, hex, places_and_lanes, state, utc};
 use crate::config::{ChainFile, ConfigError, node_name};
+use crate::figures::{Figures, PerUse};
 
 /// A public file, verified as far as it is signed.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! Keys of a node's configuration: `entry.toml`, `mixN.toml` and `exit.toml`, with their `[[forward]]`, `[caps]` and
 //! `[class.NAME]`.
 
+use wire::replay::WIDTH_MAX;
+
 use super::NodeRole::{Entry, Exit, Mix};
 use super::table::{ALL, DefaultValue, Key, Kind};
 use super::{
@@ -321,7 +323,7 @@ pub static NODE: &[Key] = &[
     Key {
         name: "window",
         roles: ALL,
-        kind: Kind::Integer(64, 65_536),
+        kind: Kind::Integer(64, WIDTH_MAX as i64),
         default: DefaultValue::Integer(WINDOW as i64),
         doc: "Replay window of a channel in cells, a power of two.",
         example: "4096",

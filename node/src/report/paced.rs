@@ -12,7 +12,7 @@ use wire::paced::{Company, PacedTerms};
 
 use super::ms;
 use super::path::PathReport;
-use crate::ceremony::profile::Figures;
+use crate::figures::Figures;
 
 /// A paced class at a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -140,7 +140,7 @@ mod tests {
     use wire::setup::Suite;
 
     use super::*;
-    use crate::ceremony::profile::Figures;
+    use crate::figures::Figures;
 
     fn terms() -> PacedTerms {
         PacedTerms { repeat: true, ..PacedTerms::new(PacedClass::new(Class::S), "voice", 4) }

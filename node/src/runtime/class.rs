@@ -15,9 +15,9 @@ use tracing::{Span, error_span};
 use wire::cell::Shape;
 use wire::paced::MeetingSecret;
 
-use crate::ceremony::profile::Figures;
 use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
+use crate::figures::Figures;
 use crate::report::paced::PacedPlan as ReportPlan;
 use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;

@@ -19,11 +19,11 @@ use wire::cell::Shape;
 use wire::gcm::Engine;
 use wire::paced::MeetingSecret;
 
-use crate::ceremony::profile::Figures;
 use crate::config::{
     ClassName, ConfigError, Forward, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, Terms,
 };
 use crate::error::{NodeDied, StartError};
+use crate::figures::Figures;
 use crate::report::NodeReport;
 use crate::runtime::console::{self, Forwards};
 use crate::runtime::listeners::{self, Listeners};

@@ -293,7 +293,7 @@ fn rounds_have_one_number_of_cells_whatever_they_carry() {
                 cells = without_copies(cells, firsts.get(&(round - j * u64::from(gap))).map_or(&[], Vec::as_slice));
             }
             let slots = bench.entry.slots.of(&bench.times, round);
-            assert_eq!(cells.len(), 2 + slots.placed + slots.link, "round {round}, {copies} copies");
+            assert_eq!(cells.len(), 2 + slots.total(), "round {round}, {copies} copies");
             let data: Vec<_> = cells.iter().map(|bytes| bench.mix.read(bytes, round)).collect();
             let data = data.iter().filter(|cell| cell.header.kind == CellKind::Data);
             let places: Vec<_> = data.map(|cell| (cell.header.channel, cell.header.seq, cell.header.sub)).collect();

@@ -558,7 +558,7 @@ fn control_cells_leave_in_their_rounds_and_dummies_elsewhere() {
     for (round, expected) in [(phase.start, vec![1, 2]), (phase.start + 1, vec![3]), (phase.start + 2, vec![])] {
         bench.release(Direction::Forward, round);
         let cells = bench.take(None);
-        assert_eq!(cells.len(), slots.placed + slots.link, "round {round}");
+        assert_eq!(cells.len(), slots.total(), "round {round}");
         let mut setups: Vec<u8> =
             cells.iter().filter(|cell| cell.header.kind == CellKind::Setup).map(|cell| cell.header.sub).collect();
         setups.sort_unstable();
