@@ -19,6 +19,10 @@ use super::limit::Permit;
 pub use eddy_virtual::{Seen, destination, link_address, listener};
 
 pub const HOPS: usize = 4;
+/// The entries of a chain of three users.
+pub const ENTRIES: [usize; 3] = [101, 102, 103];
+/// Of a meeting.
+pub const SECRET: [u8; 32] = [7; 32];
 const MILLI: Nanos = 1_000_000;
 
 /// Terms of a class with short batches.

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use control::paced::{Cause, EntryStatus, HopStatus, PacedEvent, PacedStatus};
+use control::Event;
+use control::paced::{Cause, PacedEvent};
+use control::trust::hop::TrustEvent;
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use rand::{RngExt, SeedableRng};
@@ -14,9 +16,7 @@ use wire::cell::Direction;
 use wire::ids::Side;
 use wire::paced::{PacedTerms, Phase};
 
-use crate::common::pacedchain::{Chain, HOPS, LATE, destination, link_address, quantiles, terms};
-
-const ENTRIES: [usize; 3] = [101, 102, 103];
+use crate::common::pacedchain::{Chain, ENTRIES, HOPS, LATE, destination, link_address, quantiles, terms};
 
 /// A chain whose entries have channels in the running batch, which has just begun.
 fn started() -> Chain {
@@ -43,7 +43,7 @@ fn is_entry(at: SocketAddr) -> bool {
 #[test]
 fn first_rounds_of_an_entry_do_not_show_its_hosts_clock() {
     let mut chain = Chain::new(&terms(), ENTRIES.len());
-    let next = |chain: &Chain| ENTRIES.map(|entry| entry_status(chain, entry).next_batch);
+    let next = |chain: &Chain| ENTRIES.map(|entry| chain.entry_status(entry).next_batch);
     let (first, now) = (next(&chain), chain.batch());
     // Up to 12 h behind, which is 8,437 batches.
     assert!(first.iter().all(|batch| (now - 8_440..now).contains(batch)), "{first:?} {now}");
@@ -90,7 +90,7 @@ fn loops_of_mixes_meet_and_every_link_is_constant() {
         let counts = view.counts;
         assert!(counts.places >= 6 * 4 * u64::from(chain.terms.rounds) && view.met > 0, "mix {mix}: {view:?}");
         assert_eq!((counts.lost, counts.garbled, counts.link_lost), (0, 0, 0), "mix {mix}");
-        let loops = hop_status(&chain, mix).loops.expect("it has loops");
+        let loops = chain.hop_status(mix).loops.expect("it has loops");
         assert!(loops.set_up >= 6 * 4 && loops.failed == 0 && loops.dropping.is_empty(), "mix {mix}: {loops:?}");
         // A round leaves Mix `mix` forward, and its cells are back before it leaves backward.
         let way = chain.times.offset(Direction::Backward, mix) - chain.times.offset(Direction::Forward, mix);
@@ -102,7 +102,7 @@ fn loops_of_mixes_meet_and_every_link_is_constant() {
 }
 
 #[test]
-fn copies_make_up_for_a_loss_of_one_percent() {
+fn second_copy_makes_up_for_a_loss_of_one_percent() {
     let mut chain = started();
     let (mut count, len) = (0, terms().class.cell_len());
     // Never both copies of a cell, which are one round apart.
@@ -136,30 +136,12 @@ fn entry_that_stops_changes_nothing_for_others() {
     chain.assert_constant_behind_mix_1(2, rounds(first + 2..first + 3));
 }
 
-fn entry_status(chain: &Chain, entry: usize) -> EntryStatus {
-    let PacedStatus::Entry(status) = chain.status(entry) else { panic!("the status of an entry") };
-    status
-}
-
-fn hop_status(chain: &Chain, hop: usize) -> HopStatus {
-    let PacedStatus::Hop(status) = chain.status(hop) else { panic!("the status of a hop") };
-    status
-}
-
-/// The nodes whose alarm was raised, and why.
-fn dropping(chain: &Chain) -> Vec<(usize, Cause)> {
-    let of = |(node, event): &(usize, PacedEvent)| {
-        if let PacedEvent::Dropping(cause) = event { Some((*node, *cause)) } else { None }
-    };
-    chain.paced_events.iter().filter_map(of).collect()
-}
-
 /// An attacker drops cells of entry 102, each in all copies: those of which the first copy is `nth` (from 1) at a time,
 /// if `drops` says so. Its alarm is up within 10 s, and that of no other node.
 fn dropped_cells_raise_the_alarm(of: Direction, mut drops: impl FnMut(usize, Nanos) -> bool + 'static) {
     let mut chain = started();
     chain.run(Duration::from_secs(10));
-    assert_eq!(dropping(&chain), [], "nothing is lost");
+    assert_eq!(chain.dropping(), [], "nothing is lost");
     let victim = link_address(102, Side::Down);
     // The attacker reads bytes, so it knows the copies of what it has dropped.
     let (mut seen, mut dropped) = (HashSet::new(), HashSet::new());
@@ -174,15 +156,15 @@ fn dropped_cells_raise_the_alarm(of: Direction, mut drops: impl FnMut(usize, Nan
         if dropped.contains(&datagram.bytes) { Vec::new() } else { vec![(0, datagram)] }
     });
     chain.run(Duration::from_secs(10));
-    let [(102, Cause::Lost { direction, places, lost })] = dropping(&chain)[..] else {
-        panic!("{:?}", dropping(&chain))
+    let [(102, Cause::Lost { direction, places, lost })] = chain.dropping()[..] else {
+        panic!("{:?}", chain.dropping())
     };
     assert!(direction == of && places == 1000 && (5..10).contains(&lost), "{direction:?}: {lost} of {places}");
-    let status = entry_status(&chain, 102);
+    let status = chain.entry_status(102);
     let [this, other] =
         if of == Direction::Forward { [status.forward, status.backward] } else { [status.backward, status.forward] };
     assert!(status.is_dropping() && this.lost >= lost && other.lost == 0, "{status:?}");
-    assert!(!entry_status(&chain, 101).is_dropping());
+    assert!(!chain.entry_status(101).is_dropping());
 }
 
 #[test]
@@ -195,7 +177,7 @@ fn backward_cells_of_one_user_that_are_dropped_raise_its_alarm() {
     dropped_cells_raise_the_alarm(Direction::Backward, |nth, _| nth.is_multiple_of(50));
 }
 
-/// As `attack::active::plan::DropWatermark`: 2 of 100 slots of 10 ms.
+/// As `attack::active::DropWatermark`: 2 of 100 slots of 10 ms.
 #[test]
 fn drop_watermark_raises_the_alarm() {
     let slots: Vec<bool> =
@@ -212,11 +194,11 @@ fn loss_of_one_percent_raises_no_alarm() {
         let is_access = is_entry(datagram.from) || is_entry(datagram.to);
         !(is_access && rng.random_bool(0.01))
     });
-    let before = ENTRIES.map(|entry| entry_status(&chain, entry));
+    let before = ENTRIES.map(|entry| chain.entry_status(entry));
     chain.run(Duration::from_secs(25));
-    assert_eq!(dropping(&chain), []);
+    assert_eq!(chain.dropping(), []);
     for (entry, before) in ENTRIES.into_iter().zip(before) {
-        let status = entry_status(&chain, entry);
+        let status = chain.entry_status(entry);
         assert!(status.forward.places >= 2000 && status.backward.places >= 2000, "{status:?}");
         assert!(status.has_channel && status.failed == before.failed, "{status:?}");
     }
@@ -227,7 +209,7 @@ fn suppressed_setup_raises_the_alarm_for_its_batch() {
     let mut chain = started();
     let coming = chain.batch() + 2;
     chain.run_to_batch(1);
-    let before = [102, 101].map(|entry| entry_status(&chain, entry).failed);
+    let before = [102, 101].map(|entry| chain.entry_status(entry).failed);
     // The cells of 22 rounds in a row are 21 places, less than half of a phase. Too few shards of the setup are left.
     let victim = link_address(102, Side::Down);
     chain.tap(move |datagram| datagram.from != victim);
@@ -235,14 +217,14 @@ fn suppressed_setup_raises_the_alarm_for_its_batch() {
     chain.tap(|_| true);
     chain.run(Duration::from_secs(25));
     let setups: Vec<_> =
-        dropping(&chain).into_iter().filter(|(_, cause)| matches!(cause, Cause::Setup { .. })).collect();
-    let [(102, Cause::Setup { batch, .. })] = setups[..] else { panic!("{:?}", dropping(&chain)) };
+        chain.dropping().into_iter().filter(|(_, cause)| matches!(cause, Cause::Setup { .. })).collect();
+    let [(102, Cause::Setup { batch, .. })] = setups[..] else { panic!("{:?}", chain.dropping()) };
     assert_eq!(batch, coming);
-    let not_joined = |(node, event): &&(usize, PacedEvent)| {
+    let not_joined = |(node, event): &(usize, PacedEvent)| {
         *node == 102 && matches!(event, PacedEvent::NotJoined { batch, .. } if *batch == coming)
     };
-    assert_eq!(chain.paced_events.iter().filter(not_joined).count(), 1);
-    let [status, other] = [102, 101].map(|entry| entry_status(&chain, entry));
+    assert_eq!(chain.paced_events().filter(not_joined).count(), 1);
+    let [status, other] = [102, 101].map(|entry| chain.entry_status(entry));
     assert!(status.is_dropping() && status.failed == before[0] + 1 && status.has_channel, "{status:?}");
     assert!(!other.is_dropping() && other.failed == before[1], "{other:?}");
 }
@@ -253,14 +235,14 @@ fn suppressed_setup_raises_the_alarm_for_its_batch() {
 fn suppressed_ack_raises_the_alarm_within_10_s() {
     let mut chain = started();
     chain.run_to_batch(1);
-    let before = [102, 101].map(|entry| entry_status(&chain, entry).failed);
+    let before = [102, 101].map(|entry| chain.entry_status(entry).failed);
     chain.cut_in_phase(102, Phase::Ack(1), Direction::Backward);
     let begin = chain.begins(chain.times.rounds_of(chain.batch(), Phase::Ack(1)).start);
     chain.run_until(begin + 10_000_000_000);
-    let alarms = dropping(&chain);
+    let alarms = chain.dropping();
     let is_expected = matches!(alarms[..], [(102, Cause::Lost { direction: Direction::Backward, lost: 5.., .. })]);
     assert!(is_expected, "{alarms:?}");
-    let [failed, of_other] = [102, 101].map(|entry| entry_status(&chain, entry).failed);
+    let [failed, of_other] = [102, 101].map(|entry| chain.entry_status(entry).failed);
     assert_eq!([failed, of_other], [before[0] + 1, before[1]]);
 }
 
@@ -268,14 +250,13 @@ fn suppressed_ack_raises_the_alarm_within_10_s() {
 fn nodes_show_batches_clocks_reports_and_company() {
     let mut chain = started();
     let events = |chain: &Chain, entry: usize| -> Vec<PacedEvent> {
-        let of_entry = chain.paced_events.iter().filter(|(node, _)| *node == entry);
-        of_entry.map(|(_, event)| *event).collect()
+        chain.paced_events().filter_map(|(node, event)| (node == entry).then_some(event)).collect()
     };
     chain.run_to_batch(1);
     chain.run(Duration::from_secs(3));
     let batch = chain.batch();
     for entry in ENTRIES {
-        let status = entry_status(&chain, entry);
+        let status = chain.entry_status(entry);
         assert!(status.has_channel && status.joined >= 2, "{status:?}");
         assert_eq!(status.next_batch, batch + 1);
         assert!(status.next_batch_in > Duration::from_secs(2) && status.next_batch_in < Duration::from_millis(2200));
@@ -306,7 +287,7 @@ fn nodes_show_batches_clocks_reports_and_company() {
         assert!(!events.iter().any(|event| matches!(event, PacedEvent::Dropping(_) | PacedEvent::LeadMoved { .. })));
     }
     for hop in 1..=HOPS {
-        let status = hop_status(&chain, hop);
+        let status = chain.hop_status(hop);
         assert_eq!(status.batch.map(|crowd| crowd.channels), Some(ENTRIES.len()), "hop {hop}");
         let clocks = usize::from(hop > 1) + usize::from(hop < HOPS);
         assert_eq!(status.clocks.len(), clocks, "hop {hop}: {:?}", status.clocks);
@@ -314,9 +295,13 @@ fn nodes_show_batches_clocks_reports_and_company() {
         assert_eq!((status.forward.last.is_some(), status.backward.last.is_some()), (hop < HOPS, hop > 1));
         assert_eq!((status.forward.lost, status.backward.lost), (0, 0), "hop {hop}");
     }
-    assert_eq!(hop_status(&chain, 1).batch.unwrap().prefixes, ENTRIES.len(), "each has an address of its own");
-    let is_off = |(_, event): &(usize, PacedEvent)| matches!(event, PacedEvent::ClockOff { .. });
-    assert!(!chain.paced_events.iter().any(is_off) && !chain.events.iter().any(|event| event.contains("Clock")));
+    assert_eq!(chain.hop_status(1).batch.unwrap().prefixes, ENTRIES.len(), "each has an address of its own");
+    let is_of_clocks = |(_, event): &(usize, Event)| match event {
+        Event::Paced(event) => matches!(event, PacedEvent::ClockOff { .. }),
+        Event::Trust(event) => matches!(event, TrustEvent::ClockOff { .. } | TrustEvent::ClockStops { .. }),
+        _ => false,
+    };
+    assert!(!chain.events.iter().any(is_of_clocks));
     // The second copy of a cell on link 1 does not count as a replay.
     for (node, direction) in [(1, Direction::Forward), (101, Direction::Backward)] {
         let cells = chain.ledger(node).cells[direction];

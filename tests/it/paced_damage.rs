@@ -11,7 +11,7 @@ use control::paced::{PacedStatus, Reported};
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::{ENTRIES, link_of, number_of, wall};
+use eddy_virtual::{FIRST_ENTRY, link_of, number_of, wall};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -20,10 +20,11 @@ use wire::cell::{CellKind, Shape};
 use wire::ids::Side;
 use wire::paced::PacedTerms;
 
-use crate::common::pacedchain::{Chain, DIRECTIONS, HOPS, LATE, LinkOf, client, ends, link_address, small_and_large};
+use crate::common::pacedchain::{
+    Chain, DIRECTIONS, HOPS, LATE, LinkOf, SECRET, client, ends, link_address, small_and_large,
+};
 
 const MILLI: Nanos = 1_000_000;
-const SECRET: [u8; 32] = [7; 32];
 
 /// Node, what was counted, and why: drops of cells, and what control has refused.
 type Count = (usize, &'static str, &'static str);
@@ -138,7 +139,7 @@ fn alter(chain: &Chain, link: usize, direction: Direction, damage: &Rc<RefCell<D
     let (damage, keys, len) = (damage.clone(), chain.header_keys(), chain.terms.class.cell_len());
     let (times, pause) = (chain.times.clone(), chain.times.begin(1) / 2);
     chain.attack(move |now, mut datagram| {
-        let up = |up: usize| if link == 1 { up >= ENTRIES } else { up + 1 == link };
+        let up = |up: usize| if link == 1 { up >= FIRST_ENTRY } else { up + 1 == link };
         let of_link = link_of(datagram.from, datagram.to).filter(|(node, way)| up(*node) && *way == direction);
         if let Some(of_link) = of_link.filter(|_| datagram.bytes.len() == len) {
             let running = times.round_at(wall(now));

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use control::paced::{Cause, PacedEvent, PacedStatus};
+use control::Event;
+use control::paced::Cause;
+use control::trust::hop::TrustEvent;
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
 use rand::{RngExt, SeedableRng};
@@ -19,10 +21,9 @@ use wire::ids::Side;
 use wire::paced::{PacedTerms, Phase};
 
 use crate::common::pacedchain::{
-    Chain, DIRECTIONS, HOPS, LATE, Opened, Seen, client, destination, ends, link_address, terms,
+    Chain, DIRECTIONS, ENTRIES, HOPS, LATE, Opened, Seen, client, destination, ends, link_address, terms,
 };
 
-const ENTRIES: [usize; 3] = [101, 102, 103];
 const SECOND: Duration = Duration::from_secs(1);
 /// Of a node's clock.
 const SECOND_NS: i64 = 1_000_000_000;
@@ -365,7 +366,8 @@ fn stepped_by_an_hour(node: usize, hour: i64) {
     chain.talk(&ENTRIES, 5 * chain.batch_time());
     let back = chain.batch();
     assert!(
-        node > HOPS || chain.events.iter().any(|event| event.starts_with("ClockStops")),
+        node > HOPS
+            || chain.events.iter().any(|(_, event)| matches!(event, Event::Trust(TrustEvent::ClockStops { .. }))),
         "it says why it signs nothing"
     );
     chain.step_clock(node, -hour);
@@ -469,7 +471,7 @@ fn entry_whose_clock_is_hours_from_mix_1s_sets_up_nothing() {
         chain.talk(&ENTRIES, time);
         chain.run(2 * LATE);
 
-        let PacedStatus::Entry(status) = chain.status(103) else { panic!("103 is an entry") };
+        let status = chain.entry_status(103);
         assert!(!status.has_channel && status.joined == 0 && status.failed > 0, "{status:?}");
         assert_eq!(chain.setups(103), 0);
         let mut control = HashMap::<_, usize>::new();
@@ -579,17 +581,8 @@ fn loss_and_reordering_change_no_count_on_any_link() {
 fn with_loops() -> Chain {
     let mut chain = started_with(2);
     chain.run_batches(2);
-    assert_eq!(alarms(&chain), [], "nothing is lost");
+    assert_eq!(chain.dropping(), [], "nothing is lost");
     chain
-}
-
-/// The mixes whose alarm was raised, and why.
-fn alarms(chain: &Chain) -> Vec<(usize, Cause)> {
-    let of = |(node, event): &(usize, PacedEvent)| match event {
-        PacedEvent::Dropping(cause) if *node < 100 => Some((*node, *cause)),
-        _ => None,
-    };
-    chain.paced_events.iter().filter_map(of).collect()
 }
 
 /// Loses a share of all datagrams on some links, from 2 on, in one direction.
@@ -606,7 +599,7 @@ fn mixes_before_a_link_that_loses_cells_raise_the_alarm() {
         lose(&chain, link..link + 1, &[direction], 0.05);
         // In a batch in which none of its loops meet, a mix does not see what is lost forward.
         chain.run(20 * SECOND);
-        let alarms = alarms(&chain);
+        let alarms = chain.dropping();
         let mut raised: Vec<usize> = alarms.iter().map(|(mix, _)| *mix).collect();
         raised.sort_unstable();
         raised.dedup();
@@ -630,7 +623,7 @@ fn suppressed_setups_of_loops_raise_the_alarm_of_their_mix() {
         let batch = chain.batch() + 1;
         chain.withhold(2, direction);
         chain.run(10 * SECOND);
-        let mut alarms = alarms(&chain);
+        let mut alarms = chain.dropping();
         alarms.sort_unstable_by_key(|(mix, _)| *mix);
         let cause = Cause::LoopSetups { batch, sent: 4, failed: 4 };
         let expected: Vec<_> = expected.into_iter().map(|mix| (mix, cause)).collect();
@@ -643,7 +636,7 @@ fn loss_of_one_percent_on_all_links_raises_no_alarm_of_mixes() {
     let mut chain = with_loops();
     lose(&chain, 2..HOPS + 1, &DIRECTIONS, 0.01);
     chain.run(40 * SECOND);
-    assert_eq!(alarms(&chain), []);
+    assert_eq!(chain.dropping(), []);
     for mix in 1..HOPS {
         let counts = chain.loops(mix).counts;
         let lost = (counts.lost + counts.garbled) as f64 / counts.places as f64;

@@ -6,10 +6,9 @@ use dataplane::paced::entry::MeetingState;
 use wire::cell::Direction::Forward;
 use wire::paced::{PacedTerms, Phase};
 
-use crate::common::pacedchain::{Chain, HOPS, LATE, client, destination, few_seats, quantiles};
+use crate::common::pacedchain::{Chain, HOPS, LATE, SECRET, client, destination, few_seats, quantiles};
 
 const MILLI: Nanos = 1_000_000;
-const SECRET: [u8; 32] = [7; 32];
 
 #[test]
 fn two_entries_with_one_secret_meet_and_a_third_waits() {

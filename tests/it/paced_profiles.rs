@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use control::paced::EntryStatus;
 use dataplane::Nanos;
 use dataplane::paced::entry::PREPARE;
 use eddy_node::ceremony::profile::ClassChoice;
@@ -16,9 +17,7 @@ use wire::ids::Side;
 use wire::paced::{PacedClass, PacedTerms};
 use wire::setup::Suite;
 
-use crate::common::pacedchain::{Chain, HOPS, LATE, client, destination, link_address, quantiles, terms};
-
-const SECRET: [u8; 32] = [7; 32];
+use crate::common::pacedchain::{Chain, HOPS, LATE, SECRET, client, destination, link_address, quantiles, terms};
 
 /// Delays to a destination, back from it, and both ways of a meeting: of entry 103, and of 101 and 102.
 fn all_delays(chain: &Chain) -> [Vec<Nanos>; 3] {
@@ -105,11 +104,11 @@ fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
     // All links, each datagram by itself.
     let mut rng = ChaCha20Rng::seed_from_u64(17);
     let count = |chain: &eddy_virtual::Chain| {
-        let of = |entry: &usize| match chain.status(*entry) {
-            control::paced::PacedStatus::Entry(status) => [status.joined, status.failed],
-            control::paced::PacedStatus::Hop(_) => panic!("{entry} is an entry"),
-        };
-        numbers.iter().map(of).fold([0, 0], |[a, b], [joined, failed]| [a + joined, b + failed])
+        let of = |status: EntryStatus| [status.joined, status.failed];
+        numbers
+            .iter()
+            .map(|entry| of(chain.entry_status(*entry)))
+            .fold([0, 0], |[a, b], [joined, failed]| [a + joined, b + failed])
     };
     while count(&chain)[0] < entries as u64 {
         chain.run_to_batch(1);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use attack::Truth;
 use attack::setup_order::{Passed, SetupOrder};
 use dataplane::Nanos;
-use eddy_virtual::{Chain, ENTRIES, Plan, number_of};
+use eddy_virtual::{Chain, FIRST_ENTRY, Plan, number_of};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::paced::PacedTerms;
@@ -26,7 +26,7 @@ fn setups(loops: u8) -> (SetupOrder, Vec<Truth>) {
     let mut chain = Chain::new(Plan { keeps: false, timers_late, ..Plan::new(&terms, HOPS - 1, USERS) });
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     chain.attack(move |_, datagram| {
-        let is_access = [datagram.from, datagram.to].iter().any(|end| number_of(*end) >= Some(ENTRIES));
+        let is_access = [datagram.from, datagram.to].iter().any(|end| number_of(*end) >= Some(FIRST_ENTRY));
         let delay = if is_access { -(1.0 - rng.random::<f64>()).ln() * 2e6 } else { 0.0 };
         let is_lost = is_access && rng.random_bool(0.01);
         if is_lost { Vec::new() } else { vec![(delay as Nanos, datagram)] }

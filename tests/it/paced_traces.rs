@@ -11,10 +11,11 @@ use wire::cell::Direction::{Backward, Forward};
 use wire::ids::Side;
 use wire::paced::{PacedTerms, Phase};
 
-use crate::common::pacedchain::{Chain, HOPS, LATE, LinkOf, client, ends, few_seats, link_address, small_and_large};
+use crate::common::pacedchain::{
+    Chain, HOPS, LATE, LinkOf, SECRET, client, ends, few_seats, link_address, small_and_large,
+};
 
 const MILLI: Nanos = 1_000_000;
-const SECRET: [u8; 32] = [7; 32];
 
 /// What an observer of a link sees in some rounds: times, lengths, directions.
 fn trace(chain: &Chain, link: LinkOf, rounds: Range<u64>) -> Vec<(Nanos, usize, bool)> {

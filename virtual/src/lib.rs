@@ -19,7 +19,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::paced::{PacedEvent, PacedStatus};
+use control::Event;
+use control::paced::{Cause, EntryStatus, HopStatus, PacedEvent, PacedStatus};
 use control::trust::{ChainTerms, Contact, State};
 use dataplane::ledger::Ledger;
 use dataplane::paced::{entry, mix};
@@ -54,7 +55,7 @@ const START: Nanos = 10_000 * MILLI;
 /// A node that wants to run again at once runs after this time.
 const AT_ONCE: Nanos = MILLI / 20;
 /// Entries have numbers from here on, hops from 1.
-pub const ENTRIES: usize = 101;
+pub const FIRST_ENTRY: usize = 101;
 
 /// What a chain is made of.
 #[derive(Clone, Debug)]
@@ -108,9 +109,8 @@ pub struct Chain {
     ready: BTreeSet<usize>,
     timers_late: Duration,
     rng: ChaCha20Rng,
-    pub events: Vec<String>,
     /// By node: hops from 1, entries from 101.
-    pub paced_events: Vec<(usize, PacedEvent)>,
+    pub events: Vec<(usize, Event)>,
     kit: Rc<Kit>,
 }
 
@@ -122,7 +122,7 @@ pub fn link_address(node: usize, side: Side) -> SocketAddr {
 
 /// Where an entry listens, counted from 0.
 pub fn listener(entry: usize) -> SocketAddr {
-    let [.., high, low] = (ENTRIES + entry).to_be_bytes();
+    let [.., high, low] = (FIRST_ENTRY + entry).to_be_bytes();
     SocketAddr::from(([198, 19, high, low], 1))
 }
 
@@ -149,7 +149,7 @@ pub fn link_of(from: SocketAddr, to: SocketAddr) -> Option<(usize, Direction)> {
 
 /// True if there is a link from the node `up` to the node `down`.
 fn is_link(up: usize, down: usize) -> bool {
-    if down == 1 { up >= ENTRIES } else { down < ENTRIES && up + 1 == down }
+    if down == 1 { up >= FIRST_ENTRY } else { down < FIRST_ENTRY && up + 1 == down }
 }
 
 /// What all entries forward to, unless each has a destination of its own.
@@ -218,13 +218,12 @@ impl Chain {
             timers_late: plan.timers_late,
             rng: ChaCha20Rng::seed_from_u64(plan.seed ^ 0x7a7e),
             events: Vec::new(),
-            paced_events: Vec::new(),
             terms,
             kit: Rc::new(Kit { hops: drawn, plan }),
         };
         made.tap(|_| true);
         made.watch_apps(|_, _| true);
-        for number in (1..=hops).chain((0..entries).map(|entry| ENTRIES + entry)) {
+        for number in (1..=hops).chain((0..entries).map(|entry| FIRST_ENTRY + entry)) {
             let node = made.node(number, (State::fresh(START_S), 0), &mut rng);
             made.nodes.push(node);
         }
@@ -290,7 +289,7 @@ impl Chain {
         };
         let before = moved(&self.links, &self.apps, &self.wires);
         let network = (&self.links, &*self.wires);
-        node.run_control(self.now, network, &mut self.events, &mut self.paced_events);
+        node.run_control(self.now, network, &mut self.events);
         let worker_wake = node.worker.turn(self.now);
         node.worker.record_latency(self.now);
         // It has received something, and there may be more. What it received may have been for control.
@@ -339,9 +338,23 @@ impl Chain {
         self.times.batch_of(self.round_at(self.now))
     }
 
+    /// Events of the paced class, by node.
+    pub fn paced_events(&self) -> impl Iterator<Item = (usize, PacedEvent)> + '_ {
+        self.events.iter().filter_map(|(node, event)| match event {
+            Event::Paced(event) => Some((*node, *event)),
+            _ => None,
+        })
+    }
+
+    /// The nodes whose alarm was raised, and why.
+    pub fn dropping(&self) -> Vec<(usize, Cause)> {
+        let of = |(node, event)| if let PacedEvent::Dropping(cause) = event { Some((node, cause)) } else { None };
+        self.paced_events().filter_map(of).collect()
+    }
+
     /// The numbers of all nodes: hops from 1, entries from 101.
     pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
-        (1..=self.hops).chain(ENTRIES..ENTRIES + self.kit.plan.entries)
+        (1..=self.hops).chain(FIRST_ENTRY..FIRST_ENTRY + self.kit.plan.entries)
     }
 
     /// Mixes, and the exit.
@@ -350,7 +363,7 @@ impl Chain {
     }
 
     fn index(&self, node: usize) -> usize {
-        if node >= ENTRIES { self.hops + node - ENTRIES } else { node - 1 }
+        if node >= FIRST_ENTRY { self.hops + node - FIRST_ENTRY } else { node - 1 }
     }
 
     fn at(&self, node: usize) -> &Node {
@@ -370,6 +383,18 @@ impl Chain {
     /// What a node shows of the class.
     pub fn status(&self, node: usize) -> PacedStatus {
         self.at(node).control.class(0).paced_status(Duration::from_nanos(self.now)).expect("a paced class")
+    }
+
+    /// What an entry shows of the class.
+    pub fn entry_status(&self, entry: usize) -> EntryStatus {
+        let PacedStatus::Entry(status) = self.status(entry) else { panic!("{entry} is an entry") };
+        status
+    }
+
+    /// What a mix, or the exit, shows of the class.
+    pub fn hop_status(&self, hop: usize) -> HopStatus {
+        let PacedStatus::Hop(status) = self.status(hop) else { panic!("{hop} is a hop") };
+        status
     }
 
     /// What a mix measures by its loops.
@@ -448,7 +473,7 @@ mod tests {
         send(&chain);
         chain.run(Duration::from_millis(200));
         for entry in 0..2 {
-            let come = std::iter::from_fn(|| chain.apps.receive(of(ENTRIES + entry)));
+            let come = std::iter::from_fn(|| chain.apps.receive(of(FIRST_ENTRY + entry)));
             assert_eq!(come.map(|datagram| datagram.bytes).collect::<Vec<_>>(), [[entry as u8]]);
         }
     }
@@ -483,10 +508,10 @@ mod tests {
     #[test]
     fn stopped_node_runs_again_and_reads_what_waited() {
         let mut chain = started(plan(1));
-        let before = chain.shown(ENTRIES);
-        chain.stop(ENTRIES, Duration::from_millis(100));
+        let before = chain.shown(FIRST_ENTRY);
+        chain.stop(FIRST_ENTRY, Duration::from_millis(100));
         chain.run(Duration::from_secs(2));
-        let after = chain.shown(ENTRIES);
+        let after = chain.shown(FIRST_ENTRY);
         assert!((5..=10).contains(&(after.skipped - before.skipped)), "{before:?} {after:?}");
         assert_eq!(after.lost, before.lost);
     }

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use control::paced::PacedEvent;
 use control::trust::State;
 use control::{Caps, Change, Config, Control, Event, Output, PacedChange, Role, Timing};
 use dataplane::Nanos;
@@ -30,7 +29,7 @@ use wire::ids::Side;
 use wire::paced::MeetingSecret;
 
 use super::wires::Wires;
-use super::{Chain, ENTRIES, EXIT_HOST, Hops, Plan, link_address, listener, wall_of_host};
+use super::{Chain, EXIT_HOST, FIRST_ENTRY, Hops, Plan, link_address, listener, wall_of_host};
 
 /// Time that a flow may be idle.
 const IDLE: Duration = Duration::from_secs(300);
@@ -74,8 +73,7 @@ impl Node {
         &mut self,
         now: Nanos,
         (links, wires): (&MemNet, &Wires),
-        events: &mut Vec<String>,
-        paced_events: &mut Vec<(usize, PacedEvent)>,
+        events: &mut Vec<(usize, Event)>,
     ) {
         let elapsed = Duration::from_nanos(now);
         if self.control.next_wake() <= elapsed {
@@ -101,9 +99,7 @@ impl Node {
                 }
                 Output::Save(number) => self.control.saved(elapsed, number),
                 Output::Resolve(_) => {}
-                Output::Event(Event::Trust(event)) => events.push(format!("{event:?}")),
-                Output::Event(Event::Paced(event)) => paced_events.push((self.number, event)),
-                Output::Event(event) => events.push(format!("{} {event:?}", self.at[0])),
+                Output::Event(event) => events.push((self.number, event)),
             }
         }
     }
@@ -114,7 +110,7 @@ impl Chain {
     pub(super) fn node(&self, number: usize, (state, wall_ahead): (State, i64), rng: &mut ChaCha20Rng) -> Node {
         let Kit { hops: drawn, plan } = &*self.kit;
         let (hops, terms) = (self.hops, &plan.terms);
-        let (position, meeting) = (if number >= ENTRIES { 0 } else { number }, plan.meetings.get(&number));
+        let (position, meeting) = (if number >= FIRST_ENTRY { 0 } else { number }, plan.meetings.get(&number));
         let shape = Shape::new(terms.class.size(), hops).expect("a chain has at most eight hops");
         let at = [Side::Up, Side::Down].map(|side| link_address(number, side));
         let mut seed = || ChaCha20Rng::seed_from_u64(rng.next_u64());
@@ -157,7 +153,7 @@ impl Chain {
         let (mut loops, mut shown) = (None, None);
         let (worker, ledger): (Box<dyn Worker>, _) = match position {
             0 => {
-                let at = listener(number - ENTRIES);
+                let at = listener(number - FIRST_ENTRY);
                 let kind = ListenerKind::Forward(Destination::Ip((plan.destination)(number)));
                 let max_age = default_max_age(terms);
                 let apps = MemApps::new(self.apps.clone(), vec![at], at.ip());

@@ -17,7 +17,7 @@ use wire::setup::Suite;
 
 use super::corrupt_exit::CorruptExit;
 use super::headers::HeaderKeys;
-use super::{ENTRIES, link_of, wall};
+use super::{FIRST_ENTRY, link_of, wall};
 
 pub(super) struct Setups {
     terms: PacedTerms,
@@ -96,7 +96,7 @@ impl Setups {
             return;
         }
         let Some((up, _)) = link_of(*from, *to).filter(|(_, way)| *way == direction) else { return };
-        let is_access = up >= ENTRIES;
+        let is_access = up >= FIRST_ENTRY;
         if !is_access && up + 1 != self.hops {
             return;
         }

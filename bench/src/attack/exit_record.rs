@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use attack::{Bodies, Body, ExitRound, Meeting, Record};
-use eddy_virtual::{ENTRIES, ExitBody, wall};
+use eddy_virtual::{ExitBody, FIRST_ENTRY, wall};
 use wire::cell::Direction::Forward;
 use wire::paced::{PacedTerms, Timetable};
 
@@ -59,7 +59,7 @@ impl ExitRecord {
     pub(super) fn sees(&mut self, seen: &ExitBody<'_>) {
         let ExitBody { entry, partner, round, sub, at, body, .. } = *seen;
         if seen.direction == Forward {
-            let bodies = &mut self.bodies[entry - ENTRIES];
+            let bodies = &mut self.bodies[entry - FIRST_ENTRY];
             let (before, between) =
                 (bodies.before.next(body), seen.between.map(|between| bodies.between.next(between)));
             let waited = self.release(round).checked_sub(wall(at)).map(|time| time as u32);
@@ -68,8 +68,8 @@ impl ExitRecord {
         }
         // What leaves to an entry came from the one that it meets.
         let Some((waited, before, between)) = self.came.remove(&(partner, round, sub)) else { return };
-        let after = self.bodies[partner - ENTRIES].after.next(body);
-        self.rounds[partner - ENTRIES].push(ExitRound { round, waited, before, between, after });
+        let after = self.bodies[partner - FIRST_ENTRY].after.next(body);
+        self.rounds[partner - FIRST_ENTRY].push(ExitRound { round, waited, before, between, after });
         if self.came.len() > self.bodies.len() * ROUNDS_MAX as usize * 4 {
             self.came.retain(|(_, known, _), _| *known + ROUNDS_MAX > round);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dataplane::ledger::DropReason;
 use dataplane::per_direction::PerDirection;
 use eddy_node::report::{MeterReport, NodeReport};
-use eddy_virtual::{Chain, ENTRIES};
+use eddy_virtual::{Chain, FIRST_ENTRY};
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,7 @@ impl PacedFacts {
     pub(super) fn of_chain(chain: &Chain) -> PacedFacts {
         let mut facts = PacedFacts::default();
         for number in chain.numbers() {
-            if number >= ENTRIES {
+            if number >= FIRST_ENTRY {
                 let view = chain.shown(number);
                 facts.entries += 1;
                 facts.skipped += view.skipped;

@@ -15,7 +15,7 @@ use anyhow::ensure;
 use attack::active::{Action, Plan};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::memory::Datagram;
-use eddy_virtual::{Chain, ENTRIES, listener, number_of, wall};
+use eddy_virtual::{Chain, FIRST_ENTRY, listener, number_of, wall};
 use hdrhistogram::Histogram;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -92,7 +92,7 @@ fn application(entry: usize) -> SocketAddr {
 
 /// The destination of an entry, by the number that it has in a chain.
 fn destination(number: usize) -> SocketAddr {
-    SocketAddr::from(([198, 18, 0, 9], FIRST_PORT + (number - ENTRIES) as u16))
+    SocketAddr::from(([198, 18, 0, 9], FIRST_PORT + (number - FIRST_ENTRY) as u16))
 }
 
 const FIRST_PORT: u16 = 10_000;
@@ -142,8 +142,8 @@ impl World {
     /// A link datagram, sent now: what arrives, after a time.
     fn pass(&mut self, now: Nanos, datagram: Datagram) -> Vec<(Nanos, Datagram)> {
         match (number_of(datagram.from), number_of(datagram.to)) {
-            (Some(from), _) if from >= ENTRIES => self.pass_forward(from - ENTRIES, now, datagram),
-            (_, Some(to)) if to >= ENTRIES => self.pass_backward(to - ENTRIES, now, datagram),
+            (Some(from), _) if from >= FIRST_ENTRY => self.pass_forward(from - FIRST_ENTRY, now, datagram),
+            (_, Some(to)) if to >= FIRST_ENTRY => self.pass_backward(to - FIRST_ENTRY, now, datagram),
             (Some(from), Some(to)) => {
                 let is_forward = to > from;
                 let plant = self.plant.as_mut().filter(|_| is_forward);
@@ -342,7 +342,7 @@ impl Session<'_> {
             let next = next.min_by_key(|(at, _)| *at).map(|(at, way)| (origin + at, way)).filter(|(at, _)| *at < end);
             let until = next.map_or(end, |(at, _)| at);
             if let Some((entry, time)) = stalls.next_before(until, &mut chain) {
-                chain.stop(ENTRIES + entry, time);
+                chain.stop(FIRST_ENTRY + entry, time);
                 continue;
             }
             chain.run_until(until);
@@ -385,7 +385,7 @@ impl Session<'_> {
             exit.fill(&mut record, wall(begin), &of_flows.into_iter().map(ends).collect::<Vec<_>>());
         }
         let (setup_order, setup_truths) = chain.setup_order();
-        let hops = chain.numbers().take_while(|number| *number < ENTRIES);
+        let hops = chain.numbers().take_while(|number| *number < FIRST_ENTRY);
         let paced = PacedFacts::of_chain(&chain);
         let facts = Facts {
             dropped: paced.dropped(),
@@ -426,13 +426,13 @@ impl Session<'_> {
             let mut secret = [0; 32];
             rng.fill_bytes(&mut secret);
             for entry in [self.entries.user(user), self.entries.partner(flow)] {
-                plan.meetings.insert(ENTRIES + entry, secret);
+                plan.meetings.insert(FIRST_ENTRY + entry, secret);
             }
         }
         let mut chain = Chain::new(plan);
         for _ in 0..4 {
             chain.run_to_batch(1);
-            if chain.numbers().filter(|number| *number >= ENTRIES).all(|entry| chain.setups(entry) > 0) {
+            if chain.numbers().filter(|number| *number >= FIRST_ENTRY).all(|entry| chain.setups(entry) > 0) {
                 // The setups are for the batch that begins now, unless they began just now.
                 chain.run_to_batch(1);
                 return Ok(chain);
@@ -493,7 +493,7 @@ impl Session<'_> {
                 (application(entry), listener(entry))
             } else {
                 let Some(peer) = world.peers[user] else { return false };
-                (destination(ENTRIES + entries.user(user)), peer)
+                (destination(FIRST_ENTRY + entries.user(user)), peer)
             };
             let sent = &mut world.sent[way][user];
             let mut bytes = vec![0; len.max(4)];
