@@ -1,9 +1,9 @@
 //! Matches the users of a mix network to the flows that leave it, from times and lengths of packets alone.
 //!
-//! This crate imports nothing of eddy: no keys, no cells, no sockets. Of paced classes it knows what anybody can read, the
-//! slots of a link in each round (SPEC 9.6, 9.7). It takes a [`Record`], which anybody on the wires
-//! could have made, and a set of [`Attacker`]s, each from a paper. An attacker scores every pair of a user and a flow.
-//! The truth stays outside until the scores are judged ([`Truth`]), so no attacker can read it by mistake.
+//! This crate imports nothing of eddy: no keys, no cells, no sockets. Of paced classes it knows what anybody can read,
+//! the slots of a link in each round (SPEC 9.6, 9.7). It takes a [`Record`], which anybody on the wires could have
+//! made, and a set of [`Attacker`]s, each from a paper. An attacker scores every pair of a user and a flow. The truth
+//! stays outside until the scores are judged ([`Truth`]), so no attacker can read it by mistake.
 
 #![forbid(unsafe_code)]
 // One attacker alone needs a part of what all of them share.

@@ -35,8 +35,8 @@ pub struct SlotKeys {
     pub control_out: Zeroizing<[u8; 28]>,
 }
 
-/// What installs a link with one slot, for benchmarks and tests: control sends these as handshakes end. The other end is
-/// at `peer`, on `side`.
+/// What installs a link with one slot, for benchmarks and tests: control sends these as handshakes end. The other end
+/// is at `peer`, on `side`.
 pub fn link_commands(link: LinkId, side: Side, peer: SocketAddr, secrets: LinkSecrets) -> [Command; 3] {
     let LinkSecrets { header_i2r, header_r2i, tag_i2r, tag_r2i, control_i2r, control_r2i, .. } = secrets;
     let (tag_in, tag_out, control_in, control_out) = match side {

@@ -69,9 +69,11 @@ pub fn default_max_age(terms: &PacedTerms) -> Duration {
     Duration::from_millis(u64::from(6 * terms.period_ms).max(60))
 }
 
-/// How long fragments of a datagram wait for the others: 20 rounds, and no less than in free classes (SPEC 9.1.3).
+/// Fragments of a datagram wait so many rounds for the others, and no less than in free classes (SPEC 9.1.3).
+const HOLD_ROUNDS: u32 = 20;
+
 fn hold(terms: &PacedTerms) -> Duration {
-    HOLD.max(20 * Duration::from_millis(terms.period_ms.into()))
+    HOLD.max(HOLD_ROUNDS * Duration::from_millis(terms.period_ms.into()))
 }
 
 /// Receive calls on each link socket in one turn.

@@ -1,7 +1,8 @@
 //! Paced classes as `eddy assemble --class` names them.
 //!
 //! A profile is a set of parameters for one kind of traffic. Operators change single ones of them:
-//! `voice:n_min=2,steps_ms=2`. [`Figures`](crate::figures::Figures) says in the terms of users what the parameters mean.
+//! `voice:n_min=2,steps_ms=2`. [`Figures`](crate::figures::Figures) says in the terms of users what the parameters
+//! mean.
 
 use std::fmt;
 use std::str::FromStr;
