@@ -1,20 +1,21 @@
 //! One class at a mix or the exit: setups and acks of all channels of a batch (SPEC 9.7 to 9.9, 9.14).
 
+mod loops;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use rand::RngExt;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Direction, Shape};
 use wire::ids::{ChannelKeys, LinkId};
 use wire::kdf::Secret;
-use wire::paced::{AHEAD_MAX, Meeting, MeetingSecret, MeetingToken, Phase};
+use wire::paced::{AHEAD_MAX, MeetingToken, Phase};
 use wire::setup::{HopPublic, HopSecrets, Info, Opened, TOKEN_LEN, ack_cells, begin_ack, cover_ack, onion_len};
 use zeroize::Zeroize;
 
 use super::PacedConfig;
 use super::numbers::Numbers;
-use super::own::{Answer, Bundles, Failure, Outcome, Own, spread};
+use super::own::{Answer, Bundles, Outcome, Own, spread};
 use super::queue::{Item, Placed, Queue};
 use super::seats::{Joined, Seats};
 use crate::channel::LinkChannel;
@@ -383,71 +384,6 @@ impl PacedHop {
         };
         let at = self.config.place_of(self.coming.batch, phase, round);
         at.zip(queue.as_ref()).map(|(at, queue)| queue.cells(at)).unwrap_or_default()
-    }
-}
-
-// Loops of a mix: channels of its own through the hops behind it.
-impl PacedHop {
-    /// Sends the setups of all loops. A number of pairs that is drawn at random meets. Each of the others has a meeting
-    /// of its own, to which nobody comes: its bodies look like random ones, and take as long to make as those of pairs.
-    fn send_loops(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
-        let mut failed = Vec::new();
-        let pairs = rng.random_range(0..=self.config.terms.loops);
-        for pair in 0..self.config.terms.loops {
-            let first = self.draw_meeting(rng);
-            let second = (pair >= pairs).then(|| self.draw_meeting(rng));
-            let pair = (pair < pairs).then_some(pair);
-            failed.extend(self.send_loop(rng, counters, (pair, &first)));
-            failed.extend(self.send_loop(rng, counters, (pair, second.as_ref().unwrap_or(&first))));
-        }
-        failed
-    }
-
-    fn draw_meeting(&self, rng: &mut ChaCha20Rng) -> Meeting {
-        let (config, first) = (&self.config, self.config.times.first(self.coming.batch));
-        MeetingSecret::new(*draw_secret(rng).expose()).meeting(&config.chain_id, config.terms.class, first)
-    }
-
-    /// Sends the setup of one loop, if it can be made.
-    fn send_loop(
-        &mut self,
-        rng: &mut ChaCha20Rng,
-        counters: &mut Counters,
-        (pair, meeting): (Option<u8>, &Meeting),
-    ) -> Option<Outcome> {
-        let (batch, channel) = (self.coming.batch, self.draw_number(rng));
-        let (config, code) = (&self.config, self.config.code(self.position + 1));
-        let hops = self.bundles.get(config.interval_of(batch)).map(|hops| &hops[self.position..]);
-        let why = match hops.map(|hops| Own::build(rng, config, (batch, channel), hops, Some(meeting), code)) {
-            Some(Ok((own, contents))) => {
-                counters.setups += 1;
-                self.coming.loops.push((pair, own));
-                self.send(Item { link: None, channel, contents });
-                return None;
-            }
-            Some(Err(_)) => Failure::BadBundle,
-            None => Failure::NoBundle,
-        };
-        Some(Outcome::Failed { batch, channel, why })
-    }
-
-    /// Reads the acks of all loops, when no more come. One whose pair has lost the other is given up: it would get
-    /// noise.
-    fn finish_loops(&mut self) -> Vec<Outcome> {
-        let finish = |(pair, own): (Option<u8>, Own)| {
-            let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
-            (pair, own.finish(&self.config, answer))
-        };
-        let finished: Vec<_> = std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect();
-        let of = |(pair, outcome): &(Option<u8>, Outcome)| pair.filter(|_| matches!(outcome, Outcome::Failed { .. }));
-        let broken: HashSet<u8> = finished.iter().filter_map(of).collect();
-        let give_up = |(pair, outcome): (Option<u8>, Outcome)| match outcome {
-            Outcome::Ready { batch, channel, .. } if pair.is_some_and(|pair| broken.contains(&pair)) => {
-                Outcome::Failed { batch, channel, why: Failure::Alone }
-            }
-            other => other,
-        };
-        finished.into_iter().map(give_up).collect()
     }
 }
 
