@@ -9,11 +9,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use control::Event;
-use control::paced::Cause;
+use control::paced::{Cause, Failure, PacedEvent};
 use control::trust::hop::TrustEvent;
 use dataplane::Nanos;
 use dataplane::ledger::DropReason;
-use eddy_virtual::FIRST_ENTRY;
+use eddy_virtual::{FIRST_ENTRY, Plan};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::CellKind;
@@ -21,6 +21,7 @@ use wire::cell::Direction::{self, Backward, Forward};
 use wire::ids::Side;
 use wire::paced::{PacedTerms, Phase};
 
+use crate::common::limit::Permit;
 use crate::common::pacedchain::{
     Chain, DIRECTIONS, ENTRIES, HOPS, LATE, Opened, Seen, client, destination, ends, link_address, terms,
 };
@@ -552,6 +553,61 @@ fn suppressed_ack_costs_one_entry_its_batch_and_shows_nowhere() {
     let garbled = without_a_channel(0, Phase::Ack(1), Backward, 3);
     assert_eq!(garbled, u64::from(terms().rounds), "random bodies in all rounds of the batch");
     without_a_channel(2, Phase::Ack(1), Backward, 3);
+}
+
+/// Somebody keeps the answers to the handshakes of an entry from it. So its slot expires just before phase 1 of a
+/// batch begins, and it has a link again when an answer comes, `back` after that. Returns what the entry says of the
+/// batch.
+fn without_a_link(back: Duration) -> Vec<PacedEvent> {
+    let _permit = Permit::wait();
+    let terms = PacedTerms { seats: 6, ..terms() };
+    // A slot expires after 180 s: 35 batches have 179.2 s.
+    let before_batch = Some(Duration::from_millis(860));
+    let mut chain = eddy_virtual::Chain::new(Plan { before_batch, keeps: false, ..Plan::new(&terms, HOPS - 1, 1) });
+    let (started, len) = (chain.now, terms.class.cell_len());
+    let begin = chain.begins(chain.times.first(chain.batch() + 36));
+    let back = begin + back.as_nanos() as Nanos;
+    chain.attack(move |now, datagram| {
+        let is_answer = ends((1, 101), Backward) == (datagram.from, datagram.to) && datagram.bytes.len() != len;
+        match back.saturating_sub(now) {
+            wait if !is_answer || now < started + 1_000_000_000 || wait == 0 => vec![(0, datagram)],
+            // The last one.
+            wait if wait < 4_000_000_000 => vec![(wait, datagram)],
+            _ => Vec::new(),
+        }
+    });
+    let unsent = |chain: &eddy_virtual::Chain| chain.ledger(101).cells.forward.drops(DropReason::LinkDown);
+    chain.run_until(begin - 100_000_000);
+    let before = unsent(&chain);
+    chain.run_until(begin + 50_000_000);
+    // The data cell of a round, of the last ones before phase 1 and the first ones of it, at least.
+    assert!(unsent(&chain) >= before + 5 + 4, "{} cells", unsent(&chain) - before);
+    chain.events.clear();
+    chain.run_until(begin + 5_500_000_000);
+    let coming = chain.batch();
+    let is_of_batch = |event: &PacedEvent| match *event {
+        PacedEvent::Joined { batch } | PacedEvent::NotJoined { batch, .. } | PacedEvent::SetupExcused { batch, .. } => {
+            assert_eq!(batch, coming, "{event:?}");
+            true
+        }
+        _ => false,
+    };
+    chain.paced_events().map(|(_, event)| event).filter(is_of_batch).collect()
+}
+
+#[test]
+fn link_that_is_down_when_phase_1_begins_costs_no_batch() {
+    let events = without_a_link(Duration::from_millis(90));
+    assert!(matches!(events[..], [PacedEvent::Joined { .. }]), "{events:?}");
+}
+
+#[test]
+fn link_that_is_down_in_phase_1_costs_a_batch_and_says_so() {
+    let events = without_a_link(Duration::from_millis(600));
+    let [PacedEvent::NotJoined { why, .. }, PacedEvent::SetupExcused { hop: None, .. }] = events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(why, Failure::NotReady);
 }
 
 #[test]

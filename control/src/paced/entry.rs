@@ -8,6 +8,7 @@ use wire::paced::{AHEAD_MAX, BEHIND_MAX, MeetingSecret, Phase};
 use wire::setup::{HopPublic, ack_cells};
 use wire::shards::Shards;
 
+use super::loss_test::TESTED;
 use super::numbers::Numbers;
 use super::own::{Answer, Bundles, Failure, Outcome, Own};
 use super::queue::Placed;
@@ -16,10 +17,11 @@ use crate::counters::{Counters, Refusal};
 
 /// How far the channel of the next batch is.
 enum Coming {
-    /// The entry was not ready in time.
+    /// The entry has only just started.
     Idle,
-    /// The setup waits for its bundle.
-    Waiting,
+    /// The setup waits until the entry is ready and has its bundle. If it waits until its batch begins, it has failed
+    /// for this reason; none if the entry was not ready for long before.
+    Waiting(Option<Failure>),
     Sent(Sent),
     /// The channel is ready or has failed.
     Decided,
@@ -38,7 +40,8 @@ pub(crate) struct PacedEntry {
     config: PacedConfig,
     meeting: Option<MeetingSecret>,
     running: u64,
-    was_ready: bool,
+    /// The latest 1,000 rounds in which it was ready, the oldest first.
+    ready: VecDeque<u64>,
     numbers: Numbers,
     /// Batches and the numbers drawn for them.
     channels: VecDeque<(u64, u32)>,
@@ -49,13 +52,13 @@ pub(crate) struct PacedEntry {
 impl PacedEntry {
     /// An entry that starts in this round. It sets up nothing before the next batch begins.
     pub(crate) fn new(config: PacedConfig, rng: &mut ChaCha20Rng, round: u64) -> PacedEntry {
-        let (channels, bundles) = Default::default();
+        let (ready, channels, bundles) = Default::default();
         let numbers = Numbers::new(config.terms.period_ms);
         let mut entry = PacedEntry {
             config,
             meeting: None,
             running: round,
-            was_ready: false,
+            ready,
             numbers,
             channels,
             bundles,
@@ -84,7 +87,7 @@ impl PacedEntry {
         let PacedConfig { times, interval_ms, .. } = &self.config;
         let coming = self.coming_batch();
         let is_late = self.running >= self.config.rounds_of(coming, Phase::Setup(1)).end;
-        let waits = matches!(self.coming, Coming::Waiting) && !is_late;
+        let waits = matches!(self.coming, Coming::Waiting(_)) && !is_late;
         let begun = times.begin(self.running) / 1_000_000 / interval_ms;
         let first = self.config.interval_of(if waits { coming } else { coming + 1 });
         let is_missing = |interval: &u64| self.config.is_used(*interval) && self.bundles.get(*interval).is_none();
@@ -101,9 +104,13 @@ impl PacedEntry {
         self.config.times.batch_of(self.running) + 1
     }
 
-    /// True while it is open what becomes of its channel of that batch.
+    /// True while it can still have a channel in that batch, and has none.
     pub(super) fn is_setting_up(&self) -> bool {
-        matches!(self.coming, Coming::Waiting | Coming::Sent(_))
+        match self.coming {
+            Coming::Idle | Coming::Decided => false,
+            Coming::Waiting(_) => self.shards_left().is_some(),
+            Coming::Sent(_) => true,
+        }
     }
 
     /// The last round for which [`PacedEntry::advance`] was called.
@@ -120,30 +127,47 @@ impl PacedEntry {
         round: u64,
         is_ready: bool,
     ) -> Vec<Outcome> {
-        if self.was_ready && round < self.running {
+        let was_ready = self.ready.back() == Some(&self.running);
+        if was_ready && round < self.running {
             return Vec::new();
         }
         let before = self.coming_batch();
         self.running = round;
         let mut outcomes = Vec::new();
         if self.coming_batch() != before {
-            let is_in_time = self.was_ready || round == self.config.times.first(self.coming_batch() - 1);
-            let coming = if is_ready && is_in_time { Coming::Waiting } else { Coming::Idle };
+            let coming = self.begin_batch(is_ready);
             // What has not come by now is late.
             let outcome = match std::mem::replace(&mut self.coming, coming) {
-                Coming::Idle | Coming::Decided => None,
-                Coming::Waiting => Some(self.failed(before, Failure::NoBundle)),
+                Coming::Idle | Coming::Waiting(None) | Coming::Decided => None,
+                Coming::Waiting(Some(why)) => Some(self.failed(before, why)),
                 Coming::Sent(sent) => Some(sent.own.finish(&self.config, sent.answer)),
             };
             outcomes.extend(outcome);
             self.draw_numbers(rng);
             self.bundles.keep_from(self.config.interval_of(self.coming_batch()));
         }
-        self.was_ready = is_ready;
-        if matches!(self.coming, Coming::Waiting) {
-            outcomes.extend(self.begin(rng, counters));
+        if is_ready {
+            self.ready.push_back(round);
+            if self.ready.len() as u64 > TESTED {
+                self.ready.pop_front();
+            }
+            if matches!(self.coming, Coming::Waiting(_)) {
+                outcomes.extend(self.begin(rng, counters));
+            }
         }
         outcomes
+    }
+
+    /// What it does about the coming batch in the first round of the running one. An entry that becomes ready for the
+    /// first time sends other rounds than before, and sets up nothing in the middle of a batch.
+    fn begin_batch(&self, is_ready: bool) -> Coming {
+        let first = self.config.times.first(self.coming_batch() - 1);
+        if self.ready.is_empty() && !(is_ready && self.running == first) {
+            return Coming::Idle;
+        }
+        let tested = first.saturating_sub(TESTED)..first;
+        let ready = self.ready.iter().filter(|round| tested.contains(round)).count() as u64;
+        Coming::Waiting((is_ready || 2 * ready >= TESTED).then_some(Failure::NotReady))
     }
 
     fn failed(&self, batch: u64, why: Failure) -> Outcome {
@@ -164,16 +188,24 @@ impl PacedEntry {
         }
     }
 
-    /// Builds the setup, if the bundle is there and the shards that any hop needs still fit.
+    /// The shards of a setup that begins now: one for each round that is left for them. None if fewer are left than any
+    /// hop needs.
+    fn shards_left(&self) -> Option<Shards> {
+        let (times, code) = (&self.config.times, self.config.code(1));
+        let at = self.running - times.first(times.batch_of(self.running));
+        let left = times.used().saturating_sub(at).min(SHARDS_MAX) as usize;
+        (left >= code.total()).then(|| Shards { data: code.data, parity: left - code.data })
+    }
+
+    /// Builds the setup, if the bundle is there and enough shards still fit.
     fn begin(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Option<Outcome> {
-        let (config, batch) = (&self.config, self.coming_batch());
-        let at = self.running - config.times.first(batch - 1);
-        let (code, left) = (config.code(1), config.times.used().saturating_sub(at));
-        if left < code.total() as u64 {
+        let (config, batch, code) = (&self.config, self.coming_batch(), self.shards_left()?);
+        let Some(hops) = self.bundles.get(config.interval_of(batch)) else {
+            if let Coming::Waiting(Some(why)) = &mut self.coming {
+                *why = Failure::NoBundle;
+            }
             return None;
-        }
-        let hops = self.bundles.get(config.interval_of(batch))?;
-        let code = Shards { data: code.data, parity: left.min(SHARDS_MAX) as usize - code.data };
+        };
         let channel = self.channel(batch).expect("it was drawn");
         let meeting = self
             .meeting
@@ -231,7 +263,7 @@ impl PacedEntry {
         }
         self.check(channel)?;
         let is_first = match &mut self.coming {
-            Coming::Idle | Coming::Waiting => return Err(Refusal::UnexpectedAck),
+            Coming::Idle | Coming::Waiting(_) => return Err(Refusal::UnexpectedAck),
             Coming::Sent(sent) => sent.answer.put(sub, content),
             Coming::Decided => false,
         };

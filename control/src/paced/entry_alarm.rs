@@ -59,8 +59,10 @@ pub(crate) struct EntryAlarm {
     reported: Option<u64>,
     /// The last round of the latest report that was late.
     late: u64,
-    /// The latest batch whose setup or ack had to travel while the link was down.
-    link_down: u64,
+    /// The coming batch, and the rounds of phases 1 and 2h in which the entry was not ready.
+    unready: (u64, [u64; 2]),
+    /// The round in which that has last excused a failed setup.
+    link_excused: Option<u64>,
     failed: VecDeque<FailedSetup>,
     /// The latest ones, as they came.
     bundles: VecDeque<Bundle>,
@@ -74,7 +76,7 @@ pub(crate) struct EntryAlarm {
 impl EntryAlarm {
     pub(crate) fn new(config: PacedConfig) -> EntryAlarm {
         let (forward, backward, failed, bundles, restarts, raised) = Default::default();
-        let (running, reported, late, link_down, excused) = (0, None, 0, 0, 0);
+        let (running, reported, late, unready, link_excused, excused) = Default::default();
         EntryAlarm {
             config,
             running,
@@ -82,7 +84,8 @@ impl EntryAlarm {
             backward,
             reported,
             late,
-            link_down,
+            unready,
+            link_excused,
             failed,
             bundles,
             restarts,
@@ -133,9 +136,24 @@ impl EntryAlarm {
         let (needed, phase) = (self.config.interval_of(batch), self.config.rounds_of(batch, Phase::Setup(1)));
         let was_there = |bundle: &Bundle| bundle.interval <= needed && bundle.came < phase.start;
         let is_start = why == Failure::NoBundle && !self.bundles.iter().any(was_there);
-        if self.link_down != batch && !is_start {
+        if !is_start && !self.link_excuses(batch, why) {
             self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
         }
+    }
+
+    /// True if the entry was not ready for most of a phase that the setup needs. That excuses one setup in 65,536
+    /// rounds: whoever keeps handshakes from an entry chooses when it is not ready.
+    fn link_excuses(&mut self, batch: u64, why: Failure) -> bool {
+        let (of, rounds) = self.unready;
+        let is_most = of == batch && rounds.into_iter().any(|rounds| 2 * rounds > self.config.times.phase_len());
+        let has_excused = self.link_excused.is_some_and(|at| self.running < at + BEFORE);
+        let excuses = (is_most || why == Failure::NotReady) && !has_excused;
+        if excuses {
+            self.link_excused = Some(self.running);
+            self.excused += 1;
+            self.raised.say(PacedEvent::SetupExcused { hop: None, batch });
+        }
+        excuses
     }
 
     /// Compares the setup keys of a bundle with those of the setups that failed. A hop that was restarted has others.
@@ -145,7 +163,7 @@ impl EntryAlarm {
             match self.restarted(&setup, interval, hops) {
                 Some(hop) => {
                     self.excused += 1;
-                    self.raised.say(PacedEvent::SetupExcused { hop, batch: setup.batch });
+                    self.raised.say(PacedEvent::SetupExcused { hop: Some(hop), batch: setup.batch });
                 }
                 None => {
                     // Hops sign from a fifth of an interval before it.
@@ -200,9 +218,12 @@ impl EntryAlarm {
 
     fn follow_link(&mut self, round: u64, is_ready: bool) {
         let batch = self.config.times.batch_of(round) + 1;
-        let is_in = |phase| self.config.rounds_of(batch, phase).contains(&round);
-        if !is_ready && [Phase::Setup(1), Phase::Ack(1)].into_iter().any(is_in) {
-            self.link_down = batch;
+        if self.unready.0 != batch {
+            self.unready = (batch, [0; 2]);
+        }
+        for (phase, rounds) in [Phase::Setup(1), Phase::Ack(1)].into_iter().zip(&mut self.unready.1) {
+            let is_in = self.config.rounds_of(batch, phase).contains(&round);
+            *rounds += u64::from(is_in && !is_ready);
         }
     }
 
@@ -234,7 +255,7 @@ impl EntryAlarm {
         self.raised.raise(cause, self.running);
     }
 
-    /// Failed setups that restarts of hops have excused.
+    /// Failed setups that restarts of hops, or the entry's link, have excused.
     pub(crate) fn excused(&self) -> u64 {
         self.excused
     }
@@ -485,17 +506,48 @@ mod tests {
     }
 
     #[test]
-    fn link_that_was_down_in_a_phase_explains_a_failed_setup() {
-        for (at, is_explained) in [(0, true), (55, true), (56, false), (7 * 56, true), (8 * 56, false)] {
+    fn half_of_a_phase_without_the_link_excuses_no_setup() {
+        // Of the 56 rounds of phases 1 and 8; those between and behind them do not count.
+        let excusing = [(0, 29), (27, 30), (7 * 56, 29), (7 * 56 + 27, 29)];
+        let others = [(0, 1), (0, 28), (28, 7 * 56), (7 * 56, 28), (7 * 56 + 28, 60)];
+        let cases = excusing.map(|case| (case, true)).into_iter().chain(others.map(|case| (case, false)));
+        for ((at, rounds), is_excused) in cases {
             let mut entry = Entry::new();
             let down = entry.round + at;
             entry.quiet(at);
-            entry.run(down + 1, |_, _| false, true, false);
+            entry.run(down + rounds, |_, _| false, true, false);
             entry.fail(|_, _| false);
             entry.bundle(2);
             entry.quiet(3000);
-            assert_eq!(entry.setup_causes(), usize::from(!is_explained), "{at}");
+            assert_eq!(entry.setup_causes(), usize::from(!is_excused), "{rounds} rounds from {at}");
+            let excuse = PacedEvent::SetupExcused { hop: None, batch: BATCH };
+            assert_eq!((entry.alarm.excused() == 1, entry.events.contains(&excuse)), (is_excused, is_excused));
         }
+    }
+
+    #[test]
+    fn link_excuses_one_setup_in_65536_rounds() {
+        let mut alarm = Entry::new().alarm;
+        let excuses = |round| {
+            (alarm.running, alarm.excused) = (round, 0);
+            alarm.failed(BATCH, Failure::NotReady);
+            alarm.excused()
+        };
+        assert_eq!([1000, 1001, 999 + BEFORE, 1000 + BEFORE].map(excuses), [1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn second_batch_that_is_missed_raises_it() {
+        let mut entry = Entry::new();
+        for batch in [BATCH, BATCH + 1] {
+            entry.quiet(512);
+            entry.alarm.failed(batch, Failure::NotReady);
+        }
+        entry.bundle(2);
+        entry.quiet(3000);
+        assert_eq!(entry.events[0], PacedEvent::SetupExcused { hop: None, batch: BATCH });
+        let cause = Cause::Setup { batch: BATCH + 1, why: Failure::NotReady };
+        assert_eq!(entry.events[1..], [PacedEvent::Dropping(cause)]);
     }
 
     #[test]
@@ -504,7 +556,7 @@ mod tests {
         entry.fail(|_, _| false);
         entry.bundle(9);
         entry.quiet(3000);
-        assert_eq!(entry.events, [PacedEvent::SetupExcused { hop: 2, batch: BATCH }]);
+        assert_eq!(entry.events, [PacedEvent::SetupExcused { hop: Some(2), batch: BATCH }]);
         assert_eq!(entry.alarm.excused(), 1);
         // A new epoch: all hops have other keys.
         let mut entry = Entry::new();
@@ -546,7 +598,7 @@ mod tests {
         let interval = entry.alarm.config.times.begin(entry.round) / 10_000_000_000 + 2;
         entry.alarm.bundle(interval, &[1, 10, 7, 4].map(keys));
         entry.quiet(1);
-        assert_eq!(entry.events.last(), Some(&PacedEvent::SetupExcused { hop: 3, batch }));
+        assert_eq!(entry.events.last(), Some(&PacedEvent::SetupExcused { hop: Some(3), batch }));
         // The first excuse is as long ago.
         entry.quiet(BEFORE);
         assert_eq!(fails_before(&mut entry, 11), 0);

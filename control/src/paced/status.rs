@@ -16,10 +16,11 @@ use crate::counters::Refusal;
 pub enum PacedEvent {
     /// Entry, or mix with loops: more is lost than links explain. Once for each kind of cause, while the alarm is up.
     Dropping(Cause),
-    /// Entry: its setup for a batch failed, and the latest bundle shows that a hop has restarted: it raises no alarm.
+    /// Entry: it has no channel in a batch, and raises no alarm: the latest bundle shows that a hop has restarted, or
+    /// the entry was not ready in time, or in most of a phase that the setup needs.
     SetupExcused {
-        /// From 1.
-        hop: usize,
+        /// From 1. None: it was the entry.
+        hop: Option<usize>,
         batch: u64,
     },
     /// Entry, or mix with loops: no cause for 65,536 rounds.
@@ -52,7 +53,7 @@ pub enum Cause {
     NoReports,
     /// No clock cell of Mix 1 has answered one of the entry for 40 s: the lead no longer follows anything.
     NoClock,
-    /// A setup failed, or there was no bundle for it.
+    /// A setup failed, or there was none.
     Setup { batch: u64, why: Failure },
     /// Mix: too many of the places of its loops in the latest 1,000 rounds brought nothing back.
     Loops {
@@ -117,7 +118,7 @@ pub struct EntryStatus {
     /// Batches in which it had or has a channel, and those in which it has none though it was ready.
     pub joined: u64,
     pub failed: u64,
-    /// Those that failed which a restart of a hop has excused.
+    /// Those that failed which a restart of a hop, or a link that was down, has excused.
     pub excused: u64,
     /// It has a channel in the running batch.
     pub has_channel: bool,

@@ -11,6 +11,7 @@ use wire::kdf::Secret;
 use wire::paced::{Call, EntryKeys, ExitKeys, HopKeys, Inner, MeetingSecret, PacedClass, PacedTerms, Phase, RoundSub};
 use wire::setup::{self, BadAck, HopPublic, Info, Opened, SetupKey, Suite};
 
+use super::entry_alarm::EntryAlarm;
 use super::*;
 use crate::counters::{Counters, Refusal};
 use crate::trust::keyring::NotOpened;
@@ -746,6 +747,91 @@ fn entry_that_was_not_ready_waits_for_the_next_batch() {
     world.publish(BATCH + 2);
     world.run_to_batch(BATCH + 2);
     assert!(world.users.iter().all(|user| is_ready(&user.outcomes[0])));
+}
+
+/// An entry and its alarm until the setup for batch `BATCH + 3` is decided. It is ready in the rounds of which
+/// `is_ready` is true, when phase 1 of that setup begins in the round of its first argument.
+struct Flapping {
+    /// The rounds of the setup, counted from there.
+    setup: Vec<u64>,
+    outcome: Option<Result<(), Failure>>,
+    alarm: EntryAlarm,
+    world: World,
+}
+
+fn flapping(is_ready: impl Fn(u64, u64) -> bool) -> Flapping {
+    let mut world = World::new(terms(), 1);
+    let (begin, end) = (world.config.times.first(BATCH + 2), world.config.times.first(BATCH + 3));
+    (BATCH + 2..=BATCH + 4).for_each(|batch| world.publish(batch));
+    let mut flapping = Flapping { setup: Vec::new(), outcome: None, alarm: EntryAlarm::new(config(terms())), world };
+    flapping.run_to(end, |round| is_ready(begin, round));
+    let setup = flapping.world.sent.iter().filter(|cell| cell.kind == CellKind::Setup && cell.link == 1);
+    flapping.setup = setup.filter_map(|cell| cell.round.checked_sub(begin)).filter(|at| *at < end - begin).collect();
+    flapping
+}
+
+impl Flapping {
+    fn run_to(&mut self, round: u64, is_ready: impl Fn(u64) -> bool) {
+        while self.world.round <= round {
+            let now = self.world.round;
+            self.world.users[0].is_ready = is_ready(now);
+            self.world.step();
+            for outcome in self.world.users[0].outcomes.drain(..) {
+                let (batch, found) = match outcome {
+                    Outcome::Ready { batch, .. } => (batch, Ok(())),
+                    Outcome::Failed { batch, why, .. } => {
+                        self.alarm.failed(batch, why);
+                        (batch, Err(why))
+                    }
+                };
+                self.outcome = (batch == BATCH + 3).then_some(found).or(self.outcome);
+            }
+            self.alarm.advance(now, is_ready(now));
+        }
+    }
+
+    /// The setups for which it is up.
+    fn raised(&self) -> Vec<Cause> {
+        let causes = self.alarm.raised().iter().map(|raised| raised.cause);
+        causes.filter(|cause| matches!(cause, Cause::Setup { .. })).collect()
+    }
+}
+
+/// An attacker who delays the answer to a handshake chooses when an entry is not ready.
+#[test]
+fn entry_that_is_ready_again_in_phase_1_sets_up() {
+    let last = 42 - 29;
+    for at in [1, 2, last] {
+        let Flapping { setup, outcome, .. } = flapping(|begin, round| !(begin - 1..begin + at).contains(&round));
+        assert_eq!(setup, (at..42).collect::<Vec<_>>());
+        assert_eq!(outcome, Some(Ok(())), "ready from round {at} on");
+    }
+    // It does so after an outage of any length.
+    let Flapping { setup, outcome, .. } = flapping(|begin, round| round < begin - 1000 || round >= begin + 5);
+    assert_eq!((setup[0], outcome), (5, Some(Ok(()))));
+    // Too late.
+    let Flapping { setup, outcome, .. } = flapping(|begin, round| !(begin..begin + last + 1).contains(&round));
+    assert_eq!((setup, outcome), (vec![], Some(Err(Failure::NotReady))));
+}
+
+#[test]
+fn batch_is_missed_if_the_entry_was_ready_in_half_the_time() {
+    for (ready, is_missed) in [(500, true), (499, false)] {
+        let found = flapping(|begin, round| round < begin - 1000 + ready);
+        assert_eq!((found.setup, found.outcome), (vec![], is_missed.then_some(Err(Failure::NotReady))), "{ready}");
+    }
+    let found = flapping(|begin, round| !(begin - 500..begin).contains(&round) && round <= begin);
+    assert_eq!(found.outcome, Some(Ok(())), "the setup had begun");
+}
+
+#[test]
+fn link_that_is_cut_in_phase_1_again_raises_the_alarm() {
+    let mut found = flapping(|begin, round| !(begin - 3..begin + 56).contains(&round));
+    assert_eq!((found.outcome, found.alarm.excused(), found.raised()), (Some(Err(Failure::NotReady)), 1, vec![]));
+    let (first, end) = (found.world.config.times.first(BATCH + 3), found.world.config.times.first(BATCH + 12));
+    (BATCH + 5..=BATCH + 13).for_each(|batch| found.world.publish(batch));
+    found.run_to(end, |round| !(first + 512 - 3..first + 512 + 56).contains(&round));
+    assert_eq!(found.raised(), [Cause::Setup { batch: BATCH + 5, why: Failure::NotReady }]);
 }
 
 #[test]

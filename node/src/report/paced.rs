@@ -58,7 +58,7 @@ pub struct PacedEntryReport {
     /// Batches in which it had a channel, and those in which it had none though it was ready.
     pub joined: u64,
     pub failed: u64,
-    /// Those that failed because a hop had restarted: they raise no alarm.
+    /// Those that failed because a hop had restarted, or the link was down: they raise no alarm.
     #[serde(default)]
     pub excused: u64,
     /// Channels in the batch, and the number below which Mix 1 lets nothing through, as Mix 1 says.

@@ -33,6 +33,7 @@ impl Log {
                 self.has_joined = false;
                 if self.not_joined.occurs(now) {
                     let hint = match why {
+                        Failure::NotReady => "look for outages of the access link",
                         Failure::NoBundle => {
                             "the chain or a hop has just started, a hop is down, or this clock is off by hours (`timedatectl`)"
                         }
@@ -132,7 +133,12 @@ impl Log {
                      explain: a hop behind this one was restarted, or somebody drops setups"
                 ),
             },
-            PacedEvent::SetupExcused { hop, batch } => {
+            PacedEvent::SetupExcused { hop: None, batch } => warn!(
+                batch,
+                "the link to the first mix was down while a channel for batch {batch} had to be set up, and no alarm is \
+                 raised; another such batch within 65,536 rounds raises one"
+            ),
+            PacedEvent::SetupExcused { hop: Some(hop), batch } => {
                 let name = self.hops.get(hop - 1).cloned().unwrap_or_default();
                 warn!(
                     peer = name,
