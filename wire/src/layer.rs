@@ -127,7 +127,7 @@ mod tests {
     fn secrets(hops: usize) -> Vec<HopSecrets> {
         (0..hops as u8)
             .map(|hop| HopSecrets {
-                confirm: [0; 16],
+                confirm: Default::default(),
                 ack: zeroize::Zeroizing::new([0; 28]),
                 forward: Secret::new([hop; 32]),
                 backward: Secret::new([0x80 | hop; 32]),

@@ -16,7 +16,7 @@ use super::{CHANNELS, FIRST_NUMBER, Stage, secret, shape};
 
 fn hops(channel: u32) -> Vec<HopSecrets> {
     let hop = |hop| HopSecrets {
-        confirm: [0; 16],
+        confirm: Default::default(),
         ack: Zeroizing::new([0; 28]),
         forward: secret(channel, hop),
         backward: secret(channel, 0x80 | hop),

@@ -237,9 +237,9 @@ impl PacedHop {
 
         let batch = self.coming.batch;
         let (down, token) = if self.is_exit() {
-            let token = rest[..].try_into().expect("the setup has the length of one with a token");
+            let token = MeetingToken::try_from(&rest[..]).expect("the setup has the length of one with a token");
             rest.zeroize();
-            (None, Some(MeetingToken::new(token)))
+            (None, Some(token))
         } else {
             let down = self.draw_number(rng);
             let code = self.config.code(self.position + 1);

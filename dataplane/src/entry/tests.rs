@@ -56,7 +56,7 @@ fn entry_with(net: MemNet, max_ages: &[Duration]) -> Entry<MemPort, MemApps> {
 fn secrets() -> Vec<HopSecrets> {
     (0..SHAPE.1 as u8)
         .map(|hop| HopSecrets {
-            confirm: [0; 16],
+            confirm: Default::default(),
             ack: zeroize::Zeroizing::new([0; 28]),
             forward: Secret::new([hop; 32]),
             backward: Secret::new([0x80 | hop; 32]),

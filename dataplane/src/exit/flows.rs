@@ -500,8 +500,8 @@ impl Flows {
         if !self.quota.holds(channel) {
             return 0;
         }
-        let ids: Vec<FlowId> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
-        let mut waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
+        let numbers = self.numbers_of(channel);
+        let mut waited = numbers.into_iter().map(|number| self.close_number(apps, channel, number)).sum();
         if self.quota.forget(channel) {
             let refused = self.bequeath(channel);
             waited += refused.into_iter().map(|client| self.evict(client, |socket| apps.close(socket))).sum::<usize>();
@@ -510,16 +510,27 @@ impl Flows {
         waited
     }
 
-    /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
+    /// The numbers of a channel's flows.
+    pub(super) fn numbers_of(&self, channel: ChannelIndex) -> Vec<u16> {
+        if !self.quota.holds(channel) {
+            return Vec::new();
+        }
+        self.by_number.keys().filter(|(of, _)| *of == channel).map(|(_, number)| *number).collect()
+    }
+
+    /// Ends idle flows, calling `closed` for each: at most `most` of those that may be idle. Returns datagrams that
+    /// waited, and whether there are others.
     pub(super) fn expire(
         &mut self,
         apps: &mut impl Apps,
         now: Nanos,
+        most: usize,
         mut closed: impl FnMut(ChannelIndex, u16),
-    ) -> usize {
+    ) -> (usize, bool) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut waited = 0;
-        for id in std::mem::take(&mut self.due).into_iter().map(FlowId) {
+        let first = self.due.len().saturating_sub(most);
+        for id in self.due.split_off(first).into_iter().map(FlowId) {
             let Some(flow) = self.flows[id.index()].as_ref() else { continue };
             if flow.seen + self.idle > now {
                 self.wheel.arm(id.0, (flow.seen + self.idle) / SECOND + 1);
@@ -528,7 +539,7 @@ impl Flows {
                 waited += self.close(apps, id);
             }
         }
-        waited
+        (waited, !self.due.is_empty())
     }
 }
 

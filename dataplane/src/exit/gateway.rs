@@ -217,7 +217,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Once a second: idle flows, stale fragments, what is remembered for a second.
+    /// Once a second: stale fragments, what is remembered for a second.
     pub(crate) fn tick<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>) {
         let now = cx.now;
         let aged = self.flows.drop_all_aged(now.saturating_sub(cx.age.max()));
@@ -226,10 +226,6 @@ impl Gateway {
         self.flows.fallbacks.sweep(now);
         self.limiter.tick(now, self.flows.usages());
         self.refused.clear();
-        let waited = self.flows.expire(cx.apps, now, |owner, flow| {
-            let _ = cx.answers.put(owner, &Frame::Close { flow });
-        });
-        cx.tally.drop_many(DropReason::Ended, waited as u64);
         let with_fragments = self.owners.iter().filter(|(_, owner)| !owner.reassembler.is_bare());
         let with_fragments: Vec<usize> = with_fragments.map(|(index, _)| index).collect();
         for index in with_fragments {
@@ -238,6 +234,20 @@ impl Gateway {
             self.reassembling -= lost;
             cx.tally.drop_many(DropReason::Incomplete, lost);
         }
+    }
+
+    /// Ends `most` flows that are idle. True if there may be more of them.
+    pub(crate) fn expire<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>, most: usize) -> bool {
+        let (waited, has_more) = self.flows.expire(cx.apps, cx.now, most, |owner, flow| {
+            let _ = cx.answers.put(owner, &Frame::Close { flow });
+        });
+        cx.tally.drop_many(DropReason::Ended, waited as u64);
+        has_more
+    }
+
+    /// The numbers of an owner's flows.
+    pub(crate) fn numbers_of(&self, owner: ChannelIndex) -> Vec<u16> {
+        self.flows.numbers_of(owner)
     }
 
     /// Datagrams from entries that wait for names or for fragments.

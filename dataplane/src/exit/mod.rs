@@ -342,6 +342,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         self.due = due;
         self.gateway.tick(&mut context(&mut self.endpoint, now));
+        self.gateway.expire(&mut context(&mut self.endpoint, now), usize::MAX);
     }
 
     fn publish(&self) {

@@ -36,7 +36,8 @@ pub trait Apps {
     fn close_now(&mut self, socket: SocketId);
     /// Sockets that will be closed after the next [`Apps::send`].
     fn closing(&self) -> usize;
-    /// Receives one batch from one socket that has something. False if none has.
+    /// Receives one batch from one socket that has something. False if none has. The batch may be empty if sockets had
+    /// nothing but errors.
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool;
     /// How long the newest datagram of the last batch, which came from `socket`, had waited, if that socket has not
     /// been read empty for some time; else 0.
@@ -46,7 +47,8 @@ pub trait Apps {
         self.send_from(0, send_batch, tally, &mut || false);
     }
     /// The same from the datagram at place `first` on, until `pauses` is true, which it asks after calls of the
-    /// system's. Then it returns the place of the next datagram, from which it must be called again.
+    /// system's. Then it returns the place of the next datagram, from which it must be called again, even if it is
+    /// behind the last one: sockets remain to be closed.
     fn send_from(
         &mut self,
         first: usize,
@@ -215,6 +217,9 @@ impl Apps for UdpApps {
                 return true;
             }
             app.backlog.end();
+            if self.unreachable.len() >= ERRORS_MAX {
+                return true;
+            }
         }
         false
     }
@@ -281,10 +286,13 @@ impl Apps for UdpApps {
                 }
             }
         }
-        send_batch.clear();
         while let Some(id) = self.closing.pop() {
             self.close_now(id);
+            if pauses() {
+                return Some(at);
+            }
         }
+        send_batch.clear();
         for id in self.resting.drain(..) {
             self.unreachable.retain(|(of, _)| *of != id);
             self.vacant.push(id);
@@ -407,6 +415,21 @@ mod tests {
         }
         assert!(sent > 100 && seen.len() == sent, "{} of {sent}", seen.len());
         assert_eq!(sys::read_error(&app).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn sending_pauses_after_each_socket_that_it_closes() {
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
+        let ids = [0; 3].map(|_| apps.open(false).unwrap());
+        ids.into_iter().for_each(|id| apps.close(id));
+        let (mut send_batch, mut tally) = (SendBatch::default(), Tally::default());
+        for held in [2, 1, 0] {
+            assert_eq!(apps.send_from(0, &mut send_batch, &mut tally, &mut || true), Some(0));
+            assert_eq!(apps.held(), held);
+            assert_eq!(apps.vacant, [], "no number is free before all are closed");
+        }
+        assert_eq!(apps.send_from(0, &mut send_batch, &mut tally, &mut || true), None);
+        assert_eq!(apps.vacant.len(), 3);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub struct Datagram {
 /// Decides what becomes of a datagram: none (lost), itself, or several.
 pub type Tap = Box<dyn FnMut(Datagram) -> Vec<Datagram>>;
 
+/// Called with the name of a call on application sockets.
+pub type OnCall = Box<dyn FnMut(&'static str)>;
+
 /// An address, and the only peer that a connected port there hears.
 type QueueKey = (SocketAddr, Option<SocketAddr>);
 
@@ -40,6 +43,7 @@ struct Inner {
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
+    on_call: Option<OnCall>,
     send_errors: HashMap<SocketAddr, i32>,
     waited: Nanos,
 }
@@ -70,6 +74,17 @@ impl MemNet {
     /// Ports take nothing from now on, as if their send buffers were full, or take it again.
     pub fn block(&self, blocked: bool) {
         self.0.borrow_mut().blocked = blocked;
+    }
+
+    /// Calls `each` whenever an application socket is opened or closed, or gives a batch: "open", "close", "receive".
+    pub fn on_call(&self, each: impl FnMut(&'static str) + 'static) {
+        self.0.borrow_mut().on_call = Some(Box::new(each));
+    }
+
+    fn called(&self, name: &'static str) {
+        if let Some(each) = &mut self.0.borrow_mut().on_call {
+            each(name);
+        }
     }
 
     /// Opening a socket fails with this errno from now on, or works again.
@@ -212,6 +227,7 @@ impl MemApps {
 
 impl Apps for MemApps {
     fn open(&mut self, _ipv6: bool) -> std::io::Result<SocketId> {
+        self.net.called("open");
         if let Some(errno) = self.net.0.borrow().open_error {
             return Err(std::io::Error::from_raw_os_error(errno));
         }
@@ -227,6 +243,7 @@ impl Apps for MemApps {
     }
 
     fn close(&mut self, socket: SocketId) {
+        self.net.called("close");
         self.sockets[socket as usize] = None;
     }
 
@@ -248,6 +265,7 @@ impl Apps for MemApps {
                 receive_batch.push(datagram.from, &datagram.bytes);
             }
             if receive_batch.iter().next().is_some() {
+                self.net.called("receive");
                 return true;
             }
         }

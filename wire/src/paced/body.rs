@@ -208,7 +208,7 @@ mod tests {
     fn secrets(channel: u8, hops: usize) -> Vec<HopSecrets> {
         let secret = |way: u8, hop| Secret::new([channel << 5 | way << 4 | hop; 32]);
         let of_hop = |hop| HopSecrets {
-            confirm: [0; 16],
+            confirm: Default::default(),
             ack: zeroize::Zeroizing::new([0; 28]),
             forward: secret(0, hop),
             backward: secret(1, hop),

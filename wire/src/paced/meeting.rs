@@ -1,5 +1,6 @@
 //! Meetings: two channels that the exit joins, and bodies that it cannot read (SPEC 9.13).
 
+use std::array::TryFromSliceError;
 use std::str::FromStr;
 
 use subtle::ConstantTimeEq;
@@ -124,6 +125,18 @@ impl MeetingToken {
     /// For a setup, or a keyed hash.
     pub fn expose(&self) -> &[u8; TOKEN_LEN] {
         &self.0
+    }
+}
+
+impl TryFrom<&[u8]> for MeetingToken {
+    type Error = TryFromSliceError;
+
+    /// Copies the bytes to where they are wiped, and nowhere else.
+    fn try_from(bytes: &[u8]) -> Result<MeetingToken, TryFromSliceError> {
+        let bytes: &[u8; TOKEN_LEN] = bytes.try_into()?;
+        let mut token = MeetingToken::new([0; TOKEN_LEN]);
+        token.0.copy_from_slice(bytes);
+        Ok(token)
     }
 }
 

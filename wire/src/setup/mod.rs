@@ -92,7 +92,7 @@ pub const fn paced_shards(shape: Shape, suite: Suite, i: usize) -> Shards {
 #[derive(Clone)]
 pub struct HopSecrets {
     /// Proves in the ack that the hop derived the same secrets.
-    pub confirm: [u8; 16],
+    pub confirm: Zeroizing<[u8; 16]>,
     /// Key and iv of the hop's layer on the ack.
     pub ack: Zeroizing<[u8; 28]>,
     /// `sec[0]` forward.
@@ -105,7 +105,7 @@ impl HopSecrets {
     fn derive(prk0: &Secret, dh: &Secret, hop_ephemeral: &[u8; 32]) -> HopSecrets {
         let prk1 = extract(prk0.expose(), &[dh.expose(), hop_ephemeral]);
         HopSecrets {
-            confirm: *expand(&prk1, "eddy1 confirm"),
+            confirm: expand(&prk1, "eddy1 confirm"),
             ack: expand(&prk1, "eddy1 ack"),
             forward: expand_secret(&prk1, "eddy1 fwd"),
             backward: expand_secret(&prk1, "eddy1 bwd"),

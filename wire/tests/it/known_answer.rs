@@ -277,7 +277,7 @@ fn pass_setup(
             "onion": hex(&onion),
             "replay_tag": hex(&tag),
             "hop_ephemeral": hex(&ephemeral),
-            "confirm": hex(&secrets.confirm),
+            "confirm": hex(&secrets.confirm[..]),
             "ack": hex(&secrets.ack[..]),
             "forward": hex(secrets.forward.expose()),
             "backward": hex(secrets.backward.expose()),

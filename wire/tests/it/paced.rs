@@ -179,7 +179,7 @@ impl Chain {
             let rest = opened.rest.clone();
             let (ephemeral, secrets) = opened.answer(secret("y", i)).unwrap();
             let mut part =
-                json!({ "onion": hex(&onion), "confirm": hex(&secrets.confirm), "ack": hex(&secrets.ack[..]) });
+                json!({ "onion": hex(&onion), "confirm": hex(&secrets.confirm[..]), "ack": hex(&secrets.ack[..]) });
             for (name, one) in [("forward", &secrets.forward), ("backward", &secrets.backward)] {
                 part[name] = hex(one.expose());
                 part[format!("wide_{name}")] = hex(&expand::<64>(one, "eddy1 wide")[..]);
@@ -385,7 +385,7 @@ fn encoded(frame: &Frame<'_>) -> Vec<u8> {
 fn channel(name: &str, hops: usize) -> Vec<HopSecrets> {
     let secret = |i, way| Secret::new(fixed(&format!("{name} {i} {way}")));
     let of_hop = |i| HopSecrets {
-        confirm: [0; 16],
+        confirm: Default::default(),
         ack: zeroize::Zeroizing::new([0; 28]),
         forward: secret(i, 'f'),
         backward: secret(i, 'b'),

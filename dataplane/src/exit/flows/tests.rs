@@ -74,9 +74,9 @@ fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
     let (id, _) = flows.at(ChannelIndex(1), 1).unwrap();
     flows.touch(id, 100 * SECOND);
     let mut closed = Vec::new();
-    flows.expire(&mut apps, 301 * SECOND, |channel, number| closed.push((channel, number)));
+    flows.expire(&mut apps, 301 * SECOND, usize::MAX, |channel, number| closed.push((channel, number)));
     assert_eq!((&closed[..], flows.sockets()), (&[(ChannelIndex(1), 0)][..], 1));
-    flows.expire(&mut apps, 402 * SECOND, |channel, number| closed.push((channel, number)));
+    flows.expire(&mut apps, 402 * SECOND, usize::MAX, |channel, number| closed.push((channel, number)));
     assert_eq!((closed.len(), flows.sockets()), (2, 0));
 }
 
@@ -168,7 +168,7 @@ fn flows_that_come_and_go_leave_no_timers_behind() {
             let (id, _) = flows.at(ChannelIndex(7), number).unwrap();
             flows.touch(id, start + 300 * SECOND);
         }
-        flows.expire(&mut apps, start + 301 * SECOND, |_, _| ());
+        flows.expire(&mut apps, start + 301 * SECOND, usize::MAX, |_, _| ());
         assert_eq!((flows.len(), flows.wheel.timers()), (2, 2));
     }
 }
@@ -203,7 +203,7 @@ fn assert_empty(flows: &mut Flows, apps: &mut MemApps) {
     assert!(flows.by_token.is_empty() && flows.by_peer.is_empty() && flows.mappings.is_empty());
     assert!(flows.quota.is_empty() && flows.aliases.is_empty() && flows.names.len() == 0);
     assert_eq!(flows.vacant.len(), flows.flows.len());
-    flows.expire(apps, 10_000 * SECOND, |_, _| ());
+    flows.expire(apps, 10_000 * SECOND, usize::MAX, |_, _| ());
     assert_eq!(flows.wheel.timers(), 0);
 }
 

@@ -103,7 +103,7 @@ impl Bench {
     fn secrets(&self, batch: u64) -> Vec<HopSecrets> {
         let of = |hop: u8, way: u8| Secret::new([self.seed << 5 | (batch as u8 & 7) << 3 | hop << 1 | way; 32]);
         let hop = |hop| HopSecrets {
-            confirm: [0; 16],
+            confirm: Default::default(),
             ack: zeroize::Zeroizing::new([0; 28]),
             forward: of(hop, 0),
             backward: of(hop, 1),

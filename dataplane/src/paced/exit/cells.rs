@@ -88,10 +88,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
         (came, met)
     }
 
-    /// The frames of a round take effect: those of its own cells or else, with repeat, those that the next round's
-    /// cells have again. Lower numbers of cells go first, so each flow keeps their order.
-    pub(super) fn take_effect(&mut self, round: u64, cells: ByPlace, now: Nanos) {
-        let Self { batches, outside, punts, class, times, last: (next, again), tally, free, .. } = self;
+    /// Takes in the frames of a round, to take effect next: those of its own cells or else, with repeat, those that the
+    /// next round's cells have again. Lower numbers of cells go first, so each flow keeps their order.
+    pub(super) fn take_frames(&mut self, round: u64, cells: ByPlace, now: Nanos) {
+        let Self { batches, outside, class, times, last: (next, again), tally, free, .. } = self;
         let (per_round, payload) = (usize::from(class.terms.cells), class.terms.class.size().payload());
         let (batch, has_repeat) = (times.batch_of(round), class.terms.repeat);
         let is_next = has_repeat && *next == round + 1;
@@ -108,7 +108,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     (None, Some(next)) => (again_of(next), false),
                     (None, None) => continue,
                 };
-                let is_good = outside.take_effect((state, (batch, channel)), round, frames, punts, now);
+                let is_good = outside.take((state, (batch, channel)), round, frames, now);
                 refused += u64::from(has_come && !is_good);
             }
         }

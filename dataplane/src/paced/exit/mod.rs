@@ -1,7 +1,7 @@
 //! The worker of an exit in a paced class (SPEC 9.12, 9.13).
 //!
 //! ```text
-//! forward    gate -> opened, or for a meeting enciphered -> rounds ... release -> frames of sessions -> flows
+//! forward    gate -> opened, or for a meeting enciphered -> rounds ... release ... frames of sessions -> flows
 //! backward   queues of sessions, and meetings -> sealed at the forward release of the round ... release -> sender
 //!
 //! cells      layers, frames and seals of a round
@@ -10,7 +10,8 @@
 //! outside    flows and sockets
 //! ```
 //!
-//! A round that leaves has c cells of every channel of its batch, whatever came and whatever waits.
+//! A round that leaves has c cells of every channel of its batch, whatever came and whatever waits. It is sealed before
+//! the frames of its number take effect, and no work for users or destinations delays it: see `outside`.
 
 mod cells;
 mod meetings;
@@ -35,7 +36,6 @@ use super::links::PacedLinks;
 use super::report_counts::ReportCounts;
 use super::sender::{Leaving, Round, Sender};
 use super::{ChannelAt, Command, RECEIVES};
-use crate::Nanos;
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::exit::GatewaySettings;
@@ -50,8 +50,12 @@ use crate::socket::apps::Apps;
 use crate::stage::rounds::noise::Noise;
 use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Rounds};
+use crate::{MILLI, Nanos};
 use meetings::Meetings;
 use outside::Outside;
+
+/// The longest time from one look at the link socket to the next.
+const WORK_MAX: Nanos = MILLI;
 
 /// The configuration of an exit of a paced class.
 pub struct Settings {
@@ -213,10 +217,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Command::Clock(clock) => self.clock = clock,
-            Command::Resolved { query, addresses } => {
-                let (gateway, mut cx) = self.outside.gateway(&mut self.punts, now);
-                gateway.resolved(&mut cx, query, &addresses);
-            }
+            Command::Resolved { query, addresses } => self.outside.resolved(query, addresses),
             Command::OwnAddresses { addresses } => self.outside.gateway.set_own_addresses(addresses),
             Command::InstallLoop { .. } => debug_assert!(false, "a command for a mix"),
             Command::InstallEntryChannel { .. }
@@ -271,7 +272,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.clock.when(forward.min(backward))
     }
 
-    /// Releases forward rounds that are due, and seals the backward rounds of the same numbers.
+    /// Releases forward rounds that are due, and seals the backward rounds of the same numbers. Channels name their
+    /// sessions before that, so answers have no gap between batches. Other frames take effect later.
     fn release_forward(&mut self, now: Nanos) {
         let due = self.schedules.forward.due(self.rounds.released(), self.clock.at(now));
         if due.is_empty() {
@@ -280,13 +282,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let (_, dropped) = self.rounds.skip_to(*due.start(), &mut self.free);
         self.tally.forward.drop_many(DropReason::Skipped, dropped as u64);
         for round in due {
-            self.outside.tick(&mut self.punts, now);
             let (came, met) = self.take_round(round);
+            self.outside.tick(now);
             if self.class.terms.repeat {
                 let (last, cells) = std::mem::replace(&mut self.last, (round, came));
-                self.take_effect(last, cells, now);
+                self.take_frames(last, cells, now);
             } else {
-                self.take_effect(round, came, now);
+                self.take_frames(round, came, now);
             }
             self.seal(round, met, now);
             if ReportCounts::is_due(round) {
@@ -295,20 +297,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.places.reported(round, |_| true);
             }
         }
-        self.hand_out(now);
+        self.outside.released();
     }
 
-    /// Sends all datagrams that wait for a release. A backward round that is due meanwhile leaves first: nothing shows
-    /// how many they are.
-    fn hand_out(&mut self, now: Nanos) {
-        self.outside.order(now);
-        let mut at = Some(0);
-        while let Some(first) = at {
-            self.release_backward(self.runner_clock.map_or(now, |clock| clock.now()));
-            self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
-            let until = self.clock.when(self.schedules.backward.due_at(self.released + 1));
-            at = self.outside.send_from(first, self.runner_clock, until);
-        }
+    /// Works for users and destinations until a release is due. False if something may be left: the next turn goes on.
+    fn work(&mut self, now: Nanos) -> bool {
+        let (due, clock) = (self.next_due(), self.runner_clock);
+        let until = clock.map_or(due, |clock| due.min(clock.now() + WORK_MAX));
+        self.outside.work(&mut self.punts, now, &mut || clock.is_some_and(|clock| clock.now() >= until))
     }
 
     /// Releases backward rounds that are due and sealed.
@@ -350,7 +346,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             sender.end_round(number, free);
         }
-        batches.forget_before(self.released);
+        // With repeat, frames of the last round that was released forward have yet to take effect.
+        let in_use = if class.terms.repeat { self.last.0 } else { u64::MAX };
+        batches.forget_before(in_use.min(self.released + 1));
     }
 
     fn publish(&self) {
@@ -370,7 +368,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let (flows, sockets) = self.outside.gateway.sizes();
         ledger.gauges = Gauges {
             links: self.links.links.len() as u64,
-            channels: self.batches.of_round(self.rounds.released()).len() as u64,
+            channels: self.batches.of_round(self.rounds.released() + 1).len() as u64,
             flows: flows as u64,
             sockets: sockets as u64,
         };
@@ -396,12 +394,16 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.release_forward(now);
         self.release_backward(now);
         self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
-        self.outside.receive(&mut self.punts, now);
+        let is_done = self.work(now);
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish();
         let due = self.next_due();
-        if self.is_blocked() { due.min(now + BLOCKED_WAIT) } else { due }
+        match (is_done, self.is_blocked()) {
+            (false, _) => now,
+            (true, true) => due.min(now + BLOCKED_WAIT),
+            (true, false) => due,
+        }
     }
 
     fn record_latency(&mut self, now: Nanos) {

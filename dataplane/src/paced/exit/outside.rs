@@ -1,7 +1,11 @@
 //! The exit's side towards the internet: what frames of a released round do, and what is received between rounds
 //! (SPEC 9.12).
+//!
+//! How long this takes is up to users and destinations. So all of it is done in steps, none of which takes much longer
+//! than a system call or a look through a table, and stops when a release is due.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use rand_chacha::ChaCha20Rng;
 use wire::frames::{Frame, Frames, SESSION_FLOW, fresh_max};
@@ -11,6 +15,7 @@ use super::sessions::{BatchChannel, Queues, SessionName, Sessions};
 use super::{ExitChannel, Settings};
 use crate::age::{AgeLimit, LastRead, nanos};
 use crate::endpoint::{AppTurn, drop_late, next_second};
+use crate::exit::QueryId;
 use crate::exit::gateway::{Answers, Context, Gateway};
 use crate::ledger::{DropReason, Tally};
 use crate::paced::hold;
@@ -24,11 +29,43 @@ use crate::{MILLI, Nanos, SECOND};
 /// A session lasts for this long after a cell has named it, and for this many batches.
 const SESSION_LASTS: (Nanos, u64) = (60 * SECOND, 3);
 
+/// Idle flows that one step ends.
+const EXPIRE: usize = 16;
+
 /// Frames of a channel that has not named a session.
 struct Waiting {
     since: Nanos,
     of: BatchChannel,
     frames: Vec<u8>,
+}
+
+/// What is done in steps.
+enum Work {
+    /// The frames of a cell take effect, from this byte on.
+    Frames {
+        since: Nanos,
+        session: ChannelIndex,
+        frames: Vec<u8>,
+        at: usize,
+    },
+    /// A channel has named its session: what has waited for that takes effect.
+    Named {
+        session: ChannelIndex,
+        of: BatchChannel,
+    },
+    /// A session has ended: so do these flows, which are looked up first.
+    End {
+        session: ChannelIndex,
+        flows: Option<Vec<u16>>,
+    },
+    Resolved {
+        query: QueryId,
+        addresses: Vec<IpAddr>,
+    },
+    /// What is due once a second.
+    Tick,
+    /// Flows that are idle end.
+    Expire,
 }
 
 /// Flows, sessions and sockets.
@@ -37,11 +74,18 @@ pub(super) struct Outside<A> {
     pub(super) gateway: Gateway,
     pub(super) sessions: Sessions,
     waiting: VecDeque<Waiting>,
-    /// The longest time that frames wait for a session.
+    /// The longest time that frames wait for a session, and to take effect.
     waits: Nanos,
-    /// Datagrams for the next release.
+    queue: VecDeque<Work>,
+    /// A round was released: its datagrams leave when its frames have taken effect.
+    is_released: bool,
+    /// Datagrams for the next release, or those that are being sent.
     send_batch: SendBatch,
+    /// The first datagram of `send_batch` that was not sent, if they are being sent.
+    sending: Option<usize>,
     receive_batch: ReceiveBatch,
+    /// How many datagrams of `receive_batch` were handled.
+    handled: usize,
     read: LastRead,
     age: AgeLimit,
     pub(super) tally: PerDirection<Tally>,
@@ -65,8 +109,12 @@ impl<A: Apps> Outside<A> {
             sessions: Sessions::new(class.channels_max(), payload, cells, (waits, lasts)),
             waiting: VecDeque::new(),
             waits,
+            queue: VecDeque::new(),
+            is_released: false,
             send_batch: SendBatch::default(),
+            sending: None,
             receive_batch: ReceiveBatch::default(),
+            handled: 0,
             read: LastRead::default(),
             age,
             tally: PerDirection::default(),
@@ -90,14 +138,13 @@ impl<A: Apps> Outside<A> {
         (gateway, Context { now, apps, send_batch, tally: forward, punts, answers, age, link_waited: 0 })
     }
 
-    /// The frames of a cell take effect, or those that the next cell repeats. AGAIN among them is for the round before.
-    /// False if the cell names another session than its channel has, and so has no effect.
-    pub(super) fn take_effect(
+    /// A cell names its session, and its frames wait to take effect, or those that the next cell repeats. AGAIN among
+    /// them is for the round before. False if it names another session than its channel has, and so has no effect.
+    pub(super) fn take(
         &mut self,
         (channel, of): (&mut ExitChannel, BatchChannel),
         round: u64,
         frames: &[u8],
-        punts: &mut PuntSender,
         now: Nanos,
     ) -> bool {
         let mut names = Frames::of_again(frames).filter_map(|frame| match frame {
@@ -105,6 +152,8 @@ impl<A: Apps> Outside<A> {
             _ => None,
         });
         let (name, had_session) = (names.next(), channel.session.is_some());
+        let has_effect = |frame| !matches!(frame, Frame::Again(_) | Frame::Session(_));
+        let frames = Frames::of_again(frames).any(has_effect).then_some(frames);
         if let Some(name) = name {
             let is_other = |session| !self.sessions.has_name(session, &name);
             if channel.session.is_some_and(is_other) || names.any(|other| other != name) {
@@ -112,42 +161,40 @@ impl<A: Apps> Outside<A> {
             }
             self.name(channel, of, name, round, now);
         } else if !had_session {
-            if Frames::of_again(frames).any(|frame| !matches!(frame, Frame::Again(_))) {
-                self.waiting.push_back(Waiting { since: now, of, frames: frames.to_vec() });
-            }
+            let waiting = frames.map(|frames| Waiting { since: now, of, frames: frames.to_vec() });
+            self.waiting.extend(waiting);
             return true;
         }
-        if !had_session {
-            let waiting = std::mem::take(&mut self.waiting);
-            let (own, others) = waiting.into_iter().partition::<VecDeque<_>, _>(|waiting| waiting.of == of);
-            self.waiting = others;
-            own.iter().for_each(|waiting| self.apply(channel, &waiting.frames, punts, now));
-        }
-        self.apply(channel, frames, punts, now);
+        let Some(session) = channel.session else { return true };
+        self.queue.extend((!had_session).then_some(Work::Named { session, of }));
+        let frames = frames.map(|frames| Work::Frames { since: now, session, frames: frames.to_vec(), at: 0 });
+        self.queue.extend(frames);
         true
     }
 
-    /// The frames of a channel with a session.
-    fn apply(&mut self, channel: &ExitChannel, frames: &[u8], punts: &mut PuntSender, now: Nanos) {
-        let Some(session) = channel.session else { return };
-        for frame in Frames::of_again(frames) {
-            match frame {
-                Frame::Again(_) | Frame::Session(_) => {}
-                // No flow has this number, and a STATUS of it would be taken for an answer to SESSION.
-                Frame::Open { flow: SESSION_FLOW, .. } | Frame::Frag { flow: SESSION_FLOW, .. } => {}
-                Frame::Dgram { flow: SESSION_FLOW, .. } => {
-                    self.tally.forward.injected += 1;
-                    self.tally.forward.drop(DropReason::Flow);
+    /// A frame of a session takes effect.
+    fn apply(&mut self, session: ChannelIndex, frame: &Frame<'_>, punts: &mut PuntSender, now: Nanos) {
+        match frame {
+            Frame::Again(_) | Frame::Session(_) => {}
+            // No flow has this number, and a STATUS of it would be taken for an answer to SESSION.
+            Frame::Open { flow: SESSION_FLOW, .. } | Frame::Frag { flow: SESSION_FLOW, .. } => {}
+            Frame::Dgram { flow: SESSION_FLOW, .. } => {
+                self.tally.forward.injected += 1;
+                self.tally.forward.drop(DropReason::Flow);
+            }
+            frame => {
+                if matches!(frame, Frame::Open { .. }) {
+                    self.sessions.opened(session);
                 }
-                frame => {
-                    if matches!(frame, Frame::Open { .. }) {
-                        self.sessions.opened(session);
-                    }
-                    let (gateway, mut cx) = self.gateway(punts, now);
-                    gateway.forward_frame(&mut cx, session, &frame);
-                }
+                let (gateway, mut cx) = self.gateway(punts, now);
+                gateway.forward_frame(&mut cx, session, frame);
             }
         }
+    }
+
+    /// The resolver's answer waits to take effect.
+    pub(super) fn resolved(&mut self, query: QueryId, addresses: Vec<IpAddr>) {
+        self.queue.push_back(Work::Resolved { query, addresses });
     }
 
     /// A channel names its session, which may begin by that. An entry has one in a class: others would be for nothing
@@ -155,7 +202,7 @@ impl<A: Apps> Outside<A> {
     fn name(&mut self, channel: &mut ExitChannel, of: BatchChannel, name: SessionName, round: u64, now: Nanos) {
         let owner = self.sessions.find(&name).unwrap_or_else(|| {
             if let Some(oldest) = self.sessions.in_excess() {
-                self.end_session(oldest, DropReason::Ended, now);
+                self.end_session(oldest);
             }
             let owner = self.sessions.begin(name, of, now);
             self.gateway.add_owner(owner);
@@ -167,46 +214,142 @@ impl<A: Apps> Outside<A> {
         }
     }
 
+    /// A round was released, with what was taken of it.
+    pub(super) fn released(&mut self) {
+        self.is_released = true;
+    }
+
+    /// Works until nothing is left or `pauses` is true, which it asks after each step. Frames go first; when all of a
+    /// release have taken effect, its datagrams are sent. Then answers are received. False if something may be left.
+    pub(super) fn work(&mut self, punts: &mut PuntSender, now: Nanos, pauses: &mut dyn FnMut() -> bool) -> bool {
+        loop {
+            if self.unhandled() > 0 {
+                // Their socket may be closed by frames, and another one get its number.
+                if !self.handle_batch(now, pauses) {
+                    return false;
+                }
+            } else if let Some(first) = self.sending {
+                self.sending = self.apps.send_from(first, &mut self.send_batch, &mut self.tally.forward, pauses);
+                if self.sending.is_some() {
+                    return false;
+                }
+            } else if let Some(work) = self.queue.pop_front() {
+                let left = self.step(work, punts, now);
+                left.into_iter().for_each(|work| self.queue.push_front(work));
+                if pauses() {
+                    return false;
+                }
+            } else if std::mem::take(&mut self.is_released) {
+                self.order(now);
+                self.sending = Some(0);
+            } else {
+                return self.receive(punts, now, pauses);
+            }
+        }
+    }
+
+    /// Does a part of some work. Returns what is left of it.
+    fn step(&mut self, mut work: Work, punts: &mut PuntSender, now: Nanos) -> Option<Work> {
+        match &mut work {
+            Work::Frames { since, frames, at, .. } if now > *since + self.waits => {
+                self.drop_datagrams(&frames[*at..], DropReason::Aged);
+                return None;
+            }
+            Work::Frames { session, frames, at, .. } => {
+                let frame = Frames::of_again(&frames[*at..]).next()?;
+                *at += frame.len();
+                self.apply(*session, &frame, punts, now);
+            }
+            Work::Named { session, of } => {
+                let waiting = std::mem::take(&mut self.waiting).into_iter();
+                let (own, others): (VecDeque<_>, _) = waiting.partition(|waiting| waiting.of == *of);
+                self.waiting = others;
+                for Waiting { frames, .. } in own.into_iter().rev() {
+                    self.queue.push_front(Work::Frames { since: now, session: *session, frames, at: 0 });
+                }
+                return None;
+            }
+            Work::End { session, flows: flows @ None } => *flows = Some(self.gateway.numbers_of(*session)),
+            Work::End { session, flows: Some(flows) } => match flows.pop() {
+                Some(flow) => self.apply(*session, &Frame::Close { flow }, punts, now),
+                None => {
+                    self.end_owner(*session, now);
+                    self.sessions.vacate(*session);
+                    return None;
+                }
+            },
+            Work::Resolved { query, addresses } => {
+                let (gateway, mut cx) = self.gateway(punts, now);
+                gateway.resolved(&mut cx, *query, addresses);
+                return None;
+            }
+            Work::Tick => {
+                self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session));
+                let (gateway, mut cx) = self.gateway(punts, now);
+                gateway.tick(&mut cx);
+                return Some(Work::Expire);
+            }
+            Work::Expire => {
+                let (gateway, mut cx) = self.gateway(punts, now);
+                return gateway.expire(&mut cx, EXPIRE).then_some(Work::Expire);
+            }
+        }
+        Some(work)
+    }
+
     /// Puts the datagrams of a release into their order.
-    pub(super) fn order(&mut self, now: Nanos) {
+    fn order(&mut self, now: Nanos) {
         self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
         let max_age = self.age.max();
         drop_late(&mut self.send_batch, &mut self.tally.forward, (&self.age, now), |_| max_age);
     }
 
-    /// Sends datagrams from the one at place `first` on, and pauses at this time of the runner's clock. Returns the
-    /// place of the next one, if there is one.
-    pub(super) fn send_from(&mut self, first: usize, clock: Option<Clock>, until: Nanos) -> Option<usize> {
-        let mut pauses = || clock.is_some_and(|clock| clock.now() >= until);
-        self.apps.send_from(first, &mut self.send_batch, &mut self.tally.forward, &mut pauses)
-    }
-
     /// Receives answers, and errors of what was sent. Flows that move on send with the next release.
-    pub(super) fn receive(&mut self, punts: &mut PuntSender, now: Nanos) {
+    fn receive(&mut self, punts: &mut PuntSender, now: Nanos, pauses: &mut dyn FnMut() -> bool) -> bool {
         let turn = AppTurn::begin(&mut self.apps, &self.age, self.read, now);
         for _ in 0..turn.batches {
-            let Self { apps, gateway, sessions, receive_batch, read, age, tally, .. } = self;
-            let Some((batch, waited)) = turn.receive(apps, read, receive_batch) else { break };
-            tally.backward.received += batch.len() as u64;
-            if age.is_exceeded(waited) {
-                tally.backward.drop_many(DropReason::Aged, batch.len() as u64);
-            } else {
-                let mut answers = Queues { sessions, now, tally: &mut tally.backward };
-                for (from, data) in batch.iter() {
-                    if let Err(why) = gateway.backward_datagram(&mut answers, (batch.socket(), from), data, now) {
-                        answers.tally.drop(why);
-                    }
-                }
+            let Self { apps, receive_batch, handled, read, age, tally, .. } = self;
+            let received = turn.receive(apps, read, receive_batch);
+            let is_empty = received.is_none();
+            let mut is_late = false;
+            if let Some((batch, waited)) = received {
+                tally.backward.received += batch.len() as u64;
+                is_late = age.is_exceeded(waited);
+                *receive_batch = batch;
             }
-            *receive_batch = batch;
+            *handled = if is_empty || is_late { receive_batch.len() } else { 0 };
+            tally.backward.drop_many(DropReason::Aged, if is_late { receive_batch.len() as u64 } else { 0 });
+            if !self.handle_batch(now, pauses) {
+                return false;
+            }
+            let (gateway, mut cx) = self.gateway(punts, now);
+            gateway.handle_errors(&mut cx);
+            if is_empty || pauses() {
+                return is_empty;
+            }
         }
-        let (gateway, mut cx) = self.gateway(punts, now);
-        gateway.handle_errors(&mut cx);
+        false
     }
 
-    /// Drops what has waited for too long and, once a second, ends sessions and flows.
-    pub(super) fn tick(&mut self, punts: &mut PuntSender, now: Nanos) {
+    /// Handles what was received. False if something is left.
+    fn handle_batch(&mut self, now: Nanos, pauses: &mut dyn FnMut() -> bool) -> bool {
+        let Self { gateway, sessions, receive_batch, handled, tally, .. } = self;
+        let mut answers = Queues { sessions, now, tally: &mut tally.backward };
+        for (from, data) in receive_batch.iter().skip(*handled) {
+            *handled += 1;
+            if let Err(why) = gateway.backward_datagram(&mut answers, (receive_batch.socket(), from), data, now) {
+                answers.tally.drop(why);
+            }
+            if pauses() {
+                break;
+            }
+        }
+        *handled == receive_batch.len()
+    }
+
+    /// Drops what has waited for too long. Once a second it has sessions and flows end.
+    pub(super) fn tick(&mut self, now: Nanos) {
         self.sessions.drop_aged(now, &mut self.tally.backward);
         while self.waiting.front().is_some_and(|waiting| now > waiting.since + self.waits) {
             self.drop_waiting(DropReason::Aged);
@@ -215,23 +358,31 @@ impl<A: Apps> Outside<A> {
             return;
         }
         self.next_tick = next_second(now);
-        self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session, DropReason::Ended, now));
-        let (gateway, mut cx) = self.gateway(punts, now);
-        gateway.tick(&mut cx);
+        self.queue.push_back(Work::Tick);
     }
 
-    /// Drops the first frames that wait for a session. Their datagrams have not been counted.
+    /// Drops the first frames that wait for a session.
     fn drop_waiting(&mut self, why: DropReason) {
-        let Some(Waiting { frames, .. }) = self.waiting.pop_front() else { return };
-        let datagrams = Frames::of_again(&frames).filter(|frame| matches!(frame, Frame::Dgram { .. })).count() as u64;
+        let first = self.waiting.pop_front();
+        first.into_iter().for_each(|Waiting { frames, .. }| self.drop_datagrams(&frames, why));
+    }
+
+    /// Drops frames that take no effect. Their datagrams have not been counted.
+    fn drop_datagrams(&mut self, frames: &[u8], why: DropReason) {
+        let datagrams = Frames::of_again(frames).filter(|frame| matches!(frame, Frame::Dgram { .. })).count() as u64;
         self.tally.forward.injected += datagrams;
         self.tally.forward.drop_many(why, datagrams);
     }
 
-    fn end_session(&mut self, session: ChannelIndex, why: DropReason, now: Nanos) {
+    /// Nobody can name the session from now on. Its flows end behind the frames that wait.
+    fn end_session(&mut self, session: ChannelIndex) {
+        self.sessions.end(session, DropReason::Ended, &mut self.tally.backward);
+        self.queue.push_back(Work::End { session, flows: None });
+    }
+
+    fn end_owner(&mut self, session: ChannelIndex, now: Nanos) {
         let Self { apps, gateway, sessions, tally: PerDirection { forward, backward }, .. } = self;
         gateway.end_owner(session, apps, forward, &mut Queues { sessions, now, tally: backward });
-        sessions.end(session, why, backward);
     }
 
     /// The node stops.
@@ -239,17 +390,46 @@ impl<A: Apps> Outside<A> {
         while !self.waiting.is_empty() {
             self.drop_waiting(DropReason::Shutdown);
         }
-        self.sessions.all().into_iter().for_each(|session| self.end_session(session, DropReason::Shutdown, now));
-        self.tally.forward.drop_many(DropReason::Shutdown, self.send_batch.len() as u64);
+        for work in std::mem::take(&mut self.queue) {
+            match work {
+                Work::Frames { frames, at, .. } => self.drop_datagrams(&frames[at..], DropReason::Shutdown),
+                Work::End { session, .. } => self.end_owner(session, now),
+                Work::Named { .. } | Work::Resolved { .. } | Work::Tick | Work::Expire => {}
+            }
+        }
+        for session in self.sessions.all() {
+            self.end_owner(session, now);
+            self.sessions.end(session, DropReason::Shutdown, &mut self.tally.backward);
+        }
+        self.tally.forward.drop_many(DropReason::Shutdown, self.unsent());
+        self.tally.backward.drop_many(DropReason::Shutdown, self.unhandled());
+        self.handled = self.receive_batch.len();
+        self.sending = None;
         self.send_batch.clear();
         self.apps.send(&mut self.send_batch, &mut self.tally.forward);
+    }
+
+    /// No frames are too old to take effect.
+    #[cfg(test)]
+    pub(super) fn wait_without_end(&mut self) {
+        self.waits = SECOND * SECOND;
+    }
+
+    /// Datagrams to destinations that wait.
+    fn unsent(&self) -> u64 {
+        (self.send_batch.len() - self.sending.unwrap_or(0)) as u64
+    }
+
+    /// Datagrams from destinations that were received and not handled.
+    fn unhandled(&self) -> u64 {
+        (self.receive_batch.len() - self.handled) as u64
     }
 
     /// Both tallies, with what waits.
     pub(super) fn tallies(&self) -> PerDirection<Tally> {
         let mut tally = self.tally;
-        tally.forward.held = self.gateway.held() + self.send_batch.len() as u64;
-        tally.backward.held = self.sessions.held();
+        tally.forward.held = self.gateway.held() + self.unsent();
+        tally.backward.held = self.sessions.held() + self.unhandled();
         tally
     }
 }

@@ -276,7 +276,7 @@ impl Sessions {
         self.by_name.values().copied().collect()
     }
 
-    /// Ends a session. Its index may be given out again.
+    /// Ends a session. Its index may be given out again when it is vacated.
     pub(super) fn end(&mut self, owner: ChannelIndex, why: DropReason, tally: &mut Tally) {
         let Some(session) = self.sessions[owner.index()].take() else { return };
         let dropped = session.queue.iter().filter(|frame| frame.part == Part::First).count() as u64;
@@ -284,6 +284,10 @@ impl Sessions {
         tally.drop_many(why, dropped);
         self.by_name.remove(&session.name);
         self.by_time.remove(&(session.named, owner));
+    }
+
+    /// The index of a session that has ended may be given out again.
+    pub(super) fn vacate(&mut self, owner: ChannelIndex) {
         self.vacant.push(owner);
     }
 }

@@ -228,6 +228,53 @@ impl Bench {
         self.net.send(Datagram { from, to, bytes: text.as_bytes().to_vec() });
     }
 
+    /// Runs from the release of a round on until everything is done, by a clock with which the first call of some kind
+    /// on application sockets takes until the backward round is due. That leaves next, and `count` such calls are made.
+    fn is_in_time(&mut self, kind: &'static str, round: u64, count: usize) {
+        let before = self.exit.schedules.forward.due_at(round) - 1;
+        if self.exit.clock.at(self.now) < before {
+            self.run_until(before);
+        }
+        self.take();
+        let due = |direction: Direction| self.exit.clock.when(self.exit.schedules[direction].due_at(round));
+        let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
+        let (clock, order) = (Clock::showing(forward), std::rc::Rc::new(std::cell::RefCell::new(Vec::new())));
+        let note = |order: &std::rc::Rc<std::cell::RefCell<Vec<_>>>| {
+            let order = order.clone();
+            move |name: &'static str| {
+                order.borrow_mut().push(name);
+                while name == kind && clock.now() < backward {
+                    std::hint::spin_loop();
+                }
+            }
+        };
+        for (net, name) in [(&self.net, "datagram"), (&self.link, "cell")] {
+            let note = note(&order);
+            net.tap(move |datagram| {
+                note(name);
+                vec![datagram]
+            });
+        }
+        self.net.on_call(note(&order));
+        // However long a busy machine takes.
+        self.exit.outside.wait_without_end();
+        self.exit.set_clock(clock);
+        let mut now = forward;
+        while self.exit.turn(now) <= now || self.exit.released < round {
+            assert!(self.ledger().closed());
+            now = clock.now();
+        }
+        let order: Vec<_> = order.borrow().iter().copied().filter(|name| [kind, "cell"].contains(name)).collect();
+        assert!(order.iter().take_while(|name| **name == kind).count() <= 1, "{order:?}");
+        assert_eq!(order.iter().filter(|name| **name == kind).count(), count, "{order:?}");
+        let cells = self.take();
+        assert_eq!(
+            data(&cells).filter(|cell| cell.header.seq == round).count(),
+            2 * self.exit.batches.of_round(round).len()
+        );
+        self.now = now;
+    }
+
     fn ledger(&self) -> Ledger {
         *self.exit.published.lock().unwrap()
     }
@@ -248,13 +295,13 @@ fn datagram_leaves_with_its_round_and_its_answer_returns() {
     bench.release(Direction::Forward, round);
     let sent = bench.net.receive(at(9)).unwrap();
     assert_eq!(sent.bytes, b"question");
-    assert_eq!(bench.hear(0, round), ["65535 UnknownFlow", "5 Open"], "in the backward round of the same number");
+    assert_eq!(bench.hear(0, round), ["65535 UnknownFlow"], "sealed before other frames take effect");
     bench.answer(at(9), sent.from, "answer");
     bench.run_until(bench.exit.clock.at(bench.now) + MILLI);
     assert_eq!(bench.take().len(), 0);
     bench.release(Direction::Backward, round + 1);
     let cells = bench.take();
-    assert_eq!(Bench::heard(0, &cells), ["5 answer"]);
+    assert_eq!(Bench::heard(0, &cells), ["5 Open", "5 answer"]);
     assert_eq!(Bench::heard(1, &cells), [""; 0]);
     let datagrams = bench.ledger().datagrams;
     assert_eq!((datagrams.forward.sent, datagrams.backward.consumed), (1, 1));
@@ -269,28 +316,105 @@ fn backward_round_does_not_wait_for_many_datagrams() {
     bench.frames(0, round, 0, &[&[Frame::Session(SESSION), open(5, at(9))], &frames[..6]].concat());
     bench.frames(0, round, 1, &frames);
     bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
-    let due = |direction: Direction| bench.exit.clock.when(bench.exit.schedules[direction].due_at(round));
-    let (forward, backward) = (due(Direction::Forward), due(Direction::Backward));
-    // The first datagram takes until the backward round is due.
-    let clock = Clock::showing(forward);
-    let order = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
-    for (net, name) in [(&bench.net, "datagram"), (&bench.link, "cell")] {
-        let order = order.clone();
-        net.tap(move |datagram| {
-            order.borrow_mut().push(name);
-            while name == "datagram" && clock.now() < backward {
-                std::hint::spin_loop();
-            }
-            vec![datagram]
+    bench.is_in_time("datagram", round, 14);
+    assert_eq!(bench.ledger().datagrams.forward.sent, 14);
+}
+
+/// OPENs of eight flows, each with a socket of its own.
+fn opens() -> [Vec<Frame<'static>>; 2] {
+    let open = |flow| Frame::Open { flow, map: flow, token: [flow as u8; 16], to: Address::Ip(at(9)) };
+    [0, 4].map(|first| (first..first + 4).map(open).collect())
+}
+
+#[test]
+fn backward_round_does_not_wait_for_opens() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    bench.frames(0, round - 1, 0, &[Frame::Session(SESSION)]);
+    (0..).zip(opens()).for_each(|(sub, opens)| bench.frames(0, round, sub, &opens));
+    bench.is_in_time("open", round, 8);
+    assert_eq!(bench.ledger().gauges.sockets, 8);
+}
+
+#[test]
+fn backward_round_does_not_wait_for_closes() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    bench.frames(0, round - 2, 0, &[Frame::Session(SESSION)]);
+    (0..).zip(opens()).for_each(|(sub, opens)| bench.frames(0, round - 1, sub, &opens));
+    let closes: Vec<_> = (0..8).map(|flow| Frame::Close { flow }).collect();
+    bench.frames(0, round, 1, &closes);
+    bench.is_in_time("close", round, 8);
+    assert_eq!(bench.ledger().gauges.flows, 0);
+}
+
+#[test]
+fn backward_round_does_not_wait_for_the_end_of_a_session() {
+    let mut bench = Bench::new(false);
+    bench.exit.outside.sessions.most = 1;
+    bench.channels(2);
+    let round = bench.first() + 2;
+    bench.frames(0, round - 2, 0, &[Frame::Session(SESSION)]);
+    (0..).zip(opens()).for_each(|(sub, opens)| bench.frames(0, round - 1, sub, &opens));
+    bench.frames(1, round, 0, &[Frame::Session([1; 16])]);
+    bench.is_in_time("close", round, 8);
+    let has_begun = bench.exit.outside.sessions.find(&[1; 16]).is_some();
+    assert!(has_begun && bench.ledger().gauges.flows == 0);
+}
+
+#[test]
+fn backward_round_does_not_wait_for_a_flood_of_answers() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    let [first, second] = [5, 6].map(|flow| (flow, at(flow)));
+    let frames =
+        [first, second].map(|(flow, to)| Frame::Open { flow, map: flow, token: [flow as u8; 16], to: Address::Ip(to) });
+    let [flooded, other] = [first, second].map(|(flow, _)| datagram(flow, b"x"));
+    bench.frames(0, round - 1, 0, &[Frame::Session(SESSION), frames[0], flooded, frames[1], other]);
+    bench.release(Direction::Backward, round - 1);
+    let [flooded, other] = [first, second].map(|(_, to)| bench.net.receive(to).unwrap().from);
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    (0..100).for_each(|_| bench.answer(first.1, flooded, "flood"));
+    bench.answer(second.1, other, "me too");
+    // What the exit holds when it stops within a batch is accounted for. Each batch but the last has eight.
+    bench.is_in_time("receive", round, 14);
+    assert_eq!(bench.ledger().datagrams.backward.received, 101);
+    let heard = bench.hear(0, round + 1);
+    assert!(heard.contains(&"6 me too".to_owned()), "{heard:?}");
+}
+
+#[test]
+fn frames_that_wait_too_long_to_take_effect_are_dropped() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    bench.flow(0, round - 1, 5, at(9));
+    bench.frames(0, round, 0, &[datagram(5, b"x"); 6]);
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    // The next release is due after the first step.
+    bench.exit.runner_clock = Some(Clock::showing(bench.now + SECOND));
+    bench.exit.turn(bench.now + 1);
+    bench.exit.runner_clock = None;
+    bench.exit.turn(bench.now + 70 * MILLI);
+    let forward = bench.ledger().datagrams.forward;
+    assert_eq!((forward.sent, forward.drops(DropReason::Aged)), (2, 5), "one has opened the flow");
+}
+
+#[test]
+fn keys_are_wiped_when_the_last_round_has_taken_effect() {
+    for repeat in [false, true] {
+        let mut bench = Bench::new(repeat);
+        bench.channels(1);
+        let last = bench.times.first(BATCH + 1) - 1;
+        let channels = [last - 1, last, last + 1].map(|round| {
+            bench.release(Direction::Backward, round);
+            bench.exit.batches.of_round(last).len()
         });
+        assert_eq!(channels, [1, usize::from(repeat), 0]);
     }
-    bench.exit.set_clock(clock);
-    bench.exit.turn(forward);
-    let order = order.borrow();
-    let before = order.iter().take_while(|name| **name == "datagram").count();
-    assert!(before <= 1, "{order:?}");
-    assert_eq!(order.iter().filter(|name| **name == "datagram").count(), 14);
-    assert!(bench.ledger().closed() && bench.ledger().datagrams.forward.sent == 14);
 }
 
 #[test]
@@ -420,6 +544,7 @@ fn session_passes_to_the_next_batch_without_a_gap() {
     bench.release(Direction::Backward, next - 20);
     let socket = bench.flow(0, next - 19, 5, at(9));
     bench.release(Direction::Backward, next - 4);
+    bench.take();
     for round in next - 3..next + 3 {
         let (channel, frames) = match round < next {
             true => (0, vec![datagram(5, b"on")]),
@@ -450,7 +575,7 @@ fn session_is_answered_once_in_ten_rounds() {
         bench.frames(0, round, 0, &frames);
         heard.extend(bench.hear(0, round).into_iter().map(|heard| (round - first, heard)));
     }
-    let expected = [(0, "65535 UnknownFlow"), (10, "65535 UnknownFlow"), (12, "5 Open"), (20, "65535 Open")];
+    let expected = [(0, "65535 UnknownFlow"), (10, "65535 UnknownFlow"), (13, "5 Open"), (20, "65535 Open")];
     assert_eq!(heard, expected.map(|(round, heard)| (round, heard.to_owned())));
 }
 
@@ -478,7 +603,7 @@ fn flow_number_of_session_answers_is_never_given_out() {
     let round = bench.first();
     let flow = wire::frames::SESSION_FLOW;
     bench.frames(0, round, 0, &[Frame::Session(SESSION), open(flow, at(9)), datagram(flow, b"x")]);
-    assert_eq!(bench.hear(0, round), ["65535 UnknownFlow"]);
+    assert_eq!(bench.hear(0, round + 1), ["65535 UnknownFlow"]);
     let ledger = bench.ledger();
     assert_eq!((ledger.gauges.flows, ledger.datagrams.forward.drops(DropReason::Flow)), (0, 1));
 }
@@ -537,10 +662,10 @@ fn flow_of_another_session_is_not_moved() {
     let socket = bench.flow(0, first, 5, at(9));
     // Somebody knows its token.
     bench.frames(1, first + 1, 0, &[Frame::Session([1; 16]), open(5, at(9)), datagram(5, b"mine")]);
-    assert_eq!(bench.hear(1, first + 1), ["65535 UnknownFlow", "5 TooManyFlows"]);
+    assert_eq!(bench.hear(1, first + 2), ["65535 UnknownFlow", "5 TooManyFlows"]);
     assert_eq!(bench.arrived(at(9)), [""; 0]);
     bench.answer(at(9), socket, "yours");
-    assert_eq!(bench.hear(0, first + 2), ["5 yours"]);
+    assert_eq!(bench.hear(0, first + 3), ["5 yours"]);
 }
 
 #[test]
@@ -603,7 +728,8 @@ fn long_answer_leaves_in_fragments_and_does_not_age_then() {
     (0..4).for_each(|_| bench.answer(at(9), socket, &"x".repeat(900)));
     let heard: Vec<_> = (1..14).flat_map(|ahead| bench.hear(0, first + ahead)).collect();
     let datagram = ["5 part 0", "5 part 1", "5 part 2", "5 part 3", "5 part 4 last"];
-    assert_eq!(heard, [datagram; 3].concat());
+    assert_eq!(heard[0], "5 Open");
+    assert_eq!(heard[1..], [datagram; 3].concat());
     let backward = bench.ledger().datagrams.backward;
     assert_eq!((backward.consumed, backward.drops(DropReason::Aged), backward.held), (3, 1, 0));
 }

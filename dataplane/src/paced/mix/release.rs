@@ -77,7 +77,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.report(direction, number);
         if direction == Direction::Backward {
             self.tell_loops(number);
-            self.batches.forget_before(number);
+            self.batches.forget_before(number + 1);
         }
     }
 

@@ -158,7 +158,7 @@ impl Bench {
 fn secrets(loop_: u8) -> [HopSecrets; 2] {
     let of = |hop: u8, way: u8| Secret::new([0x80 | loop_ << 2 | hop << 1 | way; 32]);
     [0, 1].map(|hop| HopSecrets {
-        confirm: [0; 16],
+        confirm: Default::default(),
         ack: zeroize::Zeroizing::new([0; 28]),
         forward: of(hop, 0),
         backward: of(hop, 1),
@@ -396,6 +396,68 @@ fn order_of_a_release_is_uniform_over_all_its_cells() {
         let chi: f64 = of.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
         assert!(chi < 31.3, "{of:?}");
     }
+}
+
+#[test]
+fn links_of_a_backward_release_are_in_random_order() {
+    let mut bench = Bench::new(3);
+    (0..3).for_each(|entry| bench.open(BATCH, entry));
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Backward, first - 1);
+    (0..3).for_each(|entry| bench.mix.links.heard(LinkId(entry), bench.now));
+    let next = bench.next.at;
+    let to = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let tapped = to.clone();
+    bench.net.tap(move |datagram| {
+        tapped.borrow_mut().extend((datagram.to != next).then_some(datagram.to));
+        vec![datagram]
+    });
+    let mut orders = std::collections::HashSet::new();
+    for round in first..first + 100 {
+        bench.release(Direction::Backward, round);
+        let mut order = std::mem::take(&mut *to.borrow_mut());
+        order.dedup();
+        assert_eq!(order.len(), 3, "all cells of a link together");
+        orders.insert(order);
+    }
+    assert_eq!(orders.len(), 6);
+}
+
+/// Not even one that is dropped may get a layer: two bodies would have one key, round and sub (SPEC 9.3.5).
+#[test]
+fn second_cell_of_a_place_is_dropped_before_it_is_enciphered() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first - 1);
+    let bodies = [0; 3].map(|_| bench.body());
+    let mut counts = Vec::new();
+    for bodies in [&bodies[..2], &bodies[2..]] {
+        bodies.iter().for_each(|body| bench.net.send(bench.entries[0].data(10, first, 0, body)));
+        let Mix { pipes, up, links, batches, punts, free, arrivals, clock, .. } = &mut bench.mix;
+        let Pipe { gate, rounds, tally, .. } = &mut pipes.forward;
+        up.recv(free, arrivals);
+        let channel =
+            |link, header: &PacedHeader| batches.find(Direction::Forward, header.seq, Some(link), header.channel);
+        let at = ArrivalTime { turn: bench.now, class: clock.at(bench.now) };
+        let mut arrived = Vec::new();
+        gate.claim((arrivals, links), rounds, at, channel, true, punts, free, tally, &mut arrived);
+        counts.push(arrived.len());
+    }
+    assert_eq!(counts, [1, 0], "these get layers next");
+    assert_eq!(bench.mix.pipes.forward.tally.drops(DropReason::Copy), 2);
+}
+
+#[test]
+fn keys_are_wiped_with_the_last_backward_round_of_a_batch() {
+    let mut bench = Bench::new(1);
+    bench.open(BATCH, 0);
+    let last = bench.times.first(BATCH + 1) - 1;
+    let channels = [last - 1, last].map(|round| {
+        bench.release(Direction::Backward, round);
+        bench.mix.batches.of_round(last).len()
+    });
+    assert_eq!(channels, [1, 0]);
 }
 
 #[test]
@@ -738,6 +800,20 @@ fn flood_does_not_delay_a_release() {
     bench.mix.turn(due);
     assert!(bench.mix.next_due() > due);
     assert_eq!(bench.tally(Direction::Forward).received, 2 * of_a_call);
+}
+
+#[test]
+fn reading_stops_when_a_release_is_due_by_the_clock() {
+    let mut bench = Bench::new(1);
+    bench.mix.turn(bench.now);
+    let due = bench.mix.next_due();
+    let junk = bench.entries[0].data(99, 1, 0, &[0; BODY]);
+    (0..3 * RECEIVE_MAX).for_each(|_| bench.net.send(junk.clone()));
+    bench.mix.set_clock(Clock::showing(due));
+    assert_eq!(bench.mix.turn(due - MILLI), due);
+    assert_eq!(bench.tally(Direction::Forward).received, 0);
+    bench.mix.turn(due);
+    assert!(bench.mix.next_due() > due && bench.tally(Direction::Forward).received > 0);
 }
 
 #[test]
