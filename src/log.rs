@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, ValueEnum};
-use eddy_node::config::ConfigError;
+use eddy_node::config::{ConfigError, without_secret};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
@@ -197,7 +197,7 @@ pub fn say(line: fmt::Arguments) {
 /// Writes the line with which a command ends that failed.
 pub fn complain(line: impl fmt::Display) {
     let priority = if is_journal() { "<3>" } else { "" };
-    say(format_args!("{priority}eddy: {line}"));
+    say(format_args!("{priority}eddy: {}", without_secret(&line.to_string())));
 }
 
 /// Lines for the journal, which has times and the name of the process already.

@@ -319,6 +319,7 @@ fn common(role: NodeRole, index: usize, plan: &Plan) -> Vec<(&'static str, Value
         ("role", set(format!("\"{role}\""))),
         ("chain", set("\"chain.toml\"".to_owned())),
         ("keys", (role != NodeRole::Entry).then(|| Value::Set(format!("\"{name}.key\"")))),
+        ("state", Some(Value::Hint(format!("\"{name}.state\"")))),
         ("status", set(format!("\"{name}.sock\""))),
         ("receive_buffer", unless_default(&plan.receive_buffer, &RECEIVE_BUFFER, plan.receive_buffer.to_string())),
         ("offload", unless_default(&plan.offload, &Offload::Auto, format!("\"{}\"", plan.offload))),

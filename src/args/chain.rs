@@ -229,12 +229,15 @@ pub struct ChainArgs {
 #[derive(Clone, Debug)]
 pub enum ChainClass {
     Free(Class),
-    /// In batches as short as a demonstration likes them.
-    Paced(PacedTerms),
+    /// In batches as short as a demonstration likes them, unless the command line sets `rounds`.
+    Paced {
+        terms: PacedTerms,
+        sets_rounds: bool,
+    },
 }
 
-/// What a demonstration changes of a profile. Users of one host share a prefix, so they get half of the seats.
-const DEMO: &str = "rounds=512,n_min=2,seats=64,loops=0,steps_ms=2";
+/// What a demonstration changes of a profile. `rounds` grows with the number of mixes.
+const DEMO: &[(&str, u16)] = &[("rounds", 512), ("n_min", 2), ("seats", 64), ("loops", 0), ("steps_ms", 2)];
 
 impl FromStr for ChainClass {
     type Err = String;
@@ -243,11 +246,13 @@ impl FromStr for ChainClass {
         match text.parse::<ClassChoice>()? {
             ClassChoice::Free(class) => Ok(ChainClass::Free(class)),
             ClassChoice::Paced(_) => {
-                let (profile, changes) = text.split_once(':').map_or((text, String::new()), |(profile, changes)| {
-                    (profile, format!(",{changes}")) //
-                });
-                match format!("{profile}:{DEMO}{changes}").parse::<ClassChoice>()? {
-                    ClassChoice::Paced(terms) => Ok(ChainClass::Paced(terms)),
+                let (profile, changes) = text.split_once(':').unwrap_or((text, ""));
+                let is_set = |key: &str| changes.split(',').any(|one| one.split('=').next() == Some(key));
+                let of_demo = DEMO.iter().filter(|(key, _)| !is_set(key)).map(|(key, value)| format!("{key}={value}"));
+                let own = changes.split(',').filter(|one| !one.is_empty()).map(str::to_owned);
+                let all: Vec<String> = of_demo.chain(own).collect();
+                match format!("{profile}:{}", all.join(",")).parse::<ClassChoice>()? {
+                    ClassChoice::Paced(terms) => Ok(ChainClass::Paced { terms, sets_rounds: is_set("rounds") }),
                     ClassChoice::Free(class) => Ok(ChainClass::Free(class)),
                 }
             }

@@ -47,7 +47,8 @@ pub struct ProcessArgs {
 
 const NODE_HELP: &str = "\
 The node runs until SIGTERM or Ctrl-C and then prints its counters. SIGHUP has
-it read chain.toml, the *.desc files next to it and its key files again.
+it read chain.toml, the *.desc files next to it, its key files and the secret of
+a meeting again.
 
 systemd can pass all of its sockets, already bound (LISTEN_FDS), in this order:
   entry  down, forwards, pymix, socks

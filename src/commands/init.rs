@@ -217,13 +217,21 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
         let _ = write!(text, "\n{}", Figures::of(terms, plan.suite, plan.hops.len()).text(terms));
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
+        let among = match terms.n_min {
+            few @ ..4 => format!(
+                "of a batch. Warning: n_min = {few} lets\nbatches of two or three users through, which hide nobody; for a real \
+                 chain leave it at 8"
+            ),
+            n_min => format!("of a batch:\n{n_min} or more (n_min)"),
+        };
         let _ = write!(
             text,
-            "\nTwo users call each other, hidden among the users of a batch, {} or more (n_min):\n\
-             two or three hide nobody. Both have the secret that one of them makes:\n\n  \
+            "\nTwo users call each other, hidden among the users {among}.\n\
+             Both have the secret that one of them makes:\n\n  \
              eddy meet new --out call.secret\n  \
-             eddy entry --chain chain.toml --forward 5000=meet:@call.secret,class={}\n",
-            terms.n_min, terms.name
+             eddy entry --chain {} --forward 5000=meet:@call.secret,class={}\n",
+            files.chain.display(),
+            terms.name
         );
     }
 

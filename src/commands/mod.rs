@@ -19,7 +19,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
-use wire::paced::MeetingSecret;
 
 use crate::args::{Cli, Command};
 use crate::log;
@@ -53,14 +52,6 @@ pub fn usage_error(error: &clap::Error) -> ExitCode {
     ExitCode::from(MISTAKE)
 }
 
-/// A value as it may be shown: the secret of a meeting would stay in logs.
-fn without_secret(value: String) -> String {
-    match value.split_once(MeetingSecret::PREFIX) {
-        Some((before, _)) => format!("{before}{}...", MeetingSecret::PREFIX),
-        None => value,
-    }
-}
-
 /// The parser's message on one line.
 fn one_line(error: &clap::Error) -> String {
     let context = |kind| error.get(kind).map(ToString::to_string);
@@ -70,7 +61,7 @@ fn one_line(error: &clap::Error) -> String {
             let why = why.to_string();
             // Some parsers repeat the value, as they do for files.
             let why = why.split_once(&format!("{value:?}: ")).map_or(why.as_str(), |(_, why)| why);
-            format!("invalid {} {:?}: {}", option(&argument), without_secret(value), expected_range(why))
+            format!("invalid {} {:?}: {}", option(&argument), value, expected_range(why))
         }
         (ErrorKind::InvalidValue, Some(argument), Some(value), _) if !value.is_empty() => {
             let possible = context(ContextKind::ValidValue).unwrap_or_default();

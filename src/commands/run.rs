@@ -15,8 +15,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use wire::cell::Shape;
+use wire::cell::Class;
 use wire::frames;
+use wire::paced::SALT_LEN;
 
 use crate::args::{EntryArgs, NodeArgs, ProcessArgs};
 use crate::tables;
@@ -121,14 +122,12 @@ fn node(
     let has_listeners = require_listeners(&loaded)?;
 
     let file = loaded.config.path.display().to_string();
-    // What a paced class carries is in its figures.
-    let free = loaded.classes().into_iter().filter(|class| class.terms.paced().is_none());
-    let free: Vec<_> = free.map(|class| (class.terms.name(), class.shape)).collect();
+    let lengths: Vec<_> = loaded.classes().iter().map(lengths_line).collect();
     let signals = watch_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
     if role == NodeRole::Entry {
-        free.iter().for_each(|(name, shape)| tracing::info!("class {name}: {}", lengths_line(*shape)));
+        lengths.iter().for_each(|line| tracing::info!("{line}"));
     }
     if !has_listeners {
         tracing::warn!(
@@ -208,31 +207,41 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
 }
 
 /// Lengths of datagrams for applications: a datagram of several cells is lost with any of them.
-fn lengths_line(shape: Shape) -> String {
+fn lengths_line(class: &ServedClass<'_>) -> String {
+    let name = class.terms.name();
+    let payload = class.shape.payload();
+    let (room, larger) = match class.terms.paced() {
+        None => (payload, Class::L.to_string()),
+        Some(terms) => {
+            let inner = if class.meeting().is_some() { payload - SALT_LEN } else { payload };
+            (frames::fresh_max(inner, terms.repeat), "video".to_owned())
+        }
+    };
     format!(
-        "datagrams of up to {} bytes travel in one cell, of up to {} in eight; {}",
-        frames::max_single_cell_len(shape.payload()),
-        frames::max_datagram_len(shape.payload()),
-        wireguard_hint(shape)
+        "class {name}: datagrams of up to {} bytes travel in one cell, of up to {} in eight; {}",
+        frames::max_single_cell_len(room),
+        frames::max_datagram_len(room),
+        wireguard_hint(room, name.as_str(), &larger)
     )
 }
 
-/// The MTU of a WireGuard interface: the largest whose packets travel in one cell each, but no less than IPv6 needs.
-pub(super) fn wireguard_hint(shape: Shape) -> String {
+/// The MTU of a WireGuard interface: the largest whose packets travel in one cell each, but no less than IPv6 needs. A
+/// cell of the class has room for `room` bytes of frames; cells of class `larger` have more.
+pub(super) fn wireguard_hint(room: usize, class: &str, larger: &str) -> String {
     /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
     const WIREGUARD_OVERHEAD: usize = 16 + 16;
     /// RFC 8200, 5.
     const IPV6_MTU_MIN: usize = 1280;
-    let mtu = frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD).max(IPV6_MTU_MIN);
-    match frames::fragment_count(shape.payload(), mtu + WIREGUARD_OVERHEAD) {
+    let mtu = frames::max_single_cell_len(room).saturating_sub(WIREGUARD_OVERHEAD).max(IPV6_MTU_MIN);
+    match frames::fragment_count(room, mtu + WIREGUARD_OVERHEAD) {
         Some(1) => format!("for WireGuard inside set `MTU = {mtu}`"),
         Some(cells) => {
             format!(
-                "for WireGuard inside use a chain of class L; in class {} `MTU = {mtu}` works, with {cells} cells per full packet",
-                shape.class()
+                "for WireGuard inside use a chain of class {larger}; in class {class} `MTU = {mtu}` works, with {cells} cells \
+                 per full packet"
             )
         }
-        None => format!("cells of class {} are too small for WireGuard inside: use a chain of class L", shape.class()),
+        None => format!("cells of class {class} are too small for WireGuard inside: use a chain of class {larger}"),
     }
 }
 
@@ -293,7 +302,7 @@ mod tests {
 
     #[test]
     fn wireguard_mtu_is_never_below_that_of_ipv6() {
-        let hint = |class| wireguard_hint(Shape::new(class, 4).unwrap());
+        let hint = |class: Class| wireguard_hint(class.payload(), &class.to_string(), "L");
         assert_eq!(hint(Class::L), "for WireGuard inside set `MTU = 1291`");
         assert!(hint(Class::M).contains("`MTU = 1280` works, with 2 cells per full packet"), "{}", hint(Class::M));
         assert!(hint(Class::S).contains("`MTU = 1280` works, with 7 cells per full packet"), "{}", hint(Class::S));

@@ -2,8 +2,8 @@
 
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
-    ClockReport, EndToEndReport, LoopsReport, OutagesReport, PacedEntryReport, PacedHopReport, PacedReport,
-    PlacesReport, WHAT_TO_DO,
+    CauseReport, ClockReport, CompanyReport, EndToEndReport, LoopsReport, OutagesReport, PacedEntryReport,
+    PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
 };
 
 /// What the class means to its users, and how it goes: at most six lines, and the alarm.
@@ -12,7 +12,7 @@ pub fn render(node: &NodeReport) -> String {
     let mut text = String::new();
     if let Some(entry) = entry {
         text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
-        text += &dropping(&entry.dropping, Some(WHAT_TO_DO));
+        text += &dropping(&causes(entry), Some(&explained(entry)));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
@@ -26,11 +26,11 @@ fn promise(entry: &PacedEntryReport) -> String {
         return "promise: none before it has a channel\n".to_owned();
     }
     let among = match entry.company {
-        Some((channels, n_min)) if channels >= n_min && channels < FEW => {
+        Some(company) if company.is_low() => format!("{} or more channels", company.n_min),
+        Some(CompanyReport { channels, .. }) if channels < FEW => {
             return format!("promise: none, because {channels} channels in a batch hide nobody\n");
         }
-        Some((channels, n_min)) if channels >= n_min => format!("{channels} channels"),
-        Some((_, n_min)) => format!("{n_min} or more channels"),
+        Some(CompanyReport { channels, .. }) => format!("{channels} channels"),
         None => "a batch's channels".to_owned(),
     };
     match entry.meeting {
@@ -47,7 +47,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         (false, _) => format!("joins a batch in {:.0} s", entry.next_batch_s),
     };
     // Otherwise nothing opens, whether the other end is there or not.
-    let can_open = entry.has_channel && entry.company.is_none_or(|(channels, n_min)| channels >= n_min);
+    let can_open = entry.has_channel && !entry.company.is_some_and(CompanyReport::is_low);
     let corrupt = if entry.end_to_end.is_some_and(|cells| cells.of_exit > 0) { " (corrupt exit)" } else { "" };
     let meeting = match entry.meeting.as_deref().filter(|_| can_open) {
         Some("lost") => format!("   meeting lost (nothing comes back){corrupt}"),
@@ -55,8 +55,13 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         None => String::new(),
     };
     let company = match entry.company {
-        Some((channels, n_min)) if channels < n_min => format!("   waiting for company: {channels} of {n_min}"),
-        Some((channels, _)) => format!("   company {channels}"),
+        Some(company @ CompanyReport { channels, n_min, .. }) if company.is_low() => {
+            format!("   waiting for company: {channels} of {n_min}")
+        }
+        Some(CompanyReport { channels, seats, .. }) if is_full(entry) => {
+            format!("   class full: {channels} of {seats} seats")
+        }
+        Some(CompanyReport { channels, .. }) => format!("   company {channels}"),
         None => String::new(),
     };
     let explained = match entry.excused {
@@ -92,6 +97,24 @@ fn aged(node: &NodeReport) -> String {
     })
 }
 
+/// It has no channel, and Mix 1 says that no seat is free.
+fn is_full(entry: &PacedEntryReport) -> bool {
+    !entry.has_channel && entry.company.is_some_and(|company| company.full().is_some())
+}
+
+/// The causes of an entry's alarm. A full class comes before a setup that failed.
+fn causes(entry: &PacedEntryReport) -> Vec<String> {
+    let full = entry.company.filter(|_| is_full(entry)).and_then(CompanyReport::full);
+    let full = full.filter(|_| entry.dropping.iter().any(|cause| cause.cause == "no-channel"));
+    full.into_iter().chain(entry.dropping.iter().map(CauseReport::to_string)).collect()
+}
+
+/// What else explains an entry's alarm, and what to do: with two causes, three lines.
+fn explained(entry: &PacedEntryReport) -> String {
+    let busy = if entry.skipped > 0 { ", or is this host too busy (rounds skipped)" } else { "" };
+    format!("was mix1 restarted{busy}? Still, {WHAT_TO_DO}")
+}
+
 /// Its causes while the alarm is up, and what to do.
 fn dropping(causes: &[String], what_to_do: Option<&str>) -> String {
     if causes.is_empty() {
@@ -105,23 +128,24 @@ fn dropping(causes: &[String], what_to_do: Option<&str>) -> String {
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
-    let count = |now: Option<usize>, least: Option<usize>| match (now, least) {
-        (Some(now), Some(least)) => format!("{now} (hour: {least})"),
+    let count = |now: Option<usize>, of: String, least: Option<usize>| match (now, least) {
+        (Some(now), Some(least)) => format!("{now}{of} (hour: {least})"),
         _ => "-".to_owned(),
     };
+    let seats = hop.seats.map_or_else(String::new, |seats| format!(" of {seats} seats"));
     let prefixes = match hop.prefixes {
-        Some(_) => format!("   networks {}", count(hop.prefixes, hop.fewest_prefixes)),
+        Some(_) => format!("   networks {}", count(hop.prefixes, String::new(), hop.fewest_prefixes)),
         None => String::new(),
     };
     let clocks: Vec<String> = hop.clocks.iter().map(|(who, clock)| format!("{who} {}", offset(clock))).collect();
     let clocks = if clocks.is_empty() { String::new() } else { format!("   clocks: {}", clocks.join(", ")) };
     format!(
         "channels of the batch {}{prefixes}\nfilled: next {}, previous {}{clocks}\n{}{}",
-        count(hop.channels, hop.fewest_channels),
+        count(hop.channels, seats, hop.fewest_channels),
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
         hop.loops.as_ref().map_or_else(String::new, of_loops),
-        dropping(&hop.dropping, None),
+        dropping(&hop.dropping.iter().map(CauseReport::to_string).collect::<Vec<_>>(), None),
     )
 }
 
@@ -171,7 +195,7 @@ pub(super) mod tests {
             joined: 1234,
             failed: 56,
             excused: 3,
-            company: Some((5, 8)),
+            company: company(5, 8),
             lead_ms: Some(1.0),
             lead_age_s: Some(0.1),
             clock: Some(clock),
@@ -179,9 +203,20 @@ pub(super) mod tests {
             backward: places,
             outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
-            dropping: vec!["12 of 1000 cells to mix1 lost (7 times)".to_owned(), "no reports from mix1".to_owned()],
+            dropping: vec![
+                cause("lost-forward", "12 of 1000 cells to mix1 lost", 7),
+                cause("no-reports", "no reports from mix1", 1),
+            ],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
+    }
+
+    fn company(channels: u16, n_min: u16) -> Option<CompanyReport> {
+        Some(CompanyReport { channels, n_min, seats: 16_384 })
+    }
+
+    fn cause(cause: &str, what: &str, times: u64) -> CauseReport {
+        CauseReport { cause: cause.to_owned(), times, what: what.to_owned() }
     }
 
     /// A node that reports this, and has dropped some datagrams of a kind.
@@ -216,8 +251,8 @@ pub(super) mod tests {
                 ..LoopsReport::default()
             }),
             dropping: vec![
-                "of 4000 loop cells 492 lost from the next hop, 1824 before that".to_owned(),
-                "4 of 4 loops not set up".to_owned(),
+                cause("loops-lost", "of 4000 loop cells 492 lost from the next hop, 1824 before that", 1),
+                cause("loop-setups", "4 of 4 loops not set up", 1),
             ],
             ..PacedHopReport::default()
         };
@@ -230,7 +265,7 @@ pub(super) mod tests {
         assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
         let mut in_company = troubled_entry();
         let entry = in_company.entry.as_mut().unwrap();
-        (entry.company, entry.meeting) = (Some((12_345, 8)), None);
+        (entry.company, entry.meeting) = (company(12_345, 8), None);
         for (report, most) in [(troubled_entry(), 9), (in_company, 9), (hop, 5)] {
             let text = shown(report);
             assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= most, "{text}");
@@ -250,17 +285,56 @@ pub(super) mod tests {
         }
         let mut quiet = troubled_entry();
         let entry = quiet.entry.as_mut().unwrap();
-        (entry.dropping, entry.has_channel, entry.company) = (Vec::new(), true, Some((12, 8)));
+        (entry.dropping, entry.has_channel, entry.company) = (Vec::new(), true, company(12, 8));
         let outages = "\noutages of the access link back 12, longest 2340 ms\n";
         let quiet = shown(quiet);
         assert!(quiet.contains(outages) && !text.contains(outages), "the alarm takes its place");
         assert!(quiet.contains("   meeting waiting (corrupt exit)   company 12\n"), "{quiet}");
-        assert!(text.replace("\n  ", " ").contains("keep the entry running; if the link itself"), "{text}");
+        assert!(text.replace("\n  ", " ").contains("keep the entry running; if `ping` loses less"), "{text}");
+    }
+
+    #[test]
+    fn full_class_comes_before_the_setup_that_failed() {
+        let text = |has_channel, failed: &str| {
+            let mut paced = troubled_entry();
+            let entry = paced.entry.as_mut().unwrap();
+            (entry.company, entry.has_channel) = (Some(CompanyReport { channels: 4, n_min: 1, seats: 4 }), has_channel);
+            entry.dropping = vec![cause(failed, "no channel: no complete ack came in time", 3)];
+            shown(paced).replace("\n  ", " ")
+        };
+        let full = text(false, "no-channel");
+        for part in [
+            "joins a batch in 23 s   class full: 4 of 4 seats\n",
+            "DROPPING: the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
+            "get at most half); no channel: no complete ack came in time (3 times): was mix1 restarted, or is this host too busy (rounds skipped)? Still,",
+        ] {
+            assert!(full.contains(part), "{part}: {full}");
+        }
+        assert!(!text(true, "no-channel").contains("full") && !text(false, "no-reports").contains("is full"));
+    }
+
+    #[test]
+    fn mix_1_shows_the_seats_of_a_batch() {
+        let (channels, prefixes) = (Some(256), Some(256));
+        let hop = PacedHopReport {
+            seats: Some(256),
+            fewest_channels: channels,
+            fewest_prefixes: prefixes,
+            channels,
+            prefixes,
+            ..PacedHopReport::default()
+        };
+        let text =
+            shown(PacedReport { figures: String::new(), entry: None, hop: Some(hop), path: PathReport::default() });
+        let line = text.lines().next().unwrap();
+        assert_eq!(line, "channels of the batch 256 of 256 seats (hour: 256)   networks 256 (hour: 256)");
+        assert!(line.len() <= 80);
     }
 
     #[test]
     fn meeting_is_shown_where_its_cells_can_open() {
-        let line = |meeting: &str, has_channel, company| {
+        let line = |meeting: &str, has_channel, said: Option<(u16, u16)>| {
+            let company = said.and_then(|(channels, n_min)| company(channels, n_min));
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.meeting, entry.has_channel, entry.company) = (Some(meeting.to_owned()), has_channel, company);
@@ -275,7 +349,8 @@ pub(super) mod tests {
 
     #[test]
     fn promise_names_the_channels_that_it_holds_among() {
-        let promised = |company, meeting: Option<&str>| {
+        let promised = |said: Option<(u16, u16)>, meeting: Option<&str>| {
+            let company = said.and_then(|(channels, n_min)| company(channels, n_min));
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.company, entry.meeting) = (company, meeting.map(str::to_owned));

@@ -41,7 +41,10 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("chain --class voice --allow 10.0.0.0/8", &["--allow is for chains of a free class", "leave it out"]),
         ("chain --class voice --deny 10.0.0.0/8", &["--deny is for chains of a free class", "leave it out"]),
         ("chain --class voice --resolver 192.0.2.1:53", &["--resolver is for chains of a free class", "leave it out"]),
-        ("chain --class voice:seats=8", &["invalid seats 8 for 20 users", "39 or more", "--class voice:seats=39"]),
+        ("chain --class voice:seats=8", &["--users 20 does not fit seats 8: expected 20 or more"]),
+        ("chain --class voice:n_min=40 --users 4", &["does not fit n_min 40: expected at most 4", "noise only"]),
+        ("chain --class voice:rounds=512 --mixes 7", &["rounds is too small", "expected 2048 or more"]),
+        ("init new --class voice:n_min=300", &["n_min must be 1 to seats, which is 256 (got 300)"]),
     ];
     for (line, wanted) in mistakes {
         let dir = tempfile::tempdir().unwrap();
@@ -63,11 +66,39 @@ fn secret_of_a_meeting_gets_a_new_file_for_its_owner() {
     assert_eq!(fs::read_to_string(&path).unwrap(), text, "the first one stays");
     let printed = run(dir.path(), "meet new");
     assert!(printed.stdout.starts_with(b"eddy-meet-1:") && printed.stdout != text.as_bytes());
-    let line = format!("entry --chain chain.toml --forward 5900=meet:{},class=voice", text.trim());
-    let refused = run(dir.path(), &line);
-    let wanted = "invalid --forward \"5900=meet:eddy-meet-1:...\": a meeting is named by the file";
-    assert_mistake(&line, &refused, &[wanted]);
-    assert!(!String::from_utf8_lossy(&refused.stderr).contains(&text[12..20]), "{refused:?}");
+}
+
+#[test]
+fn no_message_quotes_the_secret_of_a_meeting() {
+    let dir = tempfile::tempdir().unwrap();
+    let printed = run(dir.path(), "meet new");
+    let secret = String::from_utf8_lossy(&printed.stdout);
+    let secret = secret.trim();
+    let assert_hidden = |line: &str, wanted: &str| {
+        let refused = run(dir.path(), line);
+        assert_mistake(line, &refused, &[wanted]);
+        assert!(!String::from_utf8_lossy(&refused.stderr).contains(&secret[12..20]), "{refused:?}");
+    };
+    let named = "a meeting is named by the file";
+    for (forward, wanted) in [
+        (format!("5900=meet:{secret},class=voice"), named),
+        (format!("5900={secret},class=voice"), named),
+        (format!("5900={secret}:5000"), named),
+        (format!("5900=meet:@{secret}"), named),
+        (format!("meet:{secret}=5900"), "invalid listen address"),
+        (secret.to_owned(), "expected LISTEN=DEST"),
+    ] {
+        assert_hidden(&format!("entry --chain chain.toml --forward {forward}"), wanted);
+        assert_hidden(&format!("forward add --config entry.toml {forward}"), wanted);
+    }
+    assert_hidden(&format!("meet new {secret}"), "eddy-meet-...");
+    run(dir.path(), "init . --mixes 1 --force");
+    let entry = fs::read_to_string(dir.path().join("entry.toml")).unwrap();
+    for to in [secret.to_owned(), format!("meet:@{secret}"), format!("{secret}:5")] {
+        let forward = format!("{entry}\n[[forward]]\nlisten = \"5900\"\nto = \"{to}\"\n");
+        fs::write(dir.path().join("entry.toml"), forward).unwrap();
+        assert_hidden("entry --config entry.toml", named);
+    }
 }
 
 #[test]
@@ -176,7 +207,8 @@ fn paced_class_has_the_port_after_those_of_lanes() {
         "# 127.0.0.1:4701",
         "# 127.0.0.1:4705",
         "class voice (paced-S):",
-        "hidden among the users of a batch, 2 or more (n_min)",
+        "Warning: n_min = 2 lets\nbatches of two or three users through, which hide nobody",
+        "eddy entry --chain x/chain.toml --forward 5000=",
         "meet:@call.secret,class=voice",
     ] {
         assert!(said.contains(wanted), "wanted {wanted:?} in {said}");

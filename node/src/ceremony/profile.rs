@@ -4,12 +4,15 @@
 //! `voice:n_min=2,steps_ms=2`. [`Figures`](crate::figures::Figures) says in the terms of users what the parameters
 //! mean.
 
-use std::fmt;
+use std::fmt::{self, Display};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use wire::cell::Class;
 use wire::ids::{ClassId, UnknownClassId};
-use wire::paced::terms::STEP_DEFAULT_MS;
+use wire::paced::terms::{
+    CELLS, COPIES, GAP, LOOPS_MAX, PERIOD_MS, ROUNDS_MAX, SEATS, SLACK_MS, STEP_DEFAULT_MS, STEP_MS,
+};
 use wire::paced::{PacedClass, PacedTerms};
 
 use crate::config::{ConfigError, nearest};
@@ -99,7 +102,14 @@ impl FromStr for ClassChoice {
         let (name, changes) = text.split_once(':').map_or((text, None), |(name, changes)| (name, Some(changes)));
         if let Some(profile) = PROFILES.iter().find(|profile| profile.name == name) {
             let mut terms = profile.terms();
-            changes.into_iter().flat_map(|changes| changes.split(',')).try_for_each(|one| change(&mut terms, one))?;
+            let changes: Vec<&str> = changes.into_iter().flat_map(|changes| changes.split(',')).collect();
+            let key = |one: &str| one.split('=').next().unwrap_or_default().to_owned();
+            for (at, one) in changes.iter().enumerate() {
+                if changes[..at].iter().any(|before| key(before) == key(one)) {
+                    return Err(format!("duplicate setting {:?}: name it once", key(one)));
+                }
+                change(&mut terms, one)?;
+            }
             return Ok(ClassChoice::Paced(terms));
         }
 
@@ -155,26 +165,29 @@ fn change(terms: &mut PacedTerms, text: &str) -> Result<(), String> {
         "slack_ms",
         "steps_ms",
     ];
-    fn number<T: FromStr>(key: &str, value: &str) -> Result<T, String> {
-        value.parse().map_err(|_| format!("invalid {key} {value:?}: expected a whole number of its range"))
+    fn number<T: FromStr + Copy + Display>(key: &str, value: &str, range: RangeInclusive<T>) -> Result<T, String> {
+        let (least, most) = (range.start(), range.end());
+        value.parse().map_err(|_| format!("invalid {key} {value:?}: expected a whole number from {least} to {most}"))
     }
     let (key, value) = text.split_once('=').ok_or_else(|| {
         format!("invalid setting {text:?}: expected KEY=VALUE, comma-separated, e.g. voice:n_min=2,steps_ms=2")
     })?;
     match key {
         "name" => value.clone_into(&mut terms.name),
-        "period_ms" => terms.period_ms = number(key, value)?,
-        "cells" => terms.cells = number(key, value)?,
-        "rounds" => terms.rounds = number(key, value)?,
-        "copies" => terms.copies = number(key, value)?,
-        "gap" => terms.gap = number(key, value)?,
+        "period_ms" => terms.period_ms = number(key, value, PERIOD_MS)?,
+        "cells" => terms.cells = number(key, value, CELLS)?,
+        "rounds" => terms.rounds = number(key, value, 1..=ROUNDS_MAX)?,
+        "copies" => terms.copies = number(key, value, COPIES)?,
+        "gap" => terms.gap = number(key, value, GAP)?,
         "repeat" if matches!(value, "0" | "1") => terms.repeat = value == "1",
         "repeat" => return Err(format!("invalid repeat {value:?}: expected 0 or 1")),
-        "n_min" => terms.n_min = number(key, value)?,
-        "seats" => terms.seats = number(key, value)?,
-        "loops" => terms.loops = number(key, value)?,
-        "slack_ms" => terms.slack_ms = number(key, value)?,
-        "steps_ms" => terms.steps_ms = value.split('/').map(|step| number(key, step)).collect::<Result<_, _>>()?,
+        "n_min" => terms.n_min = number(key, value, SEATS)?,
+        "seats" => terms.seats = number(key, value, SEATS)?,
+        "loops" => terms.loops = number(key, value, 0..=LOOPS_MAX)?,
+        "slack_ms" => terms.slack_ms = number(key, value, SLACK_MS)?,
+        "steps_ms" => {
+            terms.steps_ms = value.split('/').map(|step| number(key, step, STEP_MS)).collect::<Result<_, _>>()?
+        }
         _ => {
             let near = nearest(key, KEYS).map_or(String::new(), |near| format!("; did you mean {near}?"));
             return Err(format!("unknown setting {key:?}: expected one of {}{near}", KEYS.join(", ")));
@@ -236,6 +249,8 @@ mod tests {
             ("voice:lifetime_s=2", "unknown setting \"lifetime_s\": expected one of name, period_ms"),
             ("voice:n_min=-1", "invalid n_min \"-1\""),
             ("voice:copies=256", "invalid copies \"256\""),
+            ("voice:seats=99999", "invalid seats \"99999\": expected a whole number from 1 to 16384"),
+            ("voice:n_min=4,cells=1,n_min=5", "duplicate setting \"n_min\""),
             ("voice:repeat=2", "invalid repeat \"2\": expected 0 or 1"),
             ("voice:steps_ms=2/", "invalid steps_ms \"\""),
         ] {

@@ -251,7 +251,7 @@ fn assembling_refuses_classes_that_do_not_fit() {
     refused(&["voice", "game"], None, &["--class voice and --class game are both of class paced-S", "choose one"]);
     refused(&["voice", "voice:n_min=2"], None, &["duplicate --class voice"]);
     refused(&["video"], None, &["0/node.desc:", "no address for class paced-L, only for L and paced-S"]);
-    refused(&["voice:n_min=0"], None, &["invalid --class \"voice\": n_min must be 1 to 256 (got 0)"]);
+    refused(&["voice:n_min=0"], None, &["invalid --class \"voice\": n_min must be 1 to seats, which is 256 (got 0)"]);
     refused(&["voice:period_ms=999"], None, &["invalid --class \"voice\": period_ms must be 5 to 100 (got 999)"]);
     refused(&["voice:rounds=256"], None, &["invalid --class \"voice\": rounds is too small"]);
     refused(&["voice:steps_ms=1/2"], None, &["steps_ms must have 3 steps, one for each link after the first (got 2)"]);
@@ -273,7 +273,11 @@ fn bad_paced_class_in_a_chain_file_is_refused_with_its_line() {
     refused("cells = 1\n", "cells = 2\n", &["chain.toml was changed: id says "]);
     refused("rounds = 2048\n", "rounds = 2000\n", &[&line("rounds = 2048"), "class voice: rounds must be a power"]);
     refused("copies = 2\n", "copies = 5\n", &[&line("copies = 2"), "copies must be a whole number from 1 to 4"]);
-    refused("n_min = 8\n", "n_min = 257\n", &[&line("n_min = 8"), "class voice: n_min must be 1 to 256 (got 257)"]);
+    refused(
+        "n_min = 8\n",
+        "n_min = 257\n",
+        &[&line("n_min = 8"), "class voice: n_min must be 1 to seats, which is 256 (got 257)"],
+    );
     refused(
         "steps_ms = [5, 5, 5]\n",
         "steps_ms = [5]\n",

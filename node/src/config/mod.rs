@@ -43,7 +43,7 @@ pub use node::{parse_idle, parse_max_age};
 pub use served::{ClassConfig, ServedClass, queue_age};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
-pub use target::{NotATarget, Target};
+pub use target::{NotATarget, Target, without_secret};
 pub(crate) use trust_files::sync_folder;
 pub use trust_files::{TrustFiles, wall_s};
 
@@ -167,6 +167,7 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
     }
     text.parse().map_err(|_| {
+        let text = without_secret(text);
         format!("invalid listen address {text:?}: expected IP:PORT, [IPv6]:PORT or PORT, e.g. 127.0.0.1:5000")
     })
 }

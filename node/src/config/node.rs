@@ -19,7 +19,10 @@ use super::class_name::{ClassName, NotAClassName};
 use super::served::ClassConfig;
 use super::source::{Source, Table, Text};
 use super::table::NODE;
-use super::{ConfigError, Location, MAX_AGE_MS_RANGE, NodeRole, NotATarget, Target, caps, parse_listen};
+use super::{
+    ConfigError, Location, MAX_AGE_MS, MAX_AGE_MS_RANGE, NodeRole, NotATarget, Target, caps, parse_listen,
+    without_secret,
+};
 
 /// The name of the options of a command line in messages.
 pub const COMMAND_LINE: &str = "the command line";
@@ -146,6 +149,12 @@ impl std::str::FromStr for Forward {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Forward, String> {
+        Forward::parse(text).map_err(|why| without_secret(&why).into_owned())
+    }
+}
+
+impl Forward {
+    fn parse(text: &str) -> Result<Forward, String> {
         let (listen, to) = text.split_once('=').ok_or_else(|| {
             format!("invalid forward {text:?}: expected LISTEN=DEST, e.g. 127.0.0.1:5000=192.0.2.7:5000") //
         })?;
@@ -172,9 +181,15 @@ impl std::str::FromStr for Forward {
                 ));
             }
         }
-        Ok(forward)
+        match forward.to {
+            Target::Meeting(_) if forward.idle.is_some() => Err(format!("{NO_IDLE}: remove idle_s")),
+            _ => Ok(forward),
+        }
     }
 }
+
+/// Why a forward is refused that sets `idle_s` for a meeting.
+const NO_IDLE: &str = "a meeting has no flows that could be idle";
 
 /// Reads the milliseconds that a datagram may wait.
 ///
@@ -310,7 +325,7 @@ impl NodeConfig {
             cores: table.integers("cores").into_iter().map(|core| core as usize).collect(),
             spin: Duration::from_micros(table.integer("spin_us") as u64),
             hugepages: table.switch("hugepages"),
-            max_age: Duration::from_millis(table.integer("max_age_ms") as u64),
+            max_age: Duration::from_millis(table.maybe_integer("max_age_ms").map_or(MAX_AGE_MS, |ms| ms as u64)),
             renew_after: seconds("renew_after_s"),
             unsynchronised_clock: role != NodeRole::Entry && table.switch("unsynchronised_clock"),
             caps: if role == NodeRole::Entry { Caps::default() } else { caps::read(&table.sub("caps")?) },
@@ -455,6 +470,9 @@ fn forwards(table: &Table<'_>, folder: &Path) -> Result<Vec<Forward>, ConfigErro
             .maybe_text("class")
             .map(|text| text.value.parse().map_err(|why: NotAClassName| text.invalid(why.to_string())));
         let class = class.transpose()?;
+        if let (Target::Meeting(_), Some(_)) = (&target, idle) {
+            return Err(forward.wrong("idle_s", NO_IDLE, "remove the line"));
+        }
         Ok(Forward { listen: listen(&forward.text("listen"))?, to: target, idle, max_age, class })
     };
     table.subs("forward")?.iter().map(read).collect()

@@ -216,16 +216,18 @@ impl<'a> ServedClass<'a> {
     pub fn meeting_file(&self) -> Result<Option<&Path>, ConfigError> {
         let Some((Forward { listen, .. }, file)) = self.meeting() else { return Ok(None) };
         let Part::Entry(part) = &self.config.part else { unreachable!("it has a forward") };
+        let nth = part.forwards.iter().position(|forward| matches!(forward.to, Target::Meeting(_)));
+        let place = self.config.place("forward", nth.unwrap_or(0));
         let refuse = |what: String, remedy: &str| {
-            let nth = part.forwards.iter().position(|forward| matches!(forward.to, Target::Meeting(_)));
-            let at =
-                self.config.place("forward", nth.unwrap_or(0)).unwrap_or_else(|| Location::file(&self.config.path));
+            let at = place.clone().unwrap_or_else(|| Location::file(&self.config.path));
             Err(ConfigError::Value { at, what, remedy: remedy.to_owned() })
         };
         let name = self.terms.name();
         if self.terms.paced().is_none() {
             let paced = self.loaded.terms().find(|terms| terms.paced().is_some());
             let remedy = match paced {
+                // In a file it is a line of its own.
+                Some(terms) if place.is_some() => format!("add `class = \"{}\"` to it", terms.name()),
                 Some(terms) => format!("add class={} to it", terms.name()),
                 None => "use a chain that has a paced class".to_owned(),
             };

@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
-use super::{ClassName, ConfigError, Location, NodeRole};
+use super::{ClassName, ConfigError, Location, NodeRole, without_secret};
 
 /// How a state file begins; it is not text.
 const STATE_MAGIC: &[u8] = b"eddy state";
@@ -199,12 +199,14 @@ pub(crate) struct Text<'t> {
 impl Text<'_> {
     /// An error at this text: what is wrong with it, then what to do.
     pub(crate) fn wrong(&self, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
-        ConfigError::Value { at: self.source.at(&self.span), what: what.into(), remedy: remedy.into() }
+        let what = without_secret(&what.into()).into_owned();
+        ConfigError::Value { at: self.source.at(&self.span), what, remedy: remedy.into() }
     }
 
     /// The same in one text.
     pub(crate) fn invalid(&self, what: impl Into<String>) -> ConfigError {
-        ConfigError::Invalid { at: self.source.at(&self.span), what: what.into() }
+        let what = without_secret(&what.into()).into_owned();
+        ConfigError::Invalid { at: self.source.at(&self.span), what }
     }
 
     pub(crate) fn at(&self) -> Location {
@@ -372,7 +374,7 @@ impl<'s> Table<'s> {
     fn found(&self, value: &DeValue<'_>) -> String {
         match value {
             _ if self.source.secret => value.type_str().to_owned(),
-            DeValue::String(text) if text.len() <= 80 => format!("{:?}", text.as_ref()),
+            DeValue::String(text) if text.len() <= 80 => format!("{:?}", without_secret(text)),
             DeValue::Integer(number) => number.to_string(),
             DeValue::Float(number) => number.as_str().to_owned(),
             DeValue::Boolean(switch) => switch.to_string(),

@@ -6,8 +6,8 @@ use wire::replay::WIDTH_MAX;
 use super::NodeRole::{Entry, Exit, Mix};
 use super::table::{ALL, DefaultValue, Key, Kind};
 use super::{
-    CHANNELS, FLOW_IDLE_S, MAX_AGE_MS, MAX_AGE_MS_RANGE, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL,
-    MAX_NAME_RATE, MAX_SOCKETS, MAX_UNANSWERED, METER_FLOOR_MAX, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
+    CHANNELS, FLOW_IDLE_S, MAX_AGE_MS_RANGE, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_NAME_RATE,
+    MAX_SOCKETS, MAX_UNANSWERED, METER_FLOOR_MAX, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
 };
 
 /// Keys of `entry.toml`, `mixN.toml` and `exit.toml`, in the order in which generated files have them.
@@ -120,10 +120,10 @@ pub static NODE: &[Key] = &[
         name: "max_age_ms",
         roles: ALL,
         kind: Kind::Integer(MAX_AGE_MS_RANGE.0, MAX_AGE_MS_RANGE.1),
-        default: DefaultValue::Integer(MAX_AGE_MS as i64),
+        default: DefaultValue::Unset("250; in a paced class 60, or six rounds if that is more"),
         doc: "Milliseconds that a datagram or cell may wait in this node; older ones are dropped (`aged`). The delay of \
               the mixing does not count.",
-        example: "250",
+        example: "100",
     },
     Key {
         name: "on_alarm",

@@ -1,5 +1,7 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
+use std::fmt;
+
 use control::paced::{
     Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
 };
@@ -61,8 +63,7 @@ pub struct PacedEntryReport {
     /// Those that failed because a hop had restarted, or the link was down: they raise no alarm.
     #[serde(default)]
     pub excused: u64,
-    /// Channels in the batch, and the number below which Mix 1 lets nothing through, as Mix 1 says.
-    pub company: Option<(u16, u16)>,
+    pub company: Option<CompanyReport>,
     /// By how much cells are sent before this host's clock shows the time of their round.
     pub lead_ms: Option<f64>,
     /// Seconds since Mix 1 last answered a clock cell. From 40 s on the lead follows nothing, and the alarm rises.
@@ -80,7 +81,29 @@ pub struct PacedEntryReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_to_end: Option<EndToEndReport>,
     /// Why the alarm `dropping` is up; empty if it is not.
-    pub dropping: Vec<String>,
+    pub dropping: Vec<CauseReport>,
+}
+
+/// The channels of a batch, as Mix 1 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompanyReport {
+    pub channels: u16,
+    /// With fewer Mix 1 lets nothing through.
+    pub n_min: u16,
+    /// The most that a batch has.
+    pub seats: u16,
+}
+
+/// A kind of cause of the alarm `dropping`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseReport {
+    /// At an entry `lost-forward`, `lost-backward`, `no-reports`, `no-clock` or `no-channel`; at a mix `loops-lost`,
+    /// `loop-setups` or `no-reports`.
+    pub cause: String,
+    /// How often since the alarm rose.
+    pub times: u64,
+    /// The latest one, for people.
+    pub what: String,
 }
 
 /// What a hop sees of its batches and neighbours.
@@ -89,6 +112,9 @@ pub struct PacedHopReport {
     /// Channels of the running batch, and the networks of their entries at Mix 1 (/32 of IPv4, /48 of IPv6).
     pub channels: Option<usize>,
     pub prefixes: Option<usize>,
+    /// Only of Mix 1: channels that a batch of users has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seats: Option<u16>,
     /// The least of both in the batches of the last hour.
     pub fewest_channels: Option<usize>,
     pub fewest_prefixes: Option<usize>,
@@ -102,7 +128,7 @@ pub struct PacedHopReport {
     pub loops: Option<LoopsReport>,
     /// Why the alarm `dropping` of a mix is up; empty if it is not.
     #[serde(default)]
-    pub dropping: Vec<String>,
+    pub dropping: Vec<CauseReport>,
 }
 
 /// Loops of a mix since its start (docs/SPEC.md 9.14).
@@ -181,19 +207,20 @@ impl PacedReport {
         let figures = figures.brief();
         match status {
             PacedStatus::Entry(status) => {
-                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default(), terms.period_ms));
+                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default(), terms));
                 PacedReport { figures, entry, hop: None, path }
             }
             PacedStatus::Hop(status) => {
-                let hop = Some(PacedHopReport::new(status, loops.unwrap_or_default()));
-                PacedReport { figures, entry: None, hop, path }
+                let seats = (*position == 1).then_some(terms.seats);
+                let hop = PacedHopReport { seats, ..PacedHopReport::new(status, loops.unwrap_or_default()) };
+                PacedReport { figures, entry: None, hop: Some(hop), path }
             }
         }
     }
 }
 
 impl PacedEntryReport {
-    fn new(status: &EntryStatus, view: View, period_ms: u16) -> PacedEntryReport {
+    fn new(status: &EntryStatus, view: View, terms: &PacedTerms) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
         let EndToEnd { places, lost, of_exit } = view.of_other_end;
         PacedEntryReport {
@@ -205,16 +232,39 @@ impl PacedEntryReport {
             joined: status.joined,
             failed: status.failed,
             excused: status.excused,
-            company: status.company.map(|Company { channels, n_min }| (channels, n_min)),
+            company: status.company.map(|company| CompanyReport::new(company, terms.seats)),
             lead_ms: status.lead_ns.map(ms),
             lead_age_s: status.lead_age.map(|age| age.as_secs_f64()),
             clock: status.clock.map(ClockReport::from),
             forward: status.forward.into(),
             backward: status.backward.into(),
-            outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(period_ms) }),
+            outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(terms.period_ms) }),
             end_to_end: (places > 0).then_some(EndToEndReport { places, lost, of_exit }),
-            dropping: status.dropping.iter().map(in_words).collect(),
+            dropping: status.dropping.iter().map(CauseReport::from).collect(),
         }
+    }
+}
+
+impl CompanyReport {
+    /// What Mix 1 announced, in a class of so many seats.
+    pub fn new(Company { channels, n_min }: Company, seats: u16) -> CompanyReport {
+        CompanyReport { channels, n_min, seats }
+    }
+
+    /// Too few: nothing comes through.
+    pub fn is_low(self) -> bool {
+        self.channels < self.n_min
+    }
+
+    /// What keeps a user out of a batch without a free seat, and what to do. A corrupt Mix 1 can claim it.
+    pub fn full(self) -> Option<String> {
+        let CompanyReport { channels, seats, .. } = self;
+        (channels >= seats).then(|| {
+            format!(
+                "the class is full, {channels} of {seats} seats as mix1 says: the operators can raise `seats` (users behind \
+                 one address, a NAT, /32 or /48, get at most half)"
+            )
+        })
     }
 }
 
@@ -258,38 +308,51 @@ impl PacedHopReport {
         PacedHopReport {
             channels: channels(status.batch),
             prefixes: prefixes(status.batch),
+            seats: None,
             fewest_channels: channels(status.smallest),
             fewest_prefixes: prefixes(status.smallest),
             clocks: status.clocks.iter().map(clock).collect(),
             forward: status.forward.into(),
             backward: status.backward.into(),
             loops: status.loops.as_ref().map(|loops| LoopsReport::new(loops, &view)),
-            dropping: status.loops.iter().flat_map(|loops| &loops.dropping).map(in_words).collect(),
+            dropping: status.loops.iter().flat_map(|loops| &loops.dropping).map(CauseReport::from).collect(),
         }
     }
 }
 
 /// What the user of an entry does about the alarm `dropping`.
-pub const WHAT_TO_DO: &str = "keep the entry running; if the link itself loses less (`ping`), use another access link \
-                              and report it to the operators";
+pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` loses less, use another link and tell the operators";
 
-/// The latest cause of a kind, and how many of this kind there were since the alarm rose.
-fn in_words(RaisedCause { cause, times, .. }: &RaisedCause) -> String {
-    let what = match cause {
-        Cause::Lost { direction: Direction::Forward, places, lost } => format!("{lost} of {places} cells to mix1 lost"),
-        Cause::Lost { direction: Direction::Backward, places, lost } => {
-            format!("{lost} of {places} cells from mix1 lost")
+impl From<&RaisedCause> for CauseReport {
+    fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {
+        let (code, what) = match cause {
+            Cause::Lost { direction: Direction::Forward, places, lost } => {
+                ("lost-forward", format!("{lost} of {places} cells to mix1 lost"))
+            }
+            Cause::Lost { direction: Direction::Backward, places, lost } => {
+                ("lost-backward", format!("{lost} of {places} cells from mix1 lost"))
+            }
+            Cause::NoReports => ("no-reports", "no reports from mix1".to_owned()),
+            Cause::NextReportsNothing => ("no-reports", "no reports from the next hop".to_owned()),
+            Cause::NoClock => ("no-clock", "no clock of mix1 for 40 s".to_owned()),
+            Cause::Setup { why, .. } => ("no-channel", format!("no channel: {why}")),
+            Cause::Loops { places, lost, garbled } => {
+                ("loops-lost", format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"))
+            }
+            Cause::LoopSetups { sent, failed, .. } => ("loop-setups", format!("{failed} of {sent} loops not set up")),
+        };
+        CauseReport { cause: code.to_owned(), times: *times, what }
+    }
+}
+
+/// With the number of times, if there were several.
+impl fmt::Display for CauseReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.times {
+            0 | 1 => f.write_str(&self.what),
+            times => write!(f, "{} ({times} times)", self.what),
         }
-        Cause::NoReports => "no reports from mix1".to_owned(),
-        Cause::NextReportsNothing => "no reports from the next hop".to_owned(),
-        Cause::NoClock => "no clock of mix1 for 40 s".to_owned(),
-        Cause::Setup { why, .. } => format!("no channel: {why}"),
-        Cause::Loops { places, lost, garbled } => {
-            format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that")
-        }
-        Cause::LoopSetups { sent, failed, .. } => format!("{failed} of {sent} loops not set up"),
-    };
-    if *times > 1 { format!("{what} ({times} times)") } else { what }
+    }
 }
 
 #[cfg(test)]
@@ -316,8 +379,9 @@ mod tests {
     #[test]
     fn causes_of_one_kind_are_counted() {
         let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
-        let words = |times| in_words(&RaisedCause { cause, since: 1, last: 2, times });
-        assert_eq!(words(1), "12 of 1000 cells to mix1 lost");
-        assert_eq!(words(7), "12 of 1000 cells to mix1 lost (7 times)");
+        let shown = |times| CauseReport::from(&RaisedCause { cause, since: 1, last: 2, times });
+        assert_eq!(shown(1).to_string(), "12 of 1000 cells to mix1 lost");
+        assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (7 times)");
+        assert_eq!((shown(7).cause.as_str(), shown(7).times), ("lost-forward", 7));
     }
 }

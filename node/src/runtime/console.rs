@@ -80,6 +80,8 @@ impl From<&Forward> for ForwardInfo {
 pub struct Forwards {
     /// The chain's first class.
     pub first: ClassName,
+    /// The classes of the chain, and whether each is paced.
+    pub of_chain: Vec<(ClassName, bool)>,
     /// The listening sockets of classes that serve destinations.
     pub classes: Vec<(ClassName, Listeners)>,
     /// Those to meetings, with their class. They stay as they are.
@@ -105,7 +107,7 @@ pub fn serve(bound: Bound, forwards: Forwards) -> io::Result<Server> {
 }
 
 fn answer(request: Request, forwards: &Forwards) -> Answer {
-    let Forwards { classes, meetings, .. } = forwards;
+    let Forwards { of_chain, classes, meetings, .. } = forwards;
     match request {
         Request::Add(wanted) => match add(wanted, forwards) {
             Ok(forward) => {
@@ -125,8 +127,9 @@ fn answer(request: Request, forwards: &Forwards) -> Answer {
             None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` prints all forwards")),
         },
         Request::List => {
+            let names_classes = classes.len() + meetings.len() > 1 || of_chain.iter().any(|(_, is_paced)| *is_paced);
             let of_class = |(class, listeners): &(ClassName, Listeners)| {
-                let class = (classes.len() + meetings.len() > 1).then(|| class.clone());
+                let class = names_classes.then(|| class.clone());
                 listeners
                     .forwards()
                     .into_iter()
@@ -145,7 +148,7 @@ fn add(wanted: ForwardInfo, forwards: &Forwards) -> Result<Forward, String> {
     let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
     let class: Option<ClassName> =
         class.map(|class| class.parse()).transpose().map_err(|why: NotAClassName| why.to_string())?;
-    let Forwards { first, classes, meetings } = forwards;
+    let Forwards { first, of_chain, classes, meetings } = forwards;
     let name = class.as_ref().unwrap_or(first);
     let meeting = meetings.iter().find(|meeting| meeting.class.as_ref() == Some(name));
     if let (Target::Meeting(_), Some(Forward { listen, to, .. })) = (&to, meeting) {
@@ -154,21 +157,35 @@ fn add(wanted: ForwardInfo, forwards: &Forwards) -> Result<Forward, String> {
              the entry SIGHUP; for another meeting at the same time run a second entry"
         ));
     }
+    let list = |all: &mut dyn Iterator<Item = &ClassName>| all.map(ClassName::as_str).collect::<Vec<_>>().join(", ");
+    if !of_chain.iter().any(|(one, _)| one == name) {
+        let all = list(&mut of_chain.iter().map(|(one, _)| one));
+        return Err(format!("the chain does not have class {name}: name one of {all}"));
+    }
     if let Target::Meeting(_) = to {
+        let mut paced = of_chain.iter().filter(|(_, is_paced)| *is_paced).map(|(one, _)| one);
+        let is_paced = of_chain.contains(&(name.clone(), true));
+        let Some(class) = is_paced.then_some(name).or_else(|| paced.next()) else {
+            return Err("a meeting needs a paced class, which this chain does not have: use another chain".to_owned());
+        };
         return Err(format!(
-            "a meeting is chosen when the entry starts: restart it with `--forward {listen}={to},class=NAME`, or with this \
-             forward and a paced class in its configuration"
+            "a meeting is chosen when the entry starts: restart it with `--forward {listen}={to},class={class}`, or with this \
+             forward and `class = \"{class}\"` in its configuration"
         ));
     }
     let found = classes.iter().find(|(one, _)| one == name);
-    let (_, listeners) = found.ok_or_else(|| {
-        let remedy = match meeting {
-            Some(_) => "which has a meeting: name another class of the chain".to_owned(),
-            None => {
-                format!("name one that it serves, or add a table [class.{name}] to its configuration and restart it")
-            }
-        };
-        format!("this entry serves no destinations in class {name}: {remedy}")
+    let (_, listeners) = found.ok_or_else(|| match meeting {
+        Some(Forward { listen, .. }) => {
+            format!("class {name} serves the meeting on {listen}, and no destinations: name another class of the chain")
+        }
+        None => {
+            let served = list(&mut classes.iter().map(|(one, _)| one));
+            let named = if served.is_empty() { String::new() } else { format!("name one that it serves ({served}), or ") };
+            format!(
+                "this entry serves no destinations in class {name}: {named}add a table [class.{name}] to its configuration and \
+                 restart it"
+            )
+        }
     })?;
     listeners.add(Forward { listen, to, idle, max_age, class }).map_err(|why| why.to_string())
 }
@@ -207,7 +224,9 @@ mod tests {
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let other = Listeners::new(payload_of(Class::S), times, &[], waker).unwrap();
         let classes = vec![(Class::L.into(), listeners.clone()), (Class::S.into(), other.clone())];
-        let _server = serve(bound, Forwards { first: Class::L.into(), classes, meetings: Vec::new() }).unwrap();
+        let of_chain = [Class::S, Class::M, Class::L].map(|class| (class.into(), false)).to_vec();
+        let _server =
+            serve(bound, Forwards { first: Class::L.into(), of_chain, classes, meetings: Vec::new() }).unwrap();
 
         let told = |listen: &str, to: &str, idle_s| ForwardInfo {
             listen: listen.parse().unwrap(),
@@ -256,7 +275,9 @@ mod tests {
     #[test]
     fn meetings_are_listed_and_not_added_or_removed() {
         let meeting: Forward = "127.0.0.1:5000=meet:@call.secret,class=voice".parse().unwrap();
-        let forwards = Forwards { first: Class::L.into(), classes: Vec::new(), meetings: vec![meeting.clone()] };
+        let of_chain = vec![(Class::L.into(), false), ("voice".parse().unwrap(), true)];
+        let forwards =
+            Forwards { first: Class::L.into(), of_chain, classes: Vec::new(), meetings: vec![meeting.clone()] };
         let info = |text: &str| ForwardInfo::from(&text.parse::<Forward>().unwrap());
         let Answer::Forwards(listed) = answer(Request::List, &forwards) else { panic!("refused") };
         assert_eq!(listed, [info("127.0.0.1:5000=meet:@call.secret,class=voice")]);
@@ -269,9 +290,13 @@ mod tests {
         assert!(gone.contains("is a meeting") && gone.contains("restart it without this forward"), "{gone}");
         for (wanted, remedy) in [
             ("5001=meet:@b.secret,class=voice", "another secret write it to the file (meet:@call.secret)"),
-            ("5001=meet:@b.secret", "restart it with `--forward 127.0.0.1:5001=meet:@b.secret,class=NAME`"),
-            ("5001=a.example:53,class=voice", "class voice: which has a meeting: name another class"),
-            ("5001=a.example:53", "class L: name one that it serves, or add a table [class.L]"),
+            ("5001=meet:@b.secret", "restart it with `--forward 127.0.0.1:5001=meet:@b.secret,class=voice`"),
+            (
+                "5001=a.example:53,class=voice",
+                "serves the meeting on 127.0.0.1:5000, and no destinations: name another",
+            ),
+            ("5001=a.example:53", "no destinations in class L: add a table [class.L]"),
+            ("5001=a.example:53,class=game", "the chain does not have class game: name one of L, voice"),
         ] {
             let why = refused(Request::Add(info(wanted)));
             assert!(why.contains(remedy), "{wanted}: {why}");

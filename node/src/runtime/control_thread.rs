@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use control::Event;
 use control::paced::{PacedEvent, PacedStatus};
+use control::{Event, Refusal};
 use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
@@ -90,13 +90,14 @@ impl ControlThread {
                 self.bridge.control_mut().meet(place, secret);
             }
             if self.reload.swap(false, Ordering::AcqRel) {
-                self.trust.reload(self.bridge.control_mut(), clock.elapsed());
+                // First, because the other ends with the line that says `reloaded`.
                 for (place, class) in self.classes.iter().enumerate() {
                     let _named = class.span.enter();
                     if let Some(secret) = class.meeting.as_ref().and_then(MeetingKeeper::read) {
                         self.bridge.control_mut().meet(place, secret);
                     }
                 }
+                self.trust.reload(self.bridge.control_mut(), clock.elapsed());
             }
             for (place, class) in self.reporter.classes.iter().enumerate() {
                 if let Some(listeners) = &class.listeners {
@@ -249,8 +250,13 @@ impl ControlThread {
             state.counters = of_class.counters().clone();
             state.half_open = of_class.half_open();
             state.paced = of_class.paced_status(now);
-            if let Some(PacedStatus::Entry(status)) = &state.paced {
-                readiness.note_batch(place, status.has_channel);
+            match &state.paced {
+                Some(PacedStatus::Entry(status)) => readiness.note_batch(place, status.has_channel),
+                Some(PacedStatus::Hop(status)) => {
+                    let channels = status.batch.unwrap_or_default().channels;
+                    class.log.seats(now, of_class.counters().refused(Refusal::NoRoom), channels);
+                }
+                None => {}
             }
             state.flood_per_s = class.flood.per_s();
         }

@@ -17,6 +17,7 @@ use dataplane::punt::Notice;
 use tracing::{debug, info, warn};
 use wire::frames::Status;
 use wire::ids::Side;
+use wire::paced::Company;
 
 use crate::config::{ChainFile, NodeRole, node_name};
 use trouble::{ClientTroubles, REPORT_AFTER};
@@ -52,6 +53,15 @@ pub struct Log {
     not_joined: Trouble,
     has_joined: bool,
     no_company: Trouble,
+    /// As Mix 1 announced it last.
+    company: Option<Company>,
+    /// Of a batch, for users.
+    seats: Option<u16>,
+    is_mix_1: bool,
+    no_seat: Trouble,
+    setups_without_seat: u64,
+    /// By position - 1: restarts that explain failed setups.
+    restarts: Vec<Trouble>,
     deaf: Trouble,
     clients: ClientTroubles,
     /// Names of the hops.
@@ -71,8 +81,9 @@ struct Peer {
 }
 
 impl Log {
-    /// The log of the node at this position, whose next hop is reached at `next`, as far as that is known.
-    pub fn new(chain: &ChainFile, position: usize, next: Option<SocketAddr>) -> Log {
+    /// The log of the node at this position, whose next hop is reached at `next`, as far as that is known. A paced
+    /// class has `seats`.
+    pub fn new(chain: &ChainFile, position: usize, next: Option<SocketAddr>, seats: Option<u16>) -> Log {
         let hops = chain.descriptors.len();
         let role = |position: usize| NodeRole::at(position, hops);
         let name = |position: usize| role(position).map(|role| node_name(role, position));
@@ -87,6 +98,9 @@ impl Log {
             previous: position.checked_sub(1).filter(|previous| *previous > 0).and_then(name),
             beyond: name(position + 2),
             hops: (1..=hops).filter_map(name).collect(),
+            seats,
+            is_mix_1: position == 1,
+            restarts: (1..=hops).map(|_| Trouble::default()).collect(),
             signed_twice: (1..=hops).map(|_| Trouble::default()).collect(),
             descriptors: (1..=hops).map(|_| Trouble::default()).collect(),
             ..Log::default()
@@ -212,12 +226,7 @@ impl Log {
             TrustEvent::NoBundle { .. } => {
                 self.setups_fail_since.get_or_insert(now);
                 if !self.silence.lasts && self.setups.occurs(now) {
-                    let reason = match (&self.next, &self.beyond) {
-                        (Some(next), Some(beyond)) => {
-                            format!(": {} replies, so check {beyond} and the hops after it", next.name)
-                        }
-                        _ => String::new(),
-                    };
+                    let reason = self.check_beyond().map_or_else(String::new, |(_, reason)| format!(": {reason}"));
                     warn!(
                         "no channel can be set up, because not all hops have signed this interval's keys{reason}; a hop that was \
                          restarted signs from the next interval on"
@@ -283,13 +292,16 @@ impl Log {
         }
         let timeout_s = next_timeout.as_secs_f64();
         let line = format!("channel setup timed out (attempt {attempt}); retrying, timeout {timeout_s:.1} s");
-        match (&self.next, &self.beyond) {
-            (Some(next), Some(beyond)) => {
-                let reason = format!("{} replies, so check {beyond} and the hops after it", next.name);
-                warn!(peer = next.name, attempt, timeout_s, "{line}: {reason}");
-            }
-            _ => warn!(attempt, timeout_s, "{line}"),
+        match self.check_beyond() {
+            Some((next, reason)) => warn!(peer = next, attempt, timeout_s, "{line}: {reason}"),
+            None => warn!(attempt, timeout_s, "{line}"),
         }
+    }
+
+    /// The next hop, which replies, and what to check then.
+    fn check_beyond(&self) -> Option<(&str, String)> {
+        let (next, beyond) = (&self.next.as_ref()?.name, self.beyond.as_ref()?);
+        Some((next, format!("{next} replies, so unless it was just restarted, check {beyond} and the hops after it")))
     }
 
     /// Takes a notice of the worker about a client or a listener.
@@ -356,10 +368,9 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use control::paced::PacedEvent;
+    use control::paced::{Failure, PacedEvent};
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Level, Metadata, Subscriber, subscriber};
-    use wire::paced::Company;
 
     use super::*;
 
@@ -406,8 +417,27 @@ mod tests {
             let hour = || (0..3600).for_each(|s| log.event(Duration::from_secs(s.into()), &event(s)));
             subscriber::with_default(lines.clone(), hour);
             let lines = lines.0.load(Ordering::Relaxed);
-            assert!((5..=15).contains(&lines), "{lines} of {:?}", event(0));
+            assert!((5..=24).contains(&lines), "{lines} of {:?}", event(0));
         }
+    }
+
+    #[test]
+    fn only_mix_1_warns_of_seats_and_at_growing_intervals() {
+        let lines_of = |is_mix_1| {
+            let (mut log, lines) = (Log { seats: Some(4), is_mix_1, ..Log::default() }, Lines::default());
+            let hour = || (0..3600).for_each(|s| log.seats(Duration::from_secs(s), s.min(1800), 4));
+            subscriber::with_default(lines.clone(), hour);
+            lines.0.load(Ordering::Relaxed)
+        };
+        assert!((5..=9).contains(&lines_of(true)) && lines_of(false) == 0, "{} lines", lines_of(true));
+    }
+
+    #[test]
+    fn full_class_is_said_of_setups_without_an_ack() {
+        let company = |channels| Some(Company { channels, n_min: 1 });
+        let full = |channels, why| Log { seats: Some(4), company: company(channels), ..Log::default() }.full(why);
+        assert!(full(4, Failure::NoAck).starts_with("the class is full, 4 of 4 seats as mix1 says"));
+        assert_eq!([full(3, Failure::NoAck), full(4, Failure::NoBundle)], [String::new(), String::new()]);
     }
 
     #[test]

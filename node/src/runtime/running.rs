@@ -82,7 +82,9 @@ impl Running {
             let ServedClass { terms, shape, config, .. } = class;
             ClassSpec { terms, shape, config, next, lanes, sockets, meeting }
         };
-        let first = Terms::of(&loaded.chain.terms).next().expect("a chain has a class").name();
+        let of_chain = Terms::of(&loaded.chain.terms).map(|terms| (terms.name(), terms.paced().is_some()));
+        let of_chain: Vec<_> = of_chain.collect();
+        let first = of_chain.first().expect("a chain has a class").0.clone();
         let served = loaded.classes();
         let mut to_meetings: Vec<_> = served.iter().filter_map(to_meeting).collect();
         let classes = served.into_iter().zip(reached).zip(sockets).zip(meetings).map(of_class).collect();
@@ -93,7 +95,7 @@ impl Running {
         for Forward { listen, class, .. } in &mut to_meetings {
             *listen = class.as_ref().and_then(|class| node.meeting(class)).unwrap_or(*listen);
         }
-        let forwards = Forwards { first, classes: node.class_listeners(), meetings: to_meetings };
+        let forwards = Forwards { first, of_chain, classes: node.class_listeners(), meetings: to_meetings };
         let console = commands.map(|bound| console::serve(bound, forwards));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console, _locks: locks })
@@ -297,24 +299,19 @@ fn figures(loaded: &Loaded) -> Vec<String> {
     let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
     let of_class = |class: &ServedClass<'_>| {
         let terms = class.terms.paced()?;
+        let (name, n_min) = (class.terms.name(), terms.n_min);
         let lines = Figures::of(terms, suite, class.shape.hops()).lines();
         let said: Vec<String> = lines.iter().map(|(name, what)| format!("{name} {what}")).collect();
         let how = match class.meeting() {
-            Some(_) => {
-                "a meeting: with one honest mix, whoever watches all links and the exit cannot tell who of a batch calls \
-                 whom"
-            }
-            None => "destinations: losses on your access link show outside, so calls that matter should meet",
+            Some(_) => "serves a meeting: with one honest mix, nobody outside sees who of a batch calls whom",
+            None => "serves destinations: losses on your access link show outside, so calls that matter should meet",
         };
-        Some(format!(
-            "class {} {}; it serves {how}; it hides you among the channels of a batch, of which there are {} or more (n_min): \
-             `eddy status` shows how many",
-            class.terms.name(),
-            said.join("; "),
-            terms.n_min
-        ))
+        Some([
+            format!("class {name} {how}; a batch has {n_min} channels or more (n_min): `eddy status` shows how many"),
+            format!("class {name} {}", said.join("; ")),
+        ])
     };
-    classes.iter().filter_map(of_class).collect()
+    classes.iter().filter_map(of_class).flatten().collect()
 }
 
 fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
@@ -582,13 +579,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = chain_with_seats(dir.path(), 256);
         let text = std::fs::read_to_string(&files.entry).unwrap();
-        for (to, serves) in [("meet:@call.secret", "it serves a meeting"), ("192.0.2.1:5", "it serves destinations")] {
+        for (to, serves) in [("meet:@call.secret", "serves a meeting"), ("192.0.2.1:5", "serves destinations")] {
             let forward = format!("[[forward]]\nlisten = \"5000\"\nto = \"{to}\"\nclass = \"voice\"\n");
             std::fs::write(&files.entry, [&text, &forward].map(String::as_str).concat()).unwrap();
             let loaded = Loaded::read_files(NodeConfig::read(&files.entry).unwrap()).unwrap();
             let n_min = loaded.chain.terms.paced[0].n_min;
             let said = figures(&loaded).concat();
-            assert!(said.contains(serves) && said.contains(&format!("of which there are {n_min} or more")), "{said}");
+            assert!(said.contains(serves) && said.contains(&format!("has {n_min} channels or more")), "{said}");
         }
     }
 

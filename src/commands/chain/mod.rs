@@ -27,6 +27,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::filter::LevelFilter;
 use wire::cell::{Class, Shape};
 use wire::frames;
+use wire::setup::Suite;
 
 use self::children::{Children, Start};
 use self::summary::Summary;
@@ -34,6 +35,7 @@ use self::traffic::{Load, Outcome, Payload};
 use super::run::wireguard_hint;
 use crate::args::{ChainArgs, ChainClass};
 use crate::log;
+use eddy_node::ceremony::profile::for_hops;
 use eddy_node::config::{CHANNELS, ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
 use eddy_node::report::NodeReport;
@@ -74,7 +76,14 @@ struct Bound {
 /// that does not close.
 pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     match &args.class {
-        ChainClass::Paced(terms) => calls::run(args, terms),
+        ChainClass::Paced { terms, sets_rounds } => {
+            let hops = args.shape.mixes + 1;
+            let mut terms = for_hops(terms.clone(), hops);
+            if !sets_rounds {
+                terms.rounds = terms.rounds_min(Suite::default(), hops);
+            }
+            calls::run(args, &terms)
+        }
         ChainClass::Free(_) if args.users.is_some() => {
             Err(ConfigError::Arguments("--users needs a paced class: add --class voice, or leave it out".to_owned())
                 .into())
@@ -422,7 +431,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
          {}\n",
         frames::max_single_cell_len(shape.payload()),
         frames::max_datagram_len(shape.payload()),
-        textwrap::fill(&capitalised(&wireguard_hint(shape)), 80)
+        textwrap::fill(&capitalised(&wireguard_hint(shape.payload(), shape.class().name(), Class::L.name())), 80)
     );
     text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} PORT=HOST:PORT\n");
     text += &format!("\nchain.toml, for a program with its own entry:\n  {}\n", files.chain.display());

@@ -69,8 +69,13 @@ pub enum BadPacedTerms {
     Delay { delay_ms: u32, most_ms: u32 },
     #[error("steps_ms has a step of {step_ms} ms: at most {most_ms} with this period_ms")]
     Step { step_ms: u16, most_ms: u32 },
-    #[error("rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them")]
-    Phase { cells: usize, slots: u64 },
+    #[error(
+        "rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them: with so many hops \
+         expected {least} or more"
+    )]
+    Phase { cells: usize, slots: u64, least: u16 },
+    #[error("n_min must be 1 to seats, which is {seats} (got {n_min})")]
+    Company { n_min: u16, seats: u16 },
     #[error(
         "steps_ms, slack_ms, copies and gap have the first hop answer {late_ms} ms after a round begins: at most \
          {most_ms} with this period_ms"
@@ -96,6 +101,7 @@ impl BadPacedTerms {
             BadPacedTerms::Range { key, .. } => key,
             BadPacedTerms::Rounds(_) | BadPacedTerms::Phase { .. } | BadPacedTerms::Keys { .. } => "rounds",
             BadPacedTerms::Steps { .. } | BadPacedTerms::Step { .. } | BadPacedTerms::Answer { .. } => "steps_ms",
+            BadPacedTerms::Company { .. } => "n_min",
             BadPacedTerms::Delay { .. } => "slack_ms",
             BadPacedTerms::Interval { .. } => "period_ms",
         }
@@ -151,6 +157,18 @@ impl PacedTerms {
         out.extend(self.steps_ms.iter().flat_map(|step| step.to_be_bytes()));
     }
 
+    /// The least `rounds`, its own or more, whose phases have room for a setup. `rounds` is a power of two.
+    ///
+    /// # Panics
+    /// As [`PacedTerms::setup_shards`].
+    pub fn rounds_min(&self, suite: Suite, hops: usize) -> u16 {
+        let cells = self.setup_shards(suite, hops, 1).total() as u64;
+        let longer = std::iter::successors(Some(self.rounds), |rounds| rounds.checked_mul(2));
+        let mut in_range = longer.take_while(|rounds| *rounds <= ROUNDS_MAX);
+        let fits = |rounds: &u16| PacedTerms { rounds: *rounds, ..self.clone() }.timetable(hops).used() >= cells;
+        in_range.find(fits).unwrap_or(ROUNDS_MAX)
+    }
+
     /// The shortest interval in which all parts of a bundle reach an entry on its link of this class.
     pub fn interval_ms_min(&self, hops: usize) -> u64 {
         BUNDLE_ROUNDS * hops as u64 * u64::from(self.period_ms)
@@ -175,7 +193,9 @@ impl PacedTerms {
         within("copies", COPIES, self.copies)?;
         within("gap", GAP, self.gap)?;
         within("seats", SEATS, self.seats)?;
-        within("n_min", 1..=self.seats, self.n_min)?;
+        if !(1..=self.seats).contains(&self.n_min) {
+            return Err(BadPacedTerms::Company { n_min: self.n_min, seats: self.seats });
+        }
         within("loops", 0..=LOOPS_MAX, self.loops)?;
         within("slack_ms", SLACK_MS, self.slack_ms)?;
         self.steps_ms.iter().try_for_each(|step| within("steps_ms", STEP_MS, *step))?;
@@ -194,9 +214,9 @@ impl PacedTerms {
         if let Some(step_ms) = self.steps_ms.iter().copied().find(|step| u32::from(*step) > most_ms) {
             return Err(BadPacedTerms::Step { step_ms, most_ms });
         }
-        let (cells, slots) = (self.setup_shards(suite, hops, 1).total(), self.timetable(hops).used());
-        if slots < cells as u64 {
-            return Err(BadPacedTerms::Phase { cells, slots });
+        let (least, cells) = (self.rounds_min(suite, hops), self.setup_shards(suite, hops, 1).total());
+        if self.rounds < least {
+            return Err(BadPacedTerms::Phase { cells, slots: self.timetable(hops).used(), least });
         }
         let (period_ms, interval_ms) = (u64::from(self.period_ms), u64::from(interval_s) * 1000);
         let times = self.timetable(hops);
@@ -269,9 +289,12 @@ mod tests {
             (|terms| terms.name.clear(), "name must be 1 to 16"),
             (|terms| terms.period_ms = 4, "period_ms must be 5 to 100 (got 4)"),
             (|terms| terms.cells = 33, "cells must be 1 to 32"),
-            (|terms| terms.n_min = 257, "n_min must be 1 to 256 (got 257)"),
+            (|terms| terms.n_min = 257, "n_min must be 1 to seats, which is 256 (got 257)"),
             (|terms| terms.rounds = 2000, "rounds must be a power of two"),
-            (|terms| terms.rounds = 256, "a setup has 29 cells, and a phase has 18 rounds"),
+            (
+                |terms| terms.rounds = 256,
+                "a setup has 29 cells, and a phase has 18 rounds for them: with so many hops expected 512 or more",
+            ),
             (|terms| terms.steps_ms.truncate(2), "must have 3 steps, one for each link after the first (got 2)"),
             (|terms| (terms.gap, terms.copies) = (4, 3), "delay a cell for 88 ms at Mix 1: at most 60"),
             (|terms| terms.steps_ms[1] = 61, "steps_ms has a step of 61 ms: at most 60"),
@@ -281,6 +304,8 @@ mod tests {
         }
         assert_eq!(check(&PacedTerms { gap: 4, ..voice(4) }), Ok(()), "48 ms of eight rounds");
         assert_eq!(check(&PacedTerms { rounds: 512, ..voice(4) }), Ok(()), "the least for m = 3");
+        let least = |hops| PacedTerms { rounds: 2, ..voice(hops) }.rounds_min(Suite::Hybrid, hops);
+        assert_eq!([least(4), least(6), least(8), voice(4).rounds_min(Suite::Hybrid, 4)], [512, 1024, 2048, 2048]);
         let long = PacedTerms { rounds: 8192, period_ms: 100, ..voice(4) };
         assert!(check(&long).unwrap_err().contains("the interval must be at least 96000 ms (got 60000)"));
         let epoch = |epoch_s| long.check(Suite::Hybrid, 4, 96, epoch_s);

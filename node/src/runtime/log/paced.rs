@@ -9,7 +9,7 @@ use wire::ids::Side;
 use wire::paced::Company;
 
 use super::Log;
-use crate::report::paced::WHAT_TO_DO;
+use crate::report::paced::{CompanyReport, WHAT_TO_DO};
 
 impl Log {
     /// Takes an event of a paced class.
@@ -32,6 +32,7 @@ impl Log {
             PacedEvent::NotJoined { batch, why } => {
                 self.has_joined = false;
                 if self.not_joined.occurs(now) {
+                    let full = self.full(why);
                     let hint = match why {
                         Failure::NotReady => "look for outages of the access link",
                         Failure::NoBundle => {
@@ -41,11 +42,13 @@ impl Log {
                     };
                     warn!(
                         batch,
-                        "no channel in batch {batch}: {why}; the next setup is for the batch after it; if this repeats: {hint}"
+                        "no channel in batch {batch}: {full}{why}; the next setup is for the batch after it; if this repeats: \
+                         {hint}"
                     );
                 }
             }
             PacedEvent::Company(company @ Company { channels, n_min }) if company.is_low() => {
+                self.company = Some(company);
                 if self.no_company.occurs(now) {
                     info!(
                         channels,
@@ -53,9 +56,13 @@ impl Log {
                     );
                 }
             }
-            PacedEvent::Company(Company { channels, n_min }) => {
-                self.no_company.end(now);
-                debug!(channels, n_min, "{channels} channels in this batch, {n_min} are needed");
+            PacedEvent::Company(company @ Company { channels, n_min }) => {
+                self.company = Some(company);
+                if self.no_company.end(now) {
+                    info!(channels, n_min, "has company: {channels} channels, and {n_min} are needed");
+                } else {
+                    debug!(channels, n_min, "{channels} channels in this batch, {n_min} are needed");
+                }
             }
             PacedEvent::LeadMoved { lead_ns } => {
                 let lead_ms = lead_ns as f64 / 1e6;
@@ -90,7 +97,8 @@ impl Log {
                         places,
                         lost,
                         "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
-                         outages of the access link, this host slept, or somebody drops cells on purpose; {WHAT_TO_DO}"
+                         outages of the access link, the first mix was restarted, this host slept or is too busy, or \
+                         somebody drops cells on purpose; {WHAT_TO_DO}"
                     );
                 }
                 Cause::NoReports => warn!(
@@ -103,8 +111,9 @@ impl Log {
                 ),
                 Cause::Setup { batch, why } => warn!(
                     batch,
-                    "dropping: no channel in batch {batch} ({why}), which losses do not explain: somebody may drop setups; do \
-                     not begin calls that matter until this ends; {WHAT_TO_DO}"
+                    "dropping: no channel in batch {batch} ({}{why}), which losses do not explain: somebody may drop setups; do \
+                     not begin calls that matter until this ends; {WHAT_TO_DO}",
+                    self.full(why)
                 ),
                 Cause::Loops { places, lost, garbled } => {
                     let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
@@ -135,19 +144,43 @@ impl Log {
             },
             PacedEvent::SetupExcused { hop: None, batch } => warn!(
                 batch,
-                "the link to the first mix was down while a channel for batch {batch} had to be set up, and no alarm is \
-                 raised; another such batch within 65,536 rounds raises one"
+                "the link to the first mix was down while a channel for batch {batch} had to be set up: that batch raises no \
+                 alarm; another such batch within 65,536 rounds does"
             ),
             PacedEvent::SetupExcused { hop: Some(hop), batch } => {
+                if !self.restarts.get_mut(hop - 1).is_some_and(|restart| restart.occurs(now)) {
+                    return;
+                }
                 let name = self.hops.get(hop - 1).cloned().unwrap_or_default();
                 warn!(
                     peer = name,
                     batch,
                     "hop {hop}, {name}, has restarted: it has other setup keys, which explains the failed setup for batch \
-                     {batch}, and no alarm is raised; another restart of it within 65,536 rounds raises one"
+                     {batch}: that setup raises no alarm; after another restart of it within 65,536 rounds one does"
                 );
             }
             PacedEvent::DroppingEnded => info!("dropping has ended"),
+        }
+    }
+
+    /// Why a setup may have failed, if the batch is full.
+    pub(super) fn full(&self, why: Failure) -> String {
+        let company = self.company.zip(self.seats).map(|(company, seats)| CompanyReport::new(company, seats));
+        let full = company.filter(|_| why == Failure::NoAck).and_then(|company| company.full());
+        full.map_or_else(String::new, |full| format!("{full}; "))
+    }
+
+    /// Takes the setups that Mix 1 has refused so far for want of a seat, and the channels of the running batch.
+    pub(in crate::runtime) fn seats(&mut self, now: Duration, refused: u64, channels: usize) {
+        let more = refused > std::mem::replace(&mut self.setups_without_seat, refused);
+        let Some(seats) = self.seats.filter(|_| more && self.is_mix_1) else { return };
+        if self.no_seat.occurs(now) {
+            warn!(
+                channels,
+                seats,
+                "setups of users are refused for want of seats: {channels} of {seats} seats of this batch are taken, and users \
+                 behind one address (/32 or /48) get at most half: a chain with more `seats` takes more users"
+            );
         }
     }
 }

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use dataplane::entry::Destination;
 use eddy_node::Entry;
-use eddy_node::ceremony::profile::for_hops;
 use eddy_node::config::{ClassName, ConfigError, Target, create_meeting};
 use eddy_node::figures::Figures;
 use eddy_node::init::{self, Files, Plan, PlannedClass};
@@ -69,9 +68,8 @@ struct User {
 /// A mistake on the command line, a node that dies or does not come up, calls that did not work, a ledger that does not
 /// close, or links that were not constant.
 pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
-    let terms = for_hops(terms.clone(), args.shape.mixes + 1);
     let users = args.users.unwrap_or(USERS);
-    check(args, &terms, users)?;
+    check(args, terms, users)?;
     engine()?;
     let log = args.log.for_children(NODE_LEVEL)?;
     let interrupted = interruptible(args.lifeline)?;
@@ -84,10 +82,10 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let sockets = (0..=args.shape.mixes).map(of_hop).collect::<anyhow::Result<Vec<OfHop>>>()?;
     let [free, paced] = sockets[0].each_ref().map(|[up, _]| up.local_addr());
     let mix1 = [paced?, free?];
-    let plan = plan(args, &terms, &sockets)?;
+    let plan = plan(args, terms, &sockets)?;
     let files = init::write(dir.path(), &plan)?;
     if !args.json {
-        print(&announcement(args, &terms, users, plan.interval_s))?;
+        print(&announcement(args, terms, users, plan.interval_s))?;
     }
 
     let (started, started_ms) = (Instant::now(), since_1970());
@@ -96,11 +94,11 @@ pub fn run(args: &ChainArgs, terms: &PacedTerms) -> anyhow::Result<()> {
     let free: ClassName = terms.class.size().into();
     let tap = Tap::start(|| any(args), std::iter::repeat_n(mix1, users).flatten())?;
     let users = start_users(args, &files, [&name, &free], &tap.addresses, users)?;
-    wait(&users, (&name, &terms), (plan.interval_s, started_ms), &mut children, &interrupted)?;
+    wait(&users, (&name, terms), (plan.interval_s, started_ms), &mut children, &interrupted)?;
     let setup = started.elapsed();
 
     let seconds = args.seconds.unwrap_or(SECONDS);
-    let codec = Codec::for_class(Figures::of(&terms, Suite::default(), args.shape.mixes + 1).kbit_s.meeting);
+    let codec = Codec::for_class(Figures::of(terms, Suite::default(), args.shape.mixes + 1).kbit_s.meeting);
     let mut rng = rng()?;
     let mut talks: Vec<_> = users.iter().map(|_| voice::draw(seconds, &mut rng)).collect();
     let (mut results, mut calls) = (Vec::new(), Vec::new());
@@ -190,15 +188,15 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
             terms.name
         )));
     }
-    let least = 2 * users - 1;
-    if usize::from(terms.seats) < least {
-        return Err(ConfigError::Arguments(format!(
-            "invalid seats {} for {users} users: expected {least} or more, because users of one host get half of them; \
-             write --class {}:seats={least}, or lower --users",
-            terms.seats, terms.name
-        )));
-    }
-    Ok(())
+    // Loopback addresses have no prefix that would get half of the seats at most (SPEC 4.11).
+    let wrong = if usize::from(terms.seats) < users {
+        format!("seats {}: expected {users} or more", terms.seats)
+    } else if usize::from(terms.n_min) > users {
+        format!("n_min {}: expected at most {users}, because batches of fewer channels carry noise only", terms.n_min)
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Arguments(format!("--users {users} does not fit {wrong}; change --class or --users")))
 }
 
 /// The chain over the bound sockets.

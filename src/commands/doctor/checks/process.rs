@@ -90,7 +90,12 @@ pub fn clock(subject: &Subject, facts: &Facts) -> Finding {
             format!("not synchronised, but class {class} releases rounds by it"),
             "the node does not start, unless `unsynchronised_clock` is set",
         )
-        .fix(fix()),
+        .fix(Fix::Do {
+            what: "`sudo timedatectl set-ntp true`, or install chrony; if all hops of the chain are on this host, set \
+                   `unsynchronised_clock = true` in its configuration"
+                .to_owned(),
+            undo: Some("sudo timedatectl set-ntp false".to_owned()),
+        }),
         None => Finding::note(NAME, "unknown: this sandbox hides the state of the clock"),
         Some(false) => Finding::warning(
             NAME,
