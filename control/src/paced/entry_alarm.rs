@@ -205,9 +205,10 @@ impl EntryAlarm {
 
     /// The entry seals this round, or is about to. `is_ready` as for [`super::PacedEntry::advance`].
     pub(crate) fn advance(&mut self, round: u64, is_ready: bool) {
+        let passed = round.saturating_sub(self.running);
         self.running = round;
         self.follow_link(round, is_ready);
-        self.follow_reports(round, is_ready);
+        self.follow_reports(round, passed, is_ready);
         while let Some(setup) = self.failed.pop_front_if(|setup| is_decided(&self.config, setup, round)) {
             if !self.is_explained(setup.batch) {
                 self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
@@ -227,10 +228,14 @@ impl EntryAlarm {
         }
     }
 
-    fn follow_reports(&mut self, round: u64, is_ready: bool) {
+    /// Rounds in which the entry is not ready do not count, but they excuse no others: whoever ends its link for a moment
+    /// now and then would keep all reports from it.
+    fn follow_reports(&mut self, round: u64, passed: u64, is_ready: bool) {
         let last_due = |round: u64| ((round + 1) / REPORT_EVERY * REPORT_EVERY).saturating_sub(1);
-        let expects = |reported: Option<u64>| reported.unwrap_or_else(|| last_due(round));
-        self.reported = is_ready.then(|| expects(self.reported));
+        self.reported = match self.reported {
+            Some(reported) => Some(reported + if is_ready { 0 } else { passed }),
+            None => is_ready.then(|| last_due(round)),
+        };
         let late = last_due(round.saturating_sub(REPORT_EVERY));
         if self.reported.is_some_and(|reported| late >= reported + REPORTS_LATE * REPORT_EVERY) && late > self.late {
             self.late = late;
@@ -433,6 +438,17 @@ mod tests {
         entry.run(entry.round + 2000, |_, _| false, false, false);
         entry.quiet(2000);
         assert_eq!(entry.events, []);
+    }
+
+    #[test]
+    fn moments_without_the_link_hide_no_missing_reports() {
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        for _ in 0..20 {
+            entry.run(entry.round + 49, |_, _| false, false, true);
+            entry.run(entry.round + 1, |_, _| false, false, false);
+        }
+        assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)]);
     }
 
     #[test]

@@ -34,14 +34,18 @@ pub(super) struct EntryWatch {
     before: Option<u64>,
     was_ready: bool,
     has_moved: bool,
-    /// Since when no clock cell has answered one of the entry, by its clock: while its link was down none was expected.
+    /// Since when no clock cell has answered one of the entry, by its clock, later by the time in which its link was
+    /// down since: none was expected then.
     unanswered_since: u64,
+    /// When that was looked at, by the same clock.
+    followed: u64,
 }
 
 impl EntryWatch {
     pub(super) fn new(config: PacedConfig) -> EntryWatch {
         let (company, company_since, forward, backward, joined, failed, latest, before) = Default::default();
-        let (alarm, was_ready, has_moved, unanswered_since) = (EntryAlarm::new(config), false, false, 0);
+        let (alarm, was_ready, has_moved) = (EntryAlarm::new(config), false, false);
+        let (unanswered_since, followed) = (0, 0);
         EntryWatch {
             alarm,
             company,
@@ -55,6 +59,7 @@ impl EntryWatch {
             was_ready,
             has_moved,
             unanswered_since,
+            followed,
         }
     }
 
@@ -122,7 +127,7 @@ impl EntryWatch {
         round: u64,
         (is_up, is_ready): (bool, bool),
     ) -> Vec<PacedEvent> {
-        self.follow_clock(if is_up { lead.sampled_at().unwrap_or(0) } else { time }, time);
+        self.follow_clock(lead.sampled_at().unwrap_or(0), time, is_up);
         self.alarm.advance(round, is_ready);
         let mut events = self.alarm.events();
         let was_ready = std::mem::replace(&mut self.was_ready, is_ready);
@@ -140,9 +145,12 @@ impl EntryWatch {
 
     /// The latest answer to a clock cell of the entry came at `answered`. The lead follows those of a time that is as
     /// long as the one after which this raises the alarm, and again after each such time more.
-    fn follow_clock(&mut self, answered: u64, time: u64) {
+    fn follow_clock(&mut self, answered: u64, time: u64, is_up: bool) {
+        let passed = time.saturating_sub(std::mem::replace(&mut self.followed, time));
         if self.unanswered_since == 0 {
             self.unanswered_since = time;
+        } else if !is_up {
+            self.unanswered_since += passed;
         }
         self.unanswered_since = self.unanswered_since.max(answered);
         if time >= self.unanswered_since + MEMORY {
@@ -441,15 +449,16 @@ mod tests {
         assert!(!raised(&mut watch, &lead, 50 * S, true) && !raised(&mut watch, &lead, 89 * S, true));
         sample(&mut lead, 100 * S);
         assert!(!raised(&mut watch, &lead, 139 * S, true));
-        // Nothing is expected while its link is down.
+        // Nothing is expected while its link is down. That excuses no time before.
         assert!(!raised(&mut watch, &lead, 500 * S, false));
-        assert!(!raised(&mut watch, &lead, 540 * S - 1, true));
-        sample(&mut lead, 540 * S - 1);
-        assert!(!raised(&mut watch, &lead, 580 * S - 2, true));
-        assert!(raised(&mut watch, &lead, 580 * S - 1, true));
-        let status = watch.status(&entry, (&lead, 600 * S - 1), &Exchange::default());
+        assert!(!raised(&mut watch, &lead, 501 * S - 1, true));
+        sample(&mut lead, 501 * S - 1);
+        assert!(!raised(&mut watch, &lead, 540 * S, true) && !raised(&mut watch, &lead, 540 * S + 10, false));
+        assert!(!raised(&mut watch, &lead, 541 * S + 8, true));
+        assert!(raised(&mut watch, &lead, 541 * S + 9, true));
+        let status = watch.status(&entry, (&lead, 561 * S - 1), &Exchange::default());
         assert_eq!(status.lead_age, Some(Duration::from_secs(60)));
-        assert!(!raised(&mut watch, &lead, 620 * S, true), "it is up");
+        assert!(!raised(&mut watch, &lead, 581 * S + 9, true), "it is up");
         assert_eq!(watch.alarm.raised()[0].times, 2);
     }
 }
