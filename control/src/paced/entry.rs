@@ -167,7 +167,8 @@ impl PacedEntry {
         }
         let tested = first.saturating_sub(TESTED)..first;
         let ready = self.ready.iter().filter(|round| tested.contains(round)).count() as u64;
-        Coming::Waiting((is_ready || 2 * ready >= TESTED).then_some(Failure::NotReady))
+        let is_in_time = is_ready && self.shards_left().is_some();
+        Coming::Waiting((is_in_time || 2 * ready >= TESTED).then_some(Failure::NotReady))
     }
 
     fn failed(&self, batch: u64, why: Failure) -> Outcome {

@@ -233,7 +233,7 @@ impl EntryAlarm {
     fn follow_reports(&mut self, round: u64, passed: u64, is_ready: bool) {
         let last_due = |round: u64| ((round + 1) / REPORT_EVERY * REPORT_EVERY).saturating_sub(1);
         self.reported = match self.reported {
-            Some(reported) => Some(reported + if is_ready { 0 } else { passed }),
+            Some(reported) => Some(last_due(round).min(reported + if is_ready { 0 } else { passed })),
             None => is_ready.then(|| last_due(round)),
         };
         let late = last_due(round.saturating_sub(REPORT_EVERY));

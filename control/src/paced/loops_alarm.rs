@@ -38,22 +38,29 @@ pub struct LoopPlaces {
     pub link_lost: u64,
 }
 
-/// Counts of the latest 1,000 rounds: their last round, places and lost ones, the oldest first.
+struct Count {
+    /// The last round that it counts.
+    last: u64,
+    places: u64,
+    lost: u64,
+}
+
+/// Counts of the latest 1,000 rounds, the oldest first.
 #[derive(Default)]
-struct Latest(VecDeque<(u64, u64, u64)>);
+struct Latest(VecDeque<Count>);
 
 impl Latest {
-    fn add(&mut self, round: u64, places: u64, lost: u64) {
-        self.0.push_back((round, places, lost.min(places)));
-        self.expire(round);
+    fn add(&mut self, last: u64, places: u64, lost: u64) {
+        self.0.push_back(Count { last, places, lost: lost.min(places) });
+        self.expire(last);
     }
 
     fn expire(&mut self, round: u64) {
-        while self.0.pop_front_if(|(oldest, ..)| *oldest + TESTED <= round).is_some() {}
+        while self.0.pop_front_if(|oldest| oldest.last + TESTED <= round).is_some() {}
     }
 
     fn sum(&self) -> (u64, u64) {
-        self.0.iter().fold((0, 0), |(places, lost), (_, more, more_lost)| (places + more, lost + more_lost))
+        self.0.iter().fold((0, 0), |(places, lost), more| (places + more.places, lost + more.lost))
     }
 
     /// What the share of losses is at most; none without places.

@@ -709,6 +709,12 @@ fn interval_is_the_one_before_phase_one_begins() {
 }
 
 #[test]
+fn setup_on_link_1_has_255_shards_at_most() {
+    let most = |rounds| config(PacedTerms { rounds, ..terms() }).shards_max(1);
+    assert_eq!([512, 8192].map(most), [42, 255]);
+}
+
+#[test]
 fn entry_sets_up_while_the_shards_of_a_setup_fit() {
     // 29 of 42 rounds are needed.
     let (used, needed) = (42, 29);

@@ -286,12 +286,15 @@ impl Gateway {
         self.answer(cx, place, done.map(|_| ()));
     }
 
-    /// Handles errors that the system has reported for peers. Flows that move on put datagrams into the send batch.
-    pub(crate) fn handle_errors<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>) {
+    /// Handles `most` errors that the system has reported for peers. Flows that move on put datagrams into the send
+    /// batch. True if there are more.
+    pub(crate) fn handle_errors<A: Apps, Q: Answers>(&mut self, cx: &mut Context<'_, A, Q>, most: usize) -> bool {
         let mut unreachable = std::mem::take(&mut self.unreachable);
         cx.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
-        unreachable.drain(..).for_each(|(socket, to)| self.unreachable(cx, socket, to));
+        let first = most.min(unreachable.len());
+        unreachable.drain(..first).for_each(|(socket, to)| self.unreachable(cx, socket, to));
         self.unreachable = unreachable;
+        !self.unreachable.is_empty()
     }
 
     /// The system reports a flow's peer as unreachable: the flow moves on to the next address of its name, or STATUS 3

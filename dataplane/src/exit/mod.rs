@@ -314,7 +314,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// Handles errors that the system has reported for peers, and sends the datagrams of flows that move on.
     fn move_on(&mut self, now: Nanos) {
         loop {
-            self.gateway.handle_errors(&mut context(&mut self.endpoint, now));
+            self.gateway.handle_errors(&mut context(&mut self.endpoint, now), usize::MAX);
             // This ends, because each flow has few addresses.
             if self.endpoint.send_batch.is_empty() {
                 return;

@@ -61,7 +61,7 @@ const WORK_MAX: Nanos = MILLI;
 pub struct Settings {
     pub class: super::Settings,
     pub gateway: GatewaySettings,
-    /// The longest time that an answer waits for a round, and that frames wait for their session (SPEC 9.1.4).
+    /// The longest time that an answer waits for a round, and frames for their session or to take effect (SPEC 9.1.4).
     pub queue_age: Duration,
 }
 
@@ -297,7 +297,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.places.reported(round, |_| true);
             }
         }
-        self.outside.released();
+        self.outside.released(now);
     }
 
     /// Works for users and destinations until a release is due. False if something may be left: the next turn goes on.

@@ -62,6 +62,12 @@ enum Work {
         query: QueryId,
         addresses: Vec<IpAddr>,
     },
+    /// The datagrams that the frames of a release have made leave.
+    Send {
+        since: Nanos,
+    },
+    /// Answers are received, although frames wait.
+    Receive,
     /// What is due once a second.
     Tick,
     /// Flows that are idle end.
@@ -77,8 +83,6 @@ pub(super) struct Outside<A> {
     /// The longest time that frames wait for a session, and to take effect.
     waits: Nanos,
     queue: VecDeque<Work>,
-    /// A round was released: its datagrams leave when its frames have taken effect.
-    is_released: bool,
     /// Datagrams for the next release, or those that are being sent.
     send_batch: SendBatch,
     /// The first datagram of `send_batch` that was not sent, if they are being sent.
@@ -110,7 +114,6 @@ impl<A: Apps> Outside<A> {
             waiting: VecDeque::new(),
             waits,
             queue: VecDeque::new(),
-            is_released: false,
             send_batch: SendBatch::default(),
             sending: None,
             receive_batch: ReceiveBatch::default(),
@@ -214,13 +217,14 @@ impl<A: Apps> Outside<A> {
         }
     }
 
-    /// A round was released, with what was taken of it.
-    pub(super) fn released(&mut self) {
-        self.is_released = true;
+    /// What was taken was all of a release: when it has taken effect, its datagrams are sent.
+    pub(super) fn released(&mut self, now: Nanos) {
+        self.queue.push_back(Work::Send { since: now });
     }
 
     /// Works until nothing is left or `pauses` is true, which it asks after each step. Frames go first; when all of a
-    /// release have taken effect, its datagrams are sent. Then answers are received. False if something may be left.
+    /// release have taken effect, its datagrams are sent. Then answers are received, also if there are more frames.
+    /// False if something may be left.
     pub(super) fn work(&mut self, punts: &mut PuntSender, now: Nanos, pauses: &mut dyn FnMut() -> bool) -> bool {
         loop {
             if self.unhandled() > 0 {
@@ -230,18 +234,19 @@ impl<A: Apps> Outside<A> {
                 }
             } else if let Some(first) = self.sending {
                 self.sending = self.apps.send_from(first, &mut self.send_batch, &mut self.tally.forward, pauses);
-                if self.sending.is_some() {
+                if self.sending.is_some() || pauses() {
                     return false;
                 }
             } else if let Some(work) = self.queue.pop_front() {
-                let left = self.step(work, punts, now);
-                left.into_iter().for_each(|work| self.queue.push_front(work));
+                if matches!(work, Work::Receive) {
+                    self.receive(punts, now, pauses);
+                } else {
+                    let left = self.step(work, punts, now);
+                    left.into_iter().for_each(|work| self.queue.push_front(work));
+                }
                 if pauses() {
                     return false;
                 }
-            } else if std::mem::take(&mut self.is_released) {
-                self.order(now);
-                self.sending = Some(0);
             } else {
                 return self.receive(punts, now, pauses);
             }
@@ -264,8 +269,8 @@ impl<A: Apps> Outside<A> {
                 let waiting = std::mem::take(&mut self.waiting).into_iter();
                 let (own, others): (VecDeque<_>, _) = waiting.partition(|waiting| waiting.of == *of);
                 self.waiting = others;
-                for Waiting { frames, .. } in own.into_iter().rev() {
-                    self.queue.push_front(Work::Frames { since: now, session: *session, frames, at: 0 });
+                for Waiting { since, frames, .. } in own.into_iter().rev() {
+                    self.queue.push_front(Work::Frames { since, session: *session, frames, at: 0 });
                 }
                 return None;
             }
@@ -283,6 +288,15 @@ impl<A: Apps> Outside<A> {
                 gateway.resolved(&mut cx, *query, addresses);
                 return None;
             }
+            Work::Send { since } => {
+                self.order(*since);
+                self.sending = Some(0);
+                if !self.queue.is_empty() {
+                    self.queue.push_front(Work::Receive);
+                }
+                return None;
+            }
+            Work::Receive => return None,
             Work::Tick => {
                 self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session));
                 let (gateway, mut cx) = self.gateway(punts, now);
@@ -297,12 +311,12 @@ impl<A: Apps> Outside<A> {
         Some(work)
     }
 
-    /// Puts the datagrams of a release into their order.
-    fn order(&mut self, now: Nanos) {
+    /// Puts the datagrams of a release at `since` into their order. Those that are too late by now are dropped.
+    fn order(&mut self, since: Nanos) {
         self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
         let max_age = self.age.max();
-        drop_late(&mut self.send_batch, &mut self.tally.forward, (&self.age, now), |_| max_age);
+        drop_late(&mut self.send_batch, &mut self.tally.forward, (&self.age, since), |_| max_age);
     }
 
     /// Receives answers, and errors of what was sent. Flows that move on send with the next release.
@@ -323,10 +337,18 @@ impl<A: Apps> Outside<A> {
             if !self.handle_batch(now, pauses) {
                 return false;
             }
-            let (gateway, mut cx) = self.gateway(punts, now);
-            gateway.handle_errors(&mut cx);
-            if is_empty || pauses() {
-                return is_empty;
+            loop {
+                let (gateway, mut cx) = self.gateway(punts, now);
+                let has_more = gateway.handle_errors(&mut cx, 1);
+                if pauses() {
+                    return is_empty && !has_more;
+                }
+                if !has_more {
+                    break;
+                }
+            }
+            if is_empty {
+                return true;
             }
         }
         false
@@ -342,14 +364,15 @@ impl<A: Apps> Outside<A> {
                 answers.tally.drop(why);
             }
             if pauses() {
-                break;
+                return false;
             }
         }
-        *handled == receive_batch.len()
+        true
     }
 
     /// Drops what has waited for too long. Once a second it has sessions and flows end.
     pub(super) fn tick(&mut self, now: Nanos) {
+        self.drop_aged_frames(now);
         self.sessions.drop_aged(now, &mut self.tally.backward);
         while self.waiting.front().is_some_and(|waiting| now > waiting.since + self.waits) {
             self.drop_waiting(DropReason::Aged);
@@ -358,7 +381,31 @@ impl<A: Apps> Outside<A> {
             return;
         }
         self.next_tick = next_second(now);
-        self.queue.push_back(Work::Tick);
+        if !self.queue.iter().any(|work| matches!(work, Work::Tick)) {
+            self.queue.push_back(Work::Tick);
+        }
+    }
+
+    /// Frames come faster than they take effect: those that wait for too long must not fill the memory.
+    fn drop_aged_frames(&mut self, now: Nanos) {
+        let is_old = |since: Nanos| now > since + self.waits;
+        let mut times = self
+            .queue
+            .iter()
+            .filter_map(|work| if let Work::Frames { since, .. } = work { Some(*since) } else { None });
+        if !times.next().is_some_and(is_old) {
+            return;
+        }
+        for work in std::mem::take(&mut self.queue) {
+            match work {
+                Work::Frames { since, frames, at, .. } if now > since + self.waits => {
+                    self.drop_datagrams(&frames[at..], DropReason::Aged);
+                }
+                // One sends for both.
+                Work::Send { .. } if matches!(self.queue.back(), Some(Work::Send { .. })) => {}
+                work => self.queue.push_back(work),
+            }
+        }
     }
 
     /// Drops the first frames that wait for a session.
@@ -394,7 +441,12 @@ impl<A: Apps> Outside<A> {
             match work {
                 Work::Frames { frames, at, .. } => self.drop_datagrams(&frames[at..], DropReason::Shutdown),
                 Work::End { session, .. } => self.end_owner(session, now),
-                Work::Named { .. } | Work::Resolved { .. } | Work::Tick | Work::Expire => {}
+                Work::Named { .. }
+                | Work::Resolved { .. }
+                | Work::Send { .. }
+                | Work::Receive
+                | Work::Tick
+                | Work::Expire => {}
             }
         }
         for session in self.sessions.all() {
@@ -407,6 +459,12 @@ impl<A: Apps> Outside<A> {
         self.sending = None;
         self.send_batch.clear();
         self.apps.send(&mut self.send_batch, &mut self.tally.forward);
+    }
+
+    /// How much is done in steps.
+    #[cfg(test)]
+    pub(super) fn works(&self) -> usize {
+        self.queue.len()
     }
 
     /// No frames are too old to take effect.

@@ -404,6 +404,69 @@ fn frames_that_wait_too_long_to_take_effect_are_dropped() {
 }
 
 #[test]
+fn datagrams_and_answers_do_not_wait_for_frames_of_later_rounds() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    let own = bench.flow(0, round - 1, 5, at(9));
+    bench.frames(0, round, 0, &[datagram(5, b"first")]);
+    (0..2).for_each(|sub| bench.frames(0, round + 1, sub, &[datagram(5, b"x"); 6]));
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    bench.answer(at(9), own, "answer");
+    // A release is due after each step.
+    bench.exit.runner_clock = Some(Clock::showing(bench.now + SECOND));
+    let next = bench.now + 1 + 10 * MILLI;
+    let took_effect = |bench: &mut Bench, now| {
+        bench.exit.turn(now);
+        let datagrams = bench.ledger().datagrams;
+        (datagrams.forward.injected, datagrams.forward.sent, datagrams.backward.received)
+    };
+    let first = bench.now + 1;
+    assert_eq!(took_effect(&mut bench, first), (2, 1, 0));
+    let after = [0; 4].map(|_| took_effect(&mut bench, next));
+    assert_eq!(after, [(2, 1, 0), (2, 1, 0), (2, 2, 0), (2, 2, 1)]);
+    assert_eq!(bench.arrived(at(9)), ["first"]);
+    bench.exit.runner_clock = None;
+    assert_eq!(took_effect(&mut bench, next), (14, 14, 1));
+}
+
+#[test]
+fn datagrams_of_a_release_that_wait_too_long_are_dropped() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let round = bench.first() + 2;
+    bench.flow(0, round - 1, 5, at(9));
+    bench.frames(0, round, 0, &[datagram(5, b"x")]);
+    bench.run_until(bench.exit.schedules.forward.due_at(round) - 1);
+    let late = bench.now + 300 * MILLI;
+    bench.exit.set_clock(Clock::showing(late));
+    // It takes effect in the first turn, and would leave in the last one.
+    [bench.now + 1, late, late].into_iter().for_each(|now| _ = bench.exit.turn(now));
+    let forward = bench.ledger().datagrams.forward;
+    assert_eq!((forward.sent, forward.drops(DropReason::Aged)), (1, 1));
+}
+
+#[test]
+fn frames_that_come_faster_than_they_take_effect_are_bounded() {
+    let mut bench = Bench::new(false);
+    bench.channels(1);
+    let first = bench.first() + 2;
+    bench.flow(0, first - 1, 5, at(9));
+    bench.exit.runner_clock = Some(Clock::showing(bench.now + SECOND * SECOND));
+    let mut most = 0;
+    for round in first..first + 40 {
+        (0..2).for_each(|sub| bench.frames(0, round, sub, &[datagram(5, b"x"); 6]));
+        // The round before leaves backward, it reads its link, and this one leaves forward: one step each.
+        let due = bench.exit.clock.when(bench.exit.schedules.forward.due_at(round));
+        [due - 2 * MILLI, due - MILLI, due].into_iter().for_each(|now| _ = bench.exit.turn(now));
+        most = most.max(bench.exit.outside.works());
+    }
+    // The cells of seven rounds and their releases, two each and one, and what is under way.
+    assert!((6 * 3..=8 * 3).contains(&most), "{most}");
+    assert!(bench.ledger().datagrams.forward.drops(DropReason::Aged) > 100);
+}
+
+#[test]
 fn keys_are_wiped_when_the_last_round_has_taken_effect() {
     for repeat in [false, true] {
         let mut bench = Bench::new(repeat);
