@@ -117,7 +117,12 @@ fn stop_each_node(time: Duration) -> Vec<Duration> {
         let answered = traffic.answered_since(continued);
         gaps.push(answered.duration_since(continued));
         until("the node reports", || nodes.try_status(position).is_some_and(|report| dropped_as_aged(&report) > 0));
-        assert_eq!(traffic.aged(continued), [0, 0], "node {position} delivered what had waited for {time:?}");
+        // A node may be stopped between its look at the clock and the send call, which has one datagram at this pace.
+        let aged = traffic.aged(continued);
+        assert!(
+            aged.iter().all(|count| *count <= 1),
+            "node {position} delivered what had waited for {time:?}: {aged:?}"
+        );
     }
     println!("of {} datagrams; the flow went on after {gaps:?}", traffic.end());
     nodes.wait_for_channels();

@@ -228,8 +228,8 @@ impl EntryAlarm {
         }
     }
 
-    /// Rounds in which the entry is not ready do not count, but they excuse no others: whoever ends its link for a moment
-    /// now and then would keep all reports from it.
+    /// Rounds in which the entry is not ready do not count, but they excuse no others: whoever ends its link for a
+    /// moment now and then would keep all reports from it.
     fn follow_reports(&mut self, round: u64, passed: u64, is_ready: bool) {
         let last_due = |round: u64| ((round + 1) / REPORT_EVERY * REPORT_EVERY).saturating_sub(1);
         self.reported = match self.reported {

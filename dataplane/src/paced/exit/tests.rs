@@ -404,7 +404,7 @@ fn frames_that_wait_too_long_to_take_effect_are_dropped() {
 }
 
 #[test]
-fn datagrams_and_answers_do_not_wait_for_frames_of_later_rounds() {
+fn datagrams_and_answers_do_not_wait_for_later_frames() {
     let mut bench = Bench::new(false);
     bench.channels(1);
     let round = bench.first() + 2;
