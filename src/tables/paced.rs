@@ -290,7 +290,7 @@ pub(super) mod tests {
         let quiet = shown(quiet);
         assert!(quiet.contains(outages) && !text.contains(outages), "the alarm takes its place");
         assert!(quiet.contains("   meeting waiting (corrupt exit)   company 12\n"), "{quiet}");
-        assert!(text.replace("\n  ", " ").contains("keep the entry running; if `ping` loses less"), "{text}");
+        assert!(text.replace("\n  ", " ").contains("keep the entry running; if `ping` shows less loss"), "{text}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub fn default_max_age(terms: &PacedTerms) -> Duration {
     Duration::from_millis(u64::from(6 * terms.period_ms).max(60))
 }
 
-/// Fragments of a datagram wait so many rounds for the others, and no less than in free classes (SPEC 9.1.3).
+/// Rounds that a fragment waits for the others of its datagram, if that is longer than in free classes (SPEC 9.1.3).
 const HOLD_ROUNDS: u32 = 20;
 
 fn hold(terms: &PacedTerms) -> Duration {

@@ -246,7 +246,7 @@ impl PacedEntryReport {
 }
 
 impl CompanyReport {
-    /// What Mix 1 announced, in a class of so many seats.
+    /// What Mix 1 announced, in a class with this many seats.
     pub fn new(Company { channels, n_min }: Company, seats: u16) -> CompanyReport {
         CompanyReport { channels, n_min, seats }
     }
@@ -321,7 +321,7 @@ impl PacedHopReport {
 }
 
 /// What the user of an entry does about the alarm `dropping`.
-pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` loses less, use another link and tell the operators";
+pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss, use another link, and tell operators";
 
 impl From<&RaisedCause> for CauseReport {
     fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {

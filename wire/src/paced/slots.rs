@@ -124,7 +124,7 @@ pub fn ack_slots(terms: &PacedTerms, hops: usize, link: usize) -> Slots {
 /// order, and may overtake those of the next ones (SPEC 9.1.3).
 ///
 /// # Panics
-/// The terms are not those of a chain with so many hops ([`PacedTerms::check`]).
+/// The terms are not those of a chain of `hops` hops ([`PacedTerms::check`]).
 pub fn control_window(terms: &PacedTerms, suite: Suite, hops: usize, link: usize) -> usize {
     if link == 1 {
         return WIDTH_DEFAULT;

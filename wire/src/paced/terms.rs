@@ -70,7 +70,7 @@ pub enum BadPacedTerms {
     #[error("steps_ms has a step of {step_ms} ms: at most {most_ms} with this period_ms")]
     Step { step_ms: u16, most_ms: u32 },
     #[error(
-        "rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them: with so many hops \
+        "rounds is too small: a setup has {cells} cells, and a phase has {slots} rounds for them: in a chain of this length \
          expected {least} or more"
     )]
     Phase { cells: usize, slots: u64, least: u16 },
@@ -293,7 +293,7 @@ mod tests {
             (|terms| terms.rounds = 2000, "rounds must be a power of two"),
             (
                 |terms| terms.rounds = 256,
-                "a setup has 29 cells, and a phase has 18 rounds for them: with so many hops expected 512 or more",
+                "a setup has 29 cells, and a phase has 18 rounds for them: in a chain of this length expected 512 or more",
             ),
             (|terms| terms.steps_ms.truncate(2), "must have 3 steps, one for each link after the first (got 2)"),
             (|terms| (terms.gap, terms.copies) = (4, 3), "delay a cell for 88 ms at Mix 1: at most 60"),

@@ -5,6 +5,7 @@ use wire::cell::{Direction, HEADER_LEN};
 use wire::frames::{Frame, Frames, parse_paced};
 use wire::gcm::{AeadKey, Job, UivKey, encipher_batch, open_batch, seal_batch};
 use wire::layer::BATCH_MAX;
+use wire::paced::RoundSub;
 
 use super::{ByPlace, Exit};
 use crate::Nanos;
@@ -159,7 +160,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for cells in joined.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, UivKey>, BATCH_MAX>::new();
             for (channel, Leaving { cell, sub, .. }) in cells {
-                let place = wire::paced::RoundSub { round, sub: *sub };
+                let place = RoundSub { round, sub: *sub };
                 let keys = &channels[*channel].state.keys;
                 jobs.push(keys.layers.job(Direction::Backward, place, cell.body_mut(body_len)));
             }
@@ -168,7 +169,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for cells in data.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, AeadKey>, BATCH_MAX>::new();
             for (channel, Leaving { cell, sub, .. }) in cells {
-                let place = wire::paced::RoundSub { round, sub: *sub };
+                let place = RoundSub { round, sub: *sub };
                 let keys = &channels[*channel].state.keys;
                 jobs.push(keys.data_job(Direction::Backward, place, cell.body_mut(body_len)));
             }
