@@ -204,7 +204,7 @@ pub enum PacedChange {
         /// If it meets another channel.
         call: Option<Box<Call>>,
     },
-    /// Entry: the number that it drew for a batch in which it has no channel.
+    /// Entry: the number that it drew for a batch, before it is known whether there will be a channel.
     Drawn { batch: u64, number: u32 },
     /// Mix: a loop of a batch that has not begun.
     InstallLoop {

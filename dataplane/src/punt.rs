@@ -84,7 +84,7 @@ pub enum Punt {
     PacedLoops {
         first: u64,
         rounds: u64,
-        /// As [`crate::paced::mix::View`] has them, of these rounds only.
+        /// As [`crate::paced::mix::LoopsView`] has them, of these rounds only.
         counts: LoopCounts,
     },
     /// Entry of a paced class: its next clock cell on a link (SPEC 9.5.6).

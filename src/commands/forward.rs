@@ -20,16 +20,16 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             let path = socket(config)?;
             for (added, forward) in forwards.iter().enumerate() {
                 let answer = ask(&path, config, &Request::Add(forward.into()));
-                for told in answer.map_err(|error| after_others(error, added))? {
-                    say(&format!("{} -> {}", told.listen, told.to))?;
+                for info in answer.map_err(|error| after_others(error, added))? {
+                    say(&format!("{} -> {}", info.listen, info.to))?;
                 }
             }
         }
         ForwardAction::Remove { config, listen } => {
             let path = socket(config)?;
             for listen in listen {
-                for told in ask(&path, config, &Request::Remove { listen: *listen })? {
-                    say(&format!("removed {} -> {} and closed its flows", told.listen, told.to))?;
+                for info in ask(&path, config, &Request::Remove { listen: *listen })? {
+                    say(&format!("removed {} -> {} and closed its flows", info.listen, info.to))?;
                 }
             }
         }

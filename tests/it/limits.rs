@@ -1,7 +1,7 @@
 //! docs/LIMITS.md against the code: a row's value is that of the constants it names.
 //!
-//! A constant is written as `FILE` `EXPRESSION`, where names are constants of that file, or of another where only one
-//! has the name. `Caps.links` is a field of `impl Default for Caps`. Constants are read from the source, since most are
+//! A constant is written as `FILE` `EXPRESSION`. A name alone is a constant of that file; names in an expression, and in
+//! a constant's own, may be of another file where only one has the name. `Caps.links` is a field of `impl Default for Caps`. Constants are read from the source, since most are
 //! private.
 
 use std::collections::HashSet;
@@ -55,6 +55,10 @@ impl Code {
             let (_, text) = self.file(file)?.split_once(&default).ok_or(format!("{file} has no `{default}`"))?;
             let (_, value) = text.split_once(&format!(" {field}: ")).ok_or(format!("{of} has no field {field}"))?;
             return self.parse(file, value.split('\n').next().unwrap().trim_end_matches(','));
+        }
+        let is_name = expression.chars().all(|c| c.is_alphanumeric() || c == '_');
+        if is_name && !self.file(file)?.contains(&format!("const {expression}: ")) {
+            return Err(format!("{file} has no constant {expression}"));
         }
         self.parse(file, expression)
     }

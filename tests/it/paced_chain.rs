@@ -288,7 +288,7 @@ fn nodes_show_batches_clocks_reports_and_company() {
     }
     for hop in 1..=HOPS {
         let status = chain.hop_status(hop);
-        assert_eq!(status.batch.map(|crowd| crowd.channels), Some(ENTRIES.len()), "hop {hop}");
+        assert_eq!(status.batch.map(|size| size.channels), Some(ENTRIES.len()), "hop {hop}");
         let clocks = usize::from(hop > 1) + usize::from(hop < HOPS);
         assert_eq!(status.clocks.len(), clocks, "hop {hop}: {:?}", status.clocks);
         assert!(status.clocks.iter().all(|clock| clock.clock.offset_ns.abs() < 2_000_000), "hop {hop}");

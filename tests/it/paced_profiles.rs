@@ -120,6 +120,7 @@ fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
         chain.run_to_batch(1);
         let [joined, failed] = count(&chain);
         let counts = [joined - joined_before, failed - failed_before];
+        println!("{} with {mixes} mixes: {counts:?} setups made a channel and failed", terms.class);
         if counts[0] + counts[1] >= setups {
             break counts;
         }

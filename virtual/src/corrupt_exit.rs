@@ -69,7 +69,7 @@ impl CorruptExit {
         }
     }
 
-    /// What control tells the worker of a hop.
+    /// What control passes to the worker of a hop.
     pub(super) fn command(&mut self, hop: usize, command: &Command) {
         match command {
             Command::Link(LinkCommand::Install { link, peer, .. }) if hop == 1 => {

@@ -294,7 +294,7 @@ impl Chain {
         node.worker.record_latency(self.now);
         // It has received something, and there may be more. What it received may have been for control.
         let has_received = moved(&self.links, &self.apps, &self.wires) > before && !node.worker.is_blocked();
-        if has_received || !node.punts.is_empty() {
+        if has_received || !node.punts.is_empty() || node.commands.waiting() > 0 {
             self.ready.insert(index);
         }
         let control = u64::try_from(node.control.next_wake().as_nanos()).unwrap_or(Nanos::MAX);
@@ -398,7 +398,7 @@ impl Chain {
     }
 
     /// What a mix measures by its loops.
-    pub fn loops(&self, mix: usize) -> mix::View {
+    pub fn loops(&self, mix: usize) -> mix::LoopsView {
         *self.at(mix).loops.as_ref().expect("a mix").lock().unwrap()
     }
 
@@ -413,7 +413,7 @@ impl Chain {
     }
 
     /// What an entry shows.
-    pub fn shown(&self, entry: usize) -> entry::View {
+    pub fn shown(&self, entry: usize) -> entry::EntryView {
         *self.at(entry).shown.as_ref().expect("an entry").lock().unwrap()
     }
 }

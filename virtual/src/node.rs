@@ -7,21 +7,23 @@ use std::time::Duration;
 use control::trust::State;
 use control::{Caps, Change, Config, Control, Event, Output, PacedChange, Role, Timing};
 use dataplane::Nanos;
+use dataplane::command::PacedSender;
 use dataplane::entry::{Destination, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
 use dataplane::exit::{Filtering, GatewaySettings};
 use dataplane::ledger::Ledger;
+use dataplane::paced::Settings;
 use dataplane::paced::default_max_age;
 use dataplane::paced::entry::{self, Entry, Service};
 use dataplane::paced::exit::{self, Exit};
 use dataplane::paced::mix::{self, Mix};
-use dataplane::paced::{Command, Settings};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
 use dataplane::socket::memory::{Datagram, MemApps, MemNet};
 use dataplane::sys::Waker;
-use eddy_node::runtime::bridge::{input, paced_command};
+use eddy_node::runtime::bridge::{PacedCommands, input, paced_command};
+use eddy_node::runtime::workers::{COMMANDS_MAX, PUNTS_MAX};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Shape};
@@ -33,9 +35,6 @@ use super::{Chain, EXIT_HOST, FIRST_ENTRY, Hops, Plan, link_address, listener, w
 
 /// Time that a flow may be idle.
 const IDLE: Duration = Duration::from_secs(300);
-/// Least sizes of the rings, as a node has them.
-const COMMANDS_MAX: usize = 4096;
-const PUNTS_MAX: usize = 2048;
 
 /// What nodes are made of, also when they restart.
 pub(super) struct Kit {
@@ -47,14 +46,14 @@ pub(super) struct Node {
     /// Hops from 1, entries from 101.
     number: usize,
     pub(super) control: Control,
-    commands: rtrb::Producer<Command>,
+    pub(super) commands: PacedCommands,
     pub(super) punts: rtrb::Consumer<Punt>,
     pub(super) worker: Box<dyn Worker>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
     /// Of a mix.
-    pub(super) loops: Option<Arc<Mutex<mix::View>>>,
+    pub(super) loops: Option<Arc<Mutex<mix::LoopsView>>>,
     /// What an entry shows.
-    pub(super) shown: Option<Arc<Mutex<entry::View>>>,
+    pub(super) shown: Option<Arc<Mutex<entry::EntryView>>>,
     /// Its addresses towards the entry and towards the exit.
     pub(super) at: [SocketAddr; 2],
     /// When its timer fires.
@@ -68,7 +67,8 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Control has its timers, what its worker passed up, and passes down what follows.
+    /// Control takes what its worker passed up, unless commands wait for room, has its timers, and passes down what
+    /// follows, in the order of a node's bridge.
     pub(super) fn run_control(
         &mut self,
         now: Nanos,
@@ -76,13 +76,16 @@ impl Node {
         events: &mut Vec<(usize, Event)>,
     ) {
         let elapsed = Duration::from_nanos(now);
-        if self.control.next_wake() <= elapsed {
-            self.control.tick(elapsed, wall_of_host(now, self.wall_ahead));
-        }
-        while let Ok(mut punt) = self.punts.pop() {
+        self.commands.hand_over();
+        while self.commands.waiting() == 0
+            && let Ok(mut punt) = self.punts.pop()
+        {
             if let Some(input) = input(&mut punt) {
                 self.control.handle(elapsed, 0, input);
             }
+        }
+        if self.control.next_wake() <= elapsed {
+            self.control.tick(elapsed, wall_of_host(now, self.wall_ahead));
         }
         while let Some((_, output)) = self.control.poll_output() {
             match output {
@@ -95,13 +98,16 @@ impl Node {
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");
                     wires.command(self.number, &command);
-                    assert!(self.commands.push(command).is_ok(), "the worker takes its commands");
+                    if !self.commands.push(command) {
+                        self.control.lost_command(0);
+                    }
                 }
                 Output::Save(number) => self.control.saved(elapsed, number),
                 Output::Resolve(_) => {}
                 Output::Event(event) => events.push((self.number, event)),
             }
         }
+        self.commands.hand_over();
     }
 }
 
@@ -147,7 +153,9 @@ impl Chain {
         let settings = Settings { terms: terms.clone(), suite: drawn.terms.suite, hops, position, hugepages: false };
         let (commands, worker_commands) = rtrb::RingBuffer::new(settings.commands_max().max(COMMANDS_MAX));
         let (worker_punts, punts) = rtrb::RingBuffer::new(settings.punts_max().max(PUNTS_MAX));
-        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().expect("an eventfd")));
+        let waker = || Arc::new(Waker::new().expect("an eventfd"));
+        let commands = PacedCommands::new(PacedSender::new(commands, waker()));
+        let sender = PuntSender::new(worker_punts, waker());
         let [up, down] =
             [Side::Up, Side::Down].map(|side| self.links.port(link_address(number, side), settings.lengths(side)));
         let (mut loops, mut shown) = (None, None);

@@ -66,7 +66,7 @@ impl Setups {
         self.times.batch_of(self.times.round_at(wall(now)) + AHEAD_MAX) + 1
     }
 
-    /// What control tells the worker of a hop. `known` has seen it.
+    /// What control passes to the worker of a hop. `known` has seen it.
     pub(super) fn command(&mut self, command: &Command, known: &CorruptExit) {
         if let Command::InstallChannel { batch, up, down: None, .. } = command
             && self.keeps(*batch)

@@ -93,7 +93,7 @@ impl Wires {
         }
     }
 
-    /// What control tells the worker of a node.
+    /// What control passes to the worker of a node.
     pub(super) fn command(&self, node: usize, command: &Command) {
         self.keys.borrow_mut().command(node, command);
         let mut corrupt_exit = self.corrupt_exit.borrow_mut();

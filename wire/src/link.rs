@@ -100,6 +100,36 @@ impl LinkSecrets {
 /// The item of a part cell that says what time it is (SPEC 7.8).
 pub const CLOCK_ITEM: u8 = 0x40;
 
+/// What the content of a part cell begins with (SPEC 7.8): `kind 4 | item u8 | id 4 | index u8 | total u16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartHead {
+    /// What the item is.
+    pub item: u8,
+    /// The first bytes of its hash.
+    pub id: [u8; 4],
+    /// The number of the piece that follows, from 0.
+    pub index: u8,
+    /// Bytes of the item.
+    pub total: u16,
+}
+
+impl PartHead {
+    /// Bytes in front of the piece.
+    pub const LEN: usize = 9;
+
+    pub fn to_bytes(self) -> [u8; PartHead::LEN] {
+        let ([a, b, c, d], [high, low]) = (self.id, self.total.to_be_bytes());
+        [LinkContent::Part as u8, self.item, a, b, c, d, self.index, high, low]
+    }
+
+    /// Reads the content of a link cell; none if it is not a part.
+    pub fn read(content: &[u8]) -> Option<PartHead> {
+        let &[kind, item, a, b, c, d, index, high, low] = content.first_chunk()?;
+        let total = u16::from_be_bytes([high, low]);
+        (kind == LinkContent::Part as u8).then_some(PartHead { item, id: [a, b, c, d], index, total })
+    }
+}
+
 /// The first byte of a link cell's content (SPEC 3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -8,7 +8,7 @@ use wire::paced::{AHEAD_MAX, BEHIND_MAX, MeetingSecret, Phase};
 use wire::setup::{HopPublic, ack_cells};
 use wire::shards::Shards;
 
-use super::loss_test::TESTED;
+use super::losses::TESTED;
 use super::numbers::Numbers;
 use super::own::{Answer, Bundles, Failure, Outcome, Own};
 use super::queue::Placed;

@@ -10,14 +10,14 @@ use wire::paced::{BEHIND_MAX, Phase, REPORT_EVERY, Report};
 use wire::setup::HopPublic;
 
 use super::PacedConfig;
-use super::loss_test::{BEFORE, LossTest, Places};
+use super::losses::{BEFORE, LossTest, Places};
 use super::own::Failure;
 use super::raised::RaisedCauses;
 use super::status::{Cause, PacedEvent, RaisedCause};
 
 /// Reports in a row that are late.
 const REPORTS_LATE: u64 = 5;
-/// By so long after a batch has begun, all places of the phases before it are counted.
+/// Rounds after the start of a batch in which all places of the phases before it are counted.
 const COUNTED_AFTER: u64 = BEHIND_MAX + 2 * REPORT_EVERY;
 /// Bundles whose keys are compared.
 const BUNDLES: usize = 8;

@@ -13,7 +13,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 pub(super) const MEMORY: u64 = 40 * NS_PER_S;
 /// A sample beyond this is dropped: the clock of the entry, or that of Mix 1, is wrong.
 const SAMPLE_MAX: u64 = 24 * 3600 * NS_PER_S;
-/// So many latest samples that all are far away move the lead at once.
+/// Latest samples that all must be far away to move the lead at once.
 const LATEST: usize = 16;
 /// In this time the lead moves by 1 ns at most: 100 ppm.
 const SLEW: u64 = 10_000;

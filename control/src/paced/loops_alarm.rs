@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use wire::setup::ack_cells;
 
 use super::PacedConfig;
-use super::loss_test::{BEFORE, IMPROBABLE, LossTest, Places, TESTED, tail};
+use super::losses::{BEFORE, IMPROBABLE, LossTest, Places, TESTED, tail};
 use super::own::{Failure, Outcome};
 use super::raised::RaisedCauses;
 use super::status::{Cause, LoopsStatus, PacedEvent};
@@ -85,7 +85,7 @@ pub(super) struct LoopsAlarm {
     position: usize,
     /// The first round that is counted, and the one behind the last.
     started: u64,
-    running: u64,
+    counted_to: u64,
     test: LossTest,
     /// Places of loops that brought noise.
     garbled: Latest,
@@ -103,12 +103,12 @@ impl LoopsAlarm {
     /// Of the mix at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: PacedConfig, position: usize, released: u64) -> LoopsAlarm {
         let (test, garbled, link, undecided, set_up, failed, raised) = Default::default();
-        let (started, running) = (released + 1, released + 1);
+        let (started, counted_to) = (released + 1, released + 1);
         LoopsAlarm {
             config,
             position,
             started,
-            running,
+            counted_to,
             test,
             garbled,
             link,
@@ -122,14 +122,14 @@ impl LoopsAlarm {
 
     /// Takes in what the next hop has received forward on the next link since its report before.
     pub(super) fn link_reported(&mut self, places: u32, lost: u32) {
-        self.link[0].add(self.running, places.into(), lost.into());
-        self.unreported_since = self.running;
+        self.link[0].add(self.counted_to, places.into(), lost.into());
+        self.unreported_since = self.counted_to;
     }
 
     /// The next link is another one: what the one before has lost says nothing of it.
     pub(super) fn link_replaced(&mut self) {
         self.link = Default::default();
-        self.unreported_since = self.running;
+        self.unreported_since = self.counted_to;
     }
 
     /// Takes in what has become of loops.
@@ -145,7 +145,7 @@ impl LoopsAlarm {
         self.failed += failed;
         self.set_up += outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Ready { .. })).count() as u64;
         // When a chain starts, hops behind this one may be late.
-        let is_start = self.set_up == 0 && self.running < self.started + BEFORE;
+        let is_start = self.set_up == 0 && self.counted_to < self.started + BEFORE;
         if let Some(Outcome::Failed { batch, .. }) = outcomes.iter().find(has_failed)
             && !is_start
         {
@@ -156,29 +156,29 @@ impl LoopsAlarm {
     /// Takes in the next count.
     pub(super) fn count(&mut self, count: LoopPlaces) -> Vec<PacedEvent> {
         let LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost } = count;
-        self.running = first + rounds;
+        self.counted_to = first + rounds;
         // A hop that reports nothing more has not reported what it loses now.
-        self.link[0].expire(self.running);
-        self.link[1].add(self.running, link_places, link_lost);
-        self.garbled.add(self.running, places, garbled);
+        self.link[0].expire(self.counted_to);
+        self.link[1].add(self.counted_to, link_places, link_lost);
+        self.garbled.add(self.counted_to, places, garbled);
         let all = Places { first, rounds, places, lost: (lost + garbled).min(places) };
         let explained = self.lost_by_links(self.link_share());
         let bounds = (explained, explained.max(self.lost_by_links(USUAL_SHARE_MAX)));
         if let Some((places, lost)) = self.test.add_within(all, bounds) {
             let garbled = self.garbled.sum().1.min(lost);
-            self.raised.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.running);
+            self.raised.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.counted_to);
         }
         let (counted, _) = self.link[1].sum();
-        if counted > 0 && self.running >= self.unreported_since + TESTED {
-            self.unreported_since = self.running;
-            self.raised.raise(Cause::NextReportsNothing, self.running);
+        if counted > 0 && self.counted_to >= self.unreported_since + TESTED {
+            self.unreported_since = self.counted_to;
+            self.raised.raise(Cause::NextReportsNothing, self.counted_to);
         }
         for Failed { batch, sent, failed } in std::mem::take(&mut self.undecided) {
             if tail(sent, self.failure(batch), failed) < IMPROBABLE {
-                self.raised.raise(Cause::LoopSetups { batch, sent, failed }, self.running);
+                self.raised.raise(Cause::LoopSetups { batch, sent, failed }, self.counted_to);
             }
         }
-        self.raised.expire(self.running);
+        self.raised.expire(self.counted_to);
         self.raised.events()
     }
 
@@ -203,7 +203,7 @@ impl LoopsAlarm {
         let (mut places, mut lost) = (0, 0);
         let begin = times.first(batch - 1);
         let has_risen = self.raised.up().iter().any(|up| matches!(up.cause, Cause::Loops { .. }) && up.last >= begin);
-        for count in self.test.counts_in(begin..self.running) {
+        for count in self.test.counts_in(begin..self.counted_to) {
             if has_risen && 2 * count.lost > count.places {
                 return 1.0;
             }
@@ -270,7 +270,7 @@ mod tests {
                 let garbled = self.losses(LOOPS, 1.0 - beyond / (1.0 - backward));
                 let lost = self.losses(LOOPS - garbled, backward);
                 let link_lost = lost + self.losses(LINK - LOOPS, backward);
-                let (first, rounds) = (self.alarm.running, 100);
+                let (first, rounds) = (self.alarm.counted_to, 100);
                 let count = LoopPlaces { first, rounds, places: LOOPS, lost, garbled, link_places: LINK, link_lost };
                 self.events.extend(self.alarm.count(count));
             }
@@ -278,7 +278,7 @@ mod tests {
 
         /// Setups of four loops for the batch that begins next, of which some fail.
         fn set_up(&mut self, failed: usize) -> u64 {
-            let batch = self.alarm.config.times.batch_of(self.alarm.running) + 1;
+            let batch = self.alarm.config.times.batch_of(self.alarm.counted_to) + 1;
             let failure = |why| Outcome::Failed { batch, channel: 1, why };
             let outcomes = (0..4).map(|nth| failure(if nth < failed { Failure::NoAck } else { Failure::Alone }));
             self.alarm.decided(&outcomes.collect::<Vec<_>>());
@@ -297,7 +297,7 @@ mod tests {
         assert!(alarm.link_share() == 1e-4 && is_near(alarm.failure(BATCH), 3.149e-12));
         alarm.link_reported(7000, 7);
         assert_eq!(alarm.link_share(), 1e-4, "one direction is not known");
-        alarm.link[1].add(alarm.running, 7000, 133);
+        alarm.link[1].add(alarm.counted_to, 7000, 133);
         assert!(is_near(alarm.link_share(), 20.624 / 7000.0), "the better direction");
         alarm.link_reported(7000, 133);
         assert!(alarm.link_share() == 1e-2 && is_near(alarm.failure(BATCH), 1.677e-5));
@@ -351,7 +351,7 @@ mod tests {
             world.run(3 * BEFORE as usize / 100);
             assert!(matches!(world.events[..], [PacedEvent::Dropping(Cause::Loops { .. })]), "{:?}", world.events);
             let [alert] = world.alarm.status().dropping[..] else { panic!("{share}") };
-            assert!(alert.times > 1900 && alert.last + 100 > world.alarm.running, "{alert:?}");
+            assert!(alert.times > 1900 && alert.last + 100 > world.alarm.counted_to, "{alert:?}");
         }
     }
 
@@ -369,7 +369,7 @@ mod tests {
         assert!(raised(|cause| matches!(cause, Cause::Loops { .. })), "{:?}", world.events);
         assert!(raised(|cause| *cause == Cause::NextReportsNothing), "{:?}", world.events);
         assert!(
-            world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.running),
+            world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.counted_to),
             "both stay up"
         );
     }
@@ -378,9 +378,9 @@ mod tests {
     fn shares_of_a_silent_or_replaced_link_do_not_count() {
         let mut alarm = World::new(CLEAN).alarm;
         alarm.link_reported(7000, 133);
-        alarm.link[1].add(alarm.running + 5000, 7000, 133);
+        alarm.link[1].add(alarm.counted_to + 5000, 7000, 133);
         let shares = (0..10).map(|_| {
-            let (first, rounds) = (alarm.running, 100);
+            let (first, rounds) = (alarm.counted_to, 100);
             let (places, lost, garbled, link_places, link_lost) = Default::default();
             _ = alarm.count(LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost });
             alarm.link_share()

@@ -15,7 +15,7 @@
 //!
 //! entry_alarm  whether more is lost than links explain, at an entry
 //! loops_alarm  the same at a mix, by its loops
-//! loss_test    the test that both use
+//! losses       the test that both use
 //! raised  causes for which an alarm is up
 //! status  events, and what a node shows
 //! ```
@@ -32,7 +32,7 @@ mod entry_alarm;
 mod hop;
 mod lead;
 mod loops_alarm;
-mod loss_test;
+mod losses;
 mod numbers;
 mod own;
 mod queue;
@@ -53,12 +53,13 @@ pub(crate) use entry::PacedEntry;
 pub(crate) use hop::{Install, PacedHop, ShardCell};
 pub(crate) use lead::Lead;
 pub use loops_alarm::LoopPlaces;
-pub use loss_test::Places;
+pub use losses::Places;
 pub use own::Failure;
 pub(crate) use own::Outcome;
 pub(crate) use queue::Placed;
 pub use status::{
-    Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, RaisedCause, Reported,
+    BatchSize, Cause, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedEvent, PacedStatus, RaisedCause,
+    Reported,
 };
 
 /// Most shards of a setup: their index has 8 bits, and 255 is not used.

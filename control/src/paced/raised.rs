@@ -1,6 +1,6 @@
 //! The causes for which the alarm `dropping` is up (SPEC 9.15.3).
 
-use super::loss_test::BEFORE;
+use super::losses::BEFORE;
 use super::status::{Cause, PacedEvent, RaisedCause};
 
 /// An alarm: its causes, and what has changed.

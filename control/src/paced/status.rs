@@ -143,9 +143,9 @@ pub struct HopStatus {
     /// Clocks of the neighbouring hops.
     pub clocks: Vec<NeighbourClock>,
     /// The running batch, of those that it has seen from their setups on.
-    pub batch: Option<Crowd>,
+    pub batch: Option<BatchSize>,
     /// The least of each number in the batches of the last hour.
-    pub smallest: Option<Crowd>,
+    pub smallest: Option<BatchSize>,
     /// Forward places that the next hop received, as that one reports them.
     pub forward: Reported,
     /// Backward places that the previous hop received, as that one reports them. No entry does.
@@ -173,7 +173,7 @@ pub struct NeighbourClock {
 
 /// The channels of a batch that came from the previous link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Crowd {
+pub struct BatchSize {
     /// At Mix 1 each is of an entry's link of its own.
     pub channels: usize,
     /// Prefixes of these links at Mix 1; those that are exempt count as one.

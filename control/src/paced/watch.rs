@@ -10,14 +10,14 @@ use wire::paced::{Company, Report};
 use super::entry_alarm::EntryAlarm;
 use super::lead::MEMORY;
 use super::loops_alarm::{LoopPlaces, LoopsAlarm};
-use super::loss_test::Places;
-use super::status::{Crowd, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
+use super::losses::Places;
+use super::status::{BatchSize, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
 use crate::counters::Refusal;
 
 /// A clock that is off by more is reported (SPEC 9.5.7).
 const CLOCK_OFF_NS: u64 = 2_000_000;
-/// The time over which the smallest crowd is known.
+/// The time over which the smallest size is known.
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What an entry watches.
@@ -193,7 +193,7 @@ pub(super) struct HopWatch {
     /// It has seen a batch from its setups on.
     has_followed: bool,
     /// Batches of the last hour and when they began, the oldest first. The last one is the running one.
-    crowds: VecDeque<(Duration, Crowd)>,
+    sizes: VecDeque<(Duration, BatchSize)>,
     /// Only of a mix with loops.
     loops: Option<Box<LoopsAlarm>>,
 }
@@ -201,12 +201,12 @@ pub(super) struct HopWatch {
 impl HopWatch {
     /// Of the hop at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: &PacedConfig, position: usize, released: u64) -> HopWatch {
-        let (next_link, forward, backward, clocks_off, has_followed, crowds) = Default::default();
+        let (next_link, forward, backward, clocks_off, has_followed, sizes) = Default::default();
         let places = |link| config.seats(link) as u64 * u64::from(config.terms.cells);
         let places = [places(position), places(position + 1)];
         let has_loops = position < config.shape.hops() && config.terms.loops > 0;
         let loops = has_loops.then(|| Box::new(LoopsAlarm::new(config.clone(), position, released)));
-        HopWatch { places, next_link, forward, backward, clocks_off, has_followed, crowds, loops }
+        HopWatch { places, next_link, forward, backward, clocks_off, has_followed, sizes, loops }
     }
 
     /// Mix: the worker has counted places of loops.
@@ -272,21 +272,23 @@ impl HopWatch {
         }
         // A hop that has slept for longer has no channels.
         let is_next = batch + 1 == next;
-        let crowd = || Crowd { channels: hop.accepted(), prefixes: hop.prefixes() };
-        self.crowds.push_back((now, if is_next { crowd() } else { Crowd::default() }));
-        while self.crowds.len() > 1 && self.crowds[1].0 + HOUR <= now {
-            self.crowds.pop_front();
+        let size = || BatchSize { channels: hop.accepted(), prefixes: hop.prefixes() };
+        self.sizes.push_back((now, if is_next { size() } else { BatchSize::default() }));
+        while self.sizes.len() > 1 && self.sizes[1].0 + HOUR <= now {
+            self.sizes.pop_front();
         }
     }
 
     pub(super) fn status<'a>(&self, exchanges: impl Iterator<Item = (Side, &'a Exchange)>) -> HopStatus {
         let clock = |(side, exchange): (Side, &Exchange)| Some(NeighbourClock { side, clock: exchange.best()? });
-        let crowds = || self.crowds.iter().map(|(_, crowd)| *crowd);
+        let sizes = || self.sizes.iter().map(|(_, size)| *size);
         HopStatus {
             clocks: exchanges.filter_map(clock).collect(),
-            batch: crowds().next_back(),
-            smallest: crowds()
-                .reduce(|a, b| Crowd { channels: a.channels.min(b.channels), prefixes: a.prefixes.min(b.prefixes) }),
+            batch: sizes().next_back(),
+            smallest: sizes().reduce(|a, b| BatchSize {
+                channels: a.channels.min(b.channels),
+                prefixes: a.prefixes.min(b.prefixes),
+            }),
             forward: self.forward,
             backward: self.backward,
             loops: self.loops.as_deref().map(LoopsAlarm::status),

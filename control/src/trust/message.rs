@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use wire::link::{CLOCK_ITEM, LinkContent};
+use wire::link::{CLOCK_ITEM, LinkContent, PartHead};
 
 use super::descriptor;
 use super::encoding::{Malformed, Reader, sha256};
@@ -13,8 +13,6 @@ use super::encoding::{Malformed, Reader, sha256};
 pub const ASK: u8 = LinkContent::Ask as u8;
 /// Kind of a part.
 pub const PART: u8 = LinkContent::Part as u8;
-/// Bytes in front of a part's piece: kind, item, id 4, index, total 2.
-pub const PART_HEAD_LEN: usize = 9;
 /// Longest item.
 pub const ITEM_MAX: usize = descriptor::LEN_MAX;
 /// How long the pieces of an item wait for the others, counted from the last new one.
@@ -147,22 +145,17 @@ impl ItemKind {
 pub fn cut(kind: ItemKind, item: &[u8], content_len: usize) -> Vec<Vec<u8>> {
     assert!((1..=ITEM_MAX).contains(&item.len()));
     let id = id(kind, item);
-    let pieces = item.chunks(content_len - PART_HEAD_LEN).enumerate();
+    let pieces = item.chunks(content_len - PartHead::LEN).enumerate();
     let part = |(index, piece): (usize, &[u8])| {
-        let mut out = Vec::with_capacity(PART_HEAD_LEN + piece.len());
-        out.extend_from_slice(&[PART, kind.to_wire()]);
-        out.extend_from_slice(&id);
-        out.push(index as u8);
-        out.extend_from_slice(&(item.len() as u16).to_be_bytes());
-        out.extend_from_slice(piece);
-        out
+        let head = PartHead { item: kind.to_wire(), id, index: index as u8, total: item.len() as u16 };
+        [&head.to_bytes(), piece].concat()
     };
     pieces.map(part).collect()
 }
 
 /// How many cells [`cut`] makes of an item.
 pub fn cells(item: &[u8], content_len: usize) -> usize {
-    item.len().div_ceil(content_len - PART_HEAD_LEN)
+    item.len().div_ceil(content_len - PartHead::LEN)
 }
 
 /// The first bytes of the item's hash.
@@ -205,11 +198,12 @@ impl Reassembly {
     /// # Errors
     /// A form that [`cut`] does not make.
     pub fn take(&mut self, now: Duration, content: &[u8], hops: usize) -> Result<Taken, Malformed> {
-        let mut reader = Reader::new(content);
-        reader.u8()?;
-        let kind = ItemKind::from_wire(reader.u8()?, hops).ok_or(Malformed::Field("an unknown item"))?;
-        let (part_id, index, total) = (reader.array()?, usize::from(reader.u8()?), usize::from(reader.u16()?));
-        let piece_len = content.len() - PART_HEAD_LEN;
+        let head = PartHead::read(content).ok_or(Malformed::Field("a part without its head"))?;
+        let PartHead { item, id: part_id, index, total } = head;
+        let kind = ItemKind::from_wire(item, hops).ok_or(Malformed::Field("an unknown item"))?;
+        let (index, total) = (usize::from(index), usize::from(total));
+        let mut reader = Reader::new(&content[PartHead::LEN..]);
+        let piece_len = content.len() - PartHead::LEN;
         let from = index * piece_len;
         if piece_len == 0 || total > ITEM_MAX || from >= total || total.div_ceil(piece_len) > 64 {
             return Err(Malformed::Field("a part outside its item"));

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 use wire::cell::CellKind;
-use wire::link::{CLOCK_ITEM, LinkContent};
+use wire::link::{CLOCK_ITEM, LinkContent, PartHead};
 use wire::paced::SlotCount;
 
 /// Link cells of one kind that wait at most, more than a bundle has; others are dropped.
@@ -46,21 +46,12 @@ impl Control {
     }
 }
 
-/// A piece of an item (SPEC 7.8).
-#[derive(Clone, Copy)]
-struct Part {
-    /// Kind and id of the item.
-    item: [u8; 5],
-    index: u8,
+fn part_of(control: &Control) -> Option<PartHead> {
+    PartHead::read(&control.content)
 }
 
-impl Part {
-    fn of(control: &Control) -> Option<Part> {
-        let (kind, rest) = control.content.split_first()?;
-        let (item, rest) = rest.split_first_chunk()?;
-        let index = *rest.first()?;
-        (*kind == LinkContent::Part as u8).then_some(Part { item: *item, index })
-    }
+fn are_of_one_item(a: &PartHead, b: &PartHead) -> bool {
+    (a.item, a.id) == (b.item, b.id)
 }
 
 /// Control cells of one link and direction.
@@ -69,7 +60,7 @@ pub(super) struct ControlCells {
     placed: HashMap<u64, Vec<Control>, foldhash::fast::RandomState>,
     waiting: [VecDeque<Control>; ORDER.len() + 1],
     /// Of each item of which pieces have left the latest piece, and its round.
-    left: Vec<(Part, u64)>,
+    left: Vec<(PartHead, u64)>,
 }
 
 impl ControlCells {
@@ -93,17 +84,17 @@ impl ControlCells {
         if queue.contains(&control) {
             return true;
         }
-        if let Some(part) = Part::of(&control) {
+        if let Some(part) = part_of(&control) {
             // A later time replaces one that waits.
-            let is_clock = |item: [u8; 5]| item[0] == CLOCK_ITEM;
-            let older = |other: &&mut Control| Part::of(other).is_some_and(|other| is_clock(other.item));
-            if let Some(other) = queue.iter_mut().find(older).filter(|_| is_clock(part.item)) {
+            let is_clock = |part: PartHead| part.item == CLOCK_ITEM;
+            let older = |other: &&mut Control| part_of(other).is_some_and(is_clock);
+            if let Some(other) = queue.iter_mut().find(older).filter(|_| is_clock(part)) {
                 *other = control;
                 return true;
             }
             // The piece behind the others is queued for the first time.
-            let mut before = self.left.iter().map(|(part, _)| *part).chain(queue.iter().filter_map(Part::of));
-            let last = before.rfind(|other| other.item == part.item);
+            let mut before = self.left.iter().map(|(part, _)| *part).chain(queue.iter().filter_map(part_of));
+            let last = before.rfind(|other| are_of_one_item(other, &part));
             if last.is_some_and(|last| last.index.checked_add(1) != Some(part.index)) {
                 return true;
             }
@@ -126,8 +117,8 @@ impl ControlCells {
         let waiting = self.waiting.iter_mut().flat_map(|queue| std::iter::from_fn(|| queue.pop_front()));
         let before = out.len();
         out.extend(waiting.chain(std::iter::repeat_with(Control::dummy)).take(slots.link));
-        for part in out[before..].iter().filter_map(Part::of) {
-            self.left.retain(|(other, _)| other.item != part.item);
+        for part in out[before..].iter().filter_map(part_of) {
+            self.left.retain(|(other, _)| !are_of_one_item(other, &part));
             self.left.push((part, round));
         }
     }
@@ -171,7 +162,10 @@ mod tests {
     fn item_whose_pieces_wait_is_not_queued_again() {
         let mut cells = ControlCells::default();
         let send = |cells: &mut ControlCells, id: u8| {
-            (0..4).for_each(|index| assert!(cells.wait(Control::link(LinkContent::Part, &[0x21, id, 0, 0, 0, index]))));
+            for index in 0..4 {
+                let head = PartHead { item: 0x21, id: [id, 0, 0, 0], index, total: 400 };
+                assert!(cells.wait(Control::link(LinkContent::Part, &head.to_bytes()[1..])));
+            }
         };
         send(&mut cells, 1);
         send(&mut cells, 2);

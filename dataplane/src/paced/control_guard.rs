@@ -7,7 +7,7 @@
 use crate::Nanos;
 use crate::ledger::DropReason;
 
-/// So many times the slots of a link is what may pass in a round.
+/// What may pass on a link in a round, in multiples of its slots.
 const MARGIN: u64 = 2;
 /// Rounds whose control cells may come at once: twice as many as data cells may be ahead.
 const ROUNDS_AT_ONCE: u64 = 2 * wire::paced::AHEAD_MAX;

@@ -88,7 +88,7 @@ impl Gate {
         punts: &mut PuntSender,
         free: &mut FreeList,
         tally: &mut Tally,
-        out: &mut Vec<Arrived<P>>,
+        out: &mut impl Extend<Arrived<P>>,
     ) {
         tally.received += arrivals.len() as u64;
         tally.drop_many(DropReason::Length, std::mem::take(&mut arrivals.odd));
@@ -145,7 +145,7 @@ impl Gate {
             match verdict {
                 Ok((Found { link, slot, rank, header }, place)) => {
                     let next_slot = (rank == Rank::Next).then_some((slot, from));
-                    out.push(Arrived { cell, header, place, link, next_slot });
+                    out.extend([Arrived { cell, header, place, link, next_slot }]);
                 }
                 Err(reason) => {
                     tally.drop(reason);

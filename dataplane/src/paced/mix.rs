@@ -38,7 +38,7 @@ use crate::stage::rounds::noise::Noise;
 use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Released, Rounds};
 use loops::Loops;
-pub use loops::{Delay, LoopCounts, View};
+pub use loops::{Delay, LoopCounts, LoopsView};
 
 /// A mix that has read its sockets empty reads them again after this time.
 const REST: Nanos = crate::MILLI;
@@ -78,7 +78,7 @@ pub struct Mix<U, D> {
     by_link: Vec<(LinkId, Vec<Leaving>)>,
     counts: RoundCounts,
     published: Arc<Mutex<Ledger>>,
-    shown: Arc<Mutex<View>>,
+    shown: Arc<Mutex<LoopsView>>,
     profile: latency::Shared,
     /// The clock of the runner, to stop reading by.
     runner_clock: Option<Clock>,
@@ -174,7 +174,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     }
 
     /// What it measures by its loops, published with the ledger.
-    pub fn view(&self) -> Arc<Mutex<View>> {
+    pub fn view(&self) -> Arc<Mutex<LoopsView>> {
         self.shown.clone()
     }
 

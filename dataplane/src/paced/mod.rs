@@ -76,6 +76,10 @@ fn hold(terms: &PacedTerms) -> Duration {
     HOLD.max(HOLD_ROUNDS * Duration::from_millis(terms.period_ms.into()))
 }
 
+/// Commands for a channel and its link at most: the link, a slot, its keys, which slot is current, the channel, clocks of two
+/// rounds, and one to spare.
+const COMMANDS_OF_CHANNEL: usize = 8;
+
 /// Receive calls on each link socket in one turn.
 const RECEIVES: usize = 4;
 
@@ -120,14 +124,14 @@ impl Settings {
     }
 
     /// Commands that wait for the worker at most, if it is not later than a hop's release may be: cells of the control
-    /// slots of these rounds, and for each channel the keys of its link, the channel itself and its clock.
+    /// slots of these rounds, and those of a channel, its link's among them.
     pub fn commands_max(&self) -> usize {
         let (is_entry, is_exit) = (self.position == 0, self.position == self.hops);
         let forward = if is_exit { 0 } else { self.slots(Direction::Forward).most() };
         let backward = if is_entry { 0 } else { self.slots(Direction::Backward).most() };
         let links = if self.position == 1 { usize::from(self.terms.seats) } else { 1 };
         let channels = if is_entry { 1 } else { self.channels_max() + self.loops() };
-        AHEAD_MAX as usize * (forward + backward * links) + 8 * channels
+        AHEAD_MAX as usize * (forward + backward * links) + COMMANDS_OF_CHANNEL * channels
     }
 
     /// Messages that wait for control at most. Half of them are what all links that may exist send in one round, twice
@@ -215,7 +219,7 @@ pub enum Command {
         /// The meeting that it serves; none for destinations.
         call: Option<Box<Call>>,
     },
-    /// Entry: the number that it drew for a batch whose setup has failed, or for which it sets up nothing (SPEC 9.8.8).
+    /// Entry: the number that it drew for a batch, before it is known whether there will be a channel (SPEC 9.8.8).
     Drawn {
         batch: u64,
         number: u32,

@@ -44,7 +44,7 @@ impl ReportCounts {
         let count = self.count(of);
         count.places = count.places.wrapping_add(1);
         count.filled = count.filled.wrapping_add(u32::from(origin != Origin::Came));
-        count.lost = count.lost.wrapping_add(u32::from(origin == Origin::Filled));
+        count.lost = count.lost.wrapping_add(u32::from(origin == Origin::Lost));
     }
 
     /// The report on the rounds up to `last`.
@@ -72,11 +72,11 @@ mod tests {
             let report = Report { first, last, places: filled, filled, lost: filled };
             assert_eq!(places.report(of, last).content[1..], report.to_bytes());
         };
-        places.add(old, Origin::Filled);
+        places.add(old, Origin::Lost);
         expect(&mut places, old, 299, 200, 1);
         expect(&mut places, None, 299, 200, 0);
         places.reported(299, |_| true);
-        [old, new].into_iter().for_each(|of| places.add(of, Origin::Filled));
+        [old, new].into_iter().for_each(|of| places.add(of, Origin::Lost));
         expect(&mut places, old, 399, 200, 2);
         expect(&mut places, new, 399, 300, 1);
         expect(&mut places, None, 399, 200, 0);
@@ -89,7 +89,7 @@ mod tests {
     fn totals_go_on_behind_their_largest_number() {
         let mut places = ReportCounts::new(199);
         *places.count(None) = Count { first: 200, places: u32::MAX, filled: u32::MAX, lost: u32::MAX };
-        places.add(None, Origin::Filled);
+        places.add(None, Origin::Lost);
         let report = Report { first: 200, last: 299, places: 0, filled: 0, lost: 0 };
         assert_eq!(places.report(None, 299).content[1..], report.to_bytes());
     }

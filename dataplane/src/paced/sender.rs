@@ -84,8 +84,8 @@ pub(super) struct Sender {
     gap: u64,
     control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
     clocks: Clocks,
-    /// Cells to send again, by round, and how many.
-    again: VecDeque<Kept>,
+    /// Cells of earlier rounds of which copies are still to leave, by round, and how many.
+    kept_cells: VecDeque<Kept>,
     kept: usize,
     rng: ChaCha20Rng,
     leaving: Vec<Leaving>,
@@ -109,7 +109,7 @@ impl Sender {
             gap: terms.gap.into(),
             control: HashMap::default(),
             clocks: Clocks::OfPeer(HashMap::default()),
-            again: VecDeque::new(),
+            kept_cells: VecDeque::new(),
             kept: 0,
             rng,
             leaving: Vec::new(),
@@ -144,7 +144,7 @@ impl Sender {
     pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
         self.control.remove(&Some(link));
         self.clocks.forget(link);
-        for (_, cells) in &mut self.again {
+        for (_, cells) in &mut self.kept_cells {
             let cells = cells.remove(&link).unwrap_or_default();
             self.kept -= cells.len();
             cells.into_iter().for_each(|cell| free.give(cell.into_buffer()));
@@ -154,7 +154,7 @@ impl Sender {
     /// Nothing is sent again: the rounds begin at another number.
     pub(super) fn forget_copies(&mut self, free: &mut FreeList) {
         self.kept = 0;
-        let cells = self.again.drain(..).flat_map(|(_, cells)| cells.into_values().flatten());
+        let cells = self.kept_cells.drain(..).flat_map(|(_, cells)| cells.into_values().flatten());
         cells.for_each(|cell| free.give(cell.into_buffer()));
     }
 
@@ -170,12 +170,13 @@ impl Sender {
     }
 
     /// Seals the cells of a round for one link, with its control cells and the copies of earlier rounds, and appends
-    /// them to `out` in uniformly random order. `key` names the link's control cells. Data cells count as received
-    /// before, all others are counted here. Returns the clock cell among them.
+    /// them to `out` in uniformly random order. Without a link that has a slot the data cells are dropped. `key` names
+    /// the link's control cells. Data cells count as received before, all others are counted here. Returns the clock
+    /// cell among them.
     #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
     pub(super) fn leave(
         &mut self,
-        (link, key): (LinkId, Option<LinkId>),
+        (link, key): (Option<LinkId>, Option<LinkId>),
         round: Round,
         data: impl Iterator<Item = Leaving>,
         links: &mut PacedLinks,
@@ -184,7 +185,8 @@ impl Sender {
         tally: &mut Tally,
     ) -> Option<ClockCell> {
         let (class, body_len) = (self.class, self.class.body_len());
-        let Some(mut outgoing) = links.outgoing(link) else {
+        let of_link = link.and_then(|link| Some((link, links.outgoing(link)?)));
+        let Some((link, mut outgoing)) = of_link else {
             for leaving in data {
                 tally.drop(DropReason::LinkDown);
                 free.give(leaving.cell.into_buffer());
@@ -261,7 +263,7 @@ impl Sender {
         let first = self.sealed.len();
         for j in 1..self.copies {
             let Some(of) = round.checked_sub(j * self.gap) else { break };
-            let Some((_, cells)) = self.again.iter_mut().find(|(kept, _)| *kept == of) else { continue };
+            let Some((_, cells)) = self.kept_cells.iter_mut().find(|(kept, _)| *kept == of) else { continue };
             if j + 1 == self.copies {
                 let cells = cells.remove(&link).unwrap_or_default();
                 self.kept -= cells.len();
@@ -271,10 +273,10 @@ impl Sender {
             }
         }
         tally.injected += (self.sealed.len() - first) as u64;
-        if self.again.back().is_none_or(|(last, _)| *last != round) {
-            self.again.push_back((round, HashMap::default()));
+        if self.kept_cells.back().is_none_or(|(last, _)| *last != round) {
+            self.kept_cells.push_back((round, HashMap::default()));
         }
-        let kept = self.again.back_mut().expect("it was added above").1.entry(link).or_default();
+        let kept = self.kept_cells.back_mut().expect("it was added above").1.entry(link).or_default();
         let before = kept.len();
         kept.extend(self.sealed[..first].iter().filter_map(copy));
         self.kept += kept.len() - before;
@@ -282,8 +284,8 @@ impl Sender {
 
     /// Ends a round: what was kept for copies that are over is forgotten, and the generator cannot run back.
     pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
-        while self.again.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
-            let cells = self.again.pop_front().into_iter().flat_map(|(_, cells)| cells.into_values().flatten());
+        while self.kept_cells.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
+            let cells = self.kept_cells.pop_front().into_iter().flat_map(|(_, cells)| cells.into_values().flatten());
             for cell in cells {
                 self.kept -= 1;
                 free.give(cell.into_buffer());

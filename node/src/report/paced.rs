@@ -3,9 +3,9 @@
 use std::fmt;
 
 use control::paced::{
-    Cause, Crowd, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
+    BatchSize, Cause, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
 };
-use dataplane::paced::entry::{EndToEnd, LOST_AFTER, MeetingState, Outages, View};
+use dataplane::paced::entry::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages};
 use dataplane::paced::mix;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
@@ -200,7 +200,12 @@ impl From<Reported> for PlacesReport {
 
 impl PacedReport {
     /// `view` is that of an entry's worker, `loops` that of a mix's.
-    pub fn new(plan: &PacedPlan, status: &PacedStatus, view: Option<View>, loops: Option<mix::View>) -> PacedReport {
+    pub fn new(
+        plan: &PacedPlan,
+        status: &PacedStatus,
+        view: Option<EntryView>,
+        loops: Option<mix::LoopsView>,
+    ) -> PacedReport {
         let PacedPlan { figures, terms, hops, position } = plan;
         let waits = view.and_then(|view| view.waits);
         let path = PathReport::planned(terms, *hops).measured((terms, *hops, *position), status, waits, loops.as_ref());
@@ -220,7 +225,7 @@ impl PacedReport {
 }
 
 impl PacedEntryReport {
-    fn new(status: &EntryStatus, view: View, terms: &PacedTerms) -> PacedEntryReport {
+    fn new(status: &EntryStatus, view: EntryView, terms: &PacedTerms) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
         let EndToEnd { places, lost, of_exit } = view.of_other_end;
         PacedEntryReport {
@@ -269,7 +274,7 @@ impl CompanyReport {
 }
 
 /// The state of an entry's meeting (SPEC 9.13.7). Without a channel or company nothing can open, and nothing is lost.
-pub fn meeting(status: &EntryStatus, view: &View) -> Option<MeetingState> {
+pub fn meeting(status: &EntryStatus, view: &EntryView) -> Option<MeetingState> {
     let can_open = status.has_channel && !status.company.is_some_and(Company::is_low);
     let is_new = view.running <= Some(status.company_since + LOST_AFTER);
     view.meeting.map(|state| match state {
@@ -280,8 +285,8 @@ pub fn meeting(status: &EntryStatus, view: &View) -> Option<MeetingState> {
 }
 
 impl LoopsReport {
-    fn new(status: &LoopsStatus, view: &mix::View) -> LoopsReport {
-        let mix::View { counts, sent, met, delay } = *view;
+    fn new(status: &LoopsStatus, view: &mix::LoopsView) -> LoopsReport {
+        let mix::LoopsView { counts, sent, met, delay } = *view;
         LoopsReport {
             set_up: status.set_up,
             failed: status.failed,
@@ -297,14 +302,14 @@ impl LoopsReport {
 }
 
 impl PacedHopReport {
-    fn new(status: &HopStatus, view: mix::View) -> PacedHopReport {
+    fn new(status: &HopStatus, view: mix::LoopsView) -> PacedHopReport {
         let clock = |NeighbourClock { side, clock }: &NeighbourClock| {
             let who = if *side == wire::ids::Side::Up { "previous" } else { "next" };
             (who.to_owned(), ClockReport::from(*clock))
         };
-        let channels = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.channels);
+        let channels = |size: Option<BatchSize>| size.map(|size| size.channels);
         // Only Mix 1 sees prefixes.
-        let prefixes = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.prefixes).filter(|prefixes| *prefixes > 0);
+        let prefixes = |size: Option<BatchSize>| size.map(|size| size.prefixes).filter(|prefixes| *prefixes > 0);
         PacedHopReport {
             channels: channels(status.batch),
             prefixes: prefixes(status.batch),
@@ -321,7 +326,8 @@ impl PacedHopReport {
 }
 
 /// What the user of an entry does about the alarm `dropping`.
-pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss, use another link, and tell operators";
+pub const WHAT_TO_DO: &str =
+    "keep the entry running; if `ping` shows less loss, use another link, and inform the operators";
 
 impl From<&RaisedCause> for CauseReport {
     fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {
@@ -364,7 +370,8 @@ mod tests {
         let state = |has_channel, channels, company_since, running, state| {
             let company = Some(Company { channels, n_min: 8 });
             let status = EntryStatus { has_channel, company, company_since, ..EntryStatus::default() };
-            meeting(&status, &View { running: Some(running), meeting: Some(state), ..View::default() }).unwrap()
+            meeting(&status, &EntryView { running: Some(running), meeting: Some(state), ..EntryView::default() })
+                .unwrap()
         };
         use MeetingState::{Joined, Lost, Waiting};
         assert_eq!(state(true, 8, 0, 1000, Lost), Lost);
@@ -373,7 +380,11 @@ mod tests {
         for seen in [Joined, Lost, Waiting] {
             assert_eq!([state(true, 7, 0, 1000, seen), state(false, 8, 0, 1000, seen)], [Waiting; 2], "{seen:?}");
         }
-        assert_eq!(meeting(&EntryStatus::default(), &View::default()), None, "of a class that serves destinations");
+        assert_eq!(
+            meeting(&EntryStatus::default(), &EntryView::default()),
+            None,
+            "of a class that serves destinations"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use control::paced::PacedStatus;
 use dataplane::paced::entry::{PREPARE, Waits};
-use dataplane::paced::mix::View as LoopsView;
+use dataplane::paced::mix::LoopsView;
 use serde::{Deserialize, Serialize};
 use wire::cell::Direction;
 use wire::ids::Side;

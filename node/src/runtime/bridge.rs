@@ -81,7 +81,41 @@ pub struct Bridge {
 /// free class, and than the ring has places in a paced one. The rest is a few commands for each link.
 pub enum Commands {
     Free { sender: CommandSender, backlog: VecDeque<Command> },
-    Paced { sender: PacedSender, backlog: VecDeque<paced::Command> },
+    Paced(PacedCommands),
+}
+
+/// The way to the worker of a paced class.
+pub struct PacedCommands {
+    sender: PacedSender,
+    backlog: VecDeque<paced::Command>,
+}
+
+impl PacedCommands {
+    pub fn new(sender: PacedSender) -> PacedCommands {
+        PacedCommands { sender, backlog: VecDeque::new() }
+    }
+
+    /// Queues a command of control. False if it was for a cell, and too many wait.
+    pub fn push(&mut self, command: paced::Command) -> bool {
+        use paced::Command::{ClockSeen, Schedule, Wait};
+        let is_cell = matches!(command, Schedule { .. } | Wait { .. } | ClockSeen { .. });
+        let has_room = self.backlog.len() < self.sender.capacity() || !is_cell;
+        self.backlog.extend(has_room.then_some(command));
+        has_room
+    }
+
+    /// Commands in the backlog. While there are any, control takes in nothing of the class.
+    pub fn waiting(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// Moves waiting commands into the ring until it is full.
+    pub fn hand_over(&mut self) {
+        if !self.backlog.is_empty() {
+            hand_over(&mut self.backlog, |command| self.sender.send(command));
+            self.sender.signal();
+        }
+    }
 }
 
 impl Commands {
@@ -92,7 +126,7 @@ impl Commands {
 
     /// To the worker of a paced class.
     pub fn paced(sender: PacedSender) -> Commands {
-        Commands::Paced { sender, backlog: VecDeque::new() }
+        Commands::Paced(PacedCommands::new(sender))
     }
 
     /// Queues a command of control, which has at most `channels` channels. False if it was for a cell, and too many
@@ -105,14 +139,7 @@ impl Commands {
                 backlog.extend(has_room.then_some(command));
                 has_room
             }
-            Commands::Paced { sender, backlog } => {
-                use paced::Command::{ClockSeen, Schedule, Wait};
-                let command = paced_command(change);
-                let is_cell = matches!(command, Some(Schedule { .. } | Wait { .. } | ClockSeen { .. }));
-                let has_room = backlog.len() < sender.capacity() || !is_cell;
-                backlog.extend(command.filter(|_| has_room));
-                has_room
-            }
+            Commands::Paced(commands) => paced_command(change).is_none_or(|command| commands.push(command)),
         }
     }
 
@@ -120,7 +147,9 @@ impl Commands {
     fn extend(&mut self, commands: impl IntoIterator<Item = Command>) {
         match self {
             Commands::Free { backlog, .. } => backlog.extend(commands),
-            Commands::Paced { backlog, .. } => backlog.extend(commands.into_iter().filter_map(shared_command)),
+            Commands::Paced(PacedCommands { backlog, .. }) => {
+                backlog.extend(commands.into_iter().filter_map(shared_command));
+            }
         }
     }
 
@@ -128,7 +157,7 @@ impl Commands {
     fn waiting(&self) -> usize {
         match self {
             Commands::Free { backlog, .. } => backlog.len(),
-            Commands::Paced { backlog, .. } => backlog.len(),
+            Commands::Paced(commands) => commands.waiting(),
         }
     }
 
@@ -136,7 +165,7 @@ impl Commands {
     fn queued(&self) -> u64 {
         let pushed = match self {
             Commands::Free { sender, .. } => sender.pushed(),
-            Commands::Paced { sender, .. } => sender.pushed(),
+            Commands::Paced(PacedCommands { sender, .. }) => sender.pushed(),
         };
         pushed + self.waiting() as u64
     }
@@ -145,7 +174,7 @@ impl Commands {
     fn taken(&self) -> u64 {
         match self {
             Commands::Free { sender, .. } => sender.taken(),
-            Commands::Paced { sender, .. } => sender.taken(),
+            Commands::Paced(PacedCommands { sender, .. }) => sender.taken(),
         }
     }
 
@@ -156,11 +185,8 @@ impl Commands {
                 hand_over(backlog, |command| sender.send(command));
                 sender.signal();
             }
-            Commands::Paced { sender, backlog } if !backlog.is_empty() => {
-                hand_over(backlog, |command| sender.send(command));
-                sender.signal();
-            }
-            Commands::Free { .. } | Commands::Paced { .. } => {}
+            Commands::Free { .. } => {}
+            Commands::Paced(commands) => commands.hand_over(),
         }
     }
 
@@ -300,7 +326,7 @@ impl Bridge {
 
     /// Makes the worker of an entry's paced class refuse new flows, or take them again.
     pub fn refuse_new_flows(&mut self, class: usize, refuses: bool) {
-        if let Commands::Paced { backlog, .. } = &mut self.classes[class].commands {
+        if let Commands::Paced(PacedCommands { backlog, .. }) = &mut self.classes[class].commands {
             backlog.push_back(paced::Command::RefuseNewFlows(refuses));
         }
     }

@@ -29,7 +29,7 @@ impl MeetingKeeper {
     pub(super) fn read(&self) -> Option<MeetingSecret> {
         match read_meeting(&self.file) {
             Ok(secret) => {
-                info!("read the meeting's secret again; it holds from the next batch on that has no setup yet");
+                info!("read the meeting's secret again; it applies from the next batch that has no setup yet");
                 Some(secret)
             }
             Err(why) => {

@@ -69,9 +69,9 @@ pub(super) struct ClassReporter {
     /// Of a paced class.
     pub(super) plan: Option<PacedPlan>,
     /// Only at an entry, of a paced class.
-    pub(super) view: Option<Arc<Mutex<entry::View>>>,
+    pub(super) view: Option<Arc<Mutex<entry::EntryView>>>,
     /// Only at a mix, of a paced class.
-    pub(super) loops: Option<Arc<Mutex<mix::View>>>,
+    pub(super) loops: Option<Arc<Mutex<mix::LoopsView>>>,
     /// Only at a mix: the floor of its meter.
     pub(super) floor: Option<u32>,
 }

@@ -50,11 +50,11 @@ use crate::runtime::sockets::Sockets;
 
 /// Commands from control that can wait for a worker, or more in a paced class with many seats
 /// ([`paced::Settings::commands_max`]).
-const COMMANDS_MAX: usize = 4096;
+pub const COMMANDS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: at most 3 MB with what they carry. A setup has up to
 /// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups. More in a paced class with many seats
 /// ([`paced::Settings::punts_max`]).
-const PUNTS_MAX: usize = 2048;
+pub const PUNTS_MAX: usize = 2048;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
 
@@ -75,9 +75,9 @@ pub struct Workers {
     pub turns: Vec<Arc<Turns>>,
     pub wakers: Vec<Arc<Waker>>,
     /// What the entry of a paced class shows.
-    pub view: Option<Arc<Mutex<paced::entry::View>>>,
+    pub view: Option<Arc<Mutex<paced::entry::EntryView>>>,
     /// What the mix of a paced class measures by its loops.
-    pub loops: Option<Arc<Mutex<paced::mix::View>>>,
+    pub loops: Option<Arc<Mutex<paced::mix::LoopsView>>>,
     /// Control's own sockets at the ports towards the previous hop; none at an entry, and where the system refuses.
     pub door: Option<Door>,
 }

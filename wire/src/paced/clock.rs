@@ -8,7 +8,7 @@ const MILLION: i128 = 1_000_000;
 /// Samples from which the best one is taken.
 const SAMPLES: usize = 32;
 
-/// Maps a monotonic clock to ns since 1970. It is set once, and later follows the time that it is told by at most
+/// Maps a monotonic clock to ns since 1970. It is set once, and later follows the time that it is given by at most
 /// 100 ppm, so it never steps and never runs back.
 #[derive(Clone, Debug)]
 pub struct SteadyClock {

@@ -4,7 +4,7 @@
 //! cell, body, meeting   headers, layers, inner bodies
 //! terms                 the parameters of a class, and what a chain refuses
 //! timetable, slots      rounds, releases, batches and phases; the places of control cells
-//! report                what neighbours tell each other about places and company
+//! report                what neighbours report to each other about places and company
 //! clock                 a clock that never steps, and the offset of a neighbour's
 //! ```
 //!

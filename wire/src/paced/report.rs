@@ -1,4 +1,4 @@
-//! What a hop tells its neighbours about the places of rounds, and an entry about its company (SPEC 9.6.6, 9.15).
+//! What a hop reports to its neighbours about the places of rounds, and an entry about its company (SPEC 9.6.6, 9.15).
 
 /// The content of a report behind its kind.
 pub const REPORT_LEN: usize = 22;

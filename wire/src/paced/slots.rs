@@ -113,7 +113,7 @@ pub fn setup_slots(terms: &PacedTerms, suite: Suite, hops: usize, link: usize) -
 /// Places for acks on link `link`, from 2.
 ///
 /// # Panics
-/// No chain has so many hops.
+/// More than the hops of any chain.
 pub fn ack_slots(terms: &PacedTerms, hops: usize, link: usize) -> Slots {
     let shape = Shape::new(terms.class.size(), hops).expect("a chain has at most eight hops");
     let cells = ACK_COPIES * ack_cells(shape);

@@ -77,12 +77,12 @@ pub enum BadPacedTerms {
     #[error("n_min must be 1 to seats, which is {seats} (got {n_min})")]
     Company { n_min: u16, seats: u16 },
     #[error(
-        "steps_ms, slack_ms, copies and gap have the first hop answer {late_ms} ms after a round begins: at most \
+        "steps_ms, slack_ms, copies and gap make the first hop answer {late_ms} ms after a round begins: at most \
          {most_ms} with this period_ms"
     )]
     Answer { late_ms: u64, most_ms: u64 },
     #[error(
-        "with this period_ms and so many hops the interval must be at least {least_ms} ms (got {interval_ms}), \
+        "with this period_ms and this number of hops the interval must be at least {least_ms} ms (got {interval_ms}), \
          otherwise setup keys do not reach users in time"
     )]
     Interval { interval_ms: u64, least_ms: u64 },

@@ -25,7 +25,7 @@ const LEAD_STEP_NS: u64 = 10_000;
 const CLOCK_OFF_MS: u64 = 2 * 3600 * 1000;
 /// Clock cells of an entry of which an answer may come: those of 10 s with rounds of 10 ms.
 const CLOCKS_SENT_MAX: usize = 64;
-/// So many periods before a round is due its cells are handed over: the worker prepares it early.
+/// Periods before a round is due in which its cells are handed over: the worker prepares it early.
 const HANDED_OVER_BEFORE: u64 = 2;
 
 pub(super) struct EntryPart {
@@ -36,17 +36,24 @@ pub(super) struct EntryPart {
     clocks_sent: VecDeque<((LinkId, u64), u64)>,
     /// The round that is handed over next.
     next: u64,
-    told: Told,
+    passed: Passed,
     watch: EntryWatch,
     clock_bound: ClockBound,
 }
 
 /// What the worker knows.
 #[derive(Default)]
-struct Told {
+struct Passed {
     lead: Option<(i64, bool)>,
-    /// The last batch whose number it has.
-    batch: u64,
+    /// The batch whose number it has, and that of the next one.
+    running: Option<u64>,
+}
+
+impl Passed {
+    /// The batches whose numbers it gets, as the entry is in this one: it may have jumped back there.
+    fn batches(&mut self, running: u64) -> Option<[u64; 2]> {
+        (self.running.replace(running) != Some(running)).then_some([running, running + 1])
+    }
 }
 
 /// How far the clock of Mix 1 may be from that of an entry's host. Otherwise Mix 1 could turn its time back to setup
@@ -69,10 +76,10 @@ impl ClockBound {
 impl EntryPart {
     pub(super) fn new(rng: &mut ChaCha20Rng, config: PacedConfig, lead: Lead, unix_ns: u64) -> EntryPart {
         let next = lead.round_at(unix_ns);
-        let (exchange, clocks_sent, told) = Default::default();
+        let (exchange, clocks_sent, passed) = Default::default();
         let watch = EntryWatch::new(config.clone());
         let entry = PacedEntry::new(config, rng, next);
-        EntryPart { entry, lead, exchange, clocks_sent, next, told, watch, clock_bound: ClockBound::draw(rng) }
+        EntryPart { entry, lead, exchange, clocks_sent, next, passed, watch, clock_bound: ClockBound::draw(rng) }
     }
 
     /// The time of Mix 1, in ms, when what leaves now arrives there.
@@ -104,7 +111,7 @@ impl EntryPart {
             self.take_bundle(cx, trust, at);
         }
         self.lead.follow(at.class_ns);
-        self.tell_lead(cx);
+        self.pass_lead(cx);
         let last = self.lead.round_at(at.class_ns + HANDED_OVER_BEFORE * self.period());
         // The lead may have become known: then the entry sends other rounds.
         if self.next.abs_diff(last) > AHEAD_MAX {
@@ -112,8 +119,8 @@ impl EntryPart {
         }
         while self.next <= last {
             let outcomes = self.entry.advance(&mut cx.rng, &mut cx.counters, self.next, is_ready);
-            self.tell_numbers(cx);
-            self.tell_outcomes(cx, at.class_ns, outcomes);
+            self.pass_numbers(cx);
+            self.pass_outcomes(cx, at.class_ns, outcomes);
             let events = self.watch.advance(&self.entry, (&self.lead, at.class_ns), self.next, (is_up, is_ready));
             events.into_iter().for_each(|event| cx.event(Event::Paced(event)));
             if let Some(cell) = self.entry.cell(self.next) {
@@ -147,7 +154,7 @@ impl EntryPart {
         match header.kind {
             CellKind::Ack => {
                 let outcome = self.entry.ack(&mut cx.counters, (header.channel, header.sub), content)?;
-                self.tell_outcomes(cx, at.class_ns, outcome.into_iter().collect());
+                self.pass_outcomes(cx, at.class_ns, outcome.into_iter().collect());
                 Ok(())
             }
             CellKind::Link => self.link_cell(cx, trust, clock, cell),
@@ -203,27 +210,25 @@ impl EntryPart {
         self.watch.status(&self.entry, (&self.lead, time), &self.exchange)
     }
 
-    fn tell_lead(&mut self, cx: &mut Context) {
+    fn pass_lead(&mut self, cx: &mut Context) {
         let now = (self.lead.current_ns(), self.lead.lead_ns().is_some());
         let is_near = |(lead_ns, is_known): (i64, bool)| is_known == now.1 && lead_ns.abs_diff(now.0) < LEAD_STEP_NS;
-        if !self.told.lead.is_some_and(is_near) {
-            self.told.lead = Some(now);
+        if !self.passed.lead.is_some_and(is_near) {
+            self.passed.lead = Some(now);
             cx.change(Change::Paced(PacedChange::Lead { lead_ns: now.0, is_known: now.1 }));
         }
     }
 
     /// The numbers of the running batch and the next one: the entry has them with a channel and without.
-    fn tell_numbers(&mut self, cx: &mut Context) {
+    fn pass_numbers(&mut self, cx: &mut Context) {
         let running = self.entry.config().times.batch_of(self.next);
-        for batch in [running, running + 1] {
-            if let Some(number) = self.entry.channel(batch).filter(|_| batch > self.told.batch) {
-                self.told.batch = batch;
-                cx.change(Change::Paced(PacedChange::Drawn { batch, number }));
-            }
+        for batch in self.passed.batches(running).into_iter().flatten() {
+            let number = self.entry.channel(batch).expect("it is drawn");
+            cx.change(Change::Paced(PacedChange::Drawn { batch, number }));
         }
     }
 
-    fn tell_outcomes(&mut self, cx: &mut Context, time: u64, outcomes: Vec<Outcome>) {
+    fn pass_outcomes(&mut self, cx: &mut Context, time: u64, outcomes: Vec<Outcome>) {
         for outcome in outcomes {
             cx.event(Event::Paced(self.watch.decided(&outcome)));
             match outcome {
@@ -243,6 +248,14 @@ mod tests {
     use rand_chacha::ChaCha20Rng;
 
     use super::*;
+
+    #[test]
+    fn worker_has_the_numbers_of_all_batches_also_after_a_jump_back() {
+        let mut passed = Passed::default();
+        let had: Vec<_> =
+            [700, 700, 701, 500, 500, 501].into_iter().filter_map(|batch| passed.batches(batch)).collect();
+        assert_eq!(had, [[700, 701], [701, 702], [500, 501], [501, 502]]);
+    }
 
     #[test]
     fn clock_of_mix_1_may_be_off_by_two_hours_and_never_by_four() {

@@ -74,7 +74,7 @@ impl HopPart {
             }
             let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
             watch.loops_decided(&outcomes);
-            tell_loops(cx, outcomes);
+            install_loops(cx, outcomes);
             for cell in hop.cells(direction, *next) {
                 place(cx, direction, *next, cell);
             }
@@ -169,7 +169,7 @@ impl HopPart {
     }
 }
 
-/// The side of a link to another hop. None of an entry's: it tells nothing but the time.
+/// The side of a link to another hop. None of an entry's: it says nothing but the time.
 fn side_of_hop(cx: &Context, links: &Links, link: LinkId) -> Option<Side> {
     links.side(link).filter(|side| *side == Side::Down || !cx.config.faces_entries())
 }
@@ -180,7 +180,7 @@ fn last_due(config: &PacedConfig, direction: Direction, position: usize, time: u
 }
 
 /// What has become of loops. Those that failed send as well: the number of cells does not show it.
-fn tell_loops(cx: &mut Context, outcomes: Vec<Outcome>) {
+fn install_loops(cx: &mut Context, outcomes: Vec<Outcome>) {
     for outcome in outcomes {
         let (batch, number, keys) = match outcome {
             Outcome::Ready { batch, channel, keys, call } => {

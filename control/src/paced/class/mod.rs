@@ -201,7 +201,7 @@ impl Paced {
     }
 }
 
-/// Tells the node's trust how far the clock behind a link is from the host's.
+/// Reports to the node's trust how far the clock behind a link is from the host's.
 fn compare_clocks(
     cx: &Context,
     trust: &mut Trust,

@@ -8,7 +8,7 @@ use wire::paced::{AHEAD_MAX, BEHIND_MAX, Inner, PacedHeader, RoundSub};
 use wire::reassembly::Outcome;
 
 use super::packer::SESSION;
-use super::{Entry, MeetingState};
+use super::{Entry, MeetingState, QUIET};
 use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::paced::gate::{ArrivalTime, Arrived};
@@ -16,17 +16,40 @@ use crate::socket::Port;
 use crate::socket::app_batch::FlowId;
 use crate::socket::apps::Apps;
 
+/// Cells that are taken in between two looks at the clock: at most a quarter of a ms, with their datagrams.
+const STEP: usize = 8;
+
 impl<D: Port, A: Apps> Entry<D, A> {
+    /// Takes in what Mix 1 has sent, as long as there is time before the next round. What is left waits: how long a cell
+    /// takes depends on whether the entry has a channel, and of which kind.
     pub(super) fn receive_link(&mut self, now: Nanos) {
+        if self.arrived.is_empty() {
+            self.read_link(now);
+        }
+        let until = match &self.ready {
+            Some(ready) => ready.at.saturating_sub(QUIET),
+            None => self.prepare_at(),
+        };
+        while !self.arrived.is_empty() && self.runner_clock.map_or(now, |clock| clock.now()) < until {
+            let waited = now.saturating_sub(self.arrived_at);
+            for _ in 0..STEP {
+                let Some(cell) = self.arrived.pop_front() else { break };
+                self.take(cell, waited, now);
+            }
+            self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
+        }
+    }
+
+    /// One call of the system's, and the checks that are the same for all cells.
+    fn read_link(&mut self, now: Nanos) {
         let time = self.clock.at(now);
         let running = self.pacer.running(time);
         let since_read = self.link_read.waited(now);
         self.link_read.set(now);
-        // One call a turn, which is short enough to be over before a round is due.
         if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
             return;
         }
-        let waited = since_read.max(self.down.waited(now));
+        self.arrived_at = now.saturating_sub(since_read.max(self.down.waited(now)));
         let Self { arrivals, links, channels, punts, free, cells, arrived, gate, .. } = self;
         let place = |_, header: &PacedHeader| match (running, header.seq) {
             // No header is one of a data cell then.
@@ -37,11 +60,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
         };
         let at = ArrivalTime { turn: now, class: time };
         gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
-        let mut arrived = std::mem::take(&mut self.arrived);
-        for cell in arrived.drain(..) {
-            self.take(cell, waited, now);
-        }
-        self.arrived = arrived;
     }
 
     /// One cell that has passed the gate.
@@ -49,7 +67,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let Arrived { mut cell, header, link, next_slot, .. } = arrived;
         let place = header.round_sub();
         let block = *cell.header();
-        let dropped = if header.channel == 0 || self.channels.channel(place.round).is_none() {
+        let dropped = if self.links.links.side(link).is_none() {
+            // It has gone while the cell waited.
+            Some(DropReason::LinkDown)
+        } else if header.channel == 0 || self.channels.channel(place.round).is_none() {
             // Noise of Mix 1, or of a channel whose setup has failed here.
             self.links.accepted(link, next_slot, &mut self.punts, now);
             None

@@ -28,6 +28,7 @@ mod packer;
 mod rounds;
 mod shown;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub use pacer::PREPARE;
 use pacer::Pacer;
 use packer::{FlowAt, Packer, SESSION, Waiting};
 use rounds::{EARLY, Ready};
-pub use shown::{EndToEnd, LOST_AFTER, MeetingState, Outages, View, Waits};
+pub use shown::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages, Waits};
 
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
 const QUIET: Nanos = MILLI;
@@ -136,10 +137,10 @@ pub struct Entry<D, A> {
     /// The last round whose backward places were counted, and one more.
     counted: u64,
     /// The same of what control has heard of, and places and lost ones up to there.
-    told: (u64, u64, u64),
+    reported: (u64, u64, u64),
     /// How long datagrams waited for the rounds since then.
     waits: Histogram,
-    view: View,
+    view: EntryView,
     clock: SteadyClock,
     /// The clock of the runner, to spin by.
     runner_clock: Option<Clock>,
@@ -153,13 +154,15 @@ pub struct Entry<D, A> {
     next_tick: Nanos,
     report_due: Nanos,
     arrivals: Arrivals,
-    arrived: Vec<Arrived<()>>,
+    /// Cells that have passed the gate, and when they were there at the earliest.
+    arrived: VecDeque<Arrived<()>>,
+    arrived_at: Nanos,
     receive_batch: ReceiveBatch,
     send_batch: SendBatch,
     cells: PerDirection<Tally>,
     datagrams: PerDirection<Tally>,
     published: Arc<Mutex<Ledger>>,
-    shown: Arc<Mutex<View>>,
+    shown: Arc<Mutex<EntryView>>,
     profile: latency::Shared,
     /// Start of the turn, and datagrams handed out before it.
     began: (Nanos, u64),
@@ -233,9 +236,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
             is_quiet: false,
             out_ends: 0,
             counted: 0,
-            told: (0, 0, 0),
+            reported: (0, 0, 0),
             waits: Histogram::default(),
-            view: View::default(),
+            view: EntryView::default(),
             clock,
             runner_clock: None,
             commands,
@@ -247,7 +250,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             next_tick: now,
             report_due: now,
             arrivals: Arrivals::new(),
-            arrived: Vec::with_capacity(RECEIVE_MAX),
+            arrived: VecDeque::with_capacity(RECEIVE_MAX),
+            arrived_at: 0,
             receive_batch: ReceiveBatch::default(),
             send_batch: SendBatch::default(),
             cells: PerDirection::default(),
@@ -268,7 +272,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// What it shows in addition, published with the ledger.
-    pub fn view(&self) -> Arc<Mutex<View>> {
+    pub fn view(&self) -> Arc<Mutex<EntryView>> {
         self.shown.clone()
     }
 
@@ -426,21 +430,22 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             self.apply(command, now);
         }
         self.tick(now);
-        self.is_quiet = self.ready.as_ref().is_some_and(|ready| ready.at <= now + QUIET);
-        if !self.is_quiet {
-            self.receive_link(now);
-            self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
+        if !self.is_due_soon(now) {
             self.receive_apps(now);
         }
         self.drop_aged(now);
         self.prepare(now);
+        self.is_quiet = self.is_due_soon(now);
+        if !self.is_quiet {
+            self.receive_link(now);
+        }
         if let Some(running) = self.pacer.running(self.clock.at(now)) {
             self.count_lost(running);
         }
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
         self.publish(now);
-        self.wake_at(now)
+        if self.is_quiet || self.arrived.is_empty() { self.wake_at(now) } else { now }
     }
 
     fn record_latency(&mut self, now: Nanos) {
@@ -476,6 +481,8 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             out.lose(out.len(), &mut self.free);
         }
         self.ready = None;
+        self.cells.backward.drop_many(DropReason::Shutdown, self.arrived.len() as u64);
+        self.arrived.drain(..).for_each(|arrived| self.free.give(arrived.cell.into_buffer()));
         self.packer.drop_of(None, DropReason::Shutdown, &mut self.datagrams.forward);
         self.datagrams.backward.drop_many(DropReason::Shutdown, self.reassembler.held() as u64);
         self.reassembler = Reassembler::new(self.settings.terms.class.size().payload());

@@ -9,7 +9,7 @@ use wire::paced::{MEETING_OVERHEAD, RoundSub};
 
 use super::channels::Channel;
 use super::pacer::{PREPARE, SETTLE};
-use super::{Entry, packer};
+use super::{Entry, QUIET, packer};
 use crate::batch::Departures;
 use crate::buffer::Cell;
 use crate::ledger::DropReason;
@@ -64,7 +64,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         };
         let has_flows = users.clients.flows() > 0 || packer.has_others();
         let tally = &mut cells.forward;
-        let (number, mut channel) = channels.of_round(round, rng);
+        let (channel_number, mut channel) = channels.of_round(round, rng);
         let mut leaving = Vec::with_capacity(terms.cells.into());
         let mut is_sealed = false;
         for sub in 0..terms.cells {
@@ -95,7 +95,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 }
                 _ => rng.fill_bytes(body),
             }
-            leaving.push(Leaving { cell, number, sub });
+            leaving.push(Leaving { cell, number: channel_number, sub });
         }
         if let Some(meeting) = meeting
             && is_sealed
@@ -106,19 +106,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
         pacer.prepared(round, is_sealed);
         let due = pacer.due_at(round);
         let of_round = Round { number: round, due, slots: slots.of(times, round) };
-        match links.neighbour(Side::Down) {
-            Some(link) => {
-                let leaving = leaving.into_iter();
-                let clock = sender.leave((link, None), of_round, leaving, links, prepared, free, tally);
-                if let Some(ClockCell { sent: number, .. }) = clock {
-                    // If it is lost, this clock cell gives no sample.
-                    let _ = punts.send(Punt::PacedClockSent { link, number, sent_ns: due });
-                }
-            }
-            None => {
-                tally.drop_many(DropReason::LinkDown, leaving.len() as u64);
-                leaving.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
-            }
+        let link = links.neighbour(Side::Down);
+        let clock_cell = sender.leave((link, None), of_round, leaving.into_iter(), links, prepared, free, tally);
+        if let (Some(link), Some(ClockCell { sent: clock_number, .. })) = (link, clock_cell) {
+            // If it is lost, this clock cell gives no sample.
+            let _ = punts.send(Punt::PacedClockSent { link, number: clock_number, sent_ns: due });
         }
         sender.end_round(round, free);
         // From before it was prepared: that has taken time, more or less by what is in the round.
@@ -161,12 +153,22 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.down.send(out, free, &mut self.cells.forward);
     }
 
+    /// A round is ready that is due in a moment.
+    pub(super) fn is_due_soon(&self, now: Nanos) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.at <= now + QUIET)
+    }
+
+    /// When the next round is to be built, unless one is ready.
+    pub(super) fn prepare_at(&self) -> Nanos {
+        self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE))
+    }
+
     /// When the worker is to come back.
     pub(super) fn wake_at(&self, now: Nanos) -> Nanos {
         let next = match &self.ready {
             Some(Ready { at, .. }) if *at > now + self.early => at - self.early,
             Some(Ready { at, .. }) => *at,
-            None => self.clock.when(self.pacer.due_at(self.pacer.last() + 1).saturating_sub(PREPARE)),
+            None => self.prepare_at(),
         };
         let aged = now.saturating_add(self.shortest_age / 2);
         let blocked = if self.out.is_empty() { Nanos::MAX } else { now + BLOCKED_WAIT };

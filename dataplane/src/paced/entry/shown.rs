@@ -41,7 +41,7 @@ impl MeetingState {
 
 /// What a worker shows in addition to its ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct View {
+pub struct EntryView {
     /// The round of which first copies leave; none before the lead is known.
     pub running: Option<u64>,
     /// None for destinations.
@@ -67,16 +67,16 @@ pub struct Outages {
     /// In rounds.
     pub longest: u64,
     /// Rounds without a cell up to the latest one that was counted.
-    running: u64,
+    in_a_row: u64,
 }
 
 impl Outages {
     /// One round more.
     fn count(&mut self, is_lost: bool) {
-        self.running = if is_lost { self.running + 1 } else { 0 };
-        self.count += u64::from(self.running == 2);
-        if self.running >= 2 {
-            self.longest = self.longest.max(self.running);
+        self.in_a_row = if is_lost { self.in_a_row + 1 } else { 0 };
+        self.count += u64::from(self.in_a_row == 2);
+        if self.in_a_row >= 2 {
+            self.longest = self.longest.max(self.in_a_row);
         }
     }
 }
@@ -123,7 +123,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
         }
         self.counted = self.counted.max(end);
-        let (first, places, lost) = self.told;
+        let (first, places, lost) = self.reported;
         if self.counted < first + REPORT_EVERY {
             return;
         }
@@ -139,7 +139,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         };
         // Nothing is known of the rounds before the first one that was counted.
         if first == 0 || self.punts.send(lost) {
-            self.told = (self.counted, self.view.places, self.view.lost);
+            self.reported = (self.counted, self.view.places, self.view.lost);
         }
     }
 
@@ -156,6 +156,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let mut ledger =
             Ledger { cells: self.cells, datagrams: self.datagrams, traffic: self.down.traffic(), ..Ledger::default() };
         ledger.cells.forward.hold(self.out.len() + self.prepared.len());
+        ledger.cells.backward.hold(self.arrived.len());
         ledger.datagrams.forward.hold(self.packer.len());
         ledger.datagrams.backward.hold(self.reassembler.held());
         let free = self.free.free() + self.down.rx_buffers() + self.sender.kept();

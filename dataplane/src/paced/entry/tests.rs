@@ -225,7 +225,7 @@ impl Bench {
         *self.entry.published.lock().unwrap()
     }
 
-    fn shown(&self) -> View {
+    fn shown(&self) -> EntryView {
         *self.entry.shown.lock().unwrap()
     }
 }
@@ -482,6 +482,57 @@ fn nothing_is_read_just_before_a_round_is_due() {
     assert_eq!(bench.ledger().datagrams.forward.received, before + 1);
 }
 
+/// Mix 1 could see by that whether an entry has a channel, and of which kind.
+#[test]
+fn cells_of_mix_1_do_not_delay_a_round() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 2);
+    bench.say(client(1), b"ask");
+    bench.run_to(first + 20);
+    for round in first..first + 20 {
+        let place = RoundSub { round, sub: 0 };
+        let body = bench.exit_body(place, &[Frame::Dgram { flow: 0, data: b"answer" }]);
+        bench.send_from_mix(place, &body);
+    }
+    let due = bench.entry.clock.when(bench.entry.pacer.due_at(first + 21));
+    bench.run_until(bench.entry.clock.at(due - PREPARE - MILLI));
+    let (sent, before) = (bench.ledger().datagrams.backward.sent, bench.ledger().cells.backward);
+    assert_eq!(before.held, 0);
+    bench.take();
+    for round in first + 8..first + 20 {
+        for sub in 1..bench.entry.settings.terms.cells {
+            let place = RoundSub { round, sub };
+            let body = bench.exit_body(place, &[Frame::Dgram { flow: 0, data: b"answer" }]);
+            bench.send_from_mix(place, &body);
+        }
+    }
+    // The first of these answers takes until it is time to build the round.
+    let clock = Clock::showing(bench.now);
+    bench.apps.tap(move |datagram| {
+        while clock.now() < due - PREPARE {
+            std::hint::spin_loop();
+        }
+        vec![datagram]
+    });
+    bench.entry.set_clock(clock);
+    assert!(bench.turn() <= clock.now(), "it comes back at once");
+    let cells = bench.ledger().cells.backward;
+    let (taken, held) = (cells.consumed - before.consumed, cells.held);
+    assert!((1..=8).contains(&taken) && held > 0, "{taken} taken, {held} held");
+    while bench.take().is_empty() {
+        bench.now = clock.now();
+        bench.turn();
+    }
+    assert!(bench.now >= due - EARLY.end());
+    while bench.ledger().cells.backward.held > 0 {
+        bench.now = clock.now();
+        bench.turn();
+    }
+    assert_eq!(bench.ledger().datagrams.backward.sent, sent + taken + held);
+}
+
 #[test]
 fn time_of_preparing_does_not_count_as_time_to_settle() {
     let mut bench = Bench::to_destination(terms());
@@ -715,15 +766,15 @@ fn lost_places_are_those_of_which_no_copy_came() {
 
     // Control hears of them after every 100 rounds.
     bench.run_to(first + 19 + 257 + 200);
-    let told = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
+    let reported = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
         Punt::PacedPlaces { first, rounds, places, lost } => Some((first, rounds, places, lost)),
         _ => None,
     });
-    let told: Vec<_> = told.collect();
-    assert!(told.iter().all(|(_, rounds, ..)| *rounds == 100) && told.len() >= 3, "{told:?}");
-    assert!(told.windows(2).all(|pair| pair[0].0 + 100 == pair[1].0), "{told:?}");
-    let sum = told.iter().fold((0, 0), |sum, (.., places, lost)| (sum.0 + places, sum.1 + lost));
-    assert!(told.last().unwrap().0 + 100 > first + 20);
+    let reported: Vec<_> = reported.collect();
+    assert!(reported.iter().all(|(_, rounds, ..)| *rounds == 100) && reported.len() >= 3, "{reported:?}");
+    assert!(reported.windows(2).all(|pair| pair[0].0 + 100 == pair[1].0), "{reported:?}");
+    let sum = reported.iter().fold((0, 0), |sum, (.., places, lost)| (sum.0 + places, sum.1 + lost));
+    assert!(reported.last().unwrap().0 + 100 > first + 20);
     assert_eq!((sum.1, sum.0 >= 40), (8 + (sum.0 - 40), true), "nothing came in later rounds");
     // The last round that came is the one before the end of the loop.
     let Outages { count, longest, .. } = bench.shown().outages;
@@ -782,13 +833,13 @@ fn clock_cells_of_an_entry_are_numbers_and_nothing_else() {
     let sent: Vec<_> = clocks.iter().step_by(2).map(|cell| cell.sent).collect();
     assert!(sent.len() >= 3 && sent.iter().copied().eq(sent[0]..sent[0] + sent.len() as u64), "{sent:?}");
     assert!(sent[0] == 1 && clocks.iter().all(|cell| (cell.peer, cell.received) == (0, 0)), "{clocks:?}");
-    let told: Vec<_> = std::iter::from_fn(|| bench.punts.pop().ok()).collect();
-    let told = told.iter().filter_map(|punt| match *punt {
+    let reported: Vec<_> = std::iter::from_fn(|| bench.punts.pop().ok()).collect();
+    let reported = reported.iter().filter_map(|punt| match *punt {
         Punt::PacedClockSent { link, number, sent_ns } => Some((link, number, sent_ns)),
         _ => None,
     });
     // The entry starts 20 rounds before the batch.
     let at = |number| bench.times.begin(first + 16 * number - 32);
     let expected = sent.iter().map(|number| (bench.mix.link, *number, at(*number)));
-    assert!(told.take(sent.len()).eq(expected), "when each of them was due");
+    assert!(reported.take(sent.len()).eq(expected), "when each of them was due");
 }

@@ -74,7 +74,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         came.resize_with(channels.len() * cells, || None);
         met.resize_with(channels.len() * cells, || None);
         rounds.take(channels.len(), |place, cell, has_come| {
-            places.add(None, if has_come { Origin::Came } else { Origin::Filled });
+            places.add(None, if has_come { Origin::Came } else { Origin::Lost });
             let at = |channel| channel * cells + usize::from(place.sub);
             match channels[place.channel].state.peer {
                 Some(peer) => {
@@ -92,7 +92,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// Takes in the frames of a round, to take effect next: those of its own cells or else, with repeat, those that the
     /// next round's cells have again. Lower numbers of cells go first, so each flow keeps their order.
     pub(super) fn take_frames(&mut self, round: u64, cells: ByPlace, now: Nanos) {
-        let Self { batches, outside, class, times, last: (next, again), tally, free, .. } = self;
+        let Self { batches, outside, class, times, latest: (next, again), tally, free, .. } = self;
         let (per_round, payload) = (usize::from(class.terms.cells), class.terms.class.size().payload());
         let (batch, has_repeat) = (times.batch_of(round), class.terms.repeat);
         let is_next = has_repeat && *next == round + 1;

@@ -89,8 +89,8 @@ pub struct Exit<U, A> {
     gate: Gate,
     /// What came for rounds that are not released.
     rounds: Rounds,
-    /// With repeat, what came for the last released round: it takes effect with the next one.
-    last: (u64, ByPlace),
+    /// With repeat, the latest round that was released, and what came for it: it takes effect with the next one.
+    latest: (u64, ByPlace),
     schedules: PerDirection<Schedule>,
     /// Rounds that are sealed and not released.
     sealed: VecDeque<(u64, Vec<Leaving>)>,
@@ -154,7 +154,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             outside: Outside::new(settings, apps, draw(), now),
             gate: Gate::new(&class, Side::Up),
             rounds: Rounds::new(channels_max, terms.cells, released),
-            last: (released, Vec::new()),
+            latest: (released, Vec::new()),
             schedules,
             sealed: VecDeque::new(),
             released: last_due(schedules.backward),
@@ -285,8 +285,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let (came, met) = self.take_round(round);
             self.outside.tick(now);
             if self.class.terms.repeat {
-                let (last, cells) = std::mem::replace(&mut self.last, (round, came));
-                self.take_frames(last, cells, now);
+                let (before, cells) = std::mem::replace(&mut self.latest, (round, came));
+                self.take_frames(before, cells, now);
             } else {
                 self.take_frames(round, came, now);
             }
@@ -319,35 +319,27 @@ impl<U: Port, A: Apps> Exit<U, A> {
         // What the socket has not taken in a whole period comes too late.
         tally.drop_many(DropReason::Aged, out.len() as u64);
         out.lose(out.len(), free);
-        // Those that are sealed and due are taken off below.
-        counts.skipped += due.end() - self.released;
-        self.released = *due.end();
+        let passed = due.end() - std::mem::replace(&mut self.released, *due.end());
+        let mut left = 0;
         while let Some((number, cells)) = sealed.pop_front_if(|(number, _)| *number <= *due.end()) {
             if !due.contains(&number) {
                 tally.drop_many(DropReason::Skipped, cells.len() as u64);
                 cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
                 continue;
             }
-            counts.skipped -= 1;
-            match links.neighbour(Side::Up) {
-                Some(link) => {
-                    let round =
-                        Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
-                    let channels = batches.of_round(number).len();
-                    let of_channels = channels * usize::from(class.terms.cells);
-                    let before = out.len();
-                    sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
-                    counts.add(out.len() - before, round.slots.total(), of_channels);
-                }
-                None => {
-                    tally.drop_many(DropReason::LinkDown, cells.len() as u64);
-                    cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
-                }
+            left += 1;
+            let round = Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
+            let of_channels = batches.of_round(number).len() * usize::from(class.terms.cells);
+            let (link, before) = (links.neighbour(Side::Up), out.len());
+            sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
+            if link.is_some() {
+                counts.add(out.len() - before, round.slots.total(), of_channels);
             }
             sender.end_round(number, free);
         }
+        counts.skipped += passed - left;
         // With repeat, frames of the last round that was released forward have yet to take effect.
-        let in_use = if class.terms.repeat { self.last.0 } else { u64::MAX };
+        let in_use = if class.terms.repeat { self.latest.0 } else { u64::MAX };
         batches.forget_before(in_use.min(self.released + 1));
     }
 
@@ -359,7 +351,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             rounds: self.counts,
             ..Ledger::default()
         };
-        let waiting = self.last.1.iter().flatten().count();
+        let waiting = self.latest.1.iter().flatten().count();
         let sealed: usize = self.sealed.iter().map(|(_, cells)| cells.len()).sum();
         ledger.cells.forward.hold(self.rounds.held() + waiting);
         ledger.cells.backward.hold(sealed + self.out.len());
@@ -428,7 +420,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn finish(&mut self, now: Nanos) {
         self.up.send(&mut self.out, &mut self.free, &mut self.tally.backward);
         let (_, dropped) = self.rounds.skip_to(self.rounds.released() + AHEAD_MAX + 1, &mut self.free);
-        let Self { last: (_, cells), sealed, out, tally, free, .. } = self;
+        let Self { latest: (_, cells), sealed, out, tally, free, .. } = self;
         let last: Vec<_> = cells.drain(..).flatten().collect();
         let sealed: Vec<_> = sealed.drain(..).flat_map(|(_, cells)| cells).map(|leaving| leaving.cell).collect();
         tally.forward.drop_many(DropReason::Shutdown, (dropped + last.len()) as u64);

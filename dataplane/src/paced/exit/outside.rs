@@ -298,6 +298,7 @@ impl<A: Apps> Outside<A> {
             }
             Work::Receive => return None,
             Work::Tick => {
+                self.sessions.drop_aged(now, &mut self.tally.backward);
                 self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session));
                 let (gateway, mut cx) = self.gateway(punts, now);
                 gateway.tick(&mut cx);
@@ -370,10 +371,9 @@ impl<A: Apps> Outside<A> {
         true
     }
 
-    /// Drops what has waited for too long. Once a second it has sessions and flows end.
+    /// Drops frames that have waited for too long. Once a second answers, sessions and flows follow.
     pub(super) fn tick(&mut self, now: Nanos) {
         self.drop_aged_frames(now);
-        self.sessions.drop_aged(now, &mut self.tally.backward);
         while self.waiting.front().is_some_and(|waiting| now > waiting.since + self.waits) {
             self.drop_waiting(DropReason::Aged);
         }

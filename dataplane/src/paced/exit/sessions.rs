@@ -232,7 +232,7 @@ impl Sessions {
         tally.drop_many(DropReason::Aged, dropped);
     }
 
-    /// Fills the inner bytes of a cell of a channel with what waits in the session that it named last; the rest is PAD.
+    /// Fills the inner bytes of a cell of a channel with what waits in the session that it has named; the rest is PAD.
     pub(super) fn fill(
         &mut self,
         owner: Option<ChannelIndex>,

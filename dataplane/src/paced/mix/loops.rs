@@ -40,7 +40,7 @@ impl LoopCounts {
     /// Counts a place of any channel of the next link.
     pub(super) fn add_to_link(&mut self, origin: Origin) {
         self.link_places += u64::from(origin != Origin::Floor);
-        self.link_lost += u64::from(origin == Origin::Filled);
+        self.link_lost += u64::from(origin == Origin::Lost);
     }
 
     /// What was counted since an earlier time.
@@ -57,7 +57,7 @@ impl LoopCounts {
 
 /// What a mix measures by its loops, from its start on (SPEC 9.14.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct View {
+pub struct LoopsView {
     pub counts: LoopCounts,
     /// Cells that loops have sent, those whose setup has failed included.
     pub sent: u64,
@@ -91,9 +91,9 @@ pub(super) struct Loops {
     /// Of the cells that have opened, by the parity of their batch: those of the next one may come before the last of
     /// the one before have left.
     delays: [Histogram; 2],
-    pub(super) view: View,
+    pub(super) view: LoopsView,
     /// The first round of which control has not heard, and what it has heard up to there.
-    pub(super) told: (u64, LoopCounts),
+    pub(super) reported: (u64, LoopCounts),
 }
 
 impl Loops {
@@ -110,8 +110,8 @@ impl Loops {
             sealed: Vec::with_capacity(settings.loops() * usize::from(terms.cells)),
             rng,
             delays: Default::default(),
-            view: View::default(),
-            told: (released + 1, LoopCounts::default()),
+            view: LoopsView::default(),
+            reported: (released + 1, LoopCounts::default()),
         }
     }
 
@@ -200,7 +200,7 @@ impl Loops {
         for (index, Channel { state, .. }) in self.batches.of_round(round).iter().enumerate() {
             for sub in 0..self.cells {
                 let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });
-                let origin = if has_come { Origin::Came } else { Origin::Filled };
+                let origin = if has_come { Origin::Came } else { Origin::Lost };
                 places.add(None, if has_floor { Origin::Floor } else { origin });
                 if state.is_some() {
                     self.view.counts.places += 1;

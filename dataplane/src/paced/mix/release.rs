@@ -76,7 +76,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.pipes[direction].sender.end_round(number, &mut self.free);
         self.report(direction, number);
         if direction == Direction::Backward {
-            self.tell_loops(number);
+            self.report_loops(number);
             self.batches.forget_before(number + 1);
         }
     }
@@ -98,19 +98,11 @@ impl<U: Port, D: Port> Mix<U, D> {
         let own_cells = if is_forward { loops.count(round.number) } else { 0 };
         let own = is_forward.then(|| loops.leave(round.number));
         let leaving = leaving.chain(own.into_iter().flatten());
-        match links.neighbour(side) {
-            Some(link) => {
-                let of_others = channels.len() * usize::from(settings.terms.cells);
-                let before = out.len();
-                sender.leave((link, None), round, leaving, links, out, free, tally);
-                counts.add(out.len() - before, round.slots.total(), of_others + own_cells);
-            }
-            None => {
-                for Leaving { cell, .. } in leaving {
-                    tally.drop(DropReason::LinkDown);
-                    free.give(cell.into_buffer());
-                }
-            }
+        let of_others = channels.len() * usize::from(settings.terms.cells);
+        let (link, before) = (links.neighbour(side), out.len());
+        sender.leave((link, None), round, leaving, links, out, free, tally);
+        if link.is_some() {
+            counts.add(out.len() - before, round.slots.total(), of_others + own_cells);
         }
     }
 
@@ -141,7 +133,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
         by_link.shuffle(rng);
         for (link, cells) in by_link.drain(..) {
-            sender.leave((link, Some(link)), round, cells.into_iter(), links, out, free, tally);
+            sender.leave((Some(link), Some(link)), round, cells.into_iter(), links, out, free, tally);
         }
         crate::rekey(rng);
     }
@@ -158,16 +150,16 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
     }
 
-    /// Tells control what was counted backward up to round `last`, when reports are due.
-    fn tell_loops(&mut self, last: u64) {
+    /// Reports to control what was counted backward up to round `last`, when reports are due.
+    fn report_loops(&mut self, last: u64) {
         let Self { loops, settings, punts, .. } = self;
-        let (first, before) = loops.told;
+        let (first, before) = loops.reported;
         if settings.loops() == 0 || !ReportCounts::is_due(last) {
             return;
         }
         let counts = loops.view.counts;
         if punts.send(Punt::PacedLoops { first, rounds: last + 1 - first, counts: counts.since(before) }) {
-            loops.told = (last + 1, counts);
+            loops.reported = (last + 1, counts);
         }
     }
 

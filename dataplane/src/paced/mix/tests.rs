@@ -256,7 +256,7 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
     let (link_places, link_lost) = (20 * 4 * 2, 20 * 2 + 1);
     let counts = LoopCounts { places: 20 * 3 * 2, lost: 1, garbled: 1, link_places, link_lost };
     // Forward it is two rounds ahead.
-    let expected = View { counts, sent: 22 * 4 * 2, met: 20 * 2 * 2 - 1, delay: None };
+    let expected = LoopsView { counts, sent: 22 * 4 * 2, met: 20 * 2 * 2 - 1, delay: None };
     assert_eq!(view, expected);
     let tally = bench.tally(Direction::Backward);
     assert_eq!(tally.consumed, 20 * 4 * 2 - 2, "those of the failed one, too");

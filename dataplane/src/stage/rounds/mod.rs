@@ -39,7 +39,7 @@ pub enum Origin {
     /// A cell that arrived.
     Came,
     /// Noise, because nothing had arrived.
-    Filled,
+    Lost,
     /// Noise, because the batch has too few channels (SPEC 9.15).
     Floor,
 }
@@ -175,7 +175,7 @@ impl Rounds {
                     filling.floored += 1;
                     (noise.take(), Origin::Floor)
                 }
-                None => (noise.take(), if floor { Origin::Floor } else { Origin::Filled }),
+                None => (noise.take(), if floor { Origin::Floor } else { Origin::Lost }),
             };
             match cell {
                 Some(cell) => {
@@ -369,7 +369,7 @@ mod tests {
                             prop_assert!(sent == number(&released.cell) && released.origin == Origin::Came);
                             came += 1;
                         }
-                        None => prop_assert_eq!(released.origin, Origin::Filled),
+                        None => prop_assert_eq!(released.origin, Origin::Lost),
                     }
                 }
                 prop_assert_eq!(filling, Filling { came, filled: channels * 3 - came, missing: 0, floored: 0 });

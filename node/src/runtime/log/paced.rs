@@ -96,7 +96,7 @@ impl Log {
                     warn!(
                         places,
                         lost,
-                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than before: \
+                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than usual: \
                          outages of the access link, the first mix was restarted, this host slept or is too busy, or \
                          somebody drops cells on purpose; {WHAT_TO_DO}"
                     );
@@ -107,7 +107,7 @@ impl Log {
                 ),
                 Cause::NoClock => warn!(
                     "dropping: for 40 s the first mix answered no clock cells, so this entry sends by a time that gets older: \
-                     outages of the access link, or somebody drops cells on purpose; if it is the first mix, tell its operator"
+                     outages of the access link, or somebody drops cells on purpose; if it is the first mix, inform its operator"
                 ),
                 Cause::Setup { batch, why } => warn!(
                     batch,
