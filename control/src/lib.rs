@@ -279,7 +279,7 @@ impl Control {
             None if header.kind == CellKind::Link => Err(Refusal::UnknownLinkContent),
             _ => {
                 let at = ClassTime { now, class_ns: at_ns };
-                paced.cell(cx, links, &mut self.trust, &PacedCell { at, link, header, content })
+                paced.cell(cx, links, &mut self.trust, &PacedCell { at, link, slot, header, content })
             }
         }
     }

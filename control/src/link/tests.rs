@@ -14,7 +14,7 @@ use wire::paced::{PacedClass, PacedTerms};
 use super::*;
 use crate::paced::{ClassTime, PacedCell};
 use crate::sim::{Plan, ms, secs, up_address};
-use crate::{ClassControl, Control};
+use crate::{ClassControl, Control, Output};
 
 /// Control of Mix 1 in a free class.
 fn free_mix_1() -> Control {
@@ -123,6 +123,31 @@ fn path_check_waits_for_slots_in_a_paced_class() {
     }
 }
 
+/// A hop whose clock was ahead is restarted with the right one: its neighbours would wait until its cells say a later time.
+#[test]
+fn clock_cells_of_a_new_slot_count_although_they_are_earlier() {
+    let mut control = mix_1();
+    let ClassControl { cx, links, paced, .. } = &mut control.classes[0];
+    let (paced, now) = (paced.as_mut().unwrap(), secs(1000));
+    let id = links.install_link(cx, now, Side::Up, up_address(5));
+    let header =
+        PacedHeader { channel: 0, seq: 1, sub: 0, kind: CellKind::Link, class: PacedClass::new(Class::S), tag: [0; 4] };
+    let mut take = |slot, sent| {
+        let clock = ClockCell { sent, peer: 0, received: 0 };
+        let content = [&[LinkContent::Clock as u8][..], &clock.to_bytes()].concat();
+        let at = ClassTime { now, class_ns: 1 };
+        let cell = PacedCell { at, link: id, slot: SlotId(slot), header: &header, content: &content };
+        cx.out.clear();
+        paced.cell(cx, links, &mut control.trust, &cell).unwrap();
+        cx.out.iter().find_map(|output| match output {
+            Output::Change(Change::Paced(PacedChange::ClockSeen { sent_ns, .. })) => Some(*sent_ns),
+            _ => None,
+        })
+    };
+    let seen = [(1, 5000), (1, 4000), (2, 100), (1, 6000), (2, 200)].map(|(slot, sent)| take(slot, sent));
+    assert_eq!(seen, [Some(5000), Some(5000), Some(100), None, Some(200)]);
+}
+
 #[test]
 fn clocks_of_displaced_links_are_forgotten() {
     let mut control = mix_1();
@@ -137,7 +162,7 @@ fn clocks_of_displaced_links_are_forgotten() {
         let id = links.install_link(cx, now, Side::Up, from);
         renew(cx, links, now, id, &secrets);
         let at = ClassTime { now, class_ns: 1 };
-        let cell = PacedCell { at, link: id, header: &header, content: &content };
+        let cell = PacedCell { at, link: id, slot: SlotId(0), header: &header, content: &content };
         paced.cell(cx, links, &mut control.trust, &cell).unwrap();
         first.into_iter().for_each(|first| links.retire(cx, first));
     }

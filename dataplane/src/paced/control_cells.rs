@@ -75,12 +75,16 @@ impl ControlCells {
         self.placed.insert(round, vec![control]);
     }
 
-    /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). False if too many
-    /// wait.
+    /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). A report or a company
+    /// cell replaces one that waits. False if too many wait.
     pub(super) fn wait(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
         let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
+        if matches!(kind, Some(LinkContent::Report | LinkContent::Company)) {
+            // The totals of a report cover those of earlier ones.
+            queue.clear();
+        }
         if queue.contains(&control) {
             return true;
         }
@@ -187,6 +191,19 @@ mod tests {
             out.iter().filter(|control| control.content[0] == LinkContent::Part as u8).count()
         };
         assert_eq!([3, 2 + SHOWN_AFTER, 3 + SHOWN_AFTER].map(|round| parts(&mut cells, round)), [0, 0, 4]);
+    }
+
+    #[test]
+    fn latest_report_and_company_replace_what_waits() {
+        let mut cells = ControlCells::default();
+        for n in 0..3 {
+            assert!(cells.wait(Control::link(LinkContent::Report, &[n])));
+            assert!(cells.wait(Control::link(LinkContent::Company, &[n])));
+        }
+        let mut out = Vec::new();
+        cells.take(1, SlotCount { placed: 0, link: 3 }, &mut out);
+        let contents: Vec<_> = out.iter().map(|control| &control.content[..]).collect();
+        assert_eq!(contents, [&[5, 2][..], &[6, 2], &[0]]);
     }
 
     #[test]

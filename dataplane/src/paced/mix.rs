@@ -56,6 +56,14 @@ struct Pipe {
     places: ReportCounts,
 }
 
+/// What a mix knows of a channel.
+struct MixChannel {
+    keys: HopKeys,
+    /// A backward cell has come in this batch. A channel that a hop behind this one has refused brings none, and says
+    /// nothing of the next link.
+    is_heard: bool,
+}
+
 /// The worker of a mix between its two link sockets.
 pub struct Mix<U, D> {
     settings: Settings,
@@ -63,7 +71,7 @@ pub struct Mix<U, D> {
     up: U,
     down: D,
     links: PacedLinks,
-    batches: Batches<HopKeys>,
+    batches: Batches<MixChannel>,
     loops: Loops,
     pipes: PerDirection<Pipe>,
     clock: SteadyClock,
@@ -204,7 +212,15 @@ impl<U: Port, D: Port> Mix<U, D> {
             Command::InstallChannel { batch, up, down, keys, .. } => match *keys {
                 ChannelKeys::Hop { forward, backward } => {
                     let released = self.pipes.forward.rounds.released();
-                    self.batches.add(batch, released, Channel { up, down, state: HopKeys::new(forward, backward) });
+                    self.batches.add(
+                        batch,
+                        released,
+                        Channel {
+                            up,
+                            down,
+                            state: MixChannel { keys: HopKeys::new(forward, backward), is_heard: false },
+                        },
+                    );
                 }
                 ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
             },
@@ -309,7 +325,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
-                let keys = &batches.of_round(header.seq)[place.channel].state;
+                let keys = &batches.of_round(header.seq)[place.channel].state.keys;
                 jobs.push(keys.job(direction, header.round_sub(), cell.body_mut(body_len)));
             }
             encipher_batch(&mut jobs);

@@ -39,14 +39,14 @@ impl Report {
     }
 
     /// What it adds to an earlier report: the places of the rounds behind that one. All of its own if its totals began
-    /// with another round. None if it is not later.
+    /// with another round, also with an earlier one: its sender's clock was ahead. None if it is not later.
     pub fn since(self, earlier: Report) -> Option<Report> {
         let Report { first, last, places, filled, lost } = earlier;
-        if self.last <= last {
-            return None;
-        }
         if self.first != first {
             return Some(self);
+        }
+        if self.last <= last {
+            return None;
         }
         Some(Report {
             first: last + 1,
@@ -104,5 +104,7 @@ mod tests {
         assert_eq!([299, 199].map(|last| report(200, last, [199, 60, 8]).since(earlier)), [None; 2], "it is not later");
         let other = report(300, 399, [100, 3, 2]);
         assert_eq!(other.since(earlier), Some(other), "the sender has restarted");
+        let back = report(100, 199, [100, 3, 2]);
+        assert_eq!(back.since(earlier), Some(back), "its clock was ahead");
     }
 }

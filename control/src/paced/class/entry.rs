@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rand::RngExt;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Direction};
-use wire::ids::LinkId;
+use wire::ids::{LinkId, SlotId};
 use wire::link::LinkContent;
 use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
 use wire::paced::{AHEAD_MAX, Company, MeetingSecret, Report};
@@ -31,7 +31,8 @@ const HANDED_OVER_BEFORE: u64 = 2;
 pub(super) struct EntryPart {
     entry: PacedEntry,
     lead: Lead,
-    exchange: Exchange,
+    /// With Mix 1, under the newest slot of a link.
+    exchange: (Option<SlotId>, Exchange),
     /// Link and number of its latest clock cells, and when they left.
     clocks_sent: VecDeque<((LinkId, u64), u64)>,
     /// The round that is handed over next.
@@ -167,8 +168,15 @@ impl EntryPart {
         cx: &mut Context,
         trust: &mut Trust,
         clock: &SteadyClock,
-        &PacedCell { at, link, content, .. }: &PacedCell,
+        &PacedCell { at, link, slot, content, .. }: &PacedCell,
     ) -> Result<(), Refusal> {
+        let (newest, exchange) = &mut self.exchange;
+        if Some(slot) < *newest {
+            return Ok(());
+        }
+        if Some(slot) > *newest {
+            (*newest, *exchange) = (Some(slot), Exchange::default());
+        }
         let bytes = &content[1..];
         match LinkContent::from_wire(content[0]) {
             Some(LinkContent::Clock) => {
@@ -177,8 +185,8 @@ impl EntryPart {
                 let own = self.clocks_sent.iter().find(|(own, _)| *own == (link, cell.peer));
                 cell.peer = own.map_or(0, |(_, sent_ns)| *sent_ns);
                 self.lead.sample(at.class_ns, cell);
-                self.exchange.take(cell, at.class_ns);
-                compare_clocks(cx, trust, clock, at.now, (link, &self.exchange));
+                exchange.take(cell, at.class_ns);
+                compare_clocks(cx, trust, clock, at.now, (link, exchange));
                 Ok(())
             }
             Some(LinkContent::Report) => {
@@ -207,7 +215,7 @@ impl EntryPart {
     }
 
     pub(super) fn status(&self, time: u64) -> EntryStatus {
-        self.watch.status(&self.entry, (&self.lead, time), &self.exchange)
+        self.watch.status(&self.entry, (&self.lead, time), &self.exchange.1)
     }
 
     fn pass_lead(&mut self, cx: &mut Context) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use wire::cell::{CellKind, Direction};
-use wire::ids::{LinkId, Side};
+use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
 use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
 use wire::paced::{AHEAD_MAX, Report};
@@ -22,7 +22,7 @@ pub(super) struct HopPart {
     position: usize,
     /// The rounds that are handed over next, forward and backward.
     next: [u64; 2],
-    exchanges: HashMap<LinkId, Exchange>,
+    exchanges: HashMap<LinkId, (SlotId, Exchange)>,
     watch: HopWatch,
 }
 
@@ -100,7 +100,7 @@ impl HopPart {
     }
 
     fn setup(&mut self, cx: &mut Context, links: &Links, trust: &mut Trust, cell: &PacedCell) -> Result<(), Refusal> {
-        let PacedCell { at, link, header, content } = *cell;
+        let PacedCell { at, link, header, content, .. } = *cell;
         let Trust::Hop(trust) = trust else { return Err(Refusal::CellMalformed) };
         let home = links.home(&cx.config, link);
         let cell = ShardCell { link, home, channel: header.channel, sub: header.sub, content };
@@ -120,14 +120,21 @@ impl HopPart {
         links: &Links,
         trust: &mut Trust,
         clock: &SteadyClock,
-        &PacedCell { at, link, content, .. }: &PacedCell,
+        &PacedCell { at, link, slot, content, .. }: &PacedCell,
     ) -> Result<(), Refusal> {
         let side = side_of_hop(cx, links, link);
+        let (newest, exchange) = self.exchanges.entry(link).or_insert_with(|| (slot, Exchange::default()));
+        if slot < *newest {
+            return Ok(());
+        }
+        if slot > *newest {
+            // Whoever is behind the link may have been restarted with another clock.
+            (*newest, *exchange) = (slot, Exchange::default());
+        }
         let bytes = &content[1..];
         match LinkContent::from_wire(content[0]) {
             Some(LinkContent::Clock) => {
                 let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
-                let exchange = self.exchanges.entry(link).or_default();
                 exchange.take(ClockCell::from_bytes(cell), at.class_ns);
                 if let Some((sent_ns, received_ns)) = exchange.latest() {
                     cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
@@ -154,8 +161,11 @@ impl HopPart {
     }
 
     pub(super) fn status(&self, cx: &Context, links: &Links) -> HopStatus {
-        let side = |(link, exchange): (&LinkId, _)| Some((side_of_hop(cx, links, *link)?, exchange));
-        self.watch.status(self.exchanges.iter().filter_map(side))
+        let of_hops = self.exchanges.iter().filter_map(|(link, (_, exchange))| {
+            let side = side_of_hop(cx, links, *link)?;
+            Some((side, exchange))
+        });
+        self.watch.status(of_hops)
     }
 
     #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use wire::cell::Direction;
-use wire::ids::LinkId;
+use wire::ids::{LinkId, SlotId};
 use wire::paced::clock::{Exchange, SteadyClock};
 use wire::paced::{MeetingSecret, PacedHeader, PacedTerms};
 
@@ -52,6 +52,8 @@ pub(crate) struct ClassTime {
 pub(crate) struct PacedCell<'a> {
     pub(crate) at: ClassTime,
     pub(crate) link: LinkId,
+    /// Under which it came.
+    pub(crate) slot: SlotId,
     pub(crate) header: &'a PacedHeader,
     pub(crate) content: &'a [u8],
 }

@@ -255,8 +255,11 @@ impl Sessions {
                     break;
                 }
                 session.queue.pop_front();
-                let bytes = session.bytes.drain(..len);
-                inner[written..written + len].iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+                let (front, back) = session.bytes.as_slices();
+                let from_front = len.min(front.len());
+                inner[written..written + from_front].copy_from_slice(&front[..from_front]);
+                inner[written + from_front..written + len].copy_from_slice(&back[..len - from_front]);
+                session.bytes.drain(..len);
                 written += len;
                 self.held -= u64::from(part == Part::First);
                 tally.consumed += u64::from(part == Part::First);

@@ -14,7 +14,7 @@ use crate::paced::report_counts::ReportCounts;
 use crate::paced::sender::{Leaving, Round};
 use crate::punt::Punt;
 use crate::socket::Port;
-use crate::stage::rounds::Released;
+use crate::stage::rounds::{Origin, Released};
 use crate::{Nanos, SECOND};
 
 /// Mix 1 sends to an entry for this long after its last cell (SPEC 9.6.3).
@@ -140,12 +140,16 @@ impl<U: Port, D: Port> Mix<U, D> {
 
     fn count_places(&mut self, direction: Direction, round: u64, released: &[Released]) {
         let by_entry = direction == Direction::Forward && self.is_first();
-        let channels = self.batches.of_round(round);
+        let channels = self.batches.of_round_mut(round);
         for Released { place, origin, .. } in released {
-            let of = if by_entry { channels[place.channel].up.link } else { None };
+            let channel = &mut channels[place.channel];
+            let of = if by_entry { channel.up.link } else { None };
             self.pipes[direction].places.add(of, *origin);
             if direction == Direction::Backward {
-                self.loops.view.counts.add_to_link(*origin);
+                channel.state.is_heard |= *origin == Origin::Came;
+                if channel.state.is_heard {
+                    self.loops.view.counts.add_to_link(*origin);
+                }
             }
         }
     }

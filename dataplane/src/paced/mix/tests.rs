@@ -252,8 +252,8 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
     assert!(of_batch.iter().all(|cell| cell.header.channel == 10), "nothing goes on to link 1");
     let view = *bench.mix.view().lock().unwrap();
     // Three loops with keys, of which two meet.
-    // The entry's channel and the loops, the failed one left out; nothing has come for the entry's.
-    let (link_places, link_lost) = (20 * 4 * 2, 20 * 2 + 1);
+    // The loops, the failed one left out. Nothing has come for the entry's channel: hop 2 may have refused it.
+    let (link_places, link_lost) = (20 * 3 * 2, 1);
     let counts = LoopCounts { places: 20 * 3 * 2, lost: 1, garbled: 1, link_places, link_lost };
     // Forward it is two rounds ahead.
     let expected = LoopsView { counts, sent: 22 * 4 * 2, met: 20 * 2 * 2 - 1, delay: None };
@@ -269,6 +269,21 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
     assert!(bench.mix.loops.count(first) == 0, "their keys are wiped");
 }
 
+/// A user whose setup hop 2 refuses would otherwise explain what somebody drops on the next link.
+#[test]
+fn channel_counts_for_the_next_link_once_a_cell_has_come() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first + 2);
+    let datagram = bench.next.data(100, first + 3, 0, &[1; BODY]);
+    bench.net.send(datagram);
+    bench.release(Direction::Backward, first + 9);
+    let LoopCounts { places, lost, link_places, link_lost, .. } = bench.mix.view().lock().unwrap().counts;
+    assert_eq!((places, lost), (10 * 6, 10 * 6));
+    // From that cell on: in its round the place of the other cell, and two in each of six rounds.
+    assert_eq!((link_places - places, link_lost - lost), (1 + 1 + 6 * 2, 1 + 6 * 2));
+}
+
 #[test]
 fn report_on_the_next_link_counts_all_loops() {
     let mut bench = with_loops();
@@ -281,13 +296,13 @@ fn report_on_the_next_link_counts_all_loops() {
     let reports = bench.reports(None);
     let [.., before, latest] = reports[..] else { panic!("{reports:?}") };
     assert_eq!(latest.since(before), Some(expected));
-    // Control hears of those that were set up, and of all channels of the link with them.
+    // Control hears of those that were set up. Of the entry's channel nothing has come.
     let heard = std::iter::from_fn(|| bench.punts.pop().ok()).filter_map(|punt| match punt {
         Punt::PacedLoops { first, rounds, counts } => Some((first + rounds, counts)),
         _ => None,
     });
-    let (places, link_places) = (100 * 3 * 2, 100 * 4 * 2);
-    let counts = LoopCounts { places, lost: places, garbled: 0, link_places, link_lost: link_places };
+    let places = 100 * 3 * 2;
+    let counts = LoopCounts { places, lost: places, garbled: 0, link_places: places, link_lost: places };
     assert_eq!(heard.last(), Some((last + 1, counts)));
 }
 
