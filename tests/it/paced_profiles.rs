@@ -112,6 +112,11 @@ fn setups_that_succeed(terms: PacedTerms, mixes: usize, setups: u64) {
     };
     while count(&chain)[0] < entries as u64 {
         chain.run_to_batch(1);
+        println!(
+            "{} with {mixes} mixes: {:?} setups made a channel and failed, without losses",
+            terms.class,
+            count(&chain)
+        );
     }
     let is_link = move |at: SocketAddr| at.port() == link_address(1, Side::Up).port();
     chain.tap(move |datagram| !(is_link(datagram.from) && rng.random_bool(0.01)));
