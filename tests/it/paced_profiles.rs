@@ -144,7 +144,7 @@ fn setups_of_class_s_succeed_at_one_percent_loss() {
 #[test]
 #[ignore = "takes minutes; run it in release with --nocapture"]
 fn setups_of_class_s_with_seven_mixes_succeed_at_such_loss() {
-    let terms = PacedTerms { rounds: 1024, seats: 100, steps_ms: vec![2; 7], ..terms() };
+    let terms = PacedTerms { rounds: 2048, seats: 100, steps_ms: vec![2; 7], ..terms() };
     setups_that_succeed(terms, 7, 5_000);
 }
 

@@ -177,13 +177,18 @@ fn wall_of_host(now: Nanos, ahead: i64) -> SystemTime {
 
 impl Chain {
     /// Starts it: mixes, an exit and entries.
+    ///
+    /// # Panics
+    /// No node would take these terms.
     pub fn new(plan: Plan) -> Chain {
         let (hops, terms) = (plan.mixes + 1, plan.terms.clone());
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
+        let (interval_s, epoch_s) = (terms.interval_ms_min(hops).div_ceil(1000).max(10) as u32, 3600);
+        terms.check(Suite::Hybrid, hops, interval_s, epoch_s).expect("terms of a chain");
         let chain = ChainTerms {
             suite: Suite::Hybrid,
-            interval_s: terms.interval_ms_min(hops).div_ceil(1000).max(10) as u32,
-            epoch_s: 3600,
+            interval_s,
+            epoch_s,
             classes: Vec::new(),
             paced: vec![terms.clone()],
             identities: Vec::new(),
