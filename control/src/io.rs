@@ -61,7 +61,7 @@ pub enum Input<'a> {
     },
     /// Entry of a paced class: what the worker has counted of backward places, about every 100 rounds (SPEC 9.15.3).
     PacedPlaces(Places),
-    /// Mix of a paced class: what the worker has counted by its loops, about every 100 rounds (SPEC 9.15.3).
+    /// Mix of a paced class: what the worker has counted by its loops, about every 100 rounds (SPEC 9.15.5).
     PacedLoops(LoopPlaces),
     /// Entry of a paced class: the clock cell with this number leaves on a link, the first one with 1 (SPEC 9.5.6).
     PacedClockSent {
@@ -221,7 +221,7 @@ pub enum PacedChange {
         is_known: bool,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
-    Schedule {
+    AtRound {
         link: Option<LinkId>,
         direction: Direction,
         round: u64,
@@ -231,7 +231,7 @@ pub enum PacedChange {
         content: Vec<u8>,
     },
     /// A link cell for the next slot.
-    Wait { link: LinkId, content: Vec<u8> },
+    AtNextSlot { link: LinkId, content: Vec<u8> },
     /// The latest clock cell of a link: its `sent`, and when it came.
     ClockSeen { link: LinkId, sent_ns: u64, received_ns: u64 },
     /// The class's clock from now on.
@@ -251,10 +251,10 @@ impl fmt::Debug for PacedChange {
             PacedChange::Drawn { batch, number } => write!(f, "Drawn {number} in batch {batch}"),
             PacedChange::InstallLoop { batch, number, .. } => write!(f, "InstallLoop {number} in batch {batch}"),
             PacedChange::Lead { lead_ns, is_known } => write!(f, "Lead {lead_ns} ns, known {is_known}"),
-            PacedChange::Schedule { link, direction, round, kind, channel, sub, .. } => {
-                write!(f, "Schedule {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")
+            PacedChange::AtRound { link, direction, round, kind, channel, sub, .. } => {
+                write!(f, "AtRound {link:?} {direction:?} {kind:?} {channel}/{sub} in round {round}")
             }
-            PacedChange::Wait { link, content } => write!(f, "Wait {link} {:?}", content.first()),
+            PacedChange::AtNextSlot { link, content } => write!(f, "AtNextSlot {link} {:?}", content.first()),
             PacedChange::ClockSeen { link, sent_ns, .. } => write!(f, "ClockSeen {link} {sent_ns}"),
             PacedChange::Clock(clock) => write!(f, "{clock:?}"),
         }

@@ -80,7 +80,7 @@ pub enum Punt {
         /// Those of which no copy came.
         lost: u64,
     },
-    /// Mix of a paced class with loops: counts of backward places, about every 100 rounds (SPEC 9.15.3).
+    /// Mix of a paced class with loops: counts of backward places, about every 100 rounds (SPEC 9.15.5).
     PacedLoops {
         first: u64,
         rounds: u64,

@@ -93,7 +93,7 @@ impl Node {
                     let from = self.at[usize::from(side == Side::Down)];
                     links.send(Datagram { from, to, bytes: datagram });
                 }
-                Output::Change(Change::Paced(PacedChange::Schedule { direction, .. }))
+                Output::Change(Change::Paced(PacedChange::AtRound { direction, .. }))
                     if self.withholds == Some(direction) => {}
                 Output::Change(change) => {
                     let command = paced_command(change).expect("the chain has a paced class only");

@@ -195,7 +195,7 @@ impl Link {
             if self.current.is_none() {
                 return false;
             }
-            cx.change(Change::Paced(PacedChange::Wait { link: self.id, content: content.to_vec() }));
+            cx.change(Change::Paced(PacedChange::AtNextSlot { link: self.id, content: content.to_vec() }));
             return true;
         }
         let mut filled = vec![0; content_len(&cx.config, self.side)];

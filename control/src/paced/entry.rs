@@ -35,7 +35,7 @@ struct Sent {
     shards: Vec<Vec<u8>>,
 }
 
-/// One class at an entry.
+/// The channel of an entry in a class, by rounds alone. [`super::class`] gives it the time and the link.
 pub(crate) struct PacedEntry {
     config: PacedConfig,
     meeting: Option<MeetingSecret>,

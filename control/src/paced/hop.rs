@@ -82,7 +82,7 @@ impl Coming {
     }
 }
 
-/// One class at a hop.
+/// The channels of a class at a hop, by rounds alone. [`super::class`] gives it the time and the links.
 pub(crate) struct PacedHop {
     config: PacedConfig,
     /// From 1.
@@ -98,16 +98,16 @@ pub(crate) struct PacedHop {
 }
 
 impl PacedHop {
-    /// A hop without channels. `released` is the last round that is due when it starts.
+    /// A hop without channels. These are the last rounds that are due forward and backward when it starts.
     ///
     /// # Panics
     /// The chain has fewer than `position` hops.
-    pub(crate) fn new(config: PacedConfig, position: usize, released: u64) -> PacedHop {
+    pub(crate) fn new(config: PacedConfig, position: usize, [forward, backward]: [u64; 2]) -> PacedHop {
         assert!((1..=config.shape.hops()).contains(&position));
-        let coming = Coming::new(config.coming(released), seats(&config, position, std::iter::empty()));
+        let coming = Coming::new(config.coming(forward), seats(&config, position, std::iter::empty()));
         let numbers = Numbers::new(config.terms.period_ms);
         let (bundles, live) = Default::default();
-        PacedHop { config, position, forward: released, backward: released, numbers, bundles, live, coming }
+        PacedHop { config, position, forward, backward, numbers, bundles, live, coming }
     }
 
     pub(crate) const fn config(&self) -> &PacedConfig {

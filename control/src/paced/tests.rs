@@ -121,7 +121,7 @@ impl World {
         let round = config.times.first(BATCH) - 20;
         let rng = |node: usize| ChaCha20Rng::seed_from_u64(node as u64);
         let hop = |position: usize| Hop {
-            machine: PacedHop::new(config.clone(), position, round),
+            machine: PacedHop::new(config.clone(), position, [round; 2]),
             rng: rng(position),
             counters: Counters::default(),
             keys: Keys::new(position as u8),
@@ -669,7 +669,7 @@ fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
 fn loops_without_a_bundle_fail() {
     let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 1);
     let interval = world.config.interval_of(BATCH + 1);
-    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, world.round);
+    world.hops[1].machine = PacedHop::new(world.config.clone(), 2, [world.round; 2]);
     world.run_to(world.config.times.first(BATCH));
     let wanted: Vec<_> = world.hops.iter().map(|hop| hop.machine.wanted_interval()).collect();
     assert_eq!(wanted, [None, Some(interval), None, None]);

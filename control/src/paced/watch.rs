@@ -1,6 +1,6 @@
 //! What an entry, or a hop, has heard of a paced class, and what it makes of that: events, status, the alarm.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use wire::ids::{LinkId, Side};
@@ -189,7 +189,7 @@ pub(super) struct HopWatch {
     forward: Reported,
     backward: Reported,
     /// Links whose clock is off.
-    clocks_off: HashMap<LinkId, bool>,
+    clocks_off: HashSet<LinkId>,
     /// It has seen a batch from its setups on.
     has_followed: bool,
     /// Batches of the last hour and when they began, the oldest first. The last one is the running one.
@@ -252,8 +252,8 @@ impl HopWatch {
         // The first round trips may have waited for a node that starts.
         let offset_ns = exchange.best().filter(|_| exchange.is_settled())?.offset_ns;
         let is_off = offset_ns.unsigned_abs() > CLOCK_OFF_NS;
-        let was_off = self.clocks_off.insert(link, is_off).unwrap_or(false);
-        (is_off && !was_off).then_some(PacedEvent::ClockOff { side, offset_ns })
+        let has_changed = if is_off { self.clocks_off.insert(link) } else { self.clocks_off.remove(&link) };
+        (is_off && has_changed).then_some(PacedEvent::ClockOff { side, offset_ns })
     }
 
     pub(super) fn forget(&mut self, link: LinkId) {
@@ -265,7 +265,7 @@ impl HopWatch {
 
     /// The hop goes on to this forward round at `now`, in a moment. If then setups of another batch may come, those of
     /// the one before are complete, and it runs.
-    pub(super) fn before(&mut self, hop: &PacedHop, round: u64, now: Duration) {
+    pub(super) fn begins(&mut self, hop: &PacedHop, round: u64, now: Duration) {
         let (batch, next) = (hop.coming_batch(), hop.config().coming(round));
         if next <= batch || !std::mem::replace(&mut self.has_followed, true) {
             return;

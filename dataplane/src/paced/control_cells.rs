@@ -65,19 +65,19 @@ pub(super) struct ControlCells {
 
 impl ControlCells {
     /// Adds a cell of a setup or an ack that leaves in this round.
-    pub(super) fn place(&mut self, round: u64, control: Control) {
+    pub(super) fn add_at_round(&mut self, round: u64, control: Control) {
         self.placed.entry(round).or_default().push(control);
     }
 
     /// The same for an entry, which has one such slot in a round: its control hands the cells of rounds over again when
     /// its lead goes back.
-    pub(super) fn place_again(&mut self, round: u64, control: Control) {
+    pub(super) fn replace_at_round(&mut self, round: u64, control: Control) {
         self.placed.insert(round, vec![control]);
     }
 
     /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). A report or a company
     /// cell replaces one that waits. False if too many wait.
-    pub(super) fn wait(&mut self, control: Control) -> bool {
+    pub(super) fn queue(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));
         let queue = &mut self.waiting[order.unwrap_or(ORDER.len())];
@@ -136,7 +136,7 @@ mod tests {
     fn cell_that_is_placed_again_takes_one_slot() {
         let mut cells = ControlCells::default();
         for _ in 0..2 {
-            cells.place_again(7, Control { kind: CellKind::Setup, channel: 5, sub: 1, content: vec![1] });
+            cells.replace_at_round(7, Control { kind: CellKind::Setup, channel: 5, sub: 1, content: vec![1] });
         }
         let mut out = Vec::new();
         cells.take(7, SlotCount { placed: 1, link: 0 }, &mut out);
@@ -147,9 +147,9 @@ mod tests {
     fn round_has_as_many_control_cells_as_slots() {
         let mut cells = ControlCells::default();
         let setup = |sub| Control { kind: CellKind::Setup, channel: 9, sub, content: vec![sub] };
-        cells.place(7, setup(1));
-        cells.place(8, setup(2));
-        let mut link = |kind| assert!(cells.wait(Control::link(kind, &[])));
+        cells.add_at_round(7, setup(1));
+        cells.add_at_round(8, setup(2));
+        let mut link = |kind| assert!(cells.queue(Control::link(kind, &[])));
         [LinkContent::Ask, LinkContent::Company, LinkContent::Clock, LinkContent::Path].into_iter().for_each(&mut link);
         let mut taken = |round, placed, link| {
             let mut out = Vec::new();
@@ -168,7 +168,7 @@ mod tests {
         let send = |cells: &mut ControlCells, id: u8| {
             for index in 0..4 {
                 let head = PartHead { item: 0x21, id: [id, 0, 0, 0], index, total: 400 };
-                assert!(cells.wait(Control::link(LinkContent::Part, &head.to_bytes()[1..])));
+                assert!(cells.queue(Control::link(LinkContent::Part, &head.to_bytes()[1..])));
             }
         };
         send(&mut cells, 1);
@@ -197,8 +197,8 @@ mod tests {
     fn latest_report_and_company_replace_what_waits() {
         let mut cells = ControlCells::default();
         for n in 0..3 {
-            assert!(cells.wait(Control::link(LinkContent::Report, &[n])));
-            assert!(cells.wait(Control::link(LinkContent::Company, &[n])));
+            assert!(cells.queue(Control::link(LinkContent::Report, &[n])));
+            assert!(cells.queue(Control::link(LinkContent::Company, &[n])));
         }
         let mut out = Vec::new();
         cells.take(1, SlotCount { placed: 0, link: 3 }, &mut out);
@@ -209,9 +209,9 @@ mod tests {
     #[test]
     fn no_kind_waits_without_end() {
         let mut cells = ControlCells::default();
-        let mut wait = |part: u16| cells.wait(Control::link(LinkContent::Path, &part.to_be_bytes()));
-        assert_eq!((0..1000).filter(|part| wait(*part)).count(), WAITING_MAX);
-        assert!(wait(0), "it waits already");
-        assert!(cells.wait(Control::link(LinkContent::Clock, &[])));
+        let mut queue = |part: u16| cells.queue(Control::link(LinkContent::Path, &part.to_be_bytes()));
+        assert_eq!((0..1000).filter(|part| queue(*part)).count(), WAITING_MAX);
+        assert!(queue(0), "it waits already");
+        assert!(cells.queue(Control::link(LinkContent::Clock, &[])));
     }
 }

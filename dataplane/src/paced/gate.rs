@@ -1,5 +1,5 @@
-//! Arrival in a paced class: which slot a header belongs to, whether its place is open, and the link tag (SPEC 9.4,
-//! steps 1 to 6).
+//! Arrival in a paced class: which slot a header belongs to, whether its place is open, the link tag, and at a hop the
+//! claim of the place (SPEC 9.4).
 //!
 //! Headers are deciphered slot by slot over all cells of a peer. What fails costs a counter.
 

@@ -56,6 +56,13 @@ struct Pipe {
     places: ReportCounts,
 }
 
+/// What a turn has read of a socket.
+struct Read {
+    has_come: bool,
+    /// Nothing is left.
+    is_empty: bool,
+}
+
 /// What a mix knows of a channel.
 struct MixChannel {
     keys: HopKeys,
@@ -227,16 +234,16 @@ impl<U: Port, D: Port> Mix<U, D> {
             Command::InstallLoop { batch, number, keys } => {
                 self.loops.install(batch, self.pipes.forward.rounds.released(), number, keys);
             }
-            Command::Schedule { link, direction, round, control } => {
+            Command::AtRound { link, direction, round, control } => {
                 // Its link may have gone: then nobody would take the cell.
                 if link.is_none_or(|link| self.links.links.side(link).is_some()) {
-                    self.pipes[direction].sender.control(link).place(round, control);
+                    self.pipes[direction].sender.control(link).add_at_round(round, control);
                 }
             }
-            Command::Wait { link, control } => {
+            Command::AtNextSlot { link, control } => {
                 if let Some((direction, key)) = self.way(link) {
                     let Pipe { sender, tally, .. } = &mut self.pipes[direction];
-                    sender.wait(key, control, tally);
+                    sender.queue(key, control, tally);
                 }
             }
             Command::ClockSeen { link, sent, received } => {
@@ -266,17 +273,17 @@ impl<U: Port, D: Port> Mix<U, D> {
     }
 
     /// Takes in what has come, until a release is due: a flood delays it by what is left of one call at most.
-    /// Returns whether something came, and whether the socket was read empty.
-    fn receive(&mut self, direction: Direction, now: Nanos) -> (bool, bool) {
+    fn receive(&mut self, direction: Direction, now: Nanos) -> Read {
         for call in 0..RECEIVES {
+            let has_come = call > 0;
             if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {
-                return (call > 0, false);
+                return Read { has_come, is_empty: false };
             }
             if self.receive_once(direction, now) == 0 {
-                return (call > 0, true);
+                return Read { has_come, is_empty: true };
             }
         }
-        (true, false)
+        Read { has_come: true, is_empty: false }
     }
 
     /// When the next release of a direction is due, by the runner's clock.
@@ -398,20 +405,21 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.prepare();
         // After a wait for a release the cells of its round are in the socket. A mix that reads all the time has taken
         // in what came before.
-        let first = DIRECTIONS.map(|direction| {
+        let before = DIRECTIONS.map(|direction| {
             let is_read = self.due(direction) <= now && !self.is_flooded;
             is_read.then(|| self.receive_once(direction, now))
         });
         DIRECTIONS.into_iter().for_each(|direction| self.release(direction, now));
-        let [forward, backward] = [0, 1].map(|i| match first[i] {
-            Some(count) => (count > 0, count == 0),
-            None => self.receive(DIRECTIONS[i], now),
+        self.is_flooded = false;
+        let read = [0, 1].map(|i| match before[i] {
+            Some(count) => Read { has_come: count > 0, is_empty: count == 0 },
+            None => {
+                let read = self.receive(DIRECTIONS[i], now);
+                self.is_flooded |= read.has_come && !read.is_empty;
+                read
+            }
         });
-        self.is_flooded = [forward, backward]
-            .into_iter()
-            .zip(first)
-            .any(|((came, is_empty), first)| first.is_none() && came && !is_empty);
-        self.rests = (forward.0 || backward.0) && forward.1 && backward.1;
+        self.rests = read.iter().any(|read| read.has_come) && read.iter().all(|read| read.is_empty);
         self.send();
         report_activity(&mut self.links.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();

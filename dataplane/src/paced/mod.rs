@@ -182,14 +182,14 @@ pub enum Command {
         token: Option<MeetingToken>,
     },
     /// A setup or ack cell for a round. `link` is that of an entry at Mix 1, otherwise none: the neighbour's.
-    Schedule {
+    AtRound {
         link: Option<LinkId>,
         direction: Direction,
         round: u64,
         control: Control,
     },
     /// A link cell for the next slot.
-    Wait {
+    AtNextSlot {
         link: LinkId,
         control: Control,
     },

@@ -10,7 +10,7 @@ use wire::cell::{Block, CellKind, TAG_LEN};
 use wire::ids::LinkId;
 use wire::link::LinkContent;
 use wire::paced::clock::ClockCell;
-use wire::paced::{PacedClass, PacedHeader, PacedTerms, SlotCount};
+use wire::paced::{CLOCK_EVERY, PacedClass, PacedHeader, PacedTerms, SlotCount};
 
 use super::control_cells::{Control, ControlCells};
 use super::links::PacedLinks;
@@ -18,9 +18,6 @@ use crate::Nanos;
 use crate::batch::Departures;
 use crate::buffer::{Cell, FreeList, Opened, PREFETCHED, Sealed};
 use crate::ledger::{DropReason, Tally};
-
-/// A clock cell is due in rounds with this divisor (SPEC 9.6.6).
-const CLOCK_EVERY: u64 = 16;
 
 /// A data cell that leaves, with its channel's number on the link.
 pub(super) struct Leaving {
@@ -126,8 +123,8 @@ impl Sender {
     }
 
     /// Queues a link cell for the next slot.
-    pub(super) fn wait(&mut self, key: Option<LinkId>, control: Control, tally: &mut Tally) {
-        if !self.control(key).wait(control) {
+    pub(super) fn queue(&mut self, key: Option<LinkId>, control: Control, tally: &mut Tally) {
+        if !self.control(key).queue(control) {
             // It was never a cell, so it counts as one here.
             tally.injected += 1;
             tally.drop(DropReason::PoolFull);
@@ -208,7 +205,7 @@ impl Sender {
 
         let control = self.control.entry(key).or_default();
         if round.number.is_multiple_of(CLOCK_EVERY) {
-            let _ = control.wait(Control::link(LinkContent::Clock, &[]));
+            let _ = control.queue(Control::link(LinkContent::Clock, &[]));
         }
         control.take(round.number, round.slots, &mut self.taken);
         // It says the time of the slot that it has got.

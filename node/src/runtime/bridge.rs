@@ -97,8 +97,8 @@ impl PacedCommands {
 
     /// Queues a command of control. False if it was for a cell, and too many wait.
     pub fn push(&mut self, command: paced::Command) -> bool {
-        use paced::Command::{ClockSeen, Schedule, Wait};
-        let is_cell = matches!(command, Schedule { .. } | Wait { .. } | ClockSeen { .. });
+        use paced::Command::{AtNextSlot, AtRound, ClockSeen};
+        let is_cell = matches!(command, AtRound { .. } | AtNextSlot { .. } | ClockSeen { .. });
         let has_room = self.backlog.len() < self.sender.capacity() || !is_cell;
         self.backlog.extend(has_room.then_some(command));
         has_room
@@ -439,11 +439,11 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             paced::Command::InstallLoop { batch, number, keys }
         }
         Change::Paced(PacedChange::Lead { lead_ns, is_known }) => paced::Command::Lead { lead_ns, is_known },
-        Change::Paced(PacedChange::Schedule { link, direction, round, kind, channel, sub, content }) => {
-            paced::Command::Schedule { link, direction, round, control: control(kind, channel, sub, content) }
+        Change::Paced(PacedChange::AtRound { link, direction, round, kind, channel, sub, content }) => {
+            paced::Command::AtRound { link, direction, round, control: control(kind, channel, sub, content) }
         }
-        Change::Paced(PacedChange::Wait { link, content }) => {
-            paced::Command::Wait { link, control: control(CellKind::Link, 0, 0, content) }
+        Change::Paced(PacedChange::AtNextSlot { link, content }) => {
+            paced::Command::AtNextSlot { link, control: control(CellKind::Link, 0, 0, content) }
         }
         Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }) => {
             paced::Command::ClockSeen { link, sent: sent_ns, received: received_ns }
@@ -647,7 +647,7 @@ mod tests {
             commands.hand_over();
             has_room
         };
-        let mut wait = || push(Change::Paced(PacedChange::Wait { link: LinkId(1), content: vec![0] }));
+        let mut wait = || push(Change::Paced(PacedChange::AtNextSlot { link: LinkId(1), content: vec![0] }));
         let taken = (0..20).filter(|_| wait()).count();
         assert_eq!(taken, 2 * RING, "in the ring, and as many behind it");
         assert!(push(Change::RetireLink { link: LinkId(1) }));

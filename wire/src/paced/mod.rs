@@ -30,6 +30,10 @@ pub const BEHIND_MAX: u64 = 256;
 
 /// Rounds between two reports (SPEC 9.15.2).
 pub const REPORT_EVERY: u64 = 100;
+/// A clock cell is due in rounds with this divisor (SPEC 9.6.6).
+pub const CLOCK_EVERY: u64 = 16;
+/// Mix 1 announces the company in rounds with this divisor (SPEC 9.15.1).
+pub const COMPANY_EVERY: u64 = 128;
 
 pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, RoundSub};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};

@@ -32,7 +32,7 @@ impl HopPart {
             [Direction::Forward, Direction::Backward].map(|direction| last_due(&config, direction, position, unix_ns));
         HopPart {
             watch: HopWatch::new(&config, position, backward),
-            hop: PacedHop::new(config, position, forward),
+            hop: PacedHop::new(config, position, [forward, backward]),
             position,
             next: [forward + 1, backward + 1],
             exchanges: HashMap::new(),
@@ -70,7 +70,7 @@ impl HopPart {
         *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
         while *next <= last {
             if direction == Direction::Forward {
-                watch.before(hop, *next, at.now);
+                watch.begins(hop, *next, at.now);
             }
             let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
             watch.loops_decided(&outcomes);

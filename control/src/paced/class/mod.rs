@@ -222,5 +222,5 @@ fn place(cx: &mut Context, direction: Direction, round: u64, cell: Placed<'_>) {
     // Only entries' links have cells of their own.
     let link = link.filter(|_| cx.config.faces_entries() && direction == Direction::Backward);
     let content = content.to_vec();
-    cx.change(Change::Paced(PacedChange::Schedule { link, direction, round, kind, channel, sub, content }));
+    cx.change(Change::Paced(PacedChange::AtRound { link, direction, round, kind, channel, sub, content }));
 }

@@ -3,12 +3,14 @@
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
-use wire::paced::{BEHIND_MAX, Call, EntryKeys, PacedTerms, RoundSub, Timetable};
+use wire::paced::{AHEAD_MAX, BEHIND_MAX, Call, EntryKeys, PacedTerms, RoundSub, Timetable};
 
 use super::EndToEnd;
+use super::shown::COUNTED_MAX;
 
-/// Rounds whose places are remembered: more than are in range.
+/// Rounds whose places are remembered: more than are in range, and than are counted at a time.
 const RECENT: u64 = 512;
+const _: () = assert!(RECENT > BEHIND_MAX + COUNTED_MAX + AHEAD_MAX);
 /// Cells that name the session in each batch, whether an answer came or not (SPEC 9.12.6).
 const NAMED_FIRST: u32 = 4;
 /// Without an answer the session is named again this many rounds later.

@@ -308,8 +308,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.sender.forget_copies(&mut self.free);
                 }
             }
-            Command::Schedule { round, control, .. } => self.sender.control(None).place_again(round, control),
-            Command::Wait { control, .. } => self.sender.wait(None, control, &mut self.cells.forward),
+            Command::AtRound { round, control, .. } => self.sender.control(None).replace_at_round(round, control),
+            Command::AtNextSlot { control, .. } => self.sender.queue(None, control, &mut self.cells.forward),
             Command::Listen { id, socket, listener } => {
                 self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);
                 self.find_shortest_age();

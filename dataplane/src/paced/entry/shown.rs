@@ -14,7 +14,7 @@ use crate::socket::apps::Apps;
 /// Rounds with a channel and without an authentic body after which a meeting is lost (SPEC 9.13.7).
 pub const LOST_AFTER: u64 = 100;
 /// Lost places are counted this many rounds back at most.
-const COUNTED_MAX: u64 = 128;
+pub(super) const COUNTED_MAX: u64 = 128;
 
 /// What the entry of a meeting sees of it (SPEC 9.13.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -284,9 +284,9 @@ fn rounds_have_one_number_of_cells_whatever_they_carry() {
             }
             if setups.contains(&round) {
                 let control = Control { kind: CellKind::Setup, channel: 77, sub: 1, content: vec![1; 20] };
-                bench.command(Command::Schedule { link: None, direction: Direction::Forward, round, control });
+                bench.command(Command::AtRound { link: None, direction: Direction::Forward, round, control });
                 let control = Control::link(LinkContent::Ask, &[1; 20]);
-                bench.command(Command::Wait { link: bench.mix.link, control });
+                bench.command(Command::AtNextSlot { link: bench.mix.link, control });
             }
             let mut cells = bench.run_to(round);
             for j in 1..u64::from(copies) {

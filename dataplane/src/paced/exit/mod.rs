@@ -205,10 +205,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
                 ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
             },
-            Command::Schedule { round, control, .. } => self.sender.control(None).place(round, control),
-            Command::Wait { link, control } => {
+            Command::AtRound { round, control, .. } => self.sender.control(None).add_at_round(round, control),
+            Command::AtNextSlot { link, control } => {
                 if self.links.links.side(link).is_some() {
-                    self.sender.wait(None, control, &mut self.tally.backward);
+                    self.sender.queue(None, control, &mut self.tally.backward);
                 }
             }
             Command::ClockSeen { link, sent, received } => {
@@ -293,7 +293,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.seal(round, met, now);
             if ReportCounts::is_due(round) {
                 let report = self.places.report(None, round);
-                let _ = self.sender.control(None).wait(report);
+                let _ = self.sender.control(None).queue(report);
                 self.places.reported(round, |_| true);
             }
         }

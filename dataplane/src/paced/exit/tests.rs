@@ -690,7 +690,7 @@ fn control_cells_leave_in_their_rounds() {
     let mut bench = Bench::new(false);
     let round = bench.times.rounds_of(BATCH, wire::paced::Phase::Ack(HOPS)).start + 1;
     let control = Control { kind: CellKind::Ack, channel: 77, sub: 1, content: vec![1; 20] };
-    bench.command(Command::Schedule { link: None, direction: Direction::Backward, round, control });
+    bench.command(Command::AtRound { link: None, direction: Direction::Backward, round, control });
     bench.release(Direction::Backward, round - 1);
     bench.take();
     bench.release(Direction::Backward, round);

@@ -4,7 +4,7 @@ use rand::seq::SliceRandom;
 use wire::cell::Direction;
 use wire::ids::Side;
 use wire::link::LinkContent;
-use wire::paced::Company;
+use wire::paced::{COMPANY_EVERY, Company};
 
 use super::{Mix, Pipe};
 
@@ -19,8 +19,6 @@ use crate::{Nanos, SECOND};
 
 /// Mix 1 sends to an entry for this long after its last cell (SPEC 9.6.3).
 const ENTRY_SILENT: Nanos = 15 * SECOND;
-/// The company is announced in rounds with this divisor (SPEC 9.15.1).
-const COMPANY_EVERY: u64 = 128;
 
 impl<U: Port, D: Port> Mix<U, D> {
     /// Releases the rounds of a direction that are due.
@@ -175,12 +173,12 @@ impl<U: Port, D: Port> Mix<U, D> {
             if direction == Direction::Forward && is_first {
                 for link in links.entries_heard_since(0) {
                     let report = pipes.forward.places.report(Some(link), last);
-                    let _ = pipes.backward.sender.control(Some(link)).wait(report);
+                    let _ = pipes.backward.sender.control(Some(link)).queue(report);
                 }
             } else {
                 let back = if direction == Direction::Forward { Direction::Backward } else { Direction::Forward };
                 let report = pipes[direction].places.report(None, last);
-                let _ = pipes[back].sender.control(None).wait(report);
+                let _ = pipes[back].sender.control(None).queue(report);
             }
             pipes[direction].places.reported(last, |link| links.links.side(link).is_some());
         }
@@ -189,7 +187,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             let company = Company { channels, n_min: settings.terms.n_min };
             for link in links.entries_heard_since(0) {
                 let cell = Control::link(LinkContent::Company, &company.to_bytes());
-                let _ = pipes.backward.sender.control(Some(link)).wait(cell);
+                let _ = pipes.backward.sender.control(Some(link)).queue(cell);
             }
         }
     }

@@ -628,7 +628,7 @@ fn control_cells_leave_in_their_rounds_and_dummies_elsewhere() {
     let slots = bench.mix.settings.slots(Direction::Forward).of(&bench.times, phase.start);
     for (round, sub) in [(phase.start, 1), (phase.start, 2), (phase.start + 1, 3)] {
         let control = Control { kind: CellKind::Setup, channel: 77, sub, content: vec![sub; 20] };
-        bench.command(Command::Schedule { link: None, direction: Direction::Forward, round, control });
+        bench.command(Command::AtRound { link: None, direction: Direction::Forward, round, control });
     }
     bench.release(Direction::Forward, phase.start - 1);
     bench.take(None);
@@ -781,7 +781,7 @@ fn only_entries_that_were_heard_have_control_cells() {
     let round = bench.mix.pipes.backward.rounds.released() + 1;
     let control = Control { kind: CellKind::Ack, channel: 10, sub: 0, content: vec![1] };
     let link = Some(LinkId(99));
-    bench.command(Command::Schedule { link, direction: Direction::Backward, round, control });
+    bench.command(Command::AtRound { link, direction: Direction::Backward, round, control });
     // Of these rounds one has a report, and one a company cell.
     bench.release(Direction::Backward, round + 128);
     assert_eq!(bench.mix.pipes.backward.sender.controlled(), [Some(LinkId(0))]);

@@ -90,58 +90,7 @@ impl Log {
                      synchronisation on both hosts"
                 );
             }
-            PacedEvent::Dropping(cause) => match cause {
-                Cause::Lost { direction, places, lost } => {
-                    let way = if direction == Direction::Forward { "on their way to" } else { "coming from" };
-                    warn!(
-                        places,
-                        lost,
-                        "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than usual: \
-                         outages of the access link, the first mix was restarted, this host slept or is too busy, or \
-                         somebody drops cells on purpose; {WHAT_TO_DO}"
-                    );
-                }
-                Cause::NoReports => warn!(
-                    "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
-                     drops cells on purpose; {WHAT_TO_DO}"
-                ),
-                Cause::NoClock => warn!(
-                    "dropping: for 40 s the first mix answered no clock cells, so this entry sends by a time that gets older: \
-                     outages of the access link, or somebody drops cells on purpose; if it is the first mix, inform its operator"
-                ),
-                Cause::Setup { batch, why } => warn!(
-                    batch,
-                    "dropping: no channel in batch {batch} ({}{why}), which losses do not explain: somebody may drop setups; do \
-                     not begin calls that matter until this ends; {WHAT_TO_DO}",
-                    self.full(why)
-                ),
-                Cause::Loops { places, lost, garbled } => {
-                    let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
-                    warn!(
-                        places,
-                        lost,
-                        garbled,
-                        "dropping: of {places} cells of this mix's loops {lost} did not come back from {next}, and {garbled} came \
-                         as noise, more than its links explain: an outage, a hop behind this one was restarted, or somebody \
-                         drops cells on purpose"
-                    );
-                }
-                Cause::NextReportsNothing => {
-                    let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
-                    warn!(
-                        peer = next,
-                        "dropping: no report of {next} has come for 1000 rounds, though its cells did: somebody drops them on \
-                         purpose, or {next} does not send them; ask its operator"
-                    );
-                }
-                Cause::LoopSetups { batch, sent, failed } => warn!(
-                    batch,
-                    sent,
-                    failed,
-                    "dropping: {failed} of {sent} setups of this mix's loops for batch {batch} failed, which losses do not \
-                     explain: a hop behind this one was restarted, or somebody drops setups"
-                ),
-            },
+            PacedEvent::Dropping(cause) => self.dropping(cause),
             PacedEvent::SetupExcused { hop: None, batch } => warn!(
                 batch,
                 "the link to the first mix was down while a channel for batch {batch} had to be set up: that batch raises no \
@@ -160,6 +109,62 @@ impl Log {
                 );
             }
             PacedEvent::DroppingEnded => info!("dropping has ended"),
+        }
+    }
+
+    /// The alarm was raised.
+    fn dropping(&self, cause: Cause) {
+        match cause {
+            Cause::Lost { direction, places, lost } => {
+                let way = if direction == Direction::Forward { "on their way to" } else { "coming from" };
+                warn!(
+                    places,
+                    lost,
+                    "dropping: {lost} of {places} cells were lost in all copies {way} the first mix, more than usual: \
+                 outages of the access link, the first mix was restarted, this host slept or is too busy, or \
+                 somebody drops cells on purpose; {WHAT_TO_DO}"
+                );
+            }
+            Cause::NoReports => warn!(
+                "dropping: five reports of the first mix in a row did not come: outages of the access link, or somebody \
+             drops cells on purpose; {WHAT_TO_DO}"
+            ),
+            Cause::NoClock => warn!(
+                "dropping: for 40 s the first mix answered no clock cells, so this entry sends by a time that gets older: \
+             outages of the access link, or somebody drops cells on purpose; if it is the first mix, inform its operator"
+            ),
+            Cause::Setup { batch, why } => warn!(
+                batch,
+                "dropping: no channel in batch {batch} ({}{why}), which losses do not explain: somebody may drop setups; do \
+             not begin calls that matter until this ends; {WHAT_TO_DO}",
+                self.full(why)
+            ),
+            Cause::Loops { places, lost, garbled } => {
+                let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
+                warn!(
+                    places,
+                    lost,
+                    garbled,
+                    "dropping: of {places} cells of this mix's loops {lost} did not come back from {next}, and {garbled} came \
+                 as noise, more than its links explain: an outage, a hop behind this one was restarted, or somebody \
+                 drops cells on purpose"
+                );
+            }
+            Cause::NextReportsNothing => {
+                let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
+                warn!(
+                    peer = next,
+                    "dropping: no report of {next} has come for 1000 rounds, though its cells did: somebody drops them on \
+                 purpose, or {next} does not send them; ask its operator"
+                );
+            }
+            Cause::LoopSetups { batch, sent, failed } => warn!(
+                batch,
+                sent,
+                failed,
+                "dropping: {failed} of {sent} setups of this mix's loops for batch {batch} failed, which losses do not \
+             explain: a hop behind this one was restarted, or somebody drops setups"
+            ),
         }
     }
 
