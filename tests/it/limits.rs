@@ -1,8 +1,8 @@
 //! docs/LIMITS.md against the code: a row's value is that of the constants it names.
 //!
-//! A constant is written as `FILE` `EXPRESSION`. A name alone is a constant of that file; names in an expression, and in
-//! a constant's own, may be of another file where only one has the name. `Caps.links` is a field of `impl Default for Caps`. Constants are read from the source, since most are
-//! private.
+//! A constant is written as `FILE` `EXPRESSION`. A name alone is a constant of that file; names in an expression, and
+//! in a constant's own, may be of another file where only one has the name. `Caps.links` is a field of `impl Default
+//! for Caps`. Constants are read from the source, since most are private.
 
 use std::collections::HashSet;
 use std::fs;

@@ -123,7 +123,8 @@ fn path_check_waits_for_slots_in_a_paced_class() {
     }
 }
 
-/// A hop whose clock was ahead is restarted with the right one: its neighbours would wait until its cells say a later time.
+/// A hop whose clock was ahead is restarted with the right one: its neighbours would wait until its cells say a later
+/// time.
 #[test]
 fn clock_cells_of_a_new_slot_count_although_they_are_earlier() {
     let mut control = mix_1();

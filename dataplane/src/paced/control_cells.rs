@@ -75,8 +75,8 @@ impl ControlCells {
         self.placed.insert(round, vec![control]);
     }
 
-    /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). A report or a company
-    /// cell replaces one that waits. False if too many wait.
+    /// Adds a link cell, unless the same one waits, or its item waits or has just left (SPEC 9.6.6). A report or a
+    /// company cell replaces one that waits. False if too many wait.
     pub(super) fn queue(&mut self, control: Control) -> bool {
         let kind = control.content.first().and_then(|kind| LinkContent::from_wire(*kind));
         let order = ORDER.iter().position(|kinds| kind.is_some_and(|kind| kinds.contains(&kind)));

@@ -76,8 +76,7 @@ fn hold(terms: &PacedTerms) -> Duration {
     HOLD.max(HOLD_ROUNDS * Duration::from_millis(terms.period_ms.into()))
 }
 
-/// Commands for a channel and its link at most: the link, a slot, its keys, which slot is current, the channel, clocks of two
-/// rounds, and one to spare.
+/// Commands for a channel and its link that wait at most: the link, slots and their keys, the channel, clocks.
 const COMMANDS_OF_CHANNEL: usize = 8;
 
 /// Receive calls on each link socket in one turn.

@@ -1,7 +1,8 @@
 //! The bridge between control and the data plane: punts become inputs, outputs become commands.
 //!
 //! The two crates do not know each other; this file alone translates. It owns no thread and no socket:
-//! [`crate::runtime::node`] runs it on the control thread, and the tests run whole chains of it in memory.
+//! [`crate::runtime::node`] runs it on the control thread, and tests run whole chains of a free class with it in
+//! memory. Those of a paced class in memory (`virtual`) use its translations and [`PacedCommands`].
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

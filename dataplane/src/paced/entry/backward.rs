@@ -20,8 +20,8 @@ use crate::socket::apps::Apps;
 const STEP: usize = 8;
 
 impl<D: Port, A: Apps> Entry<D, A> {
-    /// Takes in what Mix 1 has sent, as long as there is time before the next round. What is left waits: how long a cell
-    /// takes depends on whether the entry has a channel, and of which kind.
+    /// Takes in what Mix 1 has sent, as long as there is time before the next round. What is left waits: how long a
+    /// cell takes depends on whether the entry has a channel, and of which kind.
     pub(super) fn receive_link(&mut self, now: Nanos) {
         if self.arrived.is_empty() {
             self.read_link(now);

@@ -30,8 +30,8 @@ pub struct LoopCounts {
     pub lost: u64,
     /// Cells that came and did not open: what was sent for them was lost behind this mix, or altered.
     pub garbled: u64,
-    /// Places of the channels of the next link of which a cell has come in the batch, and of loops that were set up, without
-    /// those that the floor has filled.
+    /// Places of the channels of the next link of which a cell has come in the batch, and of loops that were set up,
+    /// without those that the floor has filled.
     pub link_places: u64,
     /// Those of them for which no cell came in time.
     pub link_lost: u64,

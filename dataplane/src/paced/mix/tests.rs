@@ -22,6 +22,7 @@ struct Bench {
     mix: Mix<MemPort, MemPort>,
     commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<Punt>,
+    /// At a mix behind the first, the hop before it.
     entries: Vec<Peer>,
     next: Peer,
     times: Timetable,
@@ -39,11 +40,15 @@ impl Bench {
     }
 
     fn with(terms: PacedTerms, entries: u8) -> Bench {
+        Bench::at(1, terms, entries)
+    }
+
+    fn at(position: usize, terms: PacedTerms, entries: u8) -> Bench {
         let (net, now) = (MemNet::default(), SECOND);
         let times = terms.timetable(HOPS);
         let (commands, worker_commands) = rtrb::RingBuffer::new(4096);
         let (worker_punts, punts) = rtrb::RingBuffer::new(2048);
-        let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position: 1, hugepages: false };
+        let settings = Settings { terms, suite: Suite::Hybrid, hops: HOPS, position, hugepages: false };
         let (up, down): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 1], 2).into());
         let ports = (net.port(up, settings.lengths(Side::Up)), net.port(down, settings.lengths(Side::Down)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
@@ -73,7 +78,7 @@ impl Bench {
     /// Adds the channel of an entry to a batch. Its number is 10 more than the entry's on link 1, and 100 more on the
     /// next one.
     fn open(&mut self, batch: u64, entry: u8) {
-        let (number, link) = (u32::from(entry), Some(LinkId(entry.into())));
+        let (number, link) = (u32::from(entry), self.mix.is_first().then_some(LinkId(entry.into())));
         let keys = ChannelKeys::Hop { forward: Secret::new([entry; 32]), backward: Secret::new([!entry; 32]) };
         let up = ChannelAt { link, number: number + 10 };
         self.command(Command::InstallChannel {
@@ -282,6 +287,44 @@ fn channel_counts_for_the_next_link_once_a_cell_has_come() {
     assert_eq!((places, lost), (10 * 6, 10 * 6));
     // From that cell on: in its round the place of the other cell, and two in each of six rounds.
     assert_eq!((link_places - places, link_lost - lost), (1 + 1 + 6 * 2, 1 + 6 * 2));
+}
+
+#[test]
+fn second_mix_has_the_places_of_all_channels_on_both_links() {
+    let mut bench = Bench::at(2, terms(), 1);
+    [0, 1].into_iter().for_each(|entry| bench.open(BATCH, entry));
+    let first = bench.times.first(BATCH);
+    let last = (first + 99..).find(|round| (round + 1).is_multiple_of(100)).unwrap();
+    bench.release(Direction::Forward, first - 1);
+    let body = bench.body();
+    bench.net.send(bench.entries[0].data(11, first + 3, 1, &body));
+    bench.net.send(bench.next.data(100, first + 4, 0, &body));
+    bench.release(Direction::Backward, last + 8);
+    for (direction, peer, numbers, came) in [
+        (Direction::Forward, None, [100, 101], (101, first + 3, 1)),
+        (Direction::Backward, Some(0), [10, 11], (10, first + 4, 0)),
+    ] {
+        let cells = bench.take(peer);
+        for round in first..=last {
+            let of_round = data(&cells).filter(|cell| cell.header.seq == round);
+            let mut places: Vec<_> = of_round.map(|cell| (cell.header.channel, cell.header.sub)).collect();
+            places.sort_unstable();
+            assert_eq!(places, numbers.map(|number| [(number, 0), (number, 1)]).concat(), "round {round}");
+        }
+        let (number, round, sub) = came;
+        let expected = Bench::enciphered((number % 10) as u8 & 1, direction, round, sub, &body);
+        let place = |cell: &&Cell| (cell.header.channel, cell.header.seq, cell.header.sub) == came;
+        assert_eq!(data(&cells).find(place).map(|cell| &cell.body), Some(&expected), "{direction:?}");
+        // What came from the other side is reported there.
+        let is_report = |cell: &&Cell| cell.header.kind == CellKind::Link && cell.body[0] == LinkContent::Report as u8;
+        let reports =
+            cells.iter().filter(is_report).map(|cell| Report::from_bytes(cell.body[1..].first_chunk().unwrap()));
+        let latest = reports.max_by_key(|report| report.last).expect("a report");
+        let count = (last + 1 - first) as u32 * 4;
+        assert_eq!((latest.places, latest.filled, latest.lost), (count, count - 1, count - 1), "{direction:?}");
+        let is_company = |cell: &Cell| cell.header.kind == CellKind::Link && cell.body[0] == LinkContent::Company as u8;
+        assert!(!cells.iter().any(is_company));
+    }
 }
 
 #[test]
