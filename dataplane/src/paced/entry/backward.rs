@@ -23,14 +23,16 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// Takes in what Mix 1 has sent, as long as there is time before the next round. What is left waits: how long a
     /// cell takes depends on whether the entry has a channel, and of which kind.
     pub(super) fn receive_link(&mut self, now: Nanos) {
-        if self.arrived.is_empty() {
-            self.read_link(now);
-        }
         let until = match &self.ready {
             Some(ready) => ready.at.saturating_sub(QUIET),
             None => self.prepare_at(),
         };
-        while !self.arrived.is_empty() && self.runner_clock.map_or(now, |clock| clock.now()) < until {
+        let clock = self.runner_clock;
+        let has_time = || clock.map_or(now, |clock| clock.now()) < until;
+        if self.arrived.is_empty() && has_time() {
+            self.read_link(now);
+        }
+        while !self.arrived.is_empty() && has_time() {
             let waited = now.saturating_sub(self.arrived_at);
             for _ in 0..STEP {
                 let Some(cell) = self.arrived.pop_front() else { break };
