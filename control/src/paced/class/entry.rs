@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use rand::RngExt;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Direction};
-use wire::ids::{LinkId, SlotId};
+use wire::ids::LinkId;
 use wire::link::LinkContent;
-use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
+use wire::paced::clock::{CLOCK_LEN, ClockCell, SteadyClock};
 use wire::paced::{AHEAD_MAX, Company, MeetingSecret, Report};
 
-use super::{ClassTime, PacedCell, compare_clocks, place};
+use super::{ClassTime, Neighbour, PacedCell, compare_clocks, place};
 use crate::Trust;
 use crate::context::Context;
 use crate::counters::Refusal;
@@ -31,8 +31,7 @@ const HANDED_OVER_BEFORE: u64 = 2;
 pub(super) struct EntryPart {
     entry: PacedEntry,
     lead: Lead,
-    /// With Mix 1, under the newest slot of a link.
-    exchange: (Option<SlotId>, Exchange),
+    mix_1: Neighbour,
     /// Link and number of its latest clock cells, and when they left.
     clocks_sent: VecDeque<((LinkId, u64), u64)>,
     /// The round that is handed over next.
@@ -77,10 +76,10 @@ impl ClockBound {
 impl EntryPart {
     pub(super) fn new(rng: &mut ChaCha20Rng, config: PacedConfig, lead: Lead, unix_ns: u64) -> EntryPart {
         let next = lead.round_at(unix_ns);
-        let (exchange, clocks_sent, passed) = Default::default();
+        let (mix_1, clocks_sent, passed) = Default::default();
         let watch = EntryWatch::new(config.clone());
         let entry = PacedEntry::new(config, rng, next);
-        EntryPart { entry, lead, exchange, clocks_sent, next, passed, watch, clock_bound: ClockBound::draw(rng) }
+        EntryPart { entry, lead, mix_1, clocks_sent, next, passed, watch, clock_bound: ClockBound::draw(rng) }
     }
 
     /// The time of Mix 1, in ms, when what leaves now arrives there.
@@ -170,13 +169,10 @@ impl EntryPart {
         clock: &SteadyClock,
         &PacedCell { at, link, slot, content, .. }: &PacedCell,
     ) -> Result<(), Refusal> {
-        let (newest, exchange) = &mut self.exchange;
-        if Some(slot) < *newest {
+        if !self.mix_1.comes_under(slot) {
             return Ok(());
         }
-        if Some(slot) > *newest {
-            (*newest, *exchange) = (Some(slot), Exchange::default());
-        }
+        let exchange = &mut self.mix_1.exchange;
         let bytes = &content[1..];
         match LinkContent::from_wire(content[0]) {
             Some(LinkContent::Clock) => {
@@ -215,7 +211,7 @@ impl EntryPart {
     }
 
     pub(super) fn status(&self, time: u64) -> EntryStatus {
-        self.watch.status(&self.entry, (&self.lead, time), &self.exchange.1)
+        self.watch.status(&self.entry, (&self.lead, time), &self.mix_1.exchange)
     }
 
     fn pass_lead(&mut self, cx: &mut Context) {

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use wire::cell::{CellKind, Direction};
-use wire::ids::{LinkId, Side, SlotId};
+use wire::ids::{LinkId, Side};
 use wire::link::LinkContent;
-use wire::paced::clock::{CLOCK_LEN, ClockCell, Exchange, SteadyClock};
+use wire::paced::clock::{CLOCK_LEN, ClockCell, SteadyClock};
 use wire::paced::{AHEAD_MAX, Report};
 
-use super::{ClassTime, PacedCell, compare_clocks, place};
+use super::{ClassTime, Neighbour, PacedCell, compare_clocks, place};
 use crate::Trust;
 use crate::context::Context;
 use crate::counters::Refusal;
@@ -22,7 +22,7 @@ pub(super) struct HopPart {
     position: usize,
     /// The rounds that are handed over next, forward and backward.
     next: [u64; 2],
-    exchanges: HashMap<LinkId, (SlotId, Exchange)>,
+    neighbours: HashMap<LinkId, Neighbour>,
     watch: HopWatch,
 }
 
@@ -35,7 +35,7 @@ impl HopPart {
             hop: PacedHop::new(config, position, [forward, backward]),
             position,
             next: [forward + 1, backward + 1],
-            exchanges: HashMap::new(),
+            neighbours: HashMap::new(),
         }
     }
 
@@ -123,14 +123,11 @@ impl HopPart {
         &PacedCell { at, link, slot, content, .. }: &PacedCell,
     ) -> Result<(), Refusal> {
         let side = side_of_hop(cx, links, link);
-        let (newest, exchange) = self.exchanges.entry(link).or_insert_with(|| (slot, Exchange::default()));
-        if slot < *newest {
+        let neighbour = self.neighbours.entry(link).or_default();
+        if !neighbour.comes_under(slot) {
             return Ok(());
         }
-        if slot > *newest {
-            // Whoever is behind the link may have been restarted with another clock.
-            (*newest, *exchange) = (slot, Exchange::default());
-        }
+        let exchange = &mut neighbour.exchange;
         let bytes = &content[1..];
         match LinkContent::from_wire(content[0]) {
             Some(LinkContent::Clock) => {
@@ -161,20 +158,20 @@ impl HopPart {
     }
 
     pub(super) fn status(&self, cx: &Context, links: &Links) -> HopStatus {
-        let of_hops = self.exchanges.iter().filter_map(|(link, (_, exchange))| {
+        let of_hops = self.neighbours.iter().filter_map(|(link, neighbour)| {
             let side = side_of_hop(cx, links, *link)?;
-            Some((side, exchange))
+            Some((side, &neighbour.exchange))
         });
         self.watch.status(of_hops)
     }
 
     #[cfg(test)]
     pub(super) fn clocks(&self) -> usize {
-        self.exchanges.len()
+        self.neighbours.len()
     }
 
     pub(super) fn forget(&mut self, link: LinkId) {
-        self.exchanges.remove(&link);
+        self.neighbours.remove(&link);
         self.watch.forget(link);
     }
 }

@@ -58,6 +58,24 @@ pub(crate) struct PacedCell<'a> {
     pub(crate) content: &'a [u8],
 }
 
+/// What the clock cells of a neighbour have shown under the newest slot.
+#[derive(Default)]
+struct Neighbour {
+    slot: Option<SlotId>,
+    exchange: Exchange,
+}
+
+impl Neighbour {
+    /// A link cell has come under this slot. False if it is not the newest, and the cell is ignored. With a newer one the
+    /// exchange begins again: who has shaken hands may have been restarted with another clock.
+    fn comes_under(&mut self, slot: SlotId) -> bool {
+        if Some(slot) > self.slot {
+            *self = Neighbour { slot: Some(slot), exchange: Exchange::default() };
+        }
+        self.slot == Some(slot)
+    }
+}
+
 impl Paced {
     /// A class that starts at `now`, when the host's clock shows `unix_ns`.
     pub(crate) fn new(cx: &mut Context, terms: PacedTerms, view: &View, now: Duration, unix_ns: u64) -> Paced {
