@@ -24,14 +24,15 @@ struct Profile {
     period_ms: u16,
     cells: u8,
     repeat: bool,
+    slack_ms: u16,
 }
 
 const PROFILES: &[Profile] = &[
-    Profile { name: "voice", size: Class::S, period_ms: 10, cells: 1, repeat: true },
-    Profile { name: "voice-lite", size: Class::S, period_ms: 20, cells: 1, repeat: true },
-    Profile { name: "game", size: Class::S, period_ms: 10, cells: 2, repeat: false },
-    // 2.1 Mbit/s of datagrams.
-    Profile { name: "video", size: Class::L, period_ms: 10, cells: 2, repeat: false },
+    Profile { name: "voice", size: Class::S, period_ms: 10, cells: 1, repeat: true, slack_ms: 8 },
+    Profile { name: "voice-lite", size: Class::S, period_ms: 20, cells: 1, repeat: true, slack_ms: 8 },
+    Profile { name: "game", size: Class::S, period_ms: 10, cells: 2, repeat: false, slack_ms: 8 },
+    // 2.1 Mbit/s of datagrams. Without repeat late cells show outside; video can wait for them, a game cannot.
+    Profile { name: "video", size: Class::L, period_ms: 10, cells: 2, repeat: false, slack_ms: 20 },
 ];
 
 /// The names of the profiles.
@@ -143,6 +144,7 @@ impl Profile {
             period_ms: self.period_ms,
             cells: self.cells,
             repeat: self.repeat,
+            slack_ms: self.slack_ms,
             steps_ms: vec![STEP_DEFAULT_MS],
             ..PacedTerms::new(PacedClass::new(self.size), self.name, 0)
         }

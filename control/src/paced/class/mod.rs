@@ -66,8 +66,8 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    /// A link cell has come under this slot. False if it is not the newest, and the cell is ignored. With a newer one the
-    /// exchange begins again: who has shaken hands may have been restarted with another clock.
+    /// A link cell has come under this slot. False if it is not the newest, and the cell is ignored. With a newer one
+    /// the exchange begins again: who has shaken hands may have been restarted with another clock.
     fn comes_under(&mut self, slot: SlotId) -> bool {
         if Some(slot) > self.slot {
             *self = Neighbour { slot: Some(slot), exchange: Exchange::default() };
