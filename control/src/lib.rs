@@ -522,11 +522,12 @@ impl Control {
 
     /// What this node holds of the chain's descriptors and bundles.
     pub fn trust_status(&self, now: Duration) -> TrustStatus {
-        let (sync, can_sign) = match &self.trust {
-            Trust::Hop(trust) => (trust.sync(), trust.can_sign(self.wall_ms(now))),
-            Trust::Entry(trust) => (trust.sync(), false),
+        let wall_ms = self.wall_ms(now);
+        let (sync, can_sign, signs_from) = match &self.trust {
+            Trust::Hop(trust) => (trust.sync(), trust.can_sign(wall_ms), trust.signs_from()),
+            Trust::Entry(trust) => (trust.sync(), false, 0),
         };
-        TrustStatus::of(self.view(), self.bundles(), sync, self.wall_ms(now), can_sign)
+        TrustStatus { can_sign, signs_from, ..TrustStatus::of(self.view(), self.bundles(), sync, wall_ms) }
     }
 
     /// The next output and its class, by place. The order of all outputs of one class is binding. What belongs to the

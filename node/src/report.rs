@@ -318,6 +318,9 @@ pub struct TrustReport {
     pub newest: Option<BundleReport>,
     /// A hop: nothing prevents it from signing.
     pub can_sign: bool,
+    /// A hop that was started in an interval which it may have signed before: the first one that it signs, until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signs_from: Option<u64>,
     /// The clock of the neighbour that differs most, minus this one, in milliseconds.
     pub clock_offset_ms: Option<i64>,
     /// Mix 1 first.
@@ -569,6 +572,7 @@ impl NodeReport {
             bundle: trust.bundle,
             newest: trust.newest.as_ref().map(BundleReport::from),
             can_sign: trust.can_sign,
+            signs_from: Some(trust.signs_from).filter(|from| *from > trust.interval),
             clock_offset_ms: trust.clock_offset_ms,
             hops: trust.hops.iter().map(hop).collect(),
         };

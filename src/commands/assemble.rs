@@ -43,7 +43,9 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
     }
     for class in &chain.terms.paced {
         text += &format!("\n{}", Figures::of(class, chain.terms.suite, chain.descriptors.len()).text(class));
-        text += &format!("company      a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
+        if class.n_min > 1 {
+            text += &format!("company      a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
+        }
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {
         text += &format!("\ninterval     {} s, the shortest for these classes\n", chain.terms.interval_s);

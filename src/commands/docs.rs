@@ -52,8 +52,9 @@ fn pages(command: &clap::Command, dir: &Path) -> std::io::Result<usize> {
 }
 
 /// The page of clap_mangen, except that examples and pictures keep their lines, which clap_mangen would fill like
-/// prose.
+/// prose, and that options which `-h` leaves out keep their descriptions.
 fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
+    let command = command.mut_args(|arg| arg.hide_short_help(false));
     let subcommands = command.has_subcommands();
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
@@ -140,6 +141,22 @@ mod tests {
         for page in ["eddy.1", "eddy-forward-add.1", "eddy-chain.1"] {
             assert!(dir.path().join(page).exists(), "{page}");
         }
+    }
+
+    #[test]
+    fn every_option_of_manual_pages_has_a_description() {
+        fn check(command: &clap::Command) {
+            let page = String::from_utf8(page(command.clone()).unwrap()).unwrap();
+            // A paragraph is its tag on one line, and the text from the next one on.
+            for tagged in page.split("\n.TP\n").skip(1) {
+                let (tag, text) = tagged.split_once('\n').unwrap();
+                assert!(text.starts_with(|c: char| c != '.'), "{}: {tag} has no description", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Cli::description().disable_help_subcommand(true);
+        command.build();
+        check(&command);
     }
 
     #[test]

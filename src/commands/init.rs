@@ -13,6 +13,7 @@ use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
 use wire::frames;
+use wire::ids::ClassId;
 use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
@@ -166,6 +167,20 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         .context("cannot write to standard output")
 }
 
+/// The longest packet of all links, and of which class if that is paced: `link MTU 1388 (video)`.
+fn link_mtu(plan: &Plan, addresses: &[SocketAddr]) -> String {
+    let paced = plan.paced.iter().map(|class| (ClassId::from(class.terms.class), format!(" ({})", class.terms.name)));
+    let classes = [(plan.class.into(), String::new())].into_iter().chain(paced);
+    let longest = |(class, name)| {
+        let links = addresses.iter().zip(1..);
+        let lens = links.map(|(to, link)| path::longest_packet(class, addresses.len(), link, to.is_ipv6()));
+        (lens.max().unwrap_or_default(), name)
+    };
+    // Of two that are as long, the free one.
+    let (mtu, name) = classes.map(longest).rev().max_by_key(|(mtu, _)| *mtu).unwrap_or_default();
+    format!("link MTU {mtu}{name}")
+}
+
 /// The files that were written, and the next commands.
 fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> String {
     let addresses: Vec<SocketAddr> = plan.hops.iter().map(|hop| hop.address).collect();
@@ -181,11 +196,10 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
         _ => format!("classes {class}, {} (paced)", names.join(", ")),
     };
     let bytes = frames::max_single_cell_len(shape.payload());
-    let links = addresses.iter().zip(1..).map(|(to, link)| path::longest_packet(shape, link, to.is_ipv6()));
-    let mtu = links.max().unwrap_or_default();
+    let mtu = link_mtu(plan, &addresses);
     let mut text = format!(
         "Created a chain of {classes} with {} mix{} in {}.\n\
-         Class {class} {suits}: {bytes} bytes per cell, link MTU {mtu}.\n\n  \
+         Class {class} {suits}: {bytes} bytes per cell, {mtu}.\n\n  \
          chain.toml  public: every node and user needs it\n  \
          NAME.toml   configuration of a node\n  \
          NAME.key    private keys of a node, with NAME.state: for its own host only\n  \
@@ -219,8 +233,8 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let among = match terms.n_min {
             few @ ..4 => format!(
-                "of a batch. Warning: n_min = {few} lets\nbatches of two or three users through, which hide nobody; for a real \
-                 chain leave it at 8"
+                "of a batch. Warning:\nn_min = {few} lets batches of two or three users through, which hide nobody: \
+                 leave\nit at 8 for a real chain"
             ),
             n_min => format!("of a batch:\n{n_min} or more (n_min)"),
         };

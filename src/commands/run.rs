@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::Context;
+use control::trust::ChainTerms;
 use dataplane::exit::policy::Rule;
 use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,11 +18,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::cell::Class;
 use wire::frames;
+use wire::ids::ClassId;
 use wire::paced::SALT_LEN;
 
 use crate::args::{EntryArgs, NodeArgs, ProcessArgs};
 use crate::tables;
-use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, ServedClass};
+use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, ServedClass, Terms};
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::running::{self, Running};
 
@@ -122,7 +124,7 @@ fn node(
     let has_listeners = require_listeners(&loaded)?;
 
     let file = loaded.config.path.display().to_string();
-    let lengths: Vec<_> = loaded.classes().iter().map(lengths_line).collect();
+    let lengths: Vec<_> = loaded.classes().iter().map(|class| lengths_line(class, &loaded.chain.terms)).collect();
     let signals = watch_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
@@ -207,16 +209,17 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
 }
 
 /// Lengths of datagrams for applications: a datagram of several cells is lost with any of them.
-fn lengths_line(class: &ServedClass<'_>) -> String {
+fn lengths_line(class: &ServedClass<'_>, chain: &ChainTerms) -> String {
     let name = class.terms.name();
     let payload = class.shape.payload();
-    let (room, larger) = match class.terms.paced() {
+    let (room, profile) = match class.terms.paced() {
         None => (payload, Class::L.to_string()),
         Some(terms) => {
             let inner = if class.meeting().is_some() { payload - SALT_LEN } else { payload };
             (frames::fresh_max(inner, terms.repeat), "video".to_owned())
         }
     };
+    let larger = larger(chain, class.terms.id(), &profile);
     format!(
         "class {name}: datagrams of up to {} bytes travel in one cell, of up to {} in eight; {}",
         frames::max_single_cell_len(room),
@@ -225,8 +228,18 @@ fn lengths_line(class: &ServedClass<'_>) -> String {
     )
 }
 
+/// A class of the same kind with larger cells: `class L` if the chain has one, otherwise `a chain of class` with this
+/// name.
+fn larger(chain: &ChainTerms, than: ClassId, profile: &str) -> String {
+    let payload = |class: ClassId| class.size().payload();
+    let others = Terms::of(chain)
+        .filter(|other| other.id().is_paced() == than.is_paced() && payload(other.id()) > payload(than));
+    let largest = others.max_by_key(|other| payload(other.id()));
+    largest.map_or(format!("a chain of class {profile}"), |largest| format!("class {}", largest.name()))
+}
+
 /// The MTU of a WireGuard interface: the largest whose packets travel in one cell each, but no less than IPv6 needs. A
-/// cell of the class has room for `room` bytes of frames; cells of class `larger` have more.
+/// cell of the class has room for `room` bytes of frames; those of `larger`, such as `class video`, have more.
 pub(super) fn wireguard_hint(room: usize, class: &str, larger: &str) -> String {
     /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
     const WIREGUARD_OVERHEAD: usize = 16 + 16;
@@ -237,11 +250,11 @@ pub(super) fn wireguard_hint(room: usize, class: &str, larger: &str) -> String {
         Some(1) => format!("for WireGuard inside set `MTU = {mtu}`"),
         Some(cells) => {
             format!(
-                "for WireGuard inside use a chain of class {larger}; in class {class} `MTU = {mtu}` works, with {cells} cells \
+                "for WireGuard inside use {larger}; in class {class} `MTU = {mtu}` works, with {cells} cells \
                  per full packet"
             )
         }
-        None => format!("cells of class {class} are too small for WireGuard inside: use a chain of class {larger}"),
+        None => format!("cells of class {class} are too small for WireGuard inside: use {larger}"),
     }
 }
 
@@ -297,12 +310,33 @@ fn print(node: &NodeReport, json: bool) {
 
 #[cfg(test)]
 mod tests {
+    use control::trust::ClassTerms;
+    use wire::paced::{PacedClass, PacedTerms};
+    use wire::setup::Suite;
+
     use super::*;
-    use wire::cell::Class;
+
+    #[test]
+    fn larger_class_is_one_of_the_chain_if_it_has_one() {
+        let [small, video] = [Class::S, Class::L].map(PacedClass::new);
+        let voice = PacedTerms::new(small, "voice", 4);
+        let mut chain = ChainTerms {
+            suite: Suite::default(),
+            interval_s: 10,
+            epoch_s: 3600,
+            classes: vec![ClassTerms { class: Class::L, mixing_delay_ms: 5, lifetime_s: 600 }],
+            paced: vec![voice],
+            identities: vec![[0; 32]; 4],
+        };
+        assert_eq!(larger(&chain, small.into(), "video"), "a chain of class video", "L is a free one");
+        chain.paced.push(PacedTerms::new(video, "film", 4));
+        assert_eq!(larger(&chain, small.into(), "video"), "class film");
+        assert_eq!(larger(&chain, Class::S.into(), "L"), "class L");
+    }
 
     #[test]
     fn wireguard_mtu_is_never_below_that_of_ipv6() {
-        let hint = |class: Class| wireguard_hint(class.payload(), &class.to_string(), "L");
+        let hint = |class: Class| wireguard_hint(class.payload(), &class.to_string(), "a chain of class L");
         assert_eq!(hint(Class::L), "for WireGuard inside set `MTU = 1291`");
         assert!(hint(Class::M).contains("`MTU = 1280` works, with 2 cells per full packet"), "{}", hint(Class::M));
         assert!(hint(Class::S).contains("`MTU = 1280` works, with 7 cells per full packet"), "{}", hint(Class::S));

@@ -26,6 +26,9 @@ fn promise(entry: &PacedEntryReport) -> String {
         return "promise: none before it has a channel\n".to_owned();
     }
     let among = match entry.company {
+        Some(CompanyReport { channels, n_min, .. }) if channels < n_min && n_min < FEW => {
+            return format!("promise: none, because batches of {n_min} channels (n_min) hide nobody\n");
+        }
         Some(company) if company.is_low() => format!("{} or more channels", company.n_min),
         Some(CompanyReport { channels, .. }) if channels < FEW => {
             return format!("promise: none, because {channels} channels in a batch hide nobody\n");
@@ -99,12 +102,15 @@ fn aged(node: &NodeReport) -> String {
 
 /// It has no channel, and Mix 1 says that no seat is free.
 fn is_full(entry: &PacedEntryReport) -> bool {
-    !entry.has_channel && entry.company.is_some_and(|company| company.full().is_some())
+    !entry.has_channel && entry.company.is_some_and(CompanyReport::is_full)
 }
 
 /// The causes of an entry's alarm. A full class comes before a setup that failed.
 fn causes(entry: &PacedEntryReport) -> Vec<String> {
-    let full = entry.company.filter(|_| is_full(entry)).and_then(CompanyReport::full);
+    let full = match entry.company.filter(|_| is_full(entry)) {
+        Some(company) => Some(company.full("is")),
+        None => entry.full.map(|company| company.full("was")),
+    };
     let full = full.filter(|_| entry.dropping.iter().any(|cause| cause.cause == "no-channel"));
     full.into_iter().chain(entry.dropping.iter().map(CauseReport::to_string)).collect()
 }
@@ -196,6 +202,7 @@ pub(super) mod tests {
             failed: 56,
             excused: 3,
             company: company(5, 8),
+            full: None,
             lead_ms: Some(1.0),
             lead_age_s: Some(0.1),
             clock: Some(clock),
@@ -295,10 +302,12 @@ pub(super) mod tests {
 
     #[test]
     fn full_class_comes_before_the_setup_that_failed() {
-        let text = |has_channel, failed: &str| {
+        let mut memory = None;
+        let mut text = |has_channel, failed: &str| {
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.company, entry.has_channel) = (Some(CompanyReport { channels: 4, n_min: 1, seats: 4 }), has_channel);
+            entry.full = memory.replace(CompanyReport { channels: 4, n_min: 1, seats: 4 });
             entry.dropping = vec![cause(failed, "no channel: no complete ack came in time", 3)];
             shown(paced).replace("\n  ", " ")
         };
@@ -306,11 +315,13 @@ pub(super) mod tests {
         for part in [
             "joins a batch in 23 s   class full: 4 of 4 seats\n",
             "DROPPING: the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
-            "get at most half); no channel: no complete ack came in time (3 times): was mix1 restarted, or is this host too busy (rounds skipped)? Still,",
+            "can raise `seats`; no channel: no complete ack came in time (3 times): was mix1 restarted, or is this host too busy (rounds skipped)? Still,",
         ] {
             assert!(full.contains(part), "{part}: {full}");
         }
-        assert!(!text(true, "no-channel").contains("full") && !text(false, "no-reports").contains("is full"));
+        let later = text(true, "no-channel");
+        assert!(later.contains("DROPPING: the class was full, 4 of 4 seats as mix1 says"), "{later}");
+        assert!(!text(false, "no-reports").contains("is full") && !text(true, "no-reports").contains("was full"));
     }
 
     #[test]
@@ -359,6 +370,10 @@ pub(super) mod tests {
         };
         assert!(promised(Some((12, 8)), Some("joined")).ends_with("who calls whom is hidden among 12 channels"));
         assert!(promised(Some((5, 8)), Some("joined")).ends_with("hidden among 8 or more channels"));
+        assert!(
+            promised(Some((1, 2)), Some("waiting"))
+                .ends_with("none, because batches of 2 channels (n_min) hide nobody")
+        );
         assert!(promised(None, Some("waiting")).ends_with("hidden among a batch's channels"));
         assert!(promised(Some((2, 2)), Some("joined")).ends_with("none, because 2 channels in a batch hide nobody"));
         assert!(shown(troubled_entry()).contains("promise: none before it has a channel"));

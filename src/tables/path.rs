@@ -10,7 +10,7 @@ use super::{align_right, lines, table};
 /// Planned and measured times of each step, and of the loops of a mix.
 pub fn render(node: &NodeReport) -> String {
     let Some(paced) = &node.paced else {
-        return "a free class has no timetable: without --path, eddy status shows how long cells stay\n".to_owned();
+        return "a free class has no timetable: eddy status without --path shows its times\n".to_owned();
     };
     let PathReport { steps, total, meeting, loops } = &paced.path;
     let mut rows = table(&[&format!("{}, ms", node.name()), "forward", "backward", "measured"]);

@@ -84,10 +84,11 @@ fn offset(neighbour_ms: i64) -> String {
 /// A line about a hop that does not sign, with the reason if the report has it.
 fn cannot_sign(node: &NodeReport, now_s: u64) -> String {
     let own = node.index.checked_sub(1).and_then(|at| node.trust.hops.get(at));
-    let why = match own {
-        Some(own) if own.revision == 0 => "it has no descriptor",
-        Some(own) if own.not_after <= now_s => "its descriptor has expired",
+    let why = match (own, node.trust.signs_from) {
+        (Some(own), _) if own.revision == 0 => "it has no descriptor",
+        (Some(own), _) if own.not_after <= now_s => "its descriptor has expired",
         _ if node.trust.clock_offset_ms.is_none() => "no neighbouring hop has sent its clock: are they up?",
+        (_, Some(from)) => return format!("this node has just started and signs from interval {from} on\n"),
         _ => "its log says why",
     };
     format!("this node cannot sign: {why}\n")
@@ -223,10 +224,12 @@ fn p50_p99(of: &Distribution) -> String {
 
 /// Drops by reason in at most `room` lines, only if there are any.
 fn drops(node: &NodeReport, room: usize) -> String {
+    // A reason and its count stay on one line.
+    let counts = |counts| reasons(counts).replace(' ', "\u{a0}").replace(",\u{a0}", ", ");
     let mut all: Vec<String> = Vec::new();
     for (unit, direction, tally) in node.ledger.tallies() {
         if !tally.dropped.is_empty() {
-            all.push(format!("dropped {unit} {direction}: {}", reasons(&tally.dropped)));
+            all.push(format!("dropped {unit} {direction}: {}", counts(&tally.dropped)));
         }
         if tally.send_errors > 0 {
             all.push(format!("send errors, {unit} {direction}: {}", tally.send_errors));
@@ -243,11 +246,12 @@ fn drops(node: &NodeReport, room: usize) -> String {
     }
 
     let options = super::wrapping(WIDTH - 1).subsequent_indent("  ");
-    let mut shown: Vec<String> =
-        all.iter().flat_map(|line| textwrap::wrap(line, &options)).map(|line| line.into_owned()).collect();
+    let lines = all.iter().flat_map(|line| textwrap::wrap(line, &options));
+    let mut shown: Vec<String> = lines.map(|line| line.replace('\u{a0}', " ")).collect();
     if shown.len() > room {
         shown.truncate(room.saturating_sub(1));
-        shown.push("  more with --verbose".to_owned());
+        let more = if shown.is_empty() { "drops by reason: --verbose" } else { "  ... more with --verbose" };
+        shown.push(more.to_owned());
     }
     format!("\n{}\n", shown.join("\n"))
 }
@@ -299,7 +303,9 @@ mod tests {
         node.trust = TrustReport { chain: "3fa2b1c4".repeat(8), hops, interval: 179_283_746, ..TrustReport::default() };
         let text = render(&node);
         fits(&text);
-        assert!(text.contains("more with --verbose") && text.contains("ledger closed: NO"), "{text}");
+        assert!(text.contains("\ndrops by reason: --verbose\n") && text.contains("ledger closed: NO"), "{text}");
+        let some = drops(&node, DROPS_SHOWN_MAX);
+        assert!(some.ends_with(" 9999999,\n  ... more with --verbose\n"), "cut between two reasons: {some}");
     }
 
     #[test]
@@ -364,6 +370,8 @@ mod tests {
              this node cannot sign: its log says why\n\
              descriptors of mix1, mix3 have expired\n"
         );
+        node.trust.signs_from = Some(179_283_747);
+        assert!(trust(&node).contains("\nthis node has just started and signs from interval 179283747 on\n"));
         node.trust.clock_offset_ms = None;
         assert!(
             trust(&node).contains("\nthis node cannot sign: no neighbouring hop has sent its clock"),

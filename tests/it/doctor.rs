@@ -70,7 +70,7 @@ fn every_role_gets_all_checks_in_text_and_json() {
     let expected = [
         "receive-buffers", "program-buffers", "send-buffers", "gso", "io-uring", "huge-pages", "aead-engine", "cores",
         "governor", "idle-polling", "queues", "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files",
-        "locked-memory", "path-mtu", "keys", "ports",
+        "locked-memory", "path-mtu", "keys", "ports", "start",
     ];
     for line in ["", " --config entry.toml", " --config mix1.toml", " --config mix3.toml", " --config exit.toml"] {
         let all = findings(&run(dir.path(), &format!("doctor --json{line}")));
@@ -113,6 +113,16 @@ fn receive_buffer_limit_has_a_command_that_raises_it() {
     assert!(script.contains(&format!("\nsudo sysctl -w net.core.rmem_max={WANTED}\n# undo: ")), "{script}");
     assert!(script.contains(&format!("'net.core.rmem_max = {WANTED}'")), "kept over a restart: {script}");
     assert_good_script(&script);
+}
+
+#[test]
+fn seats_that_setups_have_no_time_for_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "init . --mixes 3 --class voice:seats=16384").status.success());
+    let all = findings(&run(dir.path(), "doctor --json --config mix1.toml"));
+    let start = named(&all, "start");
+    assert_eq!(start["severity"], "error", "{start:#}");
+    assert!(start["found"].as_str().unwrap().contains("whose setups take this host"), "{start:#}");
 }
 
 #[test]

@@ -207,12 +207,14 @@ fn paced_class_has_the_port_after_those_of_lanes() {
         "# 127.0.0.1:4701",
         "# 127.0.0.1:4705",
         "class voice (paced-S):",
-        "Warning: n_min = 2 lets\nbatches of two or three users through, which hide nobody",
+        "Warning:\nn_min = 2 lets batches of two or three users through, which hide nobody",
         "eddy entry --chain x/chain.toml --forward 5000=",
         "meet:@call.secret,class=voice",
+        "link MTU 1388 (video).",
     ] {
         assert!(said.contains(wanted), "wanted {wanted:?} in {said}");
     }
+    assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
     let shown = run(dir.path(), "inspect x/chain.toml");
     let shown = String::from_utf8(shown.stdout).unwrap();
     for wanted in ["127.0.0.1:4703", "127.0.0.1:4704", "127.0.0.1:4706", "127.0.0.1:4707"] {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use wire::paced::REPORT_EVERY;
 use wire::setup::ack_cells;
 
 use super::PacedConfig;
@@ -168,6 +169,8 @@ impl LoopsAlarm {
             let garbled = self.garbled.sum().1.min(lost);
             self.raised.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.counted_to);
         }
+        // In rounds that this mix skipped, because it was stopped, it took in no reports.
+        self.unreported_since += rounds.saturating_sub(REPORT_EVERY);
         let (counted, _) = self.link[1].sum();
         if counted > 0 && self.counted_to >= self.unreported_since + TESTED {
             self.unreported_since = self.counted_to;
@@ -371,6 +374,25 @@ mod tests {
         assert!(
             world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.counted_to),
             "both stay up"
+        );
+    }
+
+    #[test]
+    fn rounds_in_which_this_mix_was_stopped_need_no_reports() {
+        let is_raised = |rounds, count: usize| {
+            let mut world = World::new(CLEAN);
+            world.run(20);
+            for _ in 0..count {
+                let (first, places, link_places) = (world.alarm.counted_to, LOOPS, LINK);
+                let (lost, garbled, link_lost) = Default::default();
+                let count = LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost };
+                world.events.extend(world.alarm.count(count));
+            }
+            world.events.contains(&PacedEvent::Dropping(Cause::NextReportsNothing))
+        };
+        assert_eq!(
+            [(1300, 1), (1300, 8), (100, 8), (100, 9), (1300, 9)].map(|(rounds, count)| is_raised(rounds, count)),
+            [false, false, false, true, true]
         );
     }
 

@@ -357,6 +357,11 @@ impl HopTrust {
         is_time && self.has_certificate && self.shares_a_clock() && self.unsaved.is_none()
     }
 
+    /// The first interval that it may sign.
+    pub fn signs_from(&self) -> u64 {
+        self.first
+    }
+
     /// True if it knows the clock of a neighbour, and its own is not away from those of all.
     fn shares_a_clock(&self) -> bool {
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));

@@ -17,6 +17,8 @@ pub struct TrustStatus {
     /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, it knows a neighbour's clock, and
     /// its own is right.
     pub can_sign: bool,
+    /// A hop: the first interval that it may sign; it may have signed earlier ones before its start.
+    pub signs_from: u64,
     /// The neighbour's clock minus this node's that differs most, as far as they are known.
     pub clock_offset_ms: Option<i64>,
     /// Mix 1 first.
@@ -78,8 +80,8 @@ pub struct HopStatus {
 }
 
 impl TrustStatus {
-    /// `bundles` has what came on the link of an entry; at a hop both views are one.
-    pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
+    /// Apart from what only a hop does. `bundles` has what came on the link of an entry; at a hop both views are one.
+    pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
             let newest =
@@ -98,7 +100,8 @@ impl TrustStatus {
             epoch: view.times().epoch_of(interval),
             bundle: bundles.newest_complete().map(|bundle| bundle.signatures.interval),
             newest: newest.map(|bundle| BundleStatus::of(bundles, bundle)),
-            can_sign,
+            can_sign: false,
+            signs_from: 0,
             clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),
         }

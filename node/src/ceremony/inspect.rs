@@ -4,7 +4,7 @@ use std::path::Path;
 
 use control::trust::{NodeDescriptor, SignedDescriptor};
 use serde_json::{Value, json};
-use wire::paced::{BadSecret, MeetingSecret, PacedTerms};
+use wire::paced::PacedTerms;
 use wire::setup::Suite;
 
 use super::files::{DescriptorFile, Renewable, node_role, public};
@@ -30,11 +30,6 @@ impl PublicFile {
         let other = |what: &str, remedy: &str| {
             Err(ConfigError::Value { at: source.file(), what: what.to_owned(), remedy: remedy.to_owned() })
         };
-        let secret = source.all().parse::<MeetingSecret>();
-        if !matches!(secret, Err(BadSecret::Prefix)) {
-            let state = if secret.is_ok() { "the secret of a meeting" } else { "a damaged secret of a meeting" };
-            return other(&format!("this is {state}, not a public file"), "give it to the other user alone");
-        }
         let names = source.names()?;
         let has = |wanted: &[&str]| names.iter().any(|name| wanted.contains(&name.as_str()));
         if has(&["id", "hop", "interval_s", "epoch_s"]) {

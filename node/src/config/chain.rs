@@ -18,7 +18,7 @@ use super::{ConfigError, NodeRole, node_name};
 use crate::ceremony::files::{public, signed};
 use crate::ceremony::{fingerprint, hex, places};
 
-const AGAIN: &str = "get the file again from whoever assembled the chain";
+const AGAIN: &str = "get the file again from whoever made the chain";
 
 /// A chain file, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +35,7 @@ impl ChainFile {
     /// # Errors
     /// The first mistake, with its remedy.
     pub fn read(path: &Path, now_s: u64) -> Result<ChainFile, ConfigError> {
-        ChainFile::check(
-            &public(path, "check the path, or get the file from whoever assembled the chain")?,
-            path,
-            now_s,
-        )
+        ChainFile::check(&public(path, "check the path, or get the file from whoever made the chain")?, path, now_s)
     }
 
     /// The same from a text; messages name `path`.

@@ -57,6 +57,7 @@ fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
         let required = FORWARD.iter().filter(|key| matches!(key.default, DefaultValue::Required));
         text += "# [[forward]]\n";
         text.extend(required.map(|key| format!("# {}\n", key.line())));
+        text += "# Or, to another user in a paced class: to = \"meet:@call.secret\" and class = \"voice\"\n";
     }
     for Forward { listen, to, idle, max_age, class } in forwards {
         text += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");

@@ -156,7 +156,9 @@ impl std::str::FromStr for Forward {
 impl Forward {
     fn parse(text: &str) -> Result<Forward, String> {
         let (listen, to) = text.split_once('=').ok_or_else(|| {
-            format!("invalid forward {text:?}: expected LISTEN=DEST, e.g. 127.0.0.1:5000=192.0.2.7:5000") //
+            format!(
+                "invalid forward {text:?}: expected LISTEN=DEST, e.g. 127.0.0.1:5000=192.0.2.7:5000 or 5000=meet:@FILE"
+            )
         })?;
         let mut parts = to.split(',');
         let mut forward = Forward {

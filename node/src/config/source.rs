@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use wire::paced::{BadSecret, MeetingSecret};
 use zeroize::Zeroizing;
 
 use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
@@ -123,6 +124,15 @@ impl Source {
 
     /// The parser's message. It names no value: that may be a key.
     fn syntax(&self, error: &toml::de::Error, keys: &'static [Key]) -> ConfigError {
+        let secret = self.text.parse::<MeetingSecret>();
+        if !matches!(secret, Err(BadSecret::Prefix)) {
+            let state = if secret.is_ok() { "the secret of a meeting" } else { "a damaged secret of a meeting" };
+            return ConfigError::Value {
+                at: self.file(),
+                what: format!("this is {state}, not a configuration or a public file"),
+                remedy: "name it in a forward, LISTEN=meet:@FILE, and give it to the other user alone".to_owned(),
+            };
+        }
         let at = error.span().map_or_else(|| Location::file(&self.path), |span| self.at(&span));
         let line = at.line.and_then(|line| self.text.lines().nth(line - 1)).unwrap_or_default();
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
@@ -589,7 +599,7 @@ fn integer(value: &DeValue<'_>) -> Option<i64> {
 fn restored(key: &Key) -> Option<&'static str> {
     match key.example {
         table::MADE => Some("restore the file that `eddy keygen` or `eddy init` wrote"),
-        table::ASSEMBLED | table::COPY => Some("get the file again from whoever assembled the chain"),
+        table::ASSEMBLED | table::COPY => Some("get the file again from whoever made the chain"),
         _ => None,
     }
 }

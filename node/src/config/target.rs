@@ -84,7 +84,9 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Target, NotATarget> {
         let has_secret = text.contains(MeetingSecret::PREFIX);
-        let Some(file) = text.strip_prefix(MEETING).or(has_secret.then_some("")) else {
+        // `@FILE` and `meet@FILE` are no names of hosts.
+        let is_meeting = has_secret || text.starts_with('@') || text.starts_with("meet@");
+        let Some(file) = text.strip_prefix(MEETING).or(is_meeting.then_some("")) else {
             let wrong = |why: NotADestination| NotATarget::Destination(without_secret(&why.to_string()).into_owned());
             return text.parse().map(Target::Destination).map_err(wrong);
         };
@@ -104,9 +106,17 @@ mod tests {
         assert_eq!(target("meet:@a/b.secret").unwrap(), Target::Meeting("a/b.secret".into()));
         assert_eq!(target("meet:@a").unwrap().from_folder(Path::new("/etc")).to_string(), "meet:@/etc/a");
         assert_eq!(target("meet.example:5").unwrap().to_string(), "meet.example:5");
-        for bad in
-            ["meet:", "meet:@", "meet:eddy-meet-1:00", "meet:@eddy-meet-1:00", "eddy-meet-1:00", "eddy-meet-1:00:5"]
-        {
+        for bad in [
+            "meet:",
+            "meet:@",
+            "meet:eddy-meet-1:00",
+            "meet:@eddy-meet-1:00",
+            "eddy-meet-1:00",
+            "eddy-meet-1:00:5",
+            "@a",
+            "meet@a",
+            "meet@a:5",
+        ] {
             let why = target(bad).unwrap_err().to_string();
             assert!(why.contains("meet:@FILE") && !why.contains("eddy-meet-1"), "{why}");
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use control::paced::{
-    BatchSize, Cause, EntryStatus, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
+    BatchSize, Cause, EntryStatus, Failure, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
 };
 use dataplane::paced::entry::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages};
 use dataplane::paced::mix;
@@ -64,6 +64,10 @@ pub struct PacedEntryReport {
     #[serde(default)]
     pub excused: u64,
     pub company: Option<CompanyReport>,
+    /// That of the latest batch in which it had no channel for want of an ack, if all seats were taken: while the alarm
+    /// is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<CompanyReport>,
     /// By how much cells are sent before this host's clock shows the time of their round.
     pub lead_ms: Option<f64>,
     /// Seconds since Mix 1 last answered a clock cell. From 40 s on the lead follows nothing, and the alarm rises.
@@ -111,12 +115,14 @@ pub struct CauseReport {
 pub struct PacedHopReport {
     /// Channels of the running batch, and the networks of their entries at Mix 1 (/32 of IPv4, /48 of IPv6).
     pub channels: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefixes: Option<usize>,
     /// Only of Mix 1: channels that a batch of users has room for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seats: Option<u16>,
     /// The least of both in the batches of the last hour.
     pub fewest_channels: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fewest_prefixes: Option<usize>,
     /// Clocks of neighbouring hops: `previous` or `next`, and the measurement.
     pub clocks: Vec<(String, ClockReport)>,
@@ -217,7 +223,7 @@ impl PacedReport {
             }
             PacedStatus::Hop(status) => {
                 let seats = (*position == 1).then_some(terms.seats);
-                let hop = PacedHopReport { seats, ..PacedHopReport::new(status, loops.unwrap_or_default()) };
+                let hop = PacedHopReport::new(status, loops.unwrap_or_default(), seats);
                 PacedReport { figures, entry: None, hop: Some(hop), path }
             }
         }
@@ -238,6 +244,7 @@ impl PacedEntryReport {
             failed: status.failed,
             excused: status.excused,
             company: status.company.map(|company| CompanyReport::new(company, terms.seats)),
+            full: None,
             lead_ms: status.lead_ns.map(ms),
             lead_age_s: status.lead_age.map(|age| age.as_secs_f64()),
             clock: status.clock.map(ClockReport::from),
@@ -261,15 +268,24 @@ impl CompanyReport {
         self.channels < self.n_min
     }
 
-    /// What keeps a user out of a batch without a free seat, and what to do. A corrupt Mix 1 can claim it.
-    pub fn full(self) -> Option<String> {
+    /// All seats are taken.
+    pub fn is_full(self) -> bool {
+        self.channels >= self.seats
+    }
+
+    /// What keeps a user out of a batch without a free seat, and what to do. A corrupt Mix 1 can claim it. `verb` is
+    /// `is` or `was`.
+    pub fn full(self, verb: &str) -> String {
         let CompanyReport { channels, seats, .. } = self;
-        (channels >= seats).then(|| {
-            format!(
-                "the class is full, {channels} of {seats} seats as mix1 says: the operators can raise `seats` (users behind \
-                 one address, a NAT, /32 or /48, get at most half)"
-            )
-        })
+        format!("the class {verb} full, {channels} of {seats} seats as mix1 says: the operators can raise `seats`")
+    }
+}
+
+/// Why there is no channel in a batch. Mix 1 refuses a user who has no seat as if it had heard nothing.
+pub fn reason(why: Failure) -> String {
+    match why {
+        Failure::NoAck => format!("{why}, or your address (NAT) has half of the seats of the class"),
+        _ => why.to_string(),
     }
 }
 
@@ -302,18 +318,19 @@ impl LoopsReport {
 }
 
 impl PacedHopReport {
-    fn new(status: &HopStatus, view: mix::LoopsView) -> PacedHopReport {
+    /// Only Mix 1 has `seats`.
+    fn new(status: &HopStatus, view: mix::LoopsView, seats: Option<u16>) -> PacedHopReport {
         let clock = |NeighbourClock { side, clock }: &NeighbourClock| {
             let who = if *side == wire::ids::Side::Up { "previous" } else { "next" };
             (who.to_owned(), ClockReport::from(*clock))
         };
         let channels = |size: Option<BatchSize>| size.map(|size| size.channels);
-        // Only Mix 1 sees prefixes.
-        let prefixes = |size: Option<BatchSize>| size.map(|size| size.prefixes).filter(|prefixes| *prefixes > 0);
+        // Only Mix 1 sees prefixes, of which a batch may have none.
+        let prefixes = |size: Option<BatchSize>| size.filter(|_| seats.is_some()).map(|size| size.prefixes);
         PacedHopReport {
             channels: channels(status.batch),
             prefixes: prefixes(status.batch),
-            seats: None,
+            seats,
             fewest_channels: channels(status.smallest),
             fewest_prefixes: prefixes(status.smallest),
             clocks: status.clocks.iter().map(clock).collect(),
@@ -326,8 +343,7 @@ impl PacedHopReport {
 }
 
 /// What the user of an entry does about the alarm `dropping`.
-pub const WHAT_TO_DO: &str =
-    "keep the entry running; if `ping` shows less loss, use another link, and inform the operators";
+pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss, use another link, and report it";
 
 impl From<&RaisedCause> for CauseReport {
     fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {
@@ -341,7 +357,7 @@ impl From<&RaisedCause> for CauseReport {
             Cause::NoReports => ("no-reports", "no reports from mix1".to_owned()),
             Cause::NextReportsNothing => ("no-reports", "no reports from the next hop".to_owned()),
             Cause::NoClock => ("no-clock", "no clock of mix1 for 40 s".to_owned()),
-            Cause::Setup { why, .. } => ("no-channel", format!("no channel: {why}")),
+            Cause::Setup { why, .. } => ("no-channel", format!("no channel: {}", reason(*why))),
             Cause::Loops { places, lost, garbled } => {
                 ("loops-lost", format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"))
             }
@@ -385,6 +401,38 @@ mod tests {
             None,
             "of a class that serves destinations"
         );
+    }
+
+    #[test]
+    fn only_mix_1_shows_networks_and_none_of_an_empty_batch() {
+        let (of_batch, smallest) = (BatchSize { channels: 3, prefixes: 2 }, BatchSize::default());
+        let status = HopStatus {
+            clocks: Vec::new(),
+            batch: Some(of_batch),
+            smallest: Some(smallest),
+            forward: Reported::default(),
+            backward: Reported::default(),
+            loops: None,
+        };
+        let networks = |seats| {
+            let hop = PacedHopReport::new(&status, mix::LoopsView::default(), seats);
+            assert_eq!((hop.channels, hop.fewest_channels), (Some(3), Some(0)));
+            (hop.prefixes, hop.fewest_prefixes)
+        };
+        assert_eq!([networks(Some(4)), networks(None)], [(Some(2), Some(0)), (None, None)]);
+    }
+
+    #[test]
+    fn setup_without_an_ack_may_lack_a_seat() {
+        let what = |why| {
+            let cause = Cause::Setup { batch: 7, why };
+            CauseReport::from(&RaisedCause { cause, since: 1, last: 1, times: 1 }).what
+        };
+        assert!(
+            what(Failure::NoAck)
+                .ends_with("ack came in time, or your address (NAT) has half of the seats of the class")
+        );
+        assert_eq!(what(Failure::NotReady), "no channel: the entry was not ready in time");
     }
 
     #[test]

@@ -250,6 +250,7 @@ impl ControlThread {
             state.counters = of_class.counters().clone();
             state.half_open = of_class.half_open();
             state.paced = of_class.paced_status(now);
+            state.full = class.log.full_since_setup();
             match &state.paced {
                 Some(PacedStatus::Entry(status)) => readiness.note_batch(place, status.has_channel),
                 Some(PacedStatus::Hop(status)) => {

@@ -20,6 +20,7 @@ use wire::ids::Side;
 use wire::paced::Company;
 
 use crate::config::{ChainFile, NodeRole, node_name};
+use crate::report::paced::CompanyReport;
 use trouble::{ClientTroubles, REPORT_AFTER};
 
 pub(super) use trouble::Trouble;
@@ -52,6 +53,14 @@ pub struct Log {
     /// In paced classes.
     not_joined: Trouble,
     has_joined: bool,
+    /// It has had a channel in a batch, or missed one.
+    has_tried: bool,
+    /// The latest setup had no ack, and since then no other one had.
+    lacks_ack: bool,
+    /// The alarm `dropping` of this entry is up.
+    is_dropping: bool,
+    /// The company of a batch without a free seat for which no ack had come.
+    full: Option<CompanyReport>,
     no_company: Trouble,
     /// As Mix 1 announced it last.
     company: Option<Company>,
@@ -368,23 +377,24 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use control::paced::{Failure, PacedEvent};
+    use control::paced::{Cause, Failure, PacedEvent};
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Level, Metadata, Subscriber, subscriber};
 
     use super::*;
 
-    /// Counts the lines that are logged by default.
+    /// Counts the lines that are logged by default, and warnings apart.
     #[derive(Clone, Default)]
-    struct Lines(Arc<AtomicUsize>);
+    struct Lines(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
     impl Subscriber for Lines {
         fn enabled(&self, of: &Metadata<'_>) -> bool {
             *of.level() <= Level::INFO
         }
 
-        fn event(&self, _: &tracing::Event<'_>) {
+        fn event(&self, event: &tracing::Event<'_>) {
             self.0.fetch_add(1, Ordering::Relaxed);
+            self.1.fetch_add(usize::from(*event.metadata().level() == Level::WARN), Ordering::Relaxed);
         }
 
         fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -435,9 +445,44 @@ mod tests {
     #[test]
     fn full_class_is_said_of_setups_without_an_ack() {
         let company = |channels| Some(Company { channels, n_min: 1 });
-        let full = |channels, why| Log { seats: Some(4), company: company(channels), ..Log::default() }.full(why);
-        assert!(full(4, Failure::NoAck).starts_with("the class is full, 4 of 4 seats as mix1 says"));
-        assert_eq!([full(3, Failure::NoAck), full(4, Failure::NoBundle)], [String::new(), String::new()]);
+        let reason = |channels, why| Log { seats: Some(4), company: company(channels), ..Log::default() }.reason(why);
+        assert!(reason(4, Failure::NoAck).starts_with("the class is full, 4 of 4 seats as mix1 says"));
+        assert!(reason(3, Failure::NoAck).starts_with("no complete ack came in time, or your address (NAT)"));
+        assert_eq!(reason(4, Failure::NoBundle), "no bundle for its batch came in time");
+    }
+
+    #[test]
+    fn full_class_is_remembered_until_the_alarm_ends() {
+        let mut log = Log { seats: Some(4), ..Log::default() };
+        let mut say = |event| {
+            log.event(Duration::ZERO, &Event::Paced(event));
+            log.full_since_setup().map(|full| full.channels)
+        };
+        let company = |channels| PacedEvent::Company(Company { channels, n_min: 1 });
+        let not_joined = |why| PacedEvent::NotJoined { batch: 7, why };
+        assert_eq!([say(company(4)), say(not_joined(Failure::NoBundle)), say(company(4))], [None; 3]);
+        assert_eq!([say(company(3)), say(not_joined(Failure::NoAck)), say(company(3))], [None; 3]);
+        assert_eq!(say(company(4)), Some(4), "mix1 announces the batch that it could not join");
+        assert_eq!([say(PacedEvent::Joined { batch: 8 }), say(company(2))], [Some(4); 2]);
+        assert_eq!(say(not_joined(Failure::NoAck)), None, "of another failure, without an alarm");
+        assert_eq!(say(company(4)), Some(4));
+        let why = Failure::NoAck;
+        assert_eq!(say(PacedEvent::Dropping(Cause::Setup { batch: 9, why })), Some(4));
+        assert_eq!([say(company(0)), say(not_joined(why)), say(PacedEvent::Joined { batch: 10 })], [Some(4); 3]);
+        assert_eq!(say(PacedEvent::DroppingEnded), None);
+        assert_eq!(say(company(4)), None, "it has a channel");
+    }
+
+    #[test]
+    fn first_batch_without_a_bundle_is_no_warning() {
+        let warnings = |missed: &[Failure]| {
+            let (mut log, lines) = (Log::default(), Lines::default());
+            let all = missed.iter().map(|why| Event::Paced(PacedEvent::NotJoined { batch: 7, why: *why }));
+            subscriber::with_default(lines.clone(), || all.for_each(|event| log.event(Duration::ZERO, &event)));
+            (lines.0.load(Ordering::Relaxed), lines.1.load(Ordering::Relaxed))
+        };
+        use Failure::{NoAck, NoBundle};
+        assert_eq!([&[NoBundle][..], &[NoBundle; 2], &[NoAck]].map(warnings), [(1, 0), (2, 1), (1, 1)]);
     }
 
     #[test]

@@ -6,9 +6,11 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use control::trust::ChainTerms;
 use rustix::net::sockopt;
 use wire::cell::{Class, Direction, Shape};
 use wire::handshake::HANDSHAKE_LEN_MAX;
+use wire::ids::ClassId;
 
 use crate::config::{ConfigError, ServedClass, Terms, in_words};
 
@@ -31,10 +33,17 @@ pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
     Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
 }
 
-/// The longest packet of a link of a free class, cells of both directions and handshakes included, in bytes.
-pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
-    let both = [Direction::Forward, Direction::Backward];
-    packet(both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default(), ipv6)
+/// The longest packet of a class on a link of a chain of `hops`, cells of both directions and handshakes included, in
+/// bytes.
+pub fn longest_packet(class: ClassId, hops: usize, link: usize, ipv6: bool) -> usize {
+    let cell = match class {
+        ClassId::Free(class) => {
+            let of = |direction| Shape::new(class, hops).map_or(0, |shape| shape.cell_len(direction, link));
+            of(Direction::Forward).max(of(Direction::Backward))
+        }
+        ClassId::Paced(class) => class.cell_len(),
+    };
+    packet(cell, ipv6)
 }
 
 /// The longest packet of a link whose longest cell has `cell` bytes.
@@ -42,13 +51,23 @@ fn packet(cell: usize, ipv6: bool) -> usize {
     HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
 }
 
-/// The largest class with shorter cells that fits the MTU.
-pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
-    let fits = |class: &Class| {
-        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
-        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(HANDSHAKE_LEN_MAX) <= mtu
-    };
-    [Class::M, Class::S].into_iter().find(fits)
+/// The chain like this one whose packets fit the MTU of a link, e.g. `a chain of class M without class video`.
+pub fn chain_that_fits(chain: &ChainTerms, link: usize, mtu: usize, ipv6: bool) -> Option<String> {
+    let hops = chain.identities.len();
+    let (free, paced): (Vec<_>, Vec<_>) = Terms::of(chain)
+        .filter(|terms| longest_packet(terms.id(), hops, link, ipv6) > mtu)
+        .partition(|terms| terms.paced().is_none());
+    let mut text = "a chain".to_owned();
+    if !free.is_empty() {
+        let fits =
+            |class: &Class| Shape::new(*class, hops).is_ok_and(|shape| packet(shape.longest_cell(), ipv6) <= mtu);
+        text += &format!(" of class {}", [Class::M, Class::S].into_iter().find(fits)?);
+    }
+    let names: Vec<_> = paced.iter().map(|terms| terms.name().to_string()).collect();
+    if !names.is_empty() {
+        text += &format!(" without class {}", names.join(" and "));
+    }
+    Some(text)
 }
 
 /// The name of the device with this address.
@@ -64,7 +83,7 @@ pub fn device(local: IpAddr) -> Option<String> {
 /// # Errors
 /// The MTU is too small, or `from` cannot reach the next hop.
 pub fn check(served: &ServedClass<'_>, from: IpAddr, next: SocketAddr) -> Result<Option<String>, ConfigError> {
-    let ServedClass { terms, shape, config, .. } = served;
+    let ServedClass { loaded, terms, shape, config } = served;
     let KnownPath { mtu, local } = match known_path(from, next) {
         Ok(path) => path,
         // Linux returns this for a loopback address towards any other.
@@ -81,10 +100,8 @@ pub fn check(served: &ServedClass<'_>, from: IpAddr, next: SocketAddr) -> Result
         Err(why) => return Ok(Some(format!("no route to the next hop at {next} yet: {}", in_words(&why)))),
     };
 
-    let needed = match terms {
-        Terms::Free(_) => longest_packet(*shape, served.loaded.position + 1, next.is_ipv6()),
-        Terms::Paced(terms) => packet(terms.class.cell_len(), next.is_ipv6()),
-    };
+    let (link, ipv6) = (loaded.position + 1, next.is_ipv6());
+    let needed = longest_packet(terms.id(), shape.hops(), link, ipv6);
     if needed <= mtu {
         return Ok(None);
     }
@@ -97,8 +114,8 @@ pub fn check(served: &ServedClass<'_>, from: IpAddr, next: SocketAddr) -> Result
         what: format!(
             "the path to the next hop at {next} carries packets of {mtu} bytes, but class {class} needs {needed}"
         ),
-        remedy: match smaller_class(*shape, mtu, next.is_ipv6()) {
-            Some(smaller) => format!("{raise}, or make a chain of class {smaller}"),
+        remedy: match chain_that_fits(&loaded.chain.terms, link, mtu, ipv6) {
+            Some(chain) => format!("{raise}, or make {chain}"),
             None => raise,
         },
     })

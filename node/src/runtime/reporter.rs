@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wire::ids::ClassId;
 
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::{self, PacedPlan, PacedReport};
+use crate::report::paced::{self, CompanyReport, PacedPlan, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -31,6 +31,8 @@ pub(super) struct ControlState {
     pub(super) half_open: usize,
     /// Of a paced class.
     pub(super) paced: Option<PacedStatus>,
+    /// Of an entry of one: setups that failed at a full class.
+    pub(super) full: Option<CompanyReport>,
     /// Handshakes refused per second, while there is a flood of them.
     pub(super) flood_per_s: Option<u64>,
 }
@@ -145,7 +147,11 @@ impl ClassReporter {
     fn paced(&self, control: &ControlState) -> Option<PacedReport> {
         let (view, loops) =
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
-        Some(PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops))
+        let mut report = PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops);
+        if let Some(entry) = report.entry.as_mut().filter(|entry| !entry.dropping.is_empty()) {
+            entry.full = control.full;
+        }
+        Some(report)
     }
 
     /// The state of an entry's meeting.

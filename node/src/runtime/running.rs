@@ -9,7 +9,7 @@ use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use control::Config;
 use dataplane::entry::ListenerKind;
@@ -270,12 +270,19 @@ fn seats_open_in_time(loaded: &Loaded, served: &[ServedClass<'_>]) -> Result<(),
         ConfigError::Value {
             at: loaded.files.chain.as_deref().map_or_else(|| loaded.config.place_of("chain"), Location::file),
             what: format!(
-                "paced classes have room for {seats} channels here, whose setups take this host {takes:.0?}, but a phase \
-                 of class {class} has {room:.0?} for them",
+                "paced classes have room for {seats} channels here, whose setups take this host {}, but a phase of class \
+                 {class} has {} for them",
+                time(takes),
+                time(room)
             ),
             remedy: "run the hop on a faster host, or make a chain with fewer `seats` or more `rounds`".to_owned(),
         }
     })
+}
+
+/// `620 ms`, `1.2 s`.
+fn time(of: Duration) -> String {
+    if of < Duration::from_secs(1) { format!("{} ms", of.as_millis()) } else { format!("{:.1} s", of.as_secs_f64()) }
 }
 
 /// Checks that names fit in one cell of their class, without which their flows could not be opened (SPEC 3.12).
@@ -356,7 +363,7 @@ fn addresses(sockets: &Sockets) -> Vec<String> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{IpAddr, TcpStream};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::client::{Destination, Entry, UdpTunnel};
@@ -621,7 +628,7 @@ mod tests {
         };
         let why = check(&files.hops[0]).unwrap_err();
         assert!(why.contains("chain.toml: paced classes have room for 16384 channels here"), "{why}");
-        assert!(why.contains("a phase of class voice has 120ms for them") && why.contains("fewer `seats`"), "{why}");
+        assert!(why.contains("a phase of class voice has 120 ms for them") && why.contains("fewer `seats`"), "{why}");
         assert_eq!(check(&files.entry), Ok(()), "an entry opens none");
     }
 }

@@ -4,16 +4,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use control::trust::SignedDescriptor;
+use control::trust::{ChainTerms, ClassTerms, SignedDescriptor};
 use dataplane::lanes::Lanes;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use wire::cell::{Class, Shape};
 use wire::paced::PacedTerms;
+use wire::setup::Suite;
 
 use eddy_node::config::{
-    ChainFile, ConfigError, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, Terms, node_name,
+    ChainFile, ConfigError, LIFETIME_S, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER,
+    Terms, node_name,
 };
+use eddy_node::runtime::running;
 
 /// A node and what it requires.
 #[derive(Clone, Debug)]
@@ -24,8 +27,14 @@ pub struct Subject {
     pub config: Option<PathBuf>,
     /// Its role; `None` for a whole chain.
     pub role: Option<NodeRole>,
+    /// The classes of its chain.
+    pub chain: ChainTerms,
     /// Class and length of its chain.
     pub shape: Shape,
+    /// The classes that it serves.
+    pub classes: Vec<Terms>,
+    /// Why the node would not start, as `eddy config check` says it; `None` where its keys cannot be read.
+    pub start: Option<Result<(), String>>,
     /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
     /// Worker threads of all its classes.
@@ -83,10 +92,22 @@ pub struct KeyFile {
 impl Subject {
     /// The requirements of `eddy chain`: five nodes on loopback.
     pub fn of_a_chain() -> Subject {
+        let class = ClassTerms { class: Class::L, mixing_delay_ms: 5, lifetime_s: LIFETIME_S };
+        let chain = ChainTerms {
+            suite: Suite::default(),
+            interval_s: 600,
+            epoch_s: 3600,
+            classes: vec![class],
+            paced: Vec::new(),
+            identities: vec![[0; 32]; 4],
+        };
         Subject {
             what: "the nodes of `eddy chain`".to_owned(),
             config: None,
             role: None,
+            classes: vec![Terms::Free(class)],
+            chain,
+            start: Some(Ok(())),
             shape: Shape::new(Class::L, 4).expect("three mixes and an exit are a chain"),
             position: 0,
             workers: 5,
@@ -156,6 +177,11 @@ impl Subject {
         let steps = |terms: &PacedTerms| (terms.name.clone(), terms.steps_ms.clone());
         let accepts_any = role == NodeRole::Entry || config.unsynchronised_clock;
         let needs_clock = chain.terms.paced.first().filter(|_| !accepts_any);
+        let start = loaded.as_ref().map(|loaded| running::check(loaded).map(drop).map_err(|why| why.to_string()));
+        let terms = match &loaded {
+            Some(loaded) => loaded.classes().into_iter().map(|class| class.terms).collect(),
+            None => Terms::of(&chain.terms).collect(),
+        };
         let until = |hop| Some((node_name(chain.role(hop), hop), hop == position, newest(hop)?.not_after));
 
         Ok(Subject {
@@ -163,6 +189,8 @@ impl Subject {
             config: Some(path.to_owned()),
             role: Some(role),
             shape,
+            classes: terms,
+            start,
             position,
             workers: classes.iter().map(|(lanes, _)| lanes.own).sum(),
             pinned: classes.iter().filter(|(_, cores)| !cores.is_empty()).map(|(lanes, _)| lanes.own).sum(),
@@ -184,6 +212,7 @@ impl Subject {
             descriptors: hops.clone().filter_map(until).collect(),
             keys,
             other_ports: loaded.iter().flat_map(Loaded::classes).filter_map(|class| class.other_port()).collect(),
+            chain: chain.terms.clone(),
         })
     }
 

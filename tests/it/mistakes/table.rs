@@ -190,7 +190,13 @@ table! { NODE:
         &["call.secret: invalid secret of a meeting", "a line end of Windows (CR LF)", "remove them"];
     "a meeting's secret for a public file",
         Do(|s| fs::write(s.path("call.secret"), format!("eddy-meet-1:{}\n", "ab".repeat(32))).unwrap()),
-        "inspect call.secret", &["call.secret: this is the secret of a meeting, not a public file"];
+        "inspect call.secret", &["call.secret: this is the secret of a meeting, not a configuration or a public file"];
+    "a meeting's secret for a configuration",
+        Do(|s| fs::write(s.path("call.secret"), format!("eddy-meet-1:{}\n", "ab".repeat(32))).unwrap()),
+        "config check call.secret", &["call.secret: this is the secret of a meeting", "LISTEN=meet:@FILE"];
+    "a meeting's secret for a chain file",
+        Do(|s| fs::write(s.path("call.secret"), format!("eddy-meet-1:{}\n", "ab".repeat(32))).unwrap()),
+        "entry --chain call.secret", &["call.secret: this is the secret of a meeting", "LISTEN=meet:@FILE"];
     "a meeting's secret over another file", Nothing, "meet new --out mix1.key",
         &["mix1.key: this file exists", "another FILE in `eddy meet new --out FILE`"];
     "an invalid class name",
@@ -258,7 +264,7 @@ table! { CHAIN:
         &["the descriptor was changed or damaged: truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[30] ^= 1)), MIX,
-        &["chain.toml:", "the signature does not match", "from whoever assembled the chain"];
+        &["chain.toml:", "the signature does not match", "from whoever made the chain"];
     "a descriptor of this node that has expired, or a clock far ahead",
         Do(|s| {
             sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {});
@@ -341,11 +347,11 @@ table! { SOCKETS:
         &["mix1.toml:10: down", "also that of mix1.toml:9: up = \"0.0.0.0:4701\""];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:37: forward on 127.0.0.1:5000", "also that of entry.toml:34: forward on 127.0.0.1:5000"];
+        &["entry.toml:38: forward on 127.0.0.1:5000", "also that of entry.toml:35: forward on 127.0.0.1:5000"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:34: forward on 127.0.0.1:5000"];
+        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:35: forward on 127.0.0.1:5000"];
     "two forwards of `eddy chain` on one port", Nothing, "chain --stay --forward 5000=a:1 --forward 5000=b:1",
         &["--forward 127.0.0.1:5000=b:1", "also that of --forward 127.0.0.1:5000=a:1", "a different port"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,

@@ -9,20 +9,27 @@ use wire::ids::Side;
 use wire::paced::Company;
 
 use super::Log;
-use crate::report::paced::{CompanyReport, WHAT_TO_DO};
+use crate::report::paced::{CompanyReport, WHAT_TO_DO, reason};
 
 impl Log {
     /// Takes an event of a paced class.
     pub(super) fn paced(&mut self, now: Duration, event: &PacedEvent) {
+        self.is_dropping |= matches!(event, PacedEvent::Dropping(_));
         match *event {
             PacedEvent::JoinsAt { batch, wait } => {
                 let wait_s = wait.as_secs_f64().round();
-                info!(batch, wait_s, "connected; joins with the next batch in {wait_s} s");
+                info!(
+                    batch,
+                    wait_s,
+                    "connected; joins with the next batch in {wait_s} s, or with a later one if its bundle of keys does not \
+                     come in time"
+                );
             }
             PacedEvent::Joined { batch } => {
                 self.setups_fail_since = None;
                 self.setups.end(now);
                 self.not_joined.end(now);
+                (self.has_tried, self.lacks_ack) = (true, false);
                 if std::mem::replace(&mut self.has_joined, true) {
                     debug!(batch, "has a channel in batch {batch}");
                 } else {
@@ -31,8 +38,16 @@ impl Log {
             }
             PacedEvent::NotJoined { batch, why } => {
                 self.has_joined = false;
-                if self.not_joined.occurs(now) {
-                    let full = self.full(why);
+                self.lacks_ack = why == Failure::NoAck;
+                self.full = self.full_now().or(self.full.filter(|_| self.is_dropping));
+                if !std::mem::replace(&mut self.has_tried, true) && why == Failure::NoBundle {
+                    info!(
+                        batch,
+                        "no channel in batch {batch} yet: this entry has just started, and the bundle of keys for it came too \
+                         late; the next setup is for the batch after it"
+                    );
+                } else if self.not_joined.occurs(now) {
+                    let reason = self.reason(why);
                     let hint = match why {
                         Failure::NotReady => "look for outages of the access link",
                         Failure::NoBundle => {
@@ -42,13 +57,13 @@ impl Log {
                     };
                     warn!(
                         batch,
-                        "no channel in batch {batch}: {full}{why}; the next setup is for the batch after it; if this repeats: \
+                        "no channel in batch {batch}: {reason}; the next setup is for the batch after it; if this repeats: \
                          {hint}"
                     );
                 }
             }
             PacedEvent::Company(company @ Company { channels, n_min }) if company.is_low() => {
-                self.company = Some(company);
+                self.announced(company);
                 if self.no_company.occurs(now) {
                     info!(
                         channels,
@@ -57,7 +72,7 @@ impl Log {
                 }
             }
             PacedEvent::Company(company @ Company { channels, n_min }) => {
-                self.company = Some(company);
+                self.announced(company);
                 if self.no_company.end(now) {
                     info!(channels, n_min, "has company: {channels} channels, and {n_min} are needed");
                 } else {
@@ -108,7 +123,10 @@ impl Log {
                      {batch}: that setup raises no alarm; after another restart of it within 65,536 rounds one does"
                 );
             }
-            PacedEvent::DroppingEnded => info!("dropping has ended"),
+            PacedEvent::DroppingEnded => {
+                (self.is_dropping, self.full) = (false, None);
+                info!("dropping has ended");
+            }
         }
     }
 
@@ -135,9 +153,9 @@ impl Log {
             ),
             Cause::Setup { batch, why } => warn!(
                 batch,
-                "dropping: no channel in batch {batch} ({}{why}), which losses do not explain: somebody may drop setups; do \
+                "dropping: no channel in batch {batch} ({}), which losses do not explain: somebody may drop setups; do \
              not begin calls that matter until this ends; {WHAT_TO_DO}",
-                self.full(why)
+                self.reason(why)
             ),
             Cause::Loops { places, lost, garbled } => {
                 let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
@@ -168,11 +186,30 @@ impl Log {
         }
     }
 
-    /// Why a setup may have failed, if the batch is full.
-    pub(super) fn full(&self, why: Failure) -> String {
+    /// Mix 1 has announced the channels of a batch.
+    fn announced(&mut self, company: Company) {
+        self.company = Some(company);
+        self.full = self.full_now().or(self.full);
+    }
+
+    /// Why a setup has failed. A full class comes first.
+    pub(super) fn reason(&self, why: Failure) -> String {
         let company = self.company.zip(self.seats).map(|(company, seats)| CompanyReport::new(company, seats));
-        let full = company.filter(|_| why == Failure::NoAck).and_then(|company| company.full());
-        full.map_or_else(String::new, |full| format!("{full}; "))
+        match company.filter(|company| why == Failure::NoAck && company.is_full()) {
+            Some(company) => format!("{}; {}", company.full("is"), reason(why)),
+            None => reason(why),
+        }
+    }
+
+    /// The company that leaves this entry, whose latest setup had no ack, no seat.
+    fn full_now(&self) -> Option<CompanyReport> {
+        let company = self.company.zip(self.seats).filter(|_| self.lacks_ack);
+        company.map(|(company, seats)| CompanyReport::new(company, seats)).filter(|company| company.is_full())
+    }
+
+    /// The latest such company, of the time of the alarm `dropping` while that is up.
+    pub(in crate::runtime) fn full_since_setup(&self) -> Option<CompanyReport> {
+        self.full
     }
 
     /// Takes the setups that Mix 1 has refused so far for want of a seat, and the channels of the running batch.
@@ -183,8 +220,9 @@ impl Log {
             warn!(
                 channels,
                 seats,
-                "setups of users are refused for want of seats: {channels} of {seats} seats of this batch are taken, and users \
-                 behind one address (/32 or /48) get at most half: a chain with more `seats` takes more users"
+                "setups of users are refused for want of seats in a coming batch: all {seats} are taken, or as many as users \
+                 behind one address (/32 or /48) get, at most half ({channels} channels are in the running batch): a chain \
+                 with more `seats` takes more users"
             );
         }
     }

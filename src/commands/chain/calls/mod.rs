@@ -240,17 +240,21 @@ fn announcement(args: &ChainArgs, terms: &PacedTerms, users: usize, interval_s: 
     let hops = args.shape.mixes + 1;
     let figures = Figures::of(terms, Suite::default(), hops);
     let batch_s = figures.batch_ms as f64 / 1000.0;
+    let floor = match terms.n_min {
+        1 => "\nA batch".to_owned(),
+        n_min => format!(" A batch with fewer\nthan {n_min} users carries noise only (n_min), and"),
+    };
     format!(
-        "{} calls between {users} users, {} mix{} and an exit on this host. A batch with fewer\n\
-         than {} users carries noise only (n_min), and has room for {} (seats).\n\n{}\n\
+        "{} call{} between {users} users, {} mix{} and an exit on this host.{floor} \
+         has room for {} (seats).\n\n{}\n\
          Users who meet: no observer of all links and the exit sees who calls whom in a\n\
          batch. Calls to destinations are weaker: losses on access links show outside.\n\n\
          This chain is new: all hops sign keys in one interval ({interval_s} s), then channels\n\
          are set up for a batch. So calls begin after {batch_s:.0} to {:.0} s.\n\n",
         users / 2,
+        if users == 2 { "" } else { "s" },
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
-        terms.n_min,
         terms.seats,
         figures.text(terms),
         f64::from(interval_s) + 2.0 * batch_s
@@ -342,8 +346,9 @@ fn wait(
         if bar.is_hidden() && !said && started.elapsed() > SILENCE_MAX {
             said = true;
             log::say(format_args!(
-                "{} users join with the batch that begins in {left_s} s: the hops of a new chain first sign keys in an interval \
-                 of {interval_s} s, and channels are set up in a batch of {:.0} s behind that",
+                "{} users join with the batch that begins in {left_s} s: the hops of a new chain\n\
+                 first sign keys in an interval of {interval_s} s, then channels are set up for a\n\
+                 batch of {:.0} s",
                 users.len(),
                 batch.as_secs_f64()
             ));

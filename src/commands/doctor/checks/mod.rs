@@ -10,7 +10,7 @@ mod process;
 mod rounds;
 
 use super::facts::Facts;
-use super::finding::Finding;
+use super::finding::{Finding, Severity};
 use super::subject::Subject;
 
 type Check = fn(&Subject, &Facts) -> Finding;
@@ -43,7 +43,9 @@ const ALL: [Check; 22] = [
 
 /// Runs all checks.
 pub fn all(subject: &Subject, facts: &Facts) -> Vec<Finding> {
-    ALL.iter().map(|check| check(subject, facts)).collect()
+    let mut findings: Vec<_> = ALL.iter().map(|check| check(subject, facts)).collect();
+    findings.push(process::start(subject, findings.iter().any(|finding| finding.severity == Severity::Error)));
+    findings
 }
 
 const UNMEASURED: &str = "the effect has not been measured";
@@ -52,7 +54,7 @@ const UNMEASURED: &str = "the effect has not been measured";
 mod tests {
     use super::*;
     use crate::commands::doctor::facts::sound;
-    use crate::commands::doctor::finding::{Fix, Severity};
+    use crate::commands::doctor::finding::Fix;
     use dataplane::socket::offload::{NoOffload, Offloads};
 
     #[test]
@@ -78,7 +80,7 @@ mod tests {
         let mut names: Vec<_> = findings.iter().map(|finding| finding.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ALL.len());
+        assert_eq!(names.len(), ALL.len() + 1);
         let bad: Vec<_> = findings.iter().filter(|finding| finding.severity >= Severity::Warning).collect();
         assert!(bad.len() >= 6, "{bad:#?}");
         for finding in bad {

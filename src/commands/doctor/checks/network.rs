@@ -1,13 +1,12 @@
 //! The path to the next hop: its MTU, its device, its connection tracking.
 
-use wire::cell::Shape;
-
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::host::in_short;
 use super::super::subject::Subject;
 use super::UNMEASURED;
-use eddy_node::runtime::path::{longest_packet, smaller_class};
+use eddy_node::config::{ClassName, Terms};
+use eddy_node::runtime::path::{chain_that_fits, longest_packet};
 
 /// The ports of the classes, against those in the descriptor.
 pub fn ports(subject: &Subject, _: &Facts) -> Finding {
@@ -27,7 +26,6 @@ pub fn ports(subject: &Subject, _: &Facts) -> Finding {
 pub fn path(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "path-mtu";
     const REFUSED: &str = "the node does not start: fragmented cells would be lost";
-    let shape = subject.shape;
     let next = match &subject.next {
         Err(why) => {
             return Finding::error(NAME, why, "the node does not start")
@@ -39,18 +37,16 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
     let Some(next) = next else {
         // An exit: the path back is unknown, but the device must carry its cells.
         let ipv6 = subject.up.is_some_and(|up| up.is_ipv6());
-        let needed = longest_packet(shape, subject.position, ipv6);
+        let (needed, class) = longest(subject, subject.position, ipv6);
         let device = facts.path.device.as_ref();
         return match device.and_then(|device| Some((&device.name, device.mtu?))) {
             Some((name, mtu)) if mtu < needed => Finding::error(
                 NAME,
-                format!("the MTU of {name} is {mtu}, class {} needs {needed}", shape.class()),
+                format!("the MTU of {name} is {mtu}, class {class} needs {needed}"),
                 "cells do not reach the previous hop",
             )
-            .fix(raise(name, mtu, needed, shape, ipv6)),
-            Some((name, mtu)) => {
-                Finding::ok(NAME, format!("the MTU of {name} is {mtu}, class {} needs {needed}", shape.class()))
-            }
+            .fix(raise(name, mtu, needed, chain_that_fits(&subject.chain, subject.position, mtu, ipv6))),
+            Some((name, mtu)) => Finding::ok(NAME, format!("the MTU of {name} is {mtu}, class {class} needs {needed}")),
             None => Finding::note(
                 NAME,
                 format!("the device towards the previous hop is unknown; its MTU must be {needed} or more"),
@@ -59,7 +55,7 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
     };
 
     let (ipv6, link) = (next.is_ipv6(), subject.position + 1);
-    let needed = longest_packet(shape, link, ipv6);
+    let (needed, class) = longest(subject, link, ipv6);
     if subject.from.is_loopback() && !next.ip().is_loopback() {
         let any = if ipv6 { "[::]:0" } else { "0.0.0.0:0" };
         let found = format!("`down` is bound to {}, which cannot reach the next hop at {next}", subject.from);
@@ -81,22 +77,28 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
 
     let device = facts.path.device.as_ref().map_or("DEVICE", |device| &device.name);
     if needed > mtu {
-        let found = format!("the MTU to the next hop at {next} is {mtu}, class {} needs {needed}", shape.class());
-        return Finding::error(NAME, found, REFUSED).fix(raise(device, mtu, needed, shape, ipv6));
+        let found = format!("the MTU to the next hop at {next} is {mtu}, class {class} needs {needed}");
+        let fits = chain_that_fits(&subject.chain, link, mtu, ipv6);
+        return Finding::error(NAME, found, REFUSED).fix(raise(device, mtu, needed, fits));
     }
-    let found =
-        format!("the MTU to the next hop at {next} is {mtu} on this host, class {} needs {needed}", shape.class());
+    let found = format!("the MTU to the next hop at {next} is {mtu} on this host, class {class} needs {needed}");
     Finding::ok(NAME, found)
 }
 
-/// A larger MTU, or the class that fits without it.
-fn raise(device: &str, mtu: usize, needed: usize, shape: Shape, ipv6: bool) -> Fix {
-    let class = match smaller_class(shape, mtu, ipv6) {
-        Some(class) => format!(", or make the chain with `eddy init --class {class}`"),
+/// The longest packet of a link, and its class.
+fn longest(subject: &Subject, link: usize, ipv6: bool) -> (usize, ClassName) {
+    let of = |terms: &Terms| (longest_packet(terms.id(), subject.shape.hops(), link, ipv6), terms.name());
+    subject.classes.iter().map(of).max_by_key(|(len, _)| *len).expect("a node serves a class")
+}
+
+/// A larger MTU, or the chain that fits without it.
+fn raise(device: &str, mtu: usize, needed: usize, fits: Option<String>) -> Fix {
+    let chain = match fits {
+        Some(chain) => format!(", or make {chain}"),
         None => "; no class fits this MTU".to_owned(),
     };
     Fix::Do {
-        what: format!("`sudo ip link set dev {device} mtu {needed}`, and the same along the whole path{class}"),
+        what: format!("`sudo ip link set dev {device} mtu {needed}`, and the same along the whole path{chain}"),
         undo: Some(format!("sudo ip link set dev {device} mtu {mtu}")),
     }
 }
@@ -216,6 +218,8 @@ mod tests {
     use super::super::super::finding::Severity;
     use super::*;
     use eddy_node::config::NodeRole;
+    use wire::cell::Class;
+    use wire::paced::{PacedClass, PacedTerms};
 
     fn mix(workers: usize) -> Subject {
         let (next, from) = (Ok(Some("192.0.2.7:4702".parse().unwrap())), "0.0.0.0".parse().unwrap());
@@ -235,7 +239,7 @@ mod tests {
         let found = path(&mix(1), &facts);
         assert_eq!(found.severity, Severity::Error);
         let Some(Fix::Do { what, undo: Some(undo) }) = found.fix else { panic!("no words") };
-        assert!(what.contains("--class M") && what.contains("dev eth0 mtu 14"), "{what}");
+        assert!(what.contains("make a chain of class M") && what.contains("dev eth0 mtu 14"), "{what}");
         assert_eq!(undo, "sudo ip link set dev eth0 mtu 1280");
         facts.path.mtu = Some(Ok(600));
         assert!(matches!(path(&mix(1), &facts).fix, Some(Fix::Do { what, .. }) if what.contains("no class fits")));
@@ -245,6 +249,26 @@ mod tests {
         assert!(path(&local, &sound()).found.starts_with("`down` is bound to 127.0.0.1"));
         let unknown = Subject { next: Err("next = \"a:1\" does not resolve".to_owned()), ..mix(1) };
         assert_eq!(path(&unknown, &sound()).severity, Severity::Error);
+    }
+
+    #[test]
+    fn mtu_is_that_of_the_class_with_the_longest_packets() {
+        let mut small = mix(1);
+        let video = PacedTerms::new(PacedClass::new(Class::L), "video", 4);
+        small.chain.classes[0].class = Class::S;
+        small.chain.paced = vec![video];
+        small.classes = Terms::of(&small.chain).collect();
+        let mut facts = sound();
+        facts.path.mtu = Some(Ok(1300));
+        let found = path(&small, &facts);
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.found.ends_with("is 1300, class video needs 1388"), "{found:?}");
+        assert!(
+            matches!(&found.fix, Some(Fix::Do { what, .. }) if what.ends_with("or make a chain without class video"))
+        );
+        small.chain.classes[0].class = Class::L;
+        let fits = chain_that_fits(&small.chain, 2, 1300, false);
+        assert_eq!(fits.as_deref(), Some("a chain of class M without class video"));
     }
 
     #[test]

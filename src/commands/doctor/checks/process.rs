@@ -31,6 +31,19 @@ pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     }
 }
 
+/// The checks of the node itself, which it makes before it starts. Not reported where another check has found an error,
+/// which is likely the same.
+pub fn start(subject: &Subject, has_errors: bool) -> Finding {
+    const NAME: &str = "start";
+    match &subject.start {
+        None => Finding::note(NAME, "not checked: this user cannot read the node's keys"),
+        Some(Err(_)) if has_errors => Finding::note(NAME, "checked again once the errors are fixed"),
+        Some(Err(why)) => Finding::error(NAME, why, "the node does not start")
+            .fix(Fix::words("as that says; `eddy config check` makes this check alone")),
+        Some(Ok(())) => Finding::ok(NAME, "the node's own checks find no mistake"),
+    }
+}
+
 /// Quoted for a shell if necessary.
 fn quoted(path: &impl std::fmt::Display) -> String {
     let path = path.to_string();

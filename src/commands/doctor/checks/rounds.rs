@@ -48,7 +48,7 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
         };
         let Link { name, step_ms, lost, remedy, .. } = worst;
         let found = format!("{name}: {:.2} % of its cells do not come within the step of {step_ms} ms", 100.0 * lost);
-        let what = format!("if the link itself loses less (`ping`), assemble the chain again with {remedy}");
+        let what = format!("if the link itself loses less (`ping`), make the chain again with {remedy}");
         return Finding::warning(NAME, found, effect).fix(Fix::words(what));
     }
     let found = format!(
@@ -58,9 +58,9 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     );
     let off = 2.0 * offset_ms.abs();
     let what = if needs_ms - off <= f64::from(*step_ms) {
-        format!("synchronise the clocks of both hosts (`chronyc tracking`), or assemble the chain again with {remedy}")
+        format!("synchronise the clocks of both hosts (`chronyc tracking`), or make the chain again with {remedy}")
     } else {
-        format!("assemble the chain again with {remedy}")
+        format!("make the chain again with {remedy}")
     };
     Finding::warning(NAME, found, effect).fix(Fix::words(what))
 }
@@ -132,7 +132,7 @@ mod tests {
         let far = found(&[("previous", 0.0, 1.0), ("next", 0.0, 12.4)]);
         assert_eq!(far.severity, Severity::Warning);
         assert!(far.found.starts_with("class voice to the next hop needs 7.2 ms, and its step is 5 ms"), "{far:?}");
-        assert_eq!(remedy(&far), "assemble the chain again with steps_ms=2/8/3");
+        assert_eq!(remedy(&far), "make the chain again with steps_ms=2/8/3");
         let apart = found(&[("previous", -1.5, 1.0), ("next", 0.0, 1.0)]);
         assert!(remedy(&apart).starts_with("synchronise the clocks"), "{apart:?}");
         assert!(remedy(&apart).ends_with("steps_ms=5/5/3"), "{apart:?}");
@@ -152,7 +152,7 @@ mod tests {
             finding.found,
             "class voice to the next hop: 0.11 % of its cells do not come within the step of 5 ms"
         );
-        assert!(remedy(&finding).ends_with("assemble the chain again with steps_ms=2/8/3"), "{finding:?}");
+        assert!(remedy(&finding).ends_with("make the chain again with steps_ms=2/8/3"), "{finding:?}");
         assert_eq!(steps_of(&subject, vec![neighbour("next", 10)]).severity, Severity::Ok);
     }
 
