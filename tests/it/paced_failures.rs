@@ -430,6 +430,26 @@ fn mix_1_with_a_clock_behind_lets_nothing_be_sealed_twice() {
     }
 }
 
+/// Entries follow it there and back. They seal nothing again, so they wait until the rounds that they have sent are over.
+#[test]
+fn entries_outlive_a_clock_of_mix_1_that_goes_back_a_minute() {
+    let mut chain = started();
+    for ahead in [60, -60] {
+        chain.step_clock(1, ahead * SECOND_NS);
+        chain.restart(1);
+        chain.run(30 * SECOND);
+    }
+    let first = chain.batch();
+    chain.run(60 * SECOND);
+    chain.run_batches(2);
+    assert!(ENTRIES.iter().all(|entry| chain.entry_status(*entry).has_channel), "since batch {first}");
+    let from = chain.now;
+    chain.talk(&ENTRIES, SECOND);
+    chain.run(2 * LATE);
+    ENTRIES.iter().for_each(|entry| assert_delivered(&chain, *entry, from..from + SECOND.as_nanos() as Nanos));
+    chain.assert_closed();
+}
+
 #[test]
 fn entry_with_a_clock_ahead_joins_and_seals_nothing_twice() {
     let mut chain = started();

@@ -189,7 +189,7 @@ def terms_of_profile(text, links):
     """What `eddy assemble --class` makes of a profile."""
     if text == "voice":
         return PacedTerms(0x11, "voice", 10, 1, 2048, 2, 1, 1, 8, 256, 2, 8, [5] * links)
-    return PacedTerms(0x13, "video", 10, 2, 2048, 2, 1, 0, 2, 256, 2, 8, [9, 4])
+    return PacedTerms(0x13, "video", 10, 2, 2048, 2, 1, 0, 2, 256, 2, 20, [9, 4])
 
 
 def flags(name, values):

@@ -110,10 +110,15 @@ impl ControlCells {
         has_room
     }
 
+    /// What was for a round up to this one does not leave any more.
+    pub(super) fn forget_to(&mut self, round: u64) {
+        self.placed.retain(|of, _| *of > round);
+    }
+
     /// The cells of a round: as many as its slots. What was placed in earlier rounds has missed them.
     pub(super) fn take(&mut self, round: u64, slots: SlotCount, out: &mut Vec<Control>) {
         let mut placed = self.placed.remove(&round).unwrap_or_default();
-        self.placed.retain(|of, _| *of > round);
+        self.forget_to(round);
         debug_assert!(placed.len() <= slots.placed, "more cells were placed than the round has slots");
         placed.resize_with(slots.placed, Control::dummy);
         out.append(&mut placed);

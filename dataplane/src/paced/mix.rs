@@ -27,6 +27,7 @@ use super::{Command, RECEIVES, Settings};
 use crate::Nanos;
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
+use crate::command::LinkCommand;
 use crate::latency;
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, RoundCounts, Tally};
 use crate::links::report_activity;
@@ -210,8 +211,11 @@ impl<U: Port, D: Port> Mix<U, D> {
     fn apply(&mut self, command: Command, now: Nanos) {
         match command {
             Command::Link(command) => {
-                if let crate::command::LinkCommand::Retire { link } = &command {
-                    self.pipes.iter_mut().for_each(|pipe| pipe.sender.forget(*link, &mut self.free));
+                let senders = self.pipes.iter_mut().map(|pipe| &mut pipe.sender);
+                match &command {
+                    LinkCommand::Retire { link } => senders.for_each(|sender| sender.forget(*link, &mut self.free)),
+                    LinkCommand::InstallSlot { link, .. } => senders.for_each(|sender| sender.forget_clock(*link)),
+                    _ => {}
                 }
                 self.links.apply(command, now);
             }

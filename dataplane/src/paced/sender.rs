@@ -137,6 +137,13 @@ impl Sender {
         }
     }
 
+    /// The link gets another slot: its other end may have another clock than before.
+    pub(super) fn forget_clock(&mut self, link: LinkId) {
+        if let Clocks::OfPeer(seen) = &mut self.clocks {
+            seen.remove(&link);
+        }
+    }
+
     /// Forgets a link. What was to be sent again was not counted yet.
     pub(super) fn forget(&mut self, link: LinkId, free: &mut FreeList) {
         self.control.remove(&Some(link));
@@ -188,6 +195,7 @@ impl Sender {
                 tally.drop(DropReason::LinkDown);
                 free.give(leaving.cell.into_buffer());
             }
+            self.control.get_mut(&key).into_iter().for_each(|control| control.forget_to(round.number));
             return None;
         };
         // They have waited for their release: the cache may have lost them.

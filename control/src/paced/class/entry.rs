@@ -225,7 +225,7 @@ impl EntryPart {
 
     /// The numbers of the running batch and the next one: the entry has them with a channel and without.
     fn pass_numbers(&mut self, cx: &mut Context) {
-        let running = self.entry.config().times.batch_of(self.next);
+        let running = self.entry.coming_batch() - 1;
         for batch in self.passed.batches(running).into_iter().flatten() {
             let number = self.entry.channel(batch).expect("it is drawn");
             cx.change(Change::Paced(PacedChange::Drawn { batch, number }));

@@ -69,7 +69,8 @@ impl Neighbour {
     /// A link cell has come under this slot. False if it is not the newest, and the cell is ignored. With a newer one
     /// the exchange begins again: who has shaken hands may have been restarted with another clock.
     fn comes_under(&mut self, slot: SlotId) -> bool {
-        if Some(slot) > self.slot {
+        // They are numbered in order, modulo 2^32.
+        if self.slot.is_none_or(|newest| (slot.0.wrapping_sub(newest.0) as i32) > 0) {
             *self = Neighbour { slot: Some(slot), exchange: Exchange::default() };
         }
         self.slot == Some(slot)

@@ -8,7 +8,7 @@ use wire::paced::{AHEAD_MAX, BEHIND_MAX, Inner, PacedHeader, RoundSub};
 use wire::reassembly::Outcome;
 
 use super::packer::SESSION;
-use super::{Entry, MeetingState, QUIET};
+use super::{Entry, MeetingState, STILL};
 use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::paced::gate::{ArrivalTime, Arrived};
@@ -24,7 +24,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// cell takes depends on whether the entry has a channel, and of which kind.
     pub(super) fn receive_link(&mut self, now: Nanos) {
         let until = match &self.ready {
-            Some(ready) => ready.at.saturating_sub(QUIET),
+            Some(ready) => ready.at.saturating_sub(STILL),
             None => self.prepare_at(),
         };
         let clock = self.runner_clock;
@@ -64,35 +64,33 @@ impl<D: Port, A: Apps> Entry<D, A> {
         gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
     }
 
-    /// One cell that has passed the gate.
+    /// One cell that has passed the gate. The first of a place takes it, with a channel and without: Mix 1 sends the same
+    /// bytes in all copies, so a flood of others costs nothing.
     fn take(&mut self, arrived: Arrived<()>, waited: Nanos, now: Nanos) {
         let Arrived { mut cell, header, link, next_slot, .. } = arrived;
         let place = header.round_sub();
-        let block = *cell.header();
-        let dropped = if self.links.links.side(link).is_none() {
+        let body = cell.body_mut(self.settings.terms.class.body_len());
+        let taken = if self.links.links.side(link).is_none() {
             // It has gone while the cell waited.
-            Some(DropReason::LinkDown)
-        } else if header.channel == 0 || self.channels.channel(place.round).is_none() {
-            // Noise of Mix 1, or of a channel whose setup has failed here.
-            self.links.accepted(link, next_slot, &mut self.punts, now);
-            None
-        } else if self.channels.is_opened(place) {
-            Some(DropReason::Copy)
+            Err(DropReason::LinkDown)
+        } else if header.channel != 0 && !self.channels.claim(place) {
+            Err(DropReason::Copy)
         } else {
             self.links.accepted(link, next_slot, &mut self.punts, now);
-            if self.channels.is_garbled_copy(place, &block) {
-                Some(DropReason::Copy)
+            if header.channel == 0 {
+                // Noise of Mix 1.
+                Ok(())
+            } else if self.channels.channel(place.round).is_none() {
+                // A channel's would take as long.
+                let _ = self.decoy.open(None, place, body);
+                Ok(())
             } else {
-                let opened = self.open(place, cell.body_mut(self.settings.terms.class.body_len()), waited, now);
-                if opened == Err(DropReason::Garbled) && !self.channels.is_opened(place) {
-                    self.channels.mark_garbled(place, block);
-                }
-                opened.err()
+                self.open(place, body, waited, now)
             }
         };
-        match dropped {
-            None => self.cells.backward.consumed += 1,
-            Some(reason) => self.cells.backward.drop(reason),
+        match taken {
+            Ok(()) => self.cells.backward.consumed += 1,
+            Err(reason) => self.cells.backward.drop(reason),
         }
         self.free.give(cell.into_buffer());
     }

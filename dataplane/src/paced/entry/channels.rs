@@ -2,7 +2,6 @@
 
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::Block;
 use wire::paced::{AHEAD_MAX, BEHIND_MAX, Call, EntryKeys, PacedTerms, RoundSub, Timetable};
 
 use super::EndToEnd;
@@ -83,14 +82,6 @@ struct Batch {
     channel: Option<Channel>,
 }
 
-/// What is known of a place of a round that may still come.
-#[derive(Clone, Copy, Default)]
-struct Seen {
-    round: u64,
-    /// The header block of the latest cell of the place that did not open.
-    garbled: Option<Block>,
-}
-
 /// All batches that an entry knows, and what came in the latest rounds.
 pub(super) struct Channels {
     times: Timetable,
@@ -98,13 +89,14 @@ pub(super) struct Channels {
     rounds: usize,
     /// Two or three, or a few more if batches are short.
     batches: Vec<Batch>,
-    recent: Vec<Seen>,
+    /// The latest round for whose place a cell came.
+    recent: Vec<u64>,
 }
 
 impl Channels {
     pub(super) fn new(terms: &PacedTerms, times: Timetable) -> Channels {
         let cells = usize::from(terms.cells);
-        let recent = vec![Seen::default(); RECENT as usize * cells];
+        let recent = vec![0; RECENT as usize * cells];
         Channels { times, cells, rounds: terms.rounds.into(), batches: Vec::new(), recent }
     }
 
@@ -163,12 +155,6 @@ impl Channels {
         (place.round % self.rounds as u64) as usize * self.cells + usize::from(place.sub)
     }
 
-    /// True if a cell of this place has opened, in a round with a channel.
-    pub(super) fn is_opened(&mut self, place: RoundSub) -> bool {
-        let at = self.mark_of(place);
-        self.channel(place.round).is_some_and(|channel| channel.opened.has(at))
-    }
-
     /// A cell of this place has opened.
     pub(super) fn mark_opened(&mut self, place: RoundSub) {
         let at = self.mark_of(place);
@@ -198,23 +184,10 @@ impl Channels {
         (self.times.batch_of(before) == self.times.batch_of(round)).then_some(before)
     }
 
-    fn seen(&mut self, place: RoundSub) -> &mut Seen {
+    /// A cell takes its place. False if one has taken it before, whether it opened or not.
+    pub(super) fn claim(&mut self, place: RoundSub) -> bool {
         let at = (place.round % RECENT) as usize * self.cells + usize::from(place.sub);
-        let seen = &mut self.recent[at];
-        if seen.round != place.round {
-            *seen = Seen { round: place.round, garbled: None };
-        }
-        seen
-    }
-
-    /// A cell of this place came. True if it is a copy of the latest one that did not open.
-    pub(super) fn is_garbled_copy(&mut self, place: RoundSub, header: &Block) -> bool {
-        self.seen(place).garbled.as_ref() == Some(header)
-    }
-
-    /// The cell with this header did not open.
-    pub(super) fn mark_garbled(&mut self, place: RoundSub, header: Block) {
-        self.seen(place).garbled = Some(header);
+        std::mem::replace(&mut self.recent[at], place.round) != place.round
     }
 
     /// How many places the channel of a round has, and how many of them no cell came for. The round is one of the
@@ -224,7 +197,7 @@ impl Channels {
             return (0, 0);
         }
         let at = (round % RECENT) as usize * self.cells;
-        let lost = self.recent[at..at + self.cells].iter().filter(|seen| seen.round != round).count();
+        let lost = self.recent[at..at + self.cells].iter().filter(|taken| **taken != round).count();
         (self.cells as u64, lost as u64)
     }
 

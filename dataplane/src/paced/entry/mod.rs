@@ -38,9 +38,12 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
+use wire::kdf::Secret;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, MEETING_OVERHEAD, PacedTerms, Timetable};
+use wire::paced::{ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Timetable};
 use wire::reassembly::Reassembler;
+use wire::setup::HopSecrets;
+use zeroize::Zeroizing;
 
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
@@ -73,7 +76,9 @@ use rounds::{EARLY, Ready};
 pub use shown::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages, Waits};
 
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
-const QUIET: Nanos = MILLI;
+const QUIET: Nanos = 3 * MILLI / 2;
+/// In this time it takes in nothing that it has read before.
+const STILL: Nanos = MILLI;
 /// Receive calls on application sockets in one turn.
 const APP_BATCHES: usize = 8;
 /// A turn that has read this many datagrams of applications reads no further batch.
@@ -118,6 +123,8 @@ pub struct Entry<D, A> {
     sender: Sender,
     pacer: Pacer,
     channels: Channels,
+    /// Random keys, for cells of batches without a channel.
+    decoy: EntryKeys,
     packer: Packer,
     users: Users,
     meeting: Option<MeetingEnd>,
@@ -176,6 +183,22 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
     first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
 }
 
+/// Keys of a channel that does not exist.
+fn decoy(hops: usize, rng: &mut ChaCha20Rng) -> EntryKeys {
+    let mut secret = || {
+        let mut bytes = [0; 32];
+        rng.fill_bytes(&mut bytes);
+        Secret::new(bytes)
+    };
+    let hop = |_| HopSecrets {
+        confirm: Default::default(),
+        ack: Zeroizing::new([0; 28]),
+        forward: secret(),
+        backward: secret(),
+    };
+    EntryKeys::new((0..hops).map(hop).collect())
+}
+
 impl<D: Port, A: Apps> Entry<D, A> {
     /// An entry without links and channels. `clock` is the class's, which an entry never corrects (SPEC 9.5.3).
     ///
@@ -213,12 +236,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
         users.clients.session_up(SESSION);
         let mut session = [0; 16];
         rng.fill_bytes(&mut session);
+        let decoy = decoy(settings.hops, &mut rng);
         let mut entry = Entry {
             links: PacedLinks::default(),
             gate: Gate::new(&settings, Side::Down),
             sender: Sender::of_entry(terms, rand::SeedableRng::from_rng(&mut rng)),
             pacer: Pacer::new(period, clock.at(now)),
             channels: Channels::new(terms, times.clone()),
+            decoy,
             reassembler: Reassembler::with_hold(fragmented, hold(&settings.terms)),
             prepared: Departures::new(class.cell_len(), total),
             out: Departures::new(class.cell_len(), total),

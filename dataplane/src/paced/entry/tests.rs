@@ -482,55 +482,84 @@ fn nothing_is_read_just_before_a_round_is_due() {
     assert_eq!(bench.ledger().datagrams.forward.received, before + 1);
 }
 
-/// Mix 1 could see by that whether an entry has a channel, and of which kind.
-#[test]
-fn cells_of_mix_1_do_not_delay_a_round() {
+/// An entry to which cells come this long before a round is due, of which the first takes until this long before it:
+/// the others wait. Returns the runner's clock, too.
+fn with_cells_left(before: Nanos, until: Nanos) -> (Bench, Clock) {
+    // A busy machine may stop the test before the entry reads.
+    std::iter::repeat_with(|| try_with_cells_left(before, until)).flatten().next().expect("it never ends")
+}
+
+fn try_with_cells_left(before: Nanos, until: Nanos) -> Option<(Bench, Clock)> {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);
     let first = bench.times.first(BATCH);
     bench.run_to(first + 2);
     bench.say(client(1), b"ask");
     bench.run_to(first + 20);
+    let due = bench.entry.clock.when(bench.entry.pacer.due_at(first + 21));
+    bench.run_until(bench.entry.clock.at(due - before));
+    bench.take();
     for round in first..first + 20 {
         let place = RoundSub { round, sub: 0 };
         let body = bench.exit_body(place, &[Frame::Dgram { flow: 0, data: b"answer" }]);
         bench.send_from_mix(place, &body);
     }
-    let due = bench.entry.clock.when(bench.entry.pacer.due_at(first + 21));
-    bench.run_until(bench.entry.clock.at(due - PREPARE - MILLI));
-    let (sent, before) = (bench.ledger().datagrams.backward.sent, bench.ledger().cells.backward);
-    assert_eq!(before.held, 0);
-    bench.take();
-    for round in first + 8..first + 20 {
-        for sub in 1..bench.entry.settings.terms.cells {
-            let place = RoundSub { round, sub };
-            let body = bench.exit_body(place, &[Frame::Dgram { flow: 0, data: b"answer" }]);
-            bench.send_from_mix(place, &body);
-        }
-    }
-    // The first of these answers takes until it is time to build the round.
     let clock = Clock::showing(bench.now);
     bench.apps.tap(move |datagram| {
-        while clock.now() < due - PREPARE {
+        while clock.now() < due - until {
             std::hint::spin_loop();
         }
         vec![datagram]
     });
     bench.entry.set_clock(clock);
-    assert!(bench.turn() <= clock.now(), "it comes back at once");
+    let wake = bench.turn();
     let cells = bench.ledger().cells.backward;
-    let (taken, held) = (cells.consumed - before.consumed, cells.held);
-    assert!((1..=8).contains(&taken) && held > 0, "{taken} taken, {held} held");
-    while bench.take().is_empty() {
-        bench.now = clock.now();
-        bench.turn();
+    (cells.received > 0).then(|| {
+        assert!(cells.consumed <= 8 && cells.consumed + cells.held == 20, "{cells:?}");
+        assert!(wake <= bench.now, "it comes back at once");
+        (bench, clock)
+    })
+}
+
+/// Mix 1 could see by that whether an entry has a channel, and of which kind.
+#[test]
+fn cells_of_mix_1_do_not_delay_a_round() {
+    for (before, until) in [(PREPARE + MILLI, PREPARE), (PREPARE, STILL)] {
+        let (mut bench, clock) = with_cells_left(before, until);
+        while bench.take().is_empty() {
+            let PerDirection { forward, backward } = bench.ledger().cells;
+            let was_stopped = forward.drops(DropReason::Aged) > 0;
+            assert!(backward.consumed <= 8 || until == PREPARE || was_stopped, "the round leaves first");
+            bench.now = clock.now();
+            bench.turn();
+        }
+        while bench.ledger().cells.backward.held > 0 {
+            bench.now = clock.now();
+            bench.turn();
+        }
+        assert_eq!((bench.ledger().cells.backward.consumed, bench.heard(client(1)).len()), (20, 20));
     }
-    assert!(bench.now >= due - EARLY.end());
-    while bench.ledger().cells.backward.held > 0 {
-        bench.now = clock.now();
-        bench.turn();
-    }
-    assert_eq!(bench.ledger().datagrams.backward.sent, sent + taken + held);
+}
+
+#[test]
+fn cells_that_wait_are_dropped_with_their_link() {
+    let (mut bench, ..) = with_cells_left(PREPARE + MILLI, PREPARE);
+    let held = bench.ledger().cells.backward.held;
+    bench.command(Command::Link(LinkCommand::Retire { link: bench.mix.link }));
+    bench.entry.runner_clock = None;
+    bench.run_until(bench.entry.clock.at(bench.now + 20 * MILLI));
+    let cells = bench.ledger().cells.backward;
+    assert_eq!((cells.held, cells.drops(DropReason::LinkDown)), (0, held));
+}
+
+#[test]
+fn stopped_entry_counts_cells_that_wait() {
+    let (mut bench, ..) = with_cells_left(PREPARE + MILLI, PREPARE);
+    let held = bench.ledger().cells.backward.held;
+    bench.entry.finish(bench.now);
+    let Ledger { cells, buffers, .. } = bench.ledger();
+    assert_eq!((cells.backward.held, cells.backward.drops(DropReason::Shutdown)), (0, held));
+    assert_eq!(buffers.free, buffers.total);
 }
 
 #[test]
@@ -655,31 +684,37 @@ fn queue_of_datagrams_is_bounded() {
     assert_eq!((forward.held, forward.drops(DropReason::ChannelQueueFull)), (packer::WAITING_MAX as u64, 10));
 }
 
+/// Mix 1 sends the same bytes in all copies: others would cost an entry with a channel more time than one without.
 #[test]
-fn body_that_does_not_open_is_tried_once_and_marks_nothing() {
-    let mut bench = Bench::to_destination(terms());
-    bench.open(BATCH);
-    let first = bench.times.first(BATCH);
-    bench.run_to(first + 9);
-    let place = RoundSub { round: first + 5, sub: 1 };
-    let genuine = bench.exit_body(place, &[]);
-    let mut damaged = genuine.clone();
-    damaged[50] ^= 1;
-    let mut other = genuine.clone();
-    other[60] ^= 1;
-    let counted = |bench: &mut Bench| {
-        bench.turn();
-        let tally = bench.ledger().cells.backward;
-        (tally.consumed, tally.drops(DropReason::Garbled), tally.drops(DropReason::Copy))
-    };
-    (0..3).for_each(|_| drop(bench.send_from_mix(place, &damaged)));
-    assert_eq!(counted(&mut bench), (0, 1, 2));
-    (0..2).for_each(|_| drop(bench.send_from_mix(place, &other)));
-    assert_eq!(counted(&mut bench), (0, 2, 3), "another cell of the place is tried");
-    (0..2).for_each(|_| drop(bench.send_from_mix(place, &genuine)));
-    assert_eq!(counted(&mut bench), (1, 2, 4));
-    bench.send_from_mix(place, &damaged);
-    assert_eq!(counted(&mut bench), (1, 2, 5), "the place is marked");
+fn first_cell_takes_its_place_with_and_without_a_channel() {
+    for has_channel in [true, false] {
+        let mut bench = Bench::to_destination(terms());
+        if has_channel {
+            bench.open(BATCH);
+        } else {
+            bench.command(Command::Drawn { batch: BATCH, number: Bench::number(BATCH) });
+        }
+        let first = bench.times.first(BATCH);
+        bench.run_to(first + 9);
+        let place = RoundSub { round: first + 5, sub: 1 };
+        let genuine = bench.exit_body(place, &[]);
+        let mut damaged = genuine.clone();
+        damaged[50] ^= 1;
+        let counted = |bench: &mut Bench| {
+            bench.turn();
+            let tally = bench.ledger().cells.backward;
+            (tally.consumed, tally.drops(DropReason::Garbled), tally.drops(DropReason::Copy))
+        };
+        (0..3).for_each(|_| drop(bench.send_from_mix(place, &damaged)));
+        let garbled = u64::from(has_channel);
+        assert_eq!(counted(&mut bench), (1 - garbled, garbled, 2));
+        (0..2).for_each(|_| drop(bench.send_from_mix(place, &genuine)));
+        assert_eq!(counted(&mut bench), (1 - garbled, garbled, 4), "another body of the place is not tried");
+        let other = RoundSub { sub: 0, ..place };
+        let body = bench.exit_body(other, &[]);
+        (0..2).for_each(|_| drop(bench.send_from_mix(other, &body)));
+        assert_eq!(counted(&mut bench), (2 - garbled, garbled, 5));
+    }
 }
 
 #[test]
@@ -806,7 +841,7 @@ fn stopped_entry_counts_what_it_holds() {
     let first = bench.times.first(BATCH);
     bench.run_to(first + 5);
     bench.say(client(1), b"ask");
-    bench.run_until(bench.entry.pacer.due_at(first + 7) - 3 * QUIET / 2);
+    bench.run_until(bench.entry.pacer.due_at(first + 7) - (QUIET + PREPARE) / 2);
     bench.say(client(1), b"ask");
     bench.turn();
     bench.entry.finish(bench.now);

@@ -38,6 +38,7 @@ use super::sender::{Leaving, Round, Sender};
 use super::{ChannelAt, Command, RECEIVES};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Opened};
+use crate::command::LinkCommand;
 use crate::exit::GatewaySettings;
 use crate::latency;
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, RoundCounts, Tally};
@@ -193,8 +194,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn apply(&mut self, command: Command, now: Nanos) {
         match command {
             Command::Link(command) => {
-                if let crate::command::LinkCommand::Retire { link } = &command {
-                    self.sender.forget(*link, &mut self.free);
+                match &command {
+                    LinkCommand::Retire { link } => self.sender.forget(*link, &mut self.free),
+                    LinkCommand::InstallSlot { link, .. } => self.sender.forget_clock(*link),
+                    _ => {}
                 }
                 self.links.apply(command, now);
             }
