@@ -430,7 +430,8 @@ fn mix_1_with_a_clock_behind_lets_nothing_be_sealed_twice() {
     }
 }
 
-/// Entries follow it there and back. They seal nothing again, so they wait until the rounds that they have sent are over.
+/// Entries follow it there and back. They seal nothing again, so they wait until the rounds that they have sent are
+/// over.
 #[test]
 fn entries_outlive_a_clock_of_mix_1_that_goes_back_a_minute() {
     let mut chain = started();

@@ -64,8 +64,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
     }
 
-    /// One cell that has passed the gate. The first of a place takes it, with a channel and without: Mix 1 sends the same
-    /// bytes in all copies, so a flood of others costs nothing.
+    /// One cell that has passed the gate. The first of a place takes it, with a channel and without: Mix 1 sends the
+    /// same bytes in all copies, so a flood of others costs nothing.
     fn take(&mut self, arrived: Arrived<()>, waited: Nanos, now: Nanos) {
         let Arrived { mut cell, header, link, next_slot, .. } = arrived;
         let place = header.round_sub();
