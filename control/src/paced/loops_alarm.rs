@@ -169,7 +169,8 @@ impl LoopsAlarm {
             let garbled = self.garbled.sum().1.min(lost);
             self.raised.raise(Cause::Loops { places, lost: lost - garbled, garbled }, self.counted_to);
         }
-        // In rounds that this mix skipped, because it was stopped, it took in no reports.
+        // In rounds that this mix skipped, because it was stopped, it took in no reports. More rounds also come if the
+        // ring was full: that delays this alarm by as many.
         self.unreported_since += rounds.saturating_sub(REPORT_EVERY);
         let (counted, _) = self.link[1].sum();
         if counted > 0 && self.counted_to >= self.unreported_since + TESTED {

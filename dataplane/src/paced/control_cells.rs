@@ -199,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn cells_of_rounds_without_a_link_are_forgotten() {
+        let mut cells = ControlCells::default();
+        for round in 7..10 {
+            cells.add_at_round(round, Control { kind: CellKind::Setup, channel: 9, sub: 0, content: vec![1] });
+        }
+        cells.forget_to(8);
+        assert_eq!(cells.placed.keys().copied().collect::<Vec<_>>(), [9]);
+    }
+
+    #[test]
     fn latest_report_and_company_replace_what_waits() {
         let mut cells = ControlCells::default();
         for n in 0..3 {

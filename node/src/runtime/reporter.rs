@@ -148,7 +148,9 @@ impl ClassReporter {
         let (view, loops) =
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
         let mut report = PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops);
-        if let Some(entry) = report.entry.as_mut().filter(|entry| !entry.dropping.is_empty()) {
+        if let Some(entry) =
+            report.entry.as_mut().filter(|entry| entry.dropping.iter().any(|cause| cause.cause == "no-channel"))
+        {
             entry.full = control.full;
         }
         Some(report)

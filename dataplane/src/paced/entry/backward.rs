@@ -82,7 +82,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 Ok(())
             } else if self.channels.channel(place.round).is_none() {
                 // A channel's would take as long.
-                let _ = self.decoy.open(None, place, body);
+                let (keys, call) = &self.decoy;
+                let _ = keys.open(call.as_ref(), place, body);
                 Ok(())
             } else {
                 self.open(place, body, waited, now)
@@ -100,7 +101,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let repeat = self.settings.terms.repeat;
         let channel = self.channels.channel(place.round).expect("looked up before");
         let inner = channel.keys.open(channel.call.as_deref(), place, body).ok_or(DropReason::Garbled)?;
-        self.channels.mark_opened(place);
+        if !self.channels.mark_opened(place) {
+            return Err(DropReason::Copy);
+        }
         match (inner, self.meeting.is_some()) {
             (Inner::Data(inner), false) => {
                 // AGAIN does not travel backward from the exit.

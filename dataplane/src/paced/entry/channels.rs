@@ -155,12 +155,11 @@ impl Channels {
         (place.round % self.rounds as u64) as usize * self.cells + usize::from(place.sub)
     }
 
-    /// A cell of this place has opened.
-    pub(super) fn mark_opened(&mut self, place: RoundSub) {
+    /// A cell of this place has opened. False if one had before: cells of rounds far
+    /// away have come since, after the lead has jumped.
+    pub(super) fn mark_opened(&mut self, place: RoundSub) -> bool {
         let at = self.mark_of(place);
-        if let Some(channel) = self.channel(place.round) {
-            channel.opened.insert(at);
-        }
+        self.channel(place.round).is_some_and(|channel| channel.opened.insert(at))
     }
 
     /// The cell of this place is of the other end of the meeting.

@@ -40,7 +40,7 @@ use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Timetable};
+use wire::paced::{Call, ControlSlots, EntryKeys, MEETING_OVERHEAD, MeetingSecret, PacedTerms, SALT_LEN, Timetable};
 use wire::reassembly::Reassembler;
 use wire::setup::HopSecrets;
 use zeroize::Zeroizing;
@@ -123,8 +123,8 @@ pub struct Entry<D, A> {
     sender: Sender,
     pacer: Pacer,
     channels: Channels,
-    /// Random keys, for cells of batches without a channel.
-    decoy: EntryKeys,
+    /// Random keys, and a meeting if the entry serves one, for cells of batches without a channel.
+    decoy: (EntryKeys, Option<Call>),
     packer: Packer,
     users: Users,
     meeting: Option<MeetingEnd>,
@@ -184,7 +184,7 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
 }
 
 /// Keys of a channel that does not exist.
-fn decoy(hops: usize, rng: &mut ChaCha20Rng) -> EntryKeys {
+fn decoy_keys(hops: usize, rng: &mut ChaCha20Rng) -> EntryKeys {
     let mut secret = || {
         let mut bytes = [0; 32];
         rng.fill_bytes(&mut bytes);
@@ -236,7 +236,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
         users.clients.session_up(SESSION);
         let mut session = [0; 16];
         rng.fill_bytes(&mut session);
-        let decoy = decoy(settings.hops, &mut rng);
+        let mut decoy = (decoy_keys(settings.hops, &mut rng), None);
+        if meeting.is_some() {
+            let (mut secret, mut salt) = ([0; 32], [0; SALT_LEN]);
+            rng.fill_bytes(&mut secret);
+            rng.fill_bytes(&mut salt);
+            decoy.1 = Some(MeetingSecret::new(secret).meeting(&[0; 32], class, 0).call(salt));
+        }
         let mut entry = Entry {
             links: PacedLinks::default(),
             gate: Gate::new(&settings, Side::Down),
