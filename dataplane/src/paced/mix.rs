@@ -223,15 +223,8 @@ impl<U: Port, D: Port> Mix<U, D> {
             Command::InstallChannel { batch, up, down, keys, .. } => match *keys {
                 ChannelKeys::Hop { forward, backward } => {
                     let released = self.pipes.forward.rounds.released();
-                    self.batches.add(
-                        batch,
-                        released,
-                        Channel {
-                            up,
-                            down,
-                            state: MixChannel { keys: HopKeys::new(forward, backward), is_heard: false },
-                        },
-                    );
+                    let state = MixChannel { keys: HopKeys::new(forward, backward), is_heard: false };
+                    self.batches.add(batch, released, Channel { up, down, state });
                 }
                 ChannelKeys::Entry(_) => debug_assert!(false, "keys of an entry"),
             },

@@ -281,7 +281,7 @@ impl CompanyReport {
     }
 }
 
-/// Why there is no channel in a batch. Mix 1 refuses a user who has no seat as if it had heard nothing.
+/// Why there is no channel in a batch. Mix 1 sends nothing to a user for whom it has no seat.
 pub fn reason(why: Failure) -> String {
     match why {
         Failure::NoAck => format!("{why}, or your address (NAT) has half of the seats of the class"),

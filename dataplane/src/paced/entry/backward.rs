@@ -16,7 +16,7 @@ use crate::socket::Port;
 use crate::socket::app_batch::FlowId;
 use crate::socket::apps::Apps;
 
-/// Cells that are taken in between two looks at the clock: at most a quarter of a ms, with their datagrams.
+/// Cells that are taken in, with their datagrams, between two looks at the clock.
 const STEP: usize = 8;
 
 impl<D: Port, A: Apps> Entry<D, A> {

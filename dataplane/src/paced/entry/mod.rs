@@ -183,20 +183,22 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
     first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
 }
 
-/// Keys of a channel that does not exist.
-fn decoy_keys(hops: usize, rng: &mut ChaCha20Rng) -> EntryKeys {
-    let mut secret = || {
+/// Keys of a channel that does not exist, and of its meeting.
+fn decoy(settings: &Settings, has_meeting: bool, rng: &mut ChaCha20Rng) -> (EntryKeys, Option<Call>) {
+    let mut random = || {
         let mut bytes = [0; 32];
         rng.fill_bytes(&mut bytes);
-        Secret::new(bytes)
+        bytes
     };
     let hop = |_| HopSecrets {
         confirm: Default::default(),
         ack: Zeroizing::new([0; 28]),
-        forward: secret(),
-        backward: secret(),
+        forward: Secret::new(random()),
+        backward: Secret::new(random()),
     };
-    EntryKeys::new((0..hops).map(hop).collect())
+    let keys = EntryKeys::new((0..settings.hops).map(hop).collect());
+    let meeting = MeetingSecret::new(random()).meeting(&[0; 32], settings.terms.class, 0);
+    (keys, has_meeting.then(|| meeting.call([0; SALT_LEN])))
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -236,13 +238,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         users.clients.session_up(SESSION);
         let mut session = [0; 16];
         rng.fill_bytes(&mut session);
-        let mut decoy = (decoy_keys(settings.hops, &mut rng), None);
-        if meeting.is_some() {
-            let (mut secret, mut salt) = ([0; 32], [0; SALT_LEN]);
-            rng.fill_bytes(&mut secret);
-            rng.fill_bytes(&mut salt);
-            decoy.1 = Some(MeetingSecret::new(secret).meeting(&[0; 32], class, 0).call(salt));
-        }
+        let decoy = decoy(&settings, meeting.is_some(), &mut rng);
         let mut entry = Entry {
             links: PacedLinks::default(),
             gate: Gate::new(&settings, Side::Down),
