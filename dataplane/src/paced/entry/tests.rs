@@ -737,6 +737,25 @@ fn first_cell_takes_its_place_with_and_without_a_channel() {
     }
 }
 
+/// So it takes as long as with a channel.
+#[test]
+fn decoy_keys_decipher_what_comes_without_a_channel() {
+    let mut bench = Bench::to_destination(terms());
+    bench.command(Command::Drawn { batch: BATCH, number: Bench::number(BATCH) });
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 9);
+    let body = [7; BODY];
+    // Noise of Mix 1 has number 0 and keeps its bytes.
+    for (number, is_kept) in [(0, true), (Bench::number(BATCH), false)] {
+        bench.net.send(bench.mix.data(number, first + 5, 1, &body));
+        bench.turn();
+        let buffer = bench.entry.free.take().expect("that of the cell");
+        assert_eq!(buffer.bytes()[..CLASS.cell_len()].ends_with(&body), is_kept);
+        bench.entry.free.give(buffer);
+    }
+    assert_eq!(bench.ledger().cells.backward.consumed, 2);
+}
+
 #[test]
 fn cells_out_of_place_are_counted_and_change_nothing() {
     let mut bench = Bench::to_destination(terms());

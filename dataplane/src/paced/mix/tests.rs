@@ -6,7 +6,8 @@ use wire::cell::CellKind;
 use wire::gcm::seal_batch;
 use wire::kdf::Secret;
 use wire::link::LinkContent;
-use wire::paced::{EntryKeys, ExitKeys, MeetingSecret, PacedTerms, Report, SALT_LEN};
+use wire::paced::clock::ClockCell;
+use wire::paced::{CLOCK_EVERY, EntryKeys, ExitKeys, MeetingSecret, PacedTerms, Report, SALT_LEN};
 use wire::setup::{HopSecrets, Suite};
 
 use super::*;
@@ -828,6 +829,25 @@ fn only_entries_that_were_heard_have_control_cells() {
     // Of these rounds one has a report, and one a company cell.
     bench.release(Direction::Backward, round + 128);
     assert_eq!(bench.mix.pipes.backward.sender.controlled(), [Some(LinkId(0))]);
+}
+
+#[test]
+fn new_slot_of_a_link_forgets_the_clock_of_its_other_end() {
+    let mut bench = Bench::new(0);
+    bench.mix.turn(bench.now);
+    bench.command(Command::ClockSeen { link: bench.next.link, sent: 7, received: 9 });
+    let mut seen = |is_new: bool| {
+        if is_new {
+            bench.connect(None);
+        }
+        let round = bench.mix.pipes.forward.rounds.released() + 2 * CLOCK_EVERY;
+        bench.release(Direction::Forward, round);
+        let cells = bench.take(None);
+        let clock = cells.iter().rfind(|cell| cell.body[0] == LinkContent::Clock as u8).expect("one in 16 rounds");
+        let cell = ClockCell::from_bytes(clock.body[1..].first_chunk().unwrap());
+        (cell.peer, cell.received)
+    };
+    assert_eq!([seen(false), seen(true)], [(7, 9), (0, 0)]);
 }
 
 #[test]
