@@ -67,9 +67,9 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some(CompanyReport { channels, .. }) => format!("   company {channels}"),
         None => String::new(),
     };
-    let explained = match entry.excused {
+    let excused = match entry.excused {
         0 => String::new(),
-        batches => format!(" (explained: {batches})"),
+        batches => format!(" (excused: {batches})"),
     };
     let other_end = match entry.end_to_end {
         Some(EndToEndReport { places, lost, .. }) => {
@@ -84,7 +84,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     });
     format!(
         "{channel}{meeting}{company}\n\
-         batches {joined}, failed {failed}{explained}   rounds skipped {skipped}\n\
+         batches {joined}, failed {failed}{excused}   rounds skipped {skipped}\n\
          lost on the access link {} out, {} back{other_end}\n\
          {outages}",
         share(*forward),
@@ -284,7 +284,7 @@ pub(super) mod tests {
         let text = shown(troubled_entry());
         for part in [
             "joins a batch in 23 s   waiting for company: 5 of 8",
-            "batches 1234, failed 56 (explained: 3)   rounds skipped 12345",
+            "batches 1234, failed 56 (excused: 3)   rounds skipped 12345",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
             "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
         ] {
