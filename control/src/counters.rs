@@ -82,8 +82,10 @@ refusals! {
     SetupIncomplete = "setup-incomplete",
     /// Mix: a loop of its own in a paced class for which no bundle came in time, or no complete ack.
     LoopFailed = "loop-failed",
-    /// A setup of a paced class for which no place is left in its batch.
+    /// A shard of a setup of a paced class for which no seat is left in its batch.
     NoRoom = "no-room",
+    /// Mix 1: a shard of a second setup of an entry link for one batch of a paced class.
+    SecondSetup = "second-setup",
     /// A setup or ack cell of a paced class before its phase.
     CellEarly = "cell-early",
     /// A setup or ack cell of a paced class after its phase.

@@ -191,7 +191,7 @@ pub enum PacedChange {
         up: (Option<LinkId>, u32),
         /// Its number on the next link; none at the exit.
         down: Option<u32>,
-        keys: ChannelKeys,
+        keys: Box<ChannelKeys>,
         /// At the exit.
         token: Option<MeetingToken>,
     },

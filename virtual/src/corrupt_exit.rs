@@ -4,6 +4,7 @@
 //! last link. Which entry a channel belongs to is read at the mixes, where no single node could know it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use dataplane::Nanos;
 use dataplane::command::LinkCommand;
@@ -15,6 +16,9 @@ use wire::paced::{HopKeys, PacedClass, PacedHeader, Timetable};
 
 use super::headers::HeaderKeys;
 use super::{number_of, wall};
+
+/// Batches before the one that is set up of whose channels cells may still come.
+const BATCHES: u64 = 2;
 
 /// The body of a data cell of a joined channel.
 pub struct ExitBody<'a> {
@@ -45,8 +49,8 @@ pub(super) struct CorruptExit {
     /// By mix, batch and number on its next link: where the channel comes from.
     ways: HashMap<(usize, u64, u32), ChannelAt>,
     channels: HashMap<(u64, u32), Channel>,
-    /// By batch and token: the channel that came first.
-    tokens: HashMap<(u64, [u8; 32]), u32>,
+    /// By batch and token: the channel that came first, until the second one has.
+    tokens: HashMap<(u64, [u8; 32]), Option<u32>>,
     pub(super) watch: Option<Watch>,
 }
 
@@ -79,19 +83,29 @@ impl CorruptExit {
                 self.ways.insert((hop, *batch, *down), *up);
             }
             Command::InstallChannel { batch, up, keys, token, .. } => {
+                self.forget_before(batch.saturating_sub(BATCHES));
                 let ChannelKeys::Hop { forward, backward } = &**keys else { return };
-                let layers = HopKeys::new(forward.clone(), backward.clone());
+                let layers = HopKeys::new(forward, backward);
                 self.channels.insert((*batch, up.number), Channel { layers, peer: None });
                 let Some(token) = token else { return };
-                match self.tokens.remove(&(*batch, *token.expose())) {
-                    None => {
-                        self.tokens.insert((*batch, *token.expose()), up.number);
+                match self.tokens.entry((*batch, *token.expose())) {
+                    Entry::Vacant(token) => _ = token.insert(Some(up.number)),
+                    Entry::Occupied(mut token) => {
+                        if let Some(first) = token.get_mut().take() {
+                            self.join(*batch, [first, up.number]);
+                        }
                     }
-                    Some(first) => self.join(*batch, [first, up.number]),
                 }
             }
             _ => {}
         }
+    }
+
+    /// Forgets the channels of batches before this one.
+    fn forget_before(&mut self, batch: u64) {
+        self.ways.retain(|(_, of, _), _| *of >= batch);
+        self.channels.retain(|(of, _), _| *of >= batch);
+        self.tokens.retain(|(of, _), _| *of >= batch);
     }
 
     fn join(&mut self, batch: u64, numbers: [u32; 2]) {

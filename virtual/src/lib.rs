@@ -30,6 +30,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::ids::Side;
+use wire::paced::terms::BadPacedTerms;
 use wire::paced::{MeetingSecret, PacedTerms, Timetable};
 use wire::setup::Suite;
 
@@ -90,6 +91,24 @@ impl Plan {
             before_batch: None,
             keeps: true,
         }
+    }
+
+    fn hops(&self) -> usize {
+        self.mixes + 1
+    }
+
+    /// Intervals and epochs of the chain, in seconds.
+    fn interval_and_epoch(&self) -> (u32, u32) {
+        (self.terms.interval_ms_min(self.hops()).div_ceil(1000).max(10) as u32, 3600)
+    }
+
+    /// Whether nodes would take its terms.
+    ///
+    /// # Errors
+    /// They would not.
+    pub fn check(&self) -> Result<(), BadPacedTerms> {
+        let (interval_s, epoch_s) = self.interval_and_epoch();
+        self.terms.check(Suite::Hybrid, self.hops(), interval_s, epoch_s)
     }
 }
 
@@ -179,12 +198,12 @@ impl Chain {
     /// Starts it: mixes, an exit and entries.
     ///
     /// # Panics
-    /// No node would take these terms.
+    /// No node would take these terms: see [`Plan::check`].
     pub fn new(plan: Plan) -> Chain {
-        let (hops, terms) = (plan.mixes + 1, plan.terms.clone());
+        plan.check().expect("terms of a chain");
+        let (hops, terms) = (plan.hops(), plan.terms.clone());
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
-        let (interval_s, epoch_s) = (terms.interval_ms_min(hops).div_ceil(1000).max(10) as u32, 3600);
-        terms.check(Suite::Hybrid, hops, interval_s, epoch_s).expect("terms of a chain");
+        let (interval_s, epoch_s) = plan.interval_and_epoch();
         let chain = ChainTerms {
             suite: Suite::Hybrid,
             interval_s,

@@ -50,7 +50,7 @@ use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use attack::active::{self, DelayWatermark, DropWatermark, Isolation, Plan};
 use clap::{Args, ValueEnum};
 use dataplane::stage::pool::Mixing;
@@ -316,6 +316,12 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         args.plant.is_none() || args.cases.iter().all(|case| case.is_paced()),
         "--plant needs cases of a paced class: --cases paced-virtual"
     );
+    for case in args.cases.iter().filter(|case| case.is_virtual()) {
+        if let Some(Recorded::Paced(terms)) = args.recorded(*case) {
+            let plan = eddy_virtual::Plan::new(&terms, args.mixes.into(), users);
+            plan.check().map_err(|why| anyhow!("--paced: {why}"))?;
+        }
+    }
     let traffic = Traffic::read(&args.profile)?;
     if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
         return args.record_one(case, seed, &traffic, dir);

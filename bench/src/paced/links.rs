@@ -147,7 +147,7 @@ fn channel_secrets(number: u32) -> (Secret, Secret) {
 
 fn channel_keys(number: u32) -> HopKeys {
     let (forward, backward) = channel_secrets(number);
-    HopKeys::new(forward, backward)
+    HopKeys::new(&forward, &backward)
 }
 
 /// What adds a channel to a batch. It has one number on both links; `entry` is the link of its entry at Mix 1.

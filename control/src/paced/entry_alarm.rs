@@ -28,6 +28,8 @@ struct FailedSetup {
     why: Failure,
     /// The round in which that was known.
     at: u64,
+    /// The entry was not ready for it, or in most of a phase that it needed.
+    was_unready: bool,
     /// A bundle that was signed later has the same keys: no hop was restarted.
     is_confirmed: bool,
 }
@@ -63,7 +65,7 @@ pub(crate) struct EntryAlarm {
     unready: (u64, [u64; 2]),
     /// The round in which that has last excused a failed setup.
     link_excused: Option<u64>,
-    failed: VecDeque<FailedSetup>,
+    failed: Vec<FailedSetup>,
     /// The latest ones, as they came.
     bundles: VecDeque<Bundle>,
     /// The latest restart that excused a failed setup, by hop.
@@ -136,18 +138,19 @@ impl EntryAlarm {
         let (needed, phase) = (self.config.interval_of(batch), self.config.rounds_of(batch, Phase::Setup(1)));
         let was_there = |bundle: &Bundle| bundle.interval <= needed && bundle.came < phase.start;
         let is_start = why == Failure::NoBundle && !self.bundles.iter().any(was_there);
-        if !is_start && !self.link_excuses(batch, why) {
-            self.failed.push_back(FailedSetup { batch, why, at: self.running, is_confirmed: false });
+        if !is_start {
+            let (of, rounds) = self.unready;
+            let is_most = of == batch && rounds.into_iter().any(|rounds| 2 * rounds > self.config.times.phase_len());
+            let was_unready = is_most || why == Failure::NotReady;
+            self.failed.push(FailedSetup { batch, why, at: self.running, was_unready, is_confirmed: false });
         }
     }
 
-    /// True if the entry was not ready for most of a phase that the setup needs. That excuses one setup in 65,536
-    /// rounds: whoever keeps handshakes from an entry chooses when it is not ready.
-    fn link_excuses(&mut self, batch: u64, why: Failure) -> bool {
-        let (of, rounds) = self.unready;
-        let is_most = of == batch && rounds.into_iter().any(|rounds| 2 * rounds > self.config.times.phase_len());
+    /// True if the entry was not ready for a setup. That excuses one in 65,536 rounds: whoever keeps handshakes from an
+    /// entry chooses when it is not ready.
+    fn link_excuses(&mut self, &FailedSetup { batch, was_unready, .. }: &FailedSetup) -> bool {
         let has_excused = self.link_excused.is_some_and(|at| self.running < at + BEFORE);
-        let excuses = (is_most || why == Failure::NotReady) && !has_excused;
+        let excuses = was_unready && !has_excused;
         if excuses {
             self.link_excused = Some(self.running);
             self.excused += 1;
@@ -170,7 +173,7 @@ impl EntryAlarm {
                     let PacedConfig { times, interval_ms, .. } = &self.config;
                     let signed_ms = (interval * interval_ms).saturating_sub(interval_ms / 5);
                     setup.is_confirmed |= signed_ms > times.begin(setup.at) / 1_000_000;
-                    self.failed.push_back(setup);
+                    self.failed.push(setup);
                 }
             }
         }
@@ -203,14 +206,26 @@ impl EntryAlarm {
         Some(hop)
     }
 
+    /// The entry goes on at this round: its lead has jumped. Causes and excuses are as old as before, so whoever moves
+    /// its time ends no alarm.
+    pub(crate) fn jumps_to(&mut self, round: u64) {
+        let moved = |at: u64| (at + round).saturating_sub(self.running);
+        self.raised.each(|one| (one.since, one.last) = (moved(one.since), moved(one.last)));
+        self.late = moved(self.late);
+        self.link_excused = self.link_excused.map(moved);
+        self.restarts.values_mut().for_each(|restart| restart.at = moved(restart.at));
+        self.running = round;
+    }
+
     /// The entry seals this round, or is about to. `is_ready` as for [`super::PacedEntry::advance`].
     pub(crate) fn advance(&mut self, round: u64, is_ready: bool) {
         let passed = round.saturating_sub(self.running);
         self.running = round;
         self.follow_link(round, is_ready);
         self.follow_reports(round, passed, is_ready);
-        while let Some(setup) = self.failed.pop_front_if(|setup| is_decided(&self.config, setup, round)) {
-            if !self.is_explained(setup.batch) {
+        while let Some(at) = self.failed.iter().position(|setup| is_decided(&self.config, setup, round)) {
+            let setup = self.failed.remove(at);
+            if !self.losses_explain(setup.batch) && !self.link_excuses(&setup) {
                 self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
             }
         }
@@ -249,7 +264,7 @@ impl EntryAlarm {
     }
 
     /// True if more than half of the places of the phase of its setup, or of its ack, were lost.
-    fn is_explained(&self, batch: u64) -> bool {
+    fn losses_explain(&self, batch: u64) -> bool {
         let half = self.config.times.phase_len() * u64::from(self.config.terms.cells) / 2;
         let lost = |test: &LossTest, phase| test.lost_in(self.config.rounds_of(batch, phase));
         lost(&self.forward, Phase::Setup(1)) > half || lost(&self.backward, Phase::Ack(1)) > half
@@ -544,12 +559,51 @@ mod tests {
     #[test]
     fn link_excuses_one_setup_in_65536_rounds() {
         let mut alarm = Entry::new().alarm;
+        let setup = FailedSetup { batch: BATCH, why: Failure::NotReady, at: 0, was_unready: true, is_confirmed: false };
         let excuses = |round| {
-            (alarm.running, alarm.excused) = (round, 0);
-            alarm.failed(BATCH, Failure::NotReady);
-            alarm.excused()
+            alarm.running = round;
+            alarm.link_excuses(&setup)
         };
-        assert_eq!([1000, 1001, 999 + BEFORE, 1000 + BEFORE].map(excuses), [1, 0, 0, 1]);
+        assert_eq!([1000, 1001, 999 + BEFORE, 1000 + BEFORE].map(excuses), [true, false, false, true]);
+        assert_eq!(alarm.excused(), 2);
+    }
+
+    #[test]
+    fn setup_that_losses_explain_leaves_the_links_excuse() {
+        let mut entry = Entry::new();
+        let begin = entry.round;
+        let loses = |of, round| of == FORWARD && (begin..begin + 29).contains(&round);
+        entry.run(begin + 512, loses, true, true);
+        entry.alarm.failed(BATCH, Failure::NotReady);
+        entry.run(begin + 1024, loses, true, true);
+        entry.alarm.failed(BATCH + 1, Failure::NotReady);
+        entry.bundle(2);
+        entry.quiet(3000);
+        assert_eq!((entry.setup_causes(), entry.alarm.excused()), (0, 1), "{:?}", entry.events);
+        assert!(entry.events.contains(&PacedEvent::SetupExcused { hop: None, batch: BATCH + 1 }));
+    }
+
+    /// So Mix 1 cannot end it by a jump of its clock.
+    #[test]
+    fn alarm_and_excuses_are_as_old_behind_a_jump() {
+        for jump in [-10 * BEFORE as i64, 2 * BEFORE as i64] {
+            let mut alarm = Entry::new().alarm;
+            alarm.advance(20 * BEFORE, true);
+            alarm.clock_is_missing();
+            alarm.failed(BATCH, Failure::NotReady);
+            alarm.advance(20 * BEFORE + 1, true);
+            let round = (20 * BEFORE + 1).saturating_add_signed(jump);
+            assert_eq!((alarm.excused(), alarm.raised().len()), (1, 1));
+            alarm.jumps_to(round);
+            alarm.failed(BATCH, Failure::NotReady);
+            alarm.advance(round + BEFORE - 2, true);
+            let causes = |alarm: &EntryAlarm| alarm.raised().iter().map(|one| one.cause).collect::<Vec<_>>();
+            let setup = Cause::Setup { batch: BATCH, why: Failure::NotReady };
+            assert!(causes(&alarm).contains(&Cause::NoClock), "{jump}");
+            assert!(causes(&alarm).contains(&setup), "its excuse is used up: {jump}");
+            alarm.advance(round + BEFORE - 1, true);
+            assert!(!causes(&alarm).contains(&Cause::NoClock), "{jump}");
+        }
     }
 
     #[test]

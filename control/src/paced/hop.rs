@@ -44,7 +44,7 @@ pub(crate) struct Install {
     /// Number on the link to the next hop; none at the exit.
     pub(crate) down: Option<u32>,
     /// [`ChannelKeys::Hop`].
-    pub(crate) keys: ChannelKeys,
+    pub(crate) keys: Box<ChannelKeys>,
     /// At the exit, which joins channels with equal tokens in the order in which they were accepted (SPEC 9.13.3).
     pub(crate) token: Option<MeetingToken>,
 }
@@ -230,9 +230,10 @@ impl PacedHop {
     ) -> Result<Install, Refusal> {
         let mut rest = std::mem::take(&mut opened.rest);
         let (ephemeral, mut secrets) = opened.answer(draw_secret(rng)).map_err(|_| Refusal::SetupInvalid)?;
-        // The ack needs neither of the two.
+        // The ack needs neither of the two. Boxed, they are not left behind where queues have moved them.
         let take = |secret: &mut Secret| std::mem::replace(secret, Secret::new([0; 32]));
-        let keys = ChannelKeys::Hop { forward: take(&mut secrets.forward), backward: take(&mut secrets.backward) };
+        let (forward, backward) = (take(&mut secrets.forward), take(&mut secrets.backward));
+        let keys = Box::new(ChannelKeys::Hop { forward, backward });
         counters.setups += 1;
 
         let batch = self.coming.batch;

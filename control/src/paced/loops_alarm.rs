@@ -172,8 +172,8 @@ impl LoopsAlarm {
         // In rounds that this mix skipped, because it was stopped, it took in no reports. More rounds also come if the
         // ring was full: that delays this alarm by as many.
         self.unreported_since += rounds.saturating_sub(REPORT_EVERY);
-        let (counted, _) = self.link[1].sum();
-        if counted > 0 && self.counted_to >= self.unreported_since + TESTED {
+        let (places, lost) = self.link[1].sum();
+        if places > 2 * lost && self.counted_to >= self.unreported_since + TESTED {
             self.unreported_since = self.counted_to;
             self.raised.raise(Cause::NextReportsNothing, self.counted_to);
         }
@@ -376,6 +376,20 @@ mod tests {
             world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.counted_to),
             "both stay up"
         );
+    }
+
+    #[test]
+    fn outage_of_the_next_link_is_not_a_hop_without_reports() {
+        let mut world = World::new(CLEAN);
+        world.run(20);
+        for _ in 0..100 {
+            let (first, rounds, garbled) = (world.alarm.counted_to, 100, 0);
+            let (places, lost, link_places, link_lost) = (LOOPS, LOOPS, LINK, LINK);
+            let count = LoopPlaces { first, rounds, places, lost, garbled, link_places, link_lost };
+            world.events.extend(world.alarm.count(count));
+        }
+        let of_link = PacedEvent::Dropping(Cause::NextReportsNothing);
+        assert!(!world.events.is_empty() && !world.events.contains(&of_link), "{:?}", world.events);
     }
 
     #[test]

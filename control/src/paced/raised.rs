@@ -22,6 +22,11 @@ impl RaisedCauses {
         }
     }
 
+    /// Changes each cause for which it is up.
+    pub(super) fn each(&mut self, change: impl FnMut(&mut RaisedCause)) {
+        self.up.iter_mut().for_each(change);
+    }
+
     /// Something else has happened.
     pub(super) fn say(&mut self, event: PacedEvent) {
         self.events.push(event);

@@ -65,7 +65,7 @@ impl Seats {
         }
         let seat = self.taken.entry(key).or_insert_with(|| Seat { channel, parts: Some(Parts::default()) });
         if seat.channel != channel {
-            return Err(Refusal::NoRoom);
+            return Err(Refusal::SecondSetup);
         }
         let Some(parts) = &mut seat.parts else { return Ok(Joined::Surplus) };
         if parts.indexes.contains(&sub) {
@@ -143,7 +143,7 @@ mod tests {
     fn entry_link_has_one_setup_and_a_hop_link_one_per_seat() {
         let mut seats = Seats::of_mix_1(8, std::iter::empty());
         assert_eq!(first(&mut seats, 1, 5, None), Ok(()));
-        assert_eq!(first(&mut seats, 1, 6, None), Err(Refusal::NoRoom));
+        assert_eq!(first(&mut seats, 1, 6, None), Err(Refusal::SecondSetup));
         let mut seats = Seats::of_hop(2);
         assert_eq!(
             [5, 6, 7].map(|channel| first(&mut seats, 1, channel, None)),

@@ -63,7 +63,7 @@ pub enum Cause {
         /// What came was noise: their cells were lost forward, or behind the next hop.
         garbled: u64,
     },
-    /// Mix: no report of the next hop has come for 1,000 rounds, though its cells did.
+    /// Mix: no report of the next hop has come for 1,000 rounds, though most of its cells did.
     NextReportsNothing,
     /// Mix: of the setups of its loops for a batch more failed than losses explain.
     LoopSetups { batch: u64, sent: u64, failed: u64 },

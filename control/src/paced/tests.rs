@@ -283,16 +283,16 @@ fn why(outcomes: &[Outcome]) -> Option<Failure> {
 /// True if a body that the entry seals opens at the exit of this path, and the exit's opens at the entry.
 fn keys_fit(keys: &EntryKeys, path: &[&Install], round: u64) -> bool {
     let place = RoundSub { round, sub: 0 };
-    let secrets = |install: &Install| match &install.keys {
+    let secrets = |install: &Install| match &*install.keys {
         ChannelKeys::Hop { forward, backward } => (forward.clone(), backward.clone()),
         ChannelKeys::Entry(_) => panic!("the keys of a hop"),
     };
     let (exit, mixes) = path.split_last().unwrap();
     let (forward, backward) = secrets(exit);
-    let exit = ExitKeys::new(forward, backward);
+    let exit = ExitKeys::new(&forward, &backward);
     let layer = |mix: &&Install, direction, body: &mut [u8]| {
         let (forward, backward) = secrets(mix);
-        encipher_batch(&mut [HopKeys::new(forward, backward).job(direction, place, body)]);
+        encipher_batch(&mut [HopKeys::new(&forward, &backward).job(direction, place, body)]);
     };
 
     let mut there = vec![5; 224];
@@ -628,9 +628,9 @@ fn number_of_pairs_is_drawn_and_each_pair_hears_itself() {
     let (mut world, mut drawn) = (World::new(PacedTerms { loops: 2, ..terms() }, 0), [0; 3]);
     let place = RoundSub { round: world.config.times.first(BATCH + 1), sub: 0 };
     let pass = |path: &[&Install], direction, body: &mut [u8]| {
-        let layer = |install: &&Install| match &install.keys {
+        let layer = |install: &&Install| match &*install.keys {
             ChannelKeys::Hop { forward, backward } => {
-                encipher_batch(&mut [HopKeys::new(forward.clone(), backward.clone()).job(direction, place, body)]);
+                encipher_batch(&mut [HopKeys::new(forward, backward).job(direction, place, body)]);
             }
             ChannelKeys::Entry(_) => panic!("the keys of a hop"),
         };
@@ -833,11 +833,12 @@ fn batch_is_missed_if_the_entry_was_ready_in_half_the_time() {
 #[test]
 fn link_that_is_cut_in_phase_1_again_raises_the_alarm() {
     let mut found = flapping(|begin, round| !(begin - 3..begin + 56).contains(&round));
-    assert_eq!((found.outcome, found.alarm.excused(), found.raised()), (Some(Err(Failure::NotReady)), 1, vec![]));
+    assert_eq!(found.outcome, Some(Err(Failure::NotReady)));
     let (first, end) = (found.world.config.times.first(BATCH + 3), found.world.config.times.first(BATCH + 12));
     (BATCH + 5..=BATCH + 13).for_each(|batch| found.world.publish(batch));
     found.run_to(end, |round| !(first + 512 - 3..first + 512 + 56).contains(&round));
-    assert_eq!(found.raised(), [Cause::Setup { batch: BATCH + 5, why: Failure::NotReady }]);
+    let again = Cause::Setup { batch: BATCH + 5, why: Failure::NotReady };
+    assert_eq!((found.alarm.excused(), found.raised()), (1, vec![again]), "the first one is excused");
 }
 
 #[test]

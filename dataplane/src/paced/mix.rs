@@ -105,7 +105,7 @@ pub struct Mix<U, D> {
 }
 
 /// Buffers of a mix: both directions' rounds, noise for the next one, what one release leaves in the send queue with
-/// its control cells and copies, two rounds of its loops, and what is being received.
+/// its control cells and copies, those of its loops, and what is being received.
 fn buffers(settings: &Settings) -> usize {
     let terms = &settings.terms;
     let places = settings.channels_max() * usize::from(terms.cells);
@@ -113,7 +113,7 @@ fn buffers(settings: &Settings) -> usize {
     let links = if settings.position == 1 { 2 * usize::from(terms.seats) * (usize::from(terms.cells) + 2) } else { 0 };
     let copies = 1 + usize::from(terms.copies - 1) * usize::from(terms.gap) + 1;
     let control: usize = DIRECTIONS.into_iter().map(|direction| settings.slots(direction).most()).sum();
-    let loops = 2 * settings.loops() * usize::from(terms.cells);
+    let loops = settings.loops() * usize::from(terms.cells) * (AHEAD_MAX as usize + 2);
     2 * places * (AHEAD_MAX as usize + 3) + loops + links * (copies + 2) + 4 * control + 3 * RECEIVE_MAX
 }
 
@@ -220,7 +220,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallChannel { batch, up, down, keys, .. } => match *keys {
+            Command::InstallChannel { batch, up, down, keys, .. } => match &*keys {
                 ChannelKeys::Hop { forward, backward } => {
                     let released = self.pipes.forward.rounds.released();
                     let state = MixChannel { keys: HopKeys::new(forward, backward), is_heard: false };
@@ -311,25 +311,25 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
         let channel = |link, header: &PacedHeader| {
             let found = batches.find(direction, header.seq, expects_copies.then_some(link), header.channel);
-            let is_own = || loops.find(header.seq, header.channel).filter(|_| direction == Direction::Backward);
-            found.or_else(is_own)
+            // Looked up for all, so that those of loops take no longer.
+            let own = loops.find(header.seq, header.channel).filter(|_| direction == Direction::Backward);
+            found.or(own)
         };
         let at = ArrivalTime { turn: now, class: clock.at(now) };
         gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
         let body_len = settings.terms.class.body_len();
-        let own: Vec<_> = arrived.extract_if(.., |cell| loops.owns(cell.place)).collect();
-        for Arrived { mut cell, header, place, .. } in own {
-            let delay = at.class.saturating_sub(leaves.due_at(header.seq));
-            match loops.open(&header, place, cell.body_mut(body_len), delay) {
-                Ok(()) => tally.consumed += 1,
-                Err(reason) => tally.drop(reason),
+        for &Arrived { header, place, .. } in arrived.iter() {
+            if loops.owns(place) {
+                loops.waited(header.seq, place, at.class.saturating_sub(leaves.due_at(header.seq)));
             }
-            free.give(cell.into_buffer());
         }
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
-                let keys = &batches.of_round(header.seq)[place.channel].state.keys;
+                let keys = match loops.owns(*place) {
+                    true => loops.layer(),
+                    false => &batches.of_round(header.seq)[place.channel].state.keys,
+                };
                 jobs.push(keys.job(direction, header.round_sub(), cell.body_mut(body_len)));
             }
             encipher_batch(&mut jobs);

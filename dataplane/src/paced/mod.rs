@@ -7,6 +7,7 @@
 //! gate           header, place and link tag of what arrives
 //! control_guard  which control cells go to control
 //! batches        channels, batch by batch
+//! decoy          keys of channels that do not exist, for equal work
 //! control_cells  control cells that wait for their slots
 //! sender         headers, tags, control cells and copies of a round
 //! report_counts  counts for reports
@@ -21,6 +22,7 @@
 mod batches;
 mod control_cells;
 mod control_guard;
+mod decoy;
 pub mod entry;
 pub mod exit;
 mod gate;

@@ -151,7 +151,7 @@ impl Profile {
     }
 }
 
-/// Applies `KEY=VALUE`. [`PacedTerms::check`] checks the ranges.
+/// Applies `KEY=VALUE`. [`PacedTerms::check`] checks what depends on other settings.
 fn change(terms: &mut PacedTerms, text: &str) -> Result<(), String> {
     const KEYS: &[&str] = &[
         "name",
@@ -167,9 +167,13 @@ fn change(terms: &mut PacedTerms, text: &str) -> Result<(), String> {
         "slack_ms",
         "steps_ms",
     ];
-    fn number<T: FromStr + Copy + Display>(key: &str, value: &str, range: RangeInclusive<T>) -> Result<T, String> {
+    fn number<T>(key: &str, value: &str, range: RangeInclusive<T>) -> Result<T, String>
+    where
+        T: FromStr + PartialOrd + Display,
+    {
         let (least, most) = (range.start(), range.end());
-        value.parse().map_err(|_| format!("invalid {key} {value:?}: expected a whole number from {least} to {most}"))
+        let number = value.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("invalid {key} {value:?}: expected a whole number from {least} to {most}"))
     }
     let (key, value) = text.split_once('=').ok_or_else(|| {
         format!("invalid setting {text:?}: expected KEY=VALUE, comma-separated, e.g. voice:n_min=2,steps_ms=2")

@@ -429,7 +429,7 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             }
         }
         Change::Paced(PacedChange::InstallChannel { batch, up: (link, number), down, keys, token }) => {
-            let (up, keys) = (paced::ChannelAt { link, number }, Box::new(keys));
+            let up = paced::ChannelAt { link, number };
             paced::Command::InstallChannel { batch, up, down, keys, token }
         }
         Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }) => {

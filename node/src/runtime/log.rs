@@ -68,7 +68,7 @@ pub struct Log {
     seats: Option<u16>,
     is_mix_1: bool,
     no_seat: Trouble,
-    setups_without_seat: u64,
+    cells_without_seat: u64,
     /// By position - 1: restarts that explain failed setups.
     restarts: Vec<Trouble>,
     deaf: Trouble,

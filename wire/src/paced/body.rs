@@ -59,12 +59,8 @@ pub struct HopKeys {
 }
 
 impl HopKeys {
-    /// From the hop's `sec[0]`, which are wiped.
-    pub fn new(forward: Secret, backward: Secret) -> HopKeys {
-        HopKeys::derive(&forward, &backward)
-    }
-
-    fn derive(forward: &Secret, backward: &Secret) -> HopKeys {
+    /// From the hop's `sec[0]`, which stay where they are until they are wiped there.
+    pub fn new(forward: &Secret, backward: &Secret) -> HopKeys {
         HopKeys { forward: wide_key(forward), backward: wide_key(backward) }
     }
 
@@ -80,7 +76,11 @@ impl HopKeys {
         Job::new(self.key(direction), place.nonce(), body)
     }
 
-    fn decipher(&self, direction: Direction, place: RoundSub, body: &mut [u8]) {
+    /// Removes the layer of a body.
+    ///
+    /// # Panics
+    /// No body of a class has this length.
+    pub fn decipher(&self, direction: Direction, place: RoundSub, body: &mut [u8]) {
         self.key(direction).decipher(&place.nonce(), body);
     }
 }
@@ -94,17 +94,9 @@ pub struct ExitKeys {
 }
 
 impl ExitKeys {
-    /// From the exit's `sec[0]`, which are wiped.
-    pub fn new(forward: Secret, backward: Secret) -> ExitKeys {
-        ExitKeys::derive(&forward, &backward)
-    }
-
-    fn derive(forward: &Secret, backward: &Secret) -> ExitKeys {
-        ExitKeys {
-            layers: HopKeys::derive(forward, backward),
-            forward: data_key(forward),
-            backward: data_key(backward),
-        }
+    /// From the exit's `sec[0]`, which stay where they are until they are wiped there.
+    pub fn new(forward: &Secret, backward: &Secret) -> ExitKeys {
+        ExitKeys { layers: HopKeys::new(forward, backward), forward: data_key(forward), backward: data_key(backward) }
     }
 
     /// An inner body with data: P inner bytes and their tag. The exit opens forward ones with
@@ -143,8 +135,8 @@ impl EntryKeys {
         assert!((1..=MAX_HOPS).contains(&hops.len()));
         let (exit, mixes) = hops.split_last().expect("not empty");
         EntryKeys {
-            mixes: mixes.iter().map(|hop| HopKeys::derive(&hop.forward, &hop.backward)).collect(),
-            exit: ExitKeys::derive(&exit.forward, &exit.backward),
+            mixes: mixes.iter().map(|hop| HopKeys::new(&hop.forward, &hop.backward)).collect(),
+            exit: ExitKeys::new(&exit.forward, &exit.backward),
         }
     }
 
@@ -218,13 +210,13 @@ mod tests {
 
     fn exit_of(hops: &[HopSecrets]) -> ExitKeys {
         let exit = hops.last().unwrap();
-        ExitKeys::new(exit.forward.clone(), exit.backward.clone())
+        ExitKeys::new(&exit.forward, &exit.backward)
     }
 
     /// What these hops make of a body, in their order.
     fn pass<'a>(hops: impl Iterator<Item = &'a HopSecrets>, direction: Direction, body: &mut [u8]) {
         for hop in hops {
-            let keys = HopKeys::new(hop.forward.clone(), hop.backward.clone());
+            let keys = HopKeys::new(&hop.forward, &hop.backward);
             encipher_batch(&mut [keys.job(direction, PLACE, body)]);
         }
     }
@@ -310,7 +302,7 @@ mod tests {
     #[test]
     fn batch_of_a_mix_enciphers_each_body_in_its_place() {
         let (class, hop) = (PacedClass::new(Class::S), secrets(0, 1).remove(0));
-        let keys = HopKeys::new(hop.forward, hop.backward);
+        let keys = HopKeys::new(&hop.forward, &hop.backward);
         let places: Vec<RoundSub> =
             (0..5).flat_map(|round| [0, 1].map(|sub| RoundSub { round: (1 << 39) + round, sub })).collect();
         let mut bodies = vec![vec![1; class.body_len()]; places.len()];

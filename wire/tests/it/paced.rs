@@ -359,12 +359,12 @@ impl Chain {
 }
 
 fn keys_of(hop: &HopSecrets) -> HopKeys {
-    HopKeys::new(hop.forward.clone(), hop.backward.clone())
+    HopKeys::new(&hop.forward, &hop.backward)
 }
 
 fn exit_of(hops: &[HopSecrets]) -> ExitKeys {
     let last = hops.last().expect("a chain has hops");
-    ExitKeys::new(last.forward.clone(), last.backward.clone())
+    ExitKeys::new(&last.forward, &last.backward)
 }
 
 /// Frames that fill `len` inner bytes, zeros behind them.

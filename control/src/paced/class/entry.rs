@@ -115,6 +115,7 @@ impl EntryPart {
         let last = self.lead.round_at(at.class_ns + HANDED_OVER_BEFORE * self.period());
         // The lead may have become known: then the entry sends other rounds.
         if self.next.abs_diff(last) > AHEAD_MAX {
+            self.watch.alarm.jumps_to(last);
             self.next = last;
         }
         while self.next <= last {

@@ -38,17 +38,14 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
 use wire::ids::Side;
-use wire::kdf::Secret;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{Call, ControlSlots, EntryKeys, MEETING_OVERHEAD, MeetingSecret, PacedTerms, SALT_LEN, Timetable};
+use wire::paced::{Call, ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Timetable};
 use wire::reassembly::Reassembler;
-use wire::setup::HopSecrets;
-use zeroize::Zeroizing;
 
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
 use super::sender::Sender;
-use super::{Command, Settings, hold};
+use super::{Command, Settings, decoy, hold};
 use crate::age::{LastRead, nanos};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
@@ -183,24 +180,6 @@ fn buffers(terms: &PacedTerms, slots: &ControlSlots) -> usize {
     first * (2 * copies + (copies - 1) * usize::from(terms.gap) + 1) + 3 * RECEIVE_MAX
 }
 
-/// Keys of a channel that does not exist, and of its meeting.
-fn decoy(settings: &Settings, has_meeting: bool, rng: &mut ChaCha20Rng) -> (EntryKeys, Option<Call>) {
-    let mut random = || {
-        let mut bytes = [0; 32];
-        rng.fill_bytes(&mut bytes);
-        bytes
-    };
-    let hop = |_| HopSecrets {
-        confirm: Default::default(),
-        ack: Zeroizing::new([0; 28]),
-        forward: Secret::new(random()),
-        backward: Secret::new(random()),
-    };
-    let keys = EntryKeys::new((0..settings.hops).map(hop).collect());
-    let meeting = MeetingSecret::new(random()).meeting(&[0; 32], settings.terms.class, 0);
-    (keys, has_meeting.then(|| meeting.call([0; SALT_LEN])))
-}
-
 impl<D: Port, A: Apps> Entry<D, A> {
     /// An entry without links and channels. `clock` is the class's, which an entry never corrects (SPEC 9.5.3).
     ///
@@ -238,7 +217,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         users.clients.session_up(SESSION);
         let mut session = [0; 16];
         rng.fill_bytes(&mut session);
-        let decoy = decoy(&settings, meeting.is_some(), &mut rng);
+        let (keys, call) = decoy::entry_keys(settings.terms.class, settings.hops, &mut rng);
+        let decoy = (keys, meeting.is_some().then_some(call));
         let mut entry = Entry {
             links: PacedLinks::default(),
             gate: Gate::new(&settings, Side::Down),

@@ -133,14 +133,14 @@ impl Bench {
             secrets.reverse();
         }
         for hop in secrets {
-            let keys = HopKeys::new(hop.forward, hop.backward);
+            let keys = HopKeys::new(&hop.forward, &hop.backward);
             encipher_batch(&mut [keys.job(direction, place, body)]);
         }
     }
 
     fn exit_keys(&self, round: u64) -> ExitKeys {
         let HopSecrets { forward, backward, .. } = self.secrets(self.times.batch_of(round)).remove(HOPS - 1);
-        ExitKeys::new(forward, backward)
+        ExitKeys::new(&forward, &backward)
     }
 
     /// The inner bytes that the exit reads in a data cell, if it opens.

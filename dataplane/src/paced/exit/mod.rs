@@ -202,7 +202,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallChannel { batch, up, keys, token, .. } => match *keys {
+            Command::InstallChannel { batch, up, keys, token, .. } => match &*keys {
                 ChannelKeys::Hop { forward, backward } => {
                     self.install(batch, up, ExitKeys::new(forward, backward), token);
                 }

@@ -46,7 +46,7 @@ fn at(port: u16) -> SocketAddr {
 }
 
 fn keys(channel: u8) -> ExitKeys {
-    ExitKeys::new(Secret::new([channel; 32]), Secret::new([!channel; 32]))
+    ExitKeys::new(&Secret::new([channel; 32]), &Secret::new([!channel; 32]))
 }
 
 fn open(flow: u16, to: SocketAddr) -> Frame<'static> {

@@ -1,24 +1,26 @@
 //! Loops: channels of the mix's own through the hops behind it (SPEC 9.14).
 //!
 //! Forward their cells leave with the release of their round, backward they end here. The bodies of a round are sealed
-//! when the round before has left, and all in the same way: a release takes the same time whatever is in them.
+//! when the round before has left. Backward cells get a layer when they come, as those of others do. It is removed, and
+//! they are opened, when their round has left. So nothing takes a time that depends on which channels are loops, nor on
+//! what became of their setups: where there is no loop, and where nothing came, random keys do the work.
 
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
-use wire::paced::{Call, EntryKeys, Inner, MEETING_OVERHEAD, PacedHeader, Timetable};
+use wire::paced::{AHEAD_MAX, Call, EntryKeys, HopKeys, Inner, MEETING_OVERHEAD, RoundSub, Timetable};
 
 use crate::Nanos;
-use crate::buffer::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::histogram::Histogram;
-use crate::ledger::DropReason;
+use crate::ledger::{DropReason, Tally};
 use crate::paced::batches::{Batches, Channel};
 use crate::paced::report_counts::ReportCounts;
 use crate::paced::sender::Leaving;
-use crate::paced::{ChannelAt, Settings};
+use crate::paced::{ChannelAt, Settings, decoy};
 use crate::stage::rounds::{Origin, Place, Rounds};
 
-/// What seals and opens the cells of a loop; none if its setup has failed.
+/// What seals and opens the cells of a loop. None if its setup has failed.
 pub(super) type LoopKeys = Option<(Box<EntryKeys>, Box<Call>)>;
 
 /// Backward places that a mix has counted since its start (SPEC 9.14.5).
@@ -85,13 +87,23 @@ pub(super) struct Loops {
     /// In a backward round the place of the first loop: behind those of all channels that come in at this hop.
     first: usize,
     batches: Batches<LoopKeys>,
+    /// For loops whose setup has failed, and for places without a cell or a loop.
+    decoy: (EntryKeys, Call),
+    /// The layer that backward cells get when they come.
+    layer: HopKeys,
+    /// How long the cells of rounds to be released were on their way; round r is at r modulo [`AHEAD_MAX`].
+    waited: Vec<Nanos>,
+    /// The cells of the backward round that leaves, by loop and sub.
+    came: Vec<Option<Cell<Opened>>>,
+    /// A body for places without a cell.
+    nothing: Vec<u8>,
     /// The round that is sealed, and its cells.
     round: u64,
     sealed: Vec<Leaving>,
     rng: ChaCha20Rng,
-    /// Of the cells that have opened, by the parity of their batch: those of the next one may come before the last of
-    /// the one before have left.
-    delays: [Histogram; 2],
+    /// Of the cells of a batch that have opened, by its parity: those of the next one may come before the last of the
+    /// one before have left.
+    delays: [(u64, Histogram); 2],
     pub(super) view: LoopsView,
     /// The first round of which control has not heard, and what it has heard up to there.
     pub(super) reported: (u64, LoopCounts),
@@ -99,16 +111,22 @@ pub(super) struct Loops {
 
 impl Loops {
     /// `released` is the last backward round that was due when the mix started.
-    pub(super) fn new(settings: &Settings, rng: ChaCha20Rng, released: u64) -> Loops {
+    pub(super) fn new(settings: &Settings, mut rng: ChaCha20Rng, released: u64) -> Loops {
         let terms = &settings.terms;
+        let places = settings.loops() * usize::from(terms.cells);
         Loops {
             times: settings.times(),
             body_len: terms.class.body_len(),
             cells: terms.cells,
             first: settings.channels_max(),
             batches: Batches::new(terms.rounds.into(), settings.loops()),
+            decoy: decoy::entry_keys(terms.class, settings.hops - settings.position, &mut rng),
+            layer: decoy::hop_keys(&mut rng),
+            waited: vec![0; places * AHEAD_MAX as usize],
+            came: (0..places).map(|_| None).collect(),
+            nothing: vec![0; terms.class.body_len()],
             round: 0,
-            sealed: Vec::with_capacity(settings.loops() * usize::from(terms.cells)),
+            sealed: Vec::with_capacity(places),
             rng,
             delays: Default::default(),
             view: LoopsView::default(),
@@ -139,14 +157,17 @@ impl Loops {
                 let Some(buffer) = free.take() else { continue };
                 let mut cell = Cell::own(buffer);
                 let body = cell.body_mut(self.body_len);
-                match state {
+                // Bodies under the decoy's keys differ by that.
+                self.rng.fill_bytes(body);
+                let (keys, call) = match state {
                     Some((keys, call)) => {
                         // Zeros are PAD.
                         body[MEETING_OVERHEAD..].fill(0);
-                        keys.seal_meeting(call, wire::paced::RoundSub { round, sub }, body);
+                        (&**keys, &**call)
                     }
-                    None => self.rng.fill_bytes(body),
-                }
+                    None => (&self.decoy.0, &self.decoy.1),
+                };
+                keys.seal_meeting(call, RoundSub { round, sub }, body);
                 self.sealed.push(Leaving { cell, number: up.number, sub });
             }
         }
@@ -174,44 +195,75 @@ impl Loops {
         place.channel >= self.first
     }
 
-    /// Opens a cell of a loop that came back `delay` after its round was due to leave.
-    pub(super) fn open(
-        &mut self,
-        header: &PacedHeader,
-        place: Place,
-        body: &mut [u8],
-        delay: Nanos,
-    ) -> Result<(), DropReason> {
-        // The exit has the channel if only its ack was lost.
-        let channel = &self.batches.of_round(header.seq)[place.channel - self.first];
-        let Some((keys, call)) = &channel.state else { return Ok(()) };
-        let Some(inner) = keys.open(Some(call), header.round_sub(), body) else {
-            self.view.counts.garbled += 1;
-            return Err(DropReason::Garbled);
-        };
-        self.view.met += u64::from(matches!(inner, Inner::Meeting(_)));
-        self.delays[self.times.batch_of(header.seq) as usize % 2].add(delay, 1);
-        Ok(())
+    /// A cell has come for a place of a loop, this long after its round was due to leave forward.
+    pub(super) fn waited(&mut self, round: u64, place: Place, waited: Nanos) {
+        let row = (round % AHEAD_MAX) as usize * self.came.len();
+        let at = (place.channel - self.first) * usize::from(self.cells) + usize::from(place.sub);
+        self.waited[row + at] = waited;
     }
 
-    /// Counts the places of a backward round that is about to be released. The next hop reads the report: it counts all
-    /// loops as the channels of others, also those that were not set up, and by the floor. After the last round of a
-    /// batch its delays are known, and its keys wiped.
-    pub(super) fn end_round(&mut self, round: u64, has_floor: bool, rounds: &Rounds, places: &mut ReportCounts) {
-        for (index, Channel { state, .. }) in self.batches.of_round(round).iter().enumerate() {
-            for sub in 0..self.cells {
-                let has_come = rounds.is_claimed(round, Place { channel: self.first + index, sub });
-                let origin = if has_come { Origin::Came } else { Origin::Lost };
-                places.add(None, if has_floor { Origin::Floor } else { origin });
-                if state.is_some() {
-                    self.view.counts.places += 1;
-                    self.view.counts.lost += u64::from(!has_come);
-                    self.view.counts.add_to_link(origin);
-                }
+    /// The layer that backward cells get when they come.
+    pub(super) fn layer(&self) -> &HopKeys {
+        &self.layer
+    }
+
+    /// Counts the places of a backward round that is about to be released, and takes what came for them. The next hop
+    /// reads the report: it counts all loops as the channels of others, also those that were not set up, and by the
+    /// floor.
+    pub(super) fn end_round(&mut self, round: u64, has_floor: bool, rounds: &mut Rounds, places: &mut ReportCounts) {
+        let channels = self.batches.of_round(round);
+        for (at, came) in self.came.iter_mut().enumerate() {
+            let (index, sub) = (at / usize::from(self.cells), (at % usize::from(self.cells)) as u8);
+            *came = rounds.take_from(round, Place { channel: self.first + index, sub });
+            let Some(Channel { state, .. }) = channels.get(index) else { continue };
+            let origin = if came.is_some() { Origin::Came } else { Origin::Lost };
+            places.add(None, if has_floor { Origin::Floor } else { origin });
+            if state.is_some() {
+                self.view.counts.places += 1;
+                self.view.counts.lost += u64::from(came.is_none());
+                self.view.counts.add_to_link(origin);
             }
         }
+    }
+
+    /// Opens what came for a backward round that has left. After the last round of a batch its delays are known, and
+    /// its keys wiped.
+    pub(super) fn open(&mut self, round: u64, free: &mut FreeList, tally: &mut Tally) {
         let batch = self.times.batch_of(round);
-        let delays = &mut self.delays[batch as usize % 2];
+        let (of, delays) = &mut self.delays[batch as usize % 2];
+        // The last round of a batch may have been skipped.
+        if *of != batch {
+            (*of, *delays) = (batch, Histogram::default());
+        }
+        let channels = self.batches.of_round(round);
+        let row = (round % AHEAD_MAX) as usize * self.came.len();
+        for (at, came) in self.came.iter_mut().enumerate() {
+            let place = RoundSub { round, sub: (at % usize::from(self.cells)) as u8 };
+            let state = channels.get(at / usize::from(self.cells)).and_then(|channel| channel.state.as_ref());
+            let (keys, call) = state.map_or((&self.decoy.0, &self.decoy.1), |(keys, call)| (&**keys, &**call));
+            let body = match came {
+                Some(cell) => cell.body_mut(self.body_len),
+                None => &mut self.nothing[..],
+            };
+            self.layer.decipher(Direction::Backward, place, body);
+            let inner = keys.open(Some(call), place, body);
+            let (is_open, has_met) = (inner.is_some(), matches!(inner, Some(Inner::Meeting(_))));
+            let Some(cell) = came.take() else { continue };
+            free.give(cell.into_buffer());
+            match state {
+                Some(_) if is_open => {
+                    self.view.met += u64::from(has_met);
+                    delays.add(self.waited[row + at], 1);
+                    tally.consumed += 1;
+                }
+                Some(_) => {
+                    self.view.counts.garbled += 1;
+                    tally.drop(DropReason::Garbled);
+                }
+                // The exit has the channel if only its ack was lost.
+                None => tally.consumed += 1,
+            }
+        }
         let is_last = self.times.batch_of(round + 1) != batch;
         if is_last && delays.count() > 0 {
             let delays = std::mem::take(delays);

@@ -41,6 +41,10 @@ impl<U: Port, D: Port> Mix<U, D> {
             self.release_round(direction, round, now);
             // What leaves gives its buffers back, for the next round.
             self.send();
+            if direction == Direction::Backward {
+                self.loops.open(round, &mut self.free, &mut self.pipes.backward.tally);
+                self.report_loops(round);
+            }
             self.prepare();
         }
     }
@@ -74,7 +78,6 @@ impl<U: Port, D: Port> Mix<U, D> {
         self.pipes[direction].sender.end_round(number, &mut self.free);
         self.report(direction, number);
         if direction == Direction::Backward {
-            self.report_loops(number);
             self.batches.forget_before(number + 1);
         }
     }
@@ -123,9 +126,10 @@ impl<U: Port, D: Port> Mix<U, D> {
         for (_, cells) in by_link.iter_mut().filter(|(_, cells)| cells.is_empty()) {
             for sub in 0..settings.terms.cells {
                 // An entry without a channel gets cells that look the same (SPEC 9.10.6).
-                if let Some(cell) = noise.take() {
-                    tally.injected += 1;
-                    cells.push(Leaving { cell, number: 0, sub });
+                tally.injected += 1;
+                match noise.take() {
+                    Some(cell) => cells.push(Leaving { cell, number: 0, sub }),
+                    None => tally.drop(DropReason::NoBuffer),
                 }
             }
         }

@@ -100,7 +100,7 @@ impl Bench {
     }
 
     fn keys(entry: u8) -> HopKeys {
-        HopKeys::new(Secret::new([entry; 32]), Secret::new([!entry; 32]))
+        HopKeys::new(&Secret::new([entry; 32]), &Secret::new([!entry; 32]))
     }
 
     /// What the body of a place is behind the mix.
@@ -175,7 +175,7 @@ fn secrets(loop_: u8) -> [HopSecrets; 2] {
 fn back(cell: &Cell, meets: Option<u8>) -> (u32, Vec<u8>) {
     let (place, number) = (cell.header.round_sub(), cell.header.channel);
     let pass = |hop: &HopSecrets, direction, body: &mut [u8]| {
-        let keys = HopKeys::new(hop.forward.clone(), hop.backward.clone());
+        let keys = HopKeys::new(&hop.forward, &hop.backward);
         encipher_batch(&mut [keys.job(direction, place, body)]);
     };
     let (from, to) = ((number - 200) as u8, meets.unwrap_or((number - 200) as u8));
@@ -188,7 +188,7 @@ fn back(cell: &Cell, meets: Option<u8>) -> (u32, Vec<u8>) {
         None => {
             let [_, HopSecrets { forward, backward, .. }] = secrets(from);
             body.fill(0);
-            let exit = ExitKeys::new(forward, backward);
+            let exit = ExitKeys::new(&forward, &backward);
             seal_batch(&mut [exit.data_job(Direction::Backward, place, &mut body)]);
         }
     }
@@ -273,6 +273,28 @@ fn cells_of_loops_end_at_the_mix_and_are_counted() {
     let delay = view.delay.unwrap();
     assert!(delay.batch == BATCH && delay.p50 <= delay.p99 && delay.p99 < MILLI, "{delay:?}");
     assert!(bench.mix.loops.count(first) == 0, "their keys are wiped");
+}
+
+/// Hop 2 would see by the time that the mix takes which channels are loops.
+#[test]
+fn cells_of_loops_are_taken_in_like_others_and_opened_later() {
+    let mut bench = with_loops();
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Forward, first + 2);
+    let cells = bench.take(None);
+    let round = |cell: &Cell| cell.header.seq == first + 2;
+    for cell in data(&cells).filter(|cell| round(cell) && cell.header.channel == 200) {
+        let (number, body) = back(cell, Some(1));
+        bench.net.send(bench.next.data(number, first + 2, cell.header.sub, &body));
+    }
+    let counted = |bench: &Bench| {
+        let tally = bench.tally(Direction::Backward);
+        (tally.consumed, tally.held, bench.mix.view().lock().unwrap().met)
+    };
+    bench.run_until(bench.mix.clock.at(bench.now) + MILLI);
+    assert_eq!(counted(&bench), (0, 2, 0));
+    bench.release(Direction::Backward, first + 2);
+    assert_eq!(counted(&bench), (2, 0, 2));
 }
 
 /// A user whose setup hop 2 refuses would otherwise explain what somebody drops on the next link.
@@ -663,6 +685,23 @@ fn entry_gets_as_many_cells_without_a_channel() {
     assert_eq!(counts[&0], counts[&1]);
     let expected = Bench::enciphered(0, Direction::Backward, first + 2, 1, &body);
     assert_eq!(seen.iter().filter(|cell| cell.body == expected).count(), 2);
+}
+
+#[test]
+fn noise_for_an_entry_without_a_buffer_is_counted() {
+    let mut bench = Bench::new(1);
+    let first = bench.times.first(BATCH);
+    bench.release(Direction::Backward, first);
+    bench.mix.links.heard(LinkId(0), bench.now);
+    let Mix { free, pipes, .. } = &mut bench.mix;
+    let cells = std::iter::from_fn(|| pipes.backward.noise.take()).map(|cell| cell.into_buffer());
+    let taken: Vec<_> = cells.collect::<Vec<_>>().into_iter().chain(std::iter::from_fn(|| free.take())).collect();
+    bench.take(Some(0));
+    bench.release(Direction::Backward, first + 1);
+    assert_eq!(data(&bench.take(Some(0))).filter(|cell| cell.header.seq == first + 1).count(), 0);
+    let tally = bench.tally(Direction::Backward);
+    assert!(tally.drops(DropReason::NoBuffer) >= 2, "its two data cells: {tally:?}");
+    taken.into_iter().for_each(|buffer| bench.mix.free.give(buffer));
 }
 
 #[test]

@@ -124,17 +124,20 @@ impl Rounds {
         !std::mem::replace(&mut self.claimed[index], true)
     }
 
-    /// True if a cell has come for a place of a round that is not released.
-    pub(crate) fn is_claimed(&self, round: u64, place: Place) -> bool {
-        self.claimed[self.index(round, place)]
-    }
-
     /// Puts a cell, with the layer of this hop, into the place that was claimed for it.
     pub fn put(&mut self, round: u64, place: Place, cell: Cell<Opened>) {
         let index = self.index(round, place);
         debug_assert!(self.claimed[index] && self.places[index].is_none());
         self.places[index] = Some(cell);
         self.held += 1;
+    }
+
+    /// Takes what was put into a place of a round that is not released.
+    pub(crate) fn take_from(&mut self, round: u64, place: Place) -> Option<Cell<Opened>> {
+        let index = self.index(round, place);
+        let cell = self.places[index].take();
+        self.held -= usize::from(cell.is_some());
+        cell
     }
 
     /// Releases the round after the last one as it is. Calls `each` for every place of the batch's `channels`, channel

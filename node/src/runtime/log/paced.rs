@@ -172,7 +172,7 @@ impl Log {
                 let next = self.next.as_ref().map_or("the next hop", |next| &next.name);
                 warn!(
                     peer = next,
-                    "dropping: no report of {next} has come for 1000 rounds, though its cells did: somebody drops them on \
+                    "dropping: no report of {next} has come for 1000 rounds, though most of its cells did: somebody drops them on \
                  purpose, or {next} does not send them; ask its operator"
                 );
             }
@@ -212,9 +212,9 @@ impl Log {
         self.full
     }
 
-    /// Takes the setups that Mix 1 has refused so far for want of a seat, and the channels of the running batch.
+    /// Takes the cells of setups that Mix 1 has refused so far for want of a seat, and the channels of the running batch.
     pub(in crate::runtime) fn seats(&mut self, now: Duration, refused: u64, channels: usize) {
-        let more = refused > std::mem::replace(&mut self.setups_without_seat, refused);
+        let more = refused > std::mem::replace(&mut self.cells_without_seat, refused);
         let Some(seats) = self.seats.filter(|_| more && self.is_mix_1) else { return };
         if self.no_seat.occurs(now) {
             warn!(
