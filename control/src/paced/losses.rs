@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use wire::paced::REPORT_EVERY;
+
 /// Rounds that are tested together.
 pub(super) const TESTED: u64 = 1000;
 /// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause, and a
@@ -35,6 +37,8 @@ impl Places {
 pub(crate) struct LossTest {
     /// The oldest first. Those of tests that have found too many losses are marked: they do not become usual.
     counts: VecDeque<(Places, bool)>,
+    /// The rounds up to the latest test.
+    tested: u64,
 }
 
 impl LossTest {
@@ -50,6 +54,11 @@ impl LossTest {
             return None;
         }
         self.counts.push_back((count, false));
+        // Whoever reports round by round would have it tested in each.
+        if count.end() < self.tested + REPORT_EVERY {
+            return None;
+        }
+        self.tested = count.end();
         let tested = count.end().saturating_sub(TESTED);
         while self.counts.pop_front_if(|(oldest, _)| oldest.end() + BEFORE <= tested).is_some() {}
         let latest = self.counts.partition_point(|(count, _)| count.end() <= tested);

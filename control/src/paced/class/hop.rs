@@ -17,6 +17,10 @@ use crate::link::Links;
 use crate::paced::watch::HopWatch;
 use crate::paced::{Failure, HopStatus, Install, LoopPlaces, Outcome, PacedConfig, PacedHop, ShardCell};
 
+/// Clock cells say to a tenth of a millisecond when others came. Nanoseconds would show how long turns of the worker
+/// take.
+const RECEIVED_NS: u64 = 100_000;
+
 pub(super) struct HopPart {
     hop: PacedHop,
     position: usize,
@@ -134,6 +138,7 @@ impl HopPart {
                 let cell: &[u8; CLOCK_LEN] = bytes.first_chunk().ok_or(Refusal::CellMalformed)?;
                 exchange.take(ClockCell::from_bytes(cell), at.class_ns);
                 if let Some((sent_ns, received_ns)) = exchange.latest() {
+                    let received_ns = received_ns.next_multiple_of(RECEIVED_NS);
                     cx.change(Change::Paced(PacedChange::ClockSeen { link, sent_ns, received_ns }));
                 }
                 compare_clocks(cx, trust, clock, at.now, (link, exchange));

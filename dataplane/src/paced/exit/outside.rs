@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use rand_chacha::ChaCha20Rng;
 use wire::frames::{Frame, Frames, SESSION_FLOW, fresh_max};
 use wire::ids::ChannelIndex;
@@ -32,11 +34,40 @@ const SESSION_LASTS: (Nanos, u64) = (60 * SECOND, 3);
 /// Idle flows that one step ends.
 const EXPIRE: usize = 16;
 
-/// Frames of a channel that has not named a session.
+/// Frames of channels that have not named a session.
+#[derive(Default)]
 struct Waiting {
-    since: Nanos,
-    of: BatchChannel,
-    frames: Vec<u8>,
+    /// The oldest first.
+    of_channel: HashMap<BatchChannel, VecDeque<(Nanos, Vec<u8>)>, foldhash::fast::RandomState>,
+    /// The channel of each, the oldest first, and of some that wait no more.
+    order: VecDeque<(Nanos, BatchChannel)>,
+}
+
+impl Waiting {
+    fn add(&mut self, of: BatchChannel, since: Nanos, frames: &[u8]) {
+        self.of_channel.entry(of).or_default().push_back((since, frames.to_vec()));
+        self.order.push_back((since, of));
+    }
+
+    /// All frames of a channel.
+    fn take(&mut self, of: BatchChannel) -> VecDeque<(Nanos, Vec<u8>)> {
+        self.of_channel.remove(&of).unwrap_or_default()
+    }
+
+    /// The oldest frames, if they wait since before `until`.
+    fn pop_before(&mut self, until: Nanos) -> Option<Vec<u8>> {
+        while let Some((since, of)) = self.order.pop_front_if(|(since, _)| *since < until) {
+            let Entry::Occupied(mut frames) = self.of_channel.entry(of) else { continue };
+            let found = frames.get_mut().pop_front_if(|(of_first, _)| *of_first == since);
+            if frames.get().is_empty() {
+                frames.remove();
+            }
+            if let Some((_, frames)) = found {
+                return Some(frames);
+            }
+        }
+        None
+    }
 }
 
 /// What is done in steps.
@@ -79,7 +110,7 @@ pub(super) struct Outside<A> {
     pub(super) apps: A,
     pub(super) gateway: Gateway,
     pub(super) sessions: Sessions,
-    waiting: VecDeque<Waiting>,
+    waiting: Waiting,
     /// The longest time that frames wait for a session, and to take effect.
     waits: Nanos,
     queue: VecDeque<Work>,
@@ -111,7 +142,7 @@ impl<A: Apps> Outside<A> {
             apps,
             gateway: Gateway::new(gateway, payload, fragments, now).without_moves(),
             sessions: Sessions::new(class.channels_max(), payload, cells, (waits, lasts)),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             waits,
             queue: VecDeque::new(),
             send_batch: SendBatch::default(),
@@ -164,8 +195,7 @@ impl<A: Apps> Outside<A> {
             }
             self.name(channel, of, name, round, now);
         } else if !had_session {
-            let waiting = frames.map(|frames| Waiting { since: now, of, frames: frames.to_vec() });
-            self.waiting.extend(waiting);
+            frames.into_iter().for_each(|frames| self.waiting.add(of, now, frames));
             return true;
         }
         let Some(session) = channel.session else { return true };
@@ -266,10 +296,7 @@ impl<A: Apps> Outside<A> {
                 self.apply(*session, &frame, punts, now);
             }
             Work::Named { session, of } => {
-                let waiting = std::mem::take(&mut self.waiting).into_iter();
-                let (own, others): (VecDeque<_>, _) = waiting.partition(|waiting| waiting.of == *of);
-                self.waiting = others;
-                for Waiting { since, frames, .. } in own.into_iter().rev() {
+                for (since, frames) in self.waiting.take(*of).into_iter().rev() {
                     self.queue.push_front(Work::Frames { since, session: *session, frames, at: 0 });
                 }
                 return None;
@@ -374,9 +401,7 @@ impl<A: Apps> Outside<A> {
     /// Drops frames that have waited for too long. Once a second answers, sessions and flows follow.
     pub(super) fn tick(&mut self, now: Nanos) {
         self.drop_aged_frames(now);
-        while self.waiting.front().is_some_and(|waiting| now > waiting.since + self.waits) {
-            self.drop_waiting(DropReason::Aged);
-        }
+        self.drop_waiting(now.saturating_sub(self.waits), DropReason::Aged);
         if now < self.next_tick {
             return;
         }
@@ -408,10 +433,11 @@ impl<A: Apps> Outside<A> {
         }
     }
 
-    /// Drops the first frames that wait for a session.
-    fn drop_waiting(&mut self, why: DropReason) {
-        let first = self.waiting.pop_front();
-        first.into_iter().for_each(|Waiting { frames, .. }| self.drop_datagrams(&frames, why));
+    /// Drops frames that wait for a session since before `until`.
+    fn drop_waiting(&mut self, until: Nanos, why: DropReason) {
+        while let Some(frames) = self.waiting.pop_before(until) {
+            self.drop_datagrams(&frames, why);
+        }
     }
 
     /// Drops frames that take no effect. Their datagrams have not been counted.
@@ -434,9 +460,7 @@ impl<A: Apps> Outside<A> {
 
     /// The node stops.
     pub(super) fn finish(&mut self, now: Nanos) {
-        while !self.waiting.is_empty() {
-            self.drop_waiting(DropReason::Shutdown);
-        }
+        self.drop_waiting(Nanos::MAX, DropReason::Shutdown);
         for work in std::mem::take(&mut self.queue) {
             match work {
                 Work::Frames { frames, at, .. } => self.drop_datagrams(&frames[at..], DropReason::Shutdown),
