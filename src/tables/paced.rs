@@ -2,8 +2,8 @@
 
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
-    CauseReport, ClockReport, CompanyReport, EndToEndReport, LoopsReport, OutagesReport, PacedEntryReport,
-    PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
+    CauseKind, CauseReport, ClockReport, CompanyReport, EndToEndReport, LoopsReport, MeetingReport, OutagesReport,
+    PacedEntryReport, PacedHopReport, PacedReport, PlacesReport, WHAT_TO_DO,
 };
 
 /// What the class means to its users, and how it goes: at most six lines, and the alarm.
@@ -12,7 +12,7 @@ pub fn render(node: &NodeReport) -> String {
     let mut text = String::new();
     if let Some(entry) = entry {
         text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
-        text += &dropping(&causes(entry), Some(&explained(entry)));
+        text += &dropping(&causes(entry), Some(&remedy(entry)));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
@@ -52,9 +52,10 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     // Otherwise nothing opens, whether the other end is there or not.
     let can_open = entry.has_channel && !entry.company.is_some_and(CompanyReport::is_low);
     let corrupt = if entry.end_to_end.is_some_and(|cells| cells.of_exit > 0) { " (corrupt exit)" } else { "" };
-    let meeting = match entry.meeting.as_deref().filter(|_| can_open) {
-        Some("lost") => format!("   meeting lost (nothing comes back){corrupt}"),
-        Some(state) => format!("   meeting {state}{corrupt}"),
+    let meeting = match entry.meeting.filter(|_| can_open) {
+        Some(MeetingReport::Lost) => format!("   meeting lost (nothing comes back){corrupt}"),
+        Some(MeetingReport::Joined) => format!("   meeting joined{corrupt}"),
+        Some(MeetingReport::Waiting) => format!("   meeting waiting{corrupt}"),
         None => String::new(),
     };
     let company = match entry.company {
@@ -111,12 +112,12 @@ fn causes(entry: &PacedEntryReport) -> Vec<String> {
         Some(company) => Some(company.full("is")),
         None => entry.full.map(|company| company.full("was")),
     };
-    let full = full.filter(|_| entry.dropping.iter().any(|cause| cause.cause == "no-channel"));
+    let full = full.filter(|_| entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel));
     full.into_iter().chain(entry.dropping.iter().map(CauseReport::to_string)).collect()
 }
 
 /// What else explains an entry's alarm, and what to do: with two causes, three lines.
-fn explained(entry: &PacedEntryReport) -> String {
+fn remedy(entry: &PacedEntryReport) -> String {
     let busy = if entry.skipped > 0 { ", or is this host too busy (rounds skipped)" } else { "" };
     format!("was mix1 restarted{busy}? Still, {WHAT_TO_DO}")
 }
@@ -195,7 +196,7 @@ pub(super) mod tests {
         let entry = PacedEntryReport {
             round: Some(1),
             skipped: 12_345,
-            meeting: Some("waiting".to_owned()),
+            meeting: Some(MeetingReport::Waiting),
             has_channel: false,
             next_batch_s: 23.4,
             joined: 1234,
@@ -211,8 +212,8 @@ pub(super) mod tests {
             outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
             dropping: vec![
-                cause("lost-forward", "12 of 1000 cells to mix1 lost", 7),
-                cause("no-reports", "no reports from mix1", 1),
+                cause(CauseKind::LostForward, "12 of 1000 cells to mix1 lost", 7),
+                cause(CauseKind::NoReports, "no reports from mix1", 1),
             ],
         };
         PacedReport { figures, entry: Some(entry), hop: None, path: PathReport::default() }
@@ -222,8 +223,8 @@ pub(super) mod tests {
         Some(CompanyReport { channels, n_min, seats: 16_384 })
     }
 
-    fn cause(cause: &str, what: &str, times: u64) -> CauseReport {
-        CauseReport { cause: cause.to_owned(), times, what: what.to_owned() }
+    fn cause(cause: CauseKind, what: &str, times: u64) -> CauseReport {
+        CauseReport { cause, times, what: what.to_owned() }
     }
 
     /// A node that reports this, and has dropped some datagrams of a kind.
@@ -258,8 +259,8 @@ pub(super) mod tests {
                 ..LoopsReport::default()
             }),
             dropping: vec![
-                cause("loops-lost", "of 4000 loop cells 492 lost from the next hop, 1824 before that", 1),
-                cause("loop-setups", "4 of 4 loops not set up", 1),
+                cause(CauseKind::LoopsLost, "of 4000 loop cells 492 lost from the next hop, 1824 before that", 1),
+                cause(CauseKind::LoopSetups, "4 of 4 loops not set up", 1),
             ],
             ..PacedHopReport::default()
         };
@@ -303,7 +304,7 @@ pub(super) mod tests {
     #[test]
     fn full_class_comes_before_the_setup_that_failed() {
         let mut memory = None;
-        let mut text = |has_channel, failed: &str| {
+        let mut text = |has_channel, failed| {
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.company, entry.has_channel) = (Some(CompanyReport { channels: 4, n_min: 1, seats: 4 }), has_channel);
@@ -311,7 +312,7 @@ pub(super) mod tests {
             entry.dropping = vec![cause(failed, "no channel: no complete ack came in time", 3)];
             shown(paced).replace("\n  ", " ")
         };
-        let full = text(false, "no-channel");
+        let full = text(false, CauseKind::NoChannel);
         for part in [
             "joins a batch in 23 s   class full: 4 of 4 seats\n",
             "DROPPING: the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
@@ -319,9 +320,12 @@ pub(super) mod tests {
         ] {
             assert!(full.contains(part), "{part}: {full}");
         }
-        let later = text(true, "no-channel");
+        let later = text(true, CauseKind::NoChannel);
         assert!(later.contains("DROPPING: the class was full, 4 of 4 seats as mix1 says"), "{later}");
-        assert!(!text(false, "no-reports").contains("is full") && !text(true, "no-reports").contains("was full"));
+        assert!(
+            !text(false, CauseKind::NoReports).contains("is full")
+                && !text(true, CauseKind::NoReports).contains("was full")
+        );
     }
 
     #[test]
@@ -344,38 +348,44 @@ pub(super) mod tests {
 
     #[test]
     fn meeting_is_shown_where_its_cells_can_open() {
-        let line = |meeting: &str, has_channel, said: Option<(u16, u16)>| {
+        let line = |meeting, has_channel, said: Option<(u16, u16)>| {
             let company = said.and_then(|(channels, n_min)| company(channels, n_min));
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
-            (entry.meeting, entry.has_channel, entry.company) = (Some(meeting.to_owned()), has_channel, company);
+            (entry.meeting, entry.has_channel, entry.company) = (Some(meeting), has_channel, company);
             entry.end_to_end = None;
             shown(paced).lines().nth(2).unwrap().to_owned()
         };
-        assert_eq!(line("joined", true, Some((12, 8))), "has a channel   meeting joined   company 12");
-        assert_eq!(line("lost", true, None), "has a channel   meeting lost (nothing comes back)");
-        assert_eq!(line("waiting", true, Some((5, 8))), "has a channel   waiting for company: 5 of 8");
-        assert_eq!(line("waiting", false, Some((12, 8))), "joins a batch in 23 s   company 12");
+        assert_eq!(line(MeetingReport::Joined, true, Some((12, 8))), "has a channel   meeting joined   company 12");
+        assert_eq!(line(MeetingReport::Lost, true, None), "has a channel   meeting lost (nothing comes back)");
+        assert_eq!(line(MeetingReport::Waiting, true, Some((5, 8))), "has a channel   waiting for company: 5 of 8");
+        assert_eq!(line(MeetingReport::Waiting, false, Some((12, 8))), "joins a batch in 23 s   company 12");
     }
 
     #[test]
     fn promise_names_the_channels_that_it_holds_among() {
-        let promised = |said: Option<(u16, u16)>, meeting: Option<&str>| {
+        let promised = |said: Option<(u16, u16)>, meeting: Option<MeetingReport>| {
             let company = said.and_then(|(channels, n_min)| company(channels, n_min));
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
-            (entry.company, entry.meeting) = (company, meeting.map(str::to_owned));
+            (entry.company, entry.meeting) = (company, meeting);
             entry.has_channel = true;
             shown(paced).lines().nth(1).unwrap().to_owned()
         };
-        assert!(promised(Some((12, 8)), Some("joined")).ends_with("who calls whom is hidden among 12 channels"));
-        assert!(promised(Some((5, 8)), Some("joined")).ends_with("hidden among 8 or more channels"));
         assert!(
-            promised(Some((1, 2)), Some("waiting"))
+            promised(Some((12, 8)), Some(MeetingReport::Joined))
+                .ends_with("who calls whom is hidden among 12 channels")
+        );
+        assert!(promised(Some((5, 8)), Some(MeetingReport::Joined)).ends_with("hidden among 8 or more channels"));
+        assert!(
+            promised(Some((1, 2)), Some(MeetingReport::Waiting))
                 .ends_with("none, because batches of 2 channels (n_min) hide nobody")
         );
-        assert!(promised(None, Some("waiting")).ends_with("hidden among a batch's channels"));
-        assert!(promised(Some((2, 2)), Some("joined")).ends_with("none, because 2 channels in a batch hide nobody"));
+        assert!(promised(None, Some(MeetingReport::Waiting)).ends_with("hidden among a batch's channels"));
+        assert!(
+            promised(Some((2, 2)), Some(MeetingReport::Joined))
+                .ends_with("none, because 2 channels in a batch hide nobody")
+        );
         assert!(shown(troubled_entry()).contains("promise: none before it has a channel"));
         assert!(promised(Some((12, 8)), None).starts_with("promise: weaker, among 12 channels: losses on your access"));
     }

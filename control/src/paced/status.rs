@@ -34,7 +34,7 @@ pub enum PacedEvent {
     JoinsAt { batch: u64, wait: Duration },
     /// Entry: it has a channel in a batch, which begins soon.
     Joined { batch: u64 },
-    /// Entry: it has no channel in a batch for which it was ready.
+    /// Entry: it misses a batch.
     NotJoined { batch: u64, why: Failure },
     /// Hop: the clock of a neighbouring hop is off by more than 2 ms. Once, until it is within that again.
     ClockOff {
@@ -115,7 +115,8 @@ pub struct EntryStatus {
     pub forward: Reported,
     /// Places of its channels, as the entry counts them: `filled` is what was lost.
     pub backward: Reported,
-    /// Batches in which it had or has a channel, and those in which it has none though it was ready.
+    /// Batches in which it had or has a channel, and those that it missed: its setup failed, or it had no bundle, or was
+    /// not ready in time (SPEC 9.15.3).
     pub joined: u64,
     pub failed: u64,
     /// Those that failed which a restart of a hop, or a link that was down, has excused.

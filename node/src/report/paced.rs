@@ -49,15 +49,14 @@ pub struct PacedEntryReport {
     pub round: Option<u64>,
     /// Rounds that were not sent, because the entry was late.
     pub skipped: u64,
-    /// If it serves a meeting: `joined`, the other end is there; `waiting`, it is not, or this entry has no channel or
-    /// too little company; `lost`, nothing that opens has come in 100 rounds.
+    /// If it serves a meeting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub meeting: Option<String>,
+    pub meeting: Option<MeetingReport>,
     /// It has a channel in the running batch.
     pub has_channel: bool,
     /// Seconds until the next batch in which it can have one begins.
     pub next_batch_s: f64,
-    /// Batches in which it had a channel, and those in which it had none though it was ready.
+    /// Batches in which it had a channel, and those that it missed.
     pub joined: u64,
     pub failed: u64,
     /// Those that failed because a hop had restarted, or the link was down: they raise no alarm.
@@ -98,12 +97,52 @@ pub struct CompanyReport {
     pub seats: u16,
 }
 
+/// The state of an entry's meeting (SPEC 9.13.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeetingReport {
+    /// The other end is there.
+    Joined,
+    /// It is not, or this entry has no channel or too little company.
+    Waiting,
+    /// Nothing that opens has come in 100 rounds.
+    Lost,
+}
+
+impl From<MeetingState> for MeetingReport {
+    fn from(state: MeetingState) -> MeetingReport {
+        match state {
+            MeetingState::Joined => MeetingReport::Joined,
+            MeetingState::Waiting => MeetingReport::Waiting,
+            MeetingState::Lost => MeetingReport::Lost,
+        }
+    }
+}
+
 /// A kind of cause of the alarm `dropping`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CauseKind {
+    /// Entry: cells to Mix 1 are lost.
+    LostForward,
+    /// Entry: cells from Mix 1 are lost.
+    LostBackward,
+    /// Mix 1, or at a mix the next hop, sends no reports.
+    NoReports,
+    /// Entry: Mix 1 sends no clock.
+    NoClock,
+    /// Entry: it has no channel in a batch.
+    NoChannel,
+    /// Mix: cells of its loops are lost.
+    LoopsLost,
+    /// Mix: setups of its loops fail.
+    LoopSetups,
+}
+
+/// What the alarm `dropping` is up for, the latest of its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CauseReport {
-    /// At an entry `lost-forward`, `lost-backward`, `no-reports`, `no-clock` or `no-channel`; at a mix `loops-lost`,
-    /// `loop-setups` or `no-reports`.
-    pub cause: String,
+    pub cause: CauseKind,
     /// How often since the alarm rose.
     pub times: u64,
     /// The latest one, for people.
@@ -237,8 +276,8 @@ impl PacedEntryReport {
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
-            meeting: meeting(status, &view).map(|state| state.name().to_owned()),
-            has_channel: status.has_channel,
+            meeting: meeting(status, &view).map(MeetingReport::from),
+            has_channel: status.has_channel && view.has_channel,
             next_batch_s: status.next_batch_in.as_secs_f64(),
             joined: status.joined,
             failed: status.failed,
@@ -347,23 +386,26 @@ pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss,
 
 impl From<&RaisedCause> for CauseReport {
     fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {
-        let (code, what) = match cause {
+        let (cause, what) = match cause {
             Cause::Lost { direction: Direction::Forward, places, lost } => {
-                ("lost-forward", format!("{lost} of {places} cells to mix1 lost"))
+                (CauseKind::LostForward, format!("{lost} of {places} cells to mix1 lost"))
             }
             Cause::Lost { direction: Direction::Backward, places, lost } => {
-                ("lost-backward", format!("{lost} of {places} cells from mix1 lost"))
+                (CauseKind::LostBackward, format!("{lost} of {places} cells from mix1 lost"))
             }
-            Cause::NoReports => ("no-reports", "no reports from mix1".to_owned()),
-            Cause::NextReportsNothing => ("no-reports", "no reports from the next hop".to_owned()),
-            Cause::NoClock => ("no-clock", "no clock of mix1 for 40 s".to_owned()),
-            Cause::Setup { why, .. } => ("no-channel", format!("no channel: {}", reason(*why))),
-            Cause::Loops { places, lost, garbled } => {
-                ("loops-lost", format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"))
+            Cause::NoReports => (CauseKind::NoReports, "no reports from mix1".to_owned()),
+            Cause::NextReportsNothing => (CauseKind::NoReports, "no reports from the next hop".to_owned()),
+            Cause::NoClock => (CauseKind::NoClock, "no clock of mix1 for 40 s".to_owned()),
+            Cause::Setup { why, .. } => (CauseKind::NoChannel, format!("no channel: {}", reason(*why))),
+            Cause::Loops { places, lost, garbled } => (
+                CauseKind::LoopsLost,
+                format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"),
+            ),
+            Cause::LoopSetups { sent, failed, .. } => {
+                (CauseKind::LoopSetups, format!("{failed} of {sent} loops not set up"))
             }
-            Cause::LoopSetups { sent, failed, .. } => ("loop-setups", format!("{failed} of {sent} loops not set up")),
         };
-        CauseReport { cause: code.to_owned(), times: *times, what }
+        CauseReport { cause, times: *times, what }
     }
 }
 
@@ -441,6 +483,6 @@ mod tests {
         let shown = |times| CauseReport::from(&RaisedCause { cause, since: 1, last: 2, times });
         assert_eq!(shown(1).to_string(), "12 of 1000 cells to mix1 lost");
         assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (7 times)");
-        assert_eq!((shown(7).cause.as_str(), shown(7).times), ("lost-forward", 7));
+        assert_eq!((shown(7).cause, shown(7).times), (CauseKind::LostForward, 7));
     }
 }

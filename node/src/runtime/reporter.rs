@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wire::ids::ClassId;
 
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::{self, CompanyReport, PacedPlan, PacedReport};
+use crate::report::paced::{self, CauseKind, CompanyReport, PacedPlan, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -149,7 +149,7 @@ impl ClassReporter {
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
         let mut report = PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops);
         if let Some(entry) =
-            report.entry.as_mut().filter(|entry| entry.dropping.iter().any(|cause| cause.cause == "no-channel"))
+            report.entry.as_mut().filter(|entry| entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel))
         {
             entry.full = control.full;
         }

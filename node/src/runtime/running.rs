@@ -368,6 +368,7 @@ mod tests {
     use super::*;
     use crate::client::{Destination, Entry, UdpTunnel};
     use crate::config::served::tests::{chain_of_a_paced_class, chain_of_two_classes, chain_with_seats};
+    use crate::report::paced::MeetingReport;
 
     /// Sends to `at` until the echo comes back.
     fn expect_echo(client: &UdpSocket, at: SocketAddr, what: &[u8]) {
@@ -550,14 +551,14 @@ mod tests {
         let sockets = [socket(), socket()];
         let deadline = Instant::now() + Duration::from_secs(120);
         // Both ends talk until both are in this state, and have heard each other in it if they are joined.
-        let wait_for = |state: &str| {
+        let wait_for = |state: MeetingReport| {
             let (mut heard, mut buffer) = ([false; 2], [0; 2048]);
             let is_in = |entry: &Running| {
                 let paced = entry.report().classes["voice"].paced.clone();
-                paced.and_then(|paced| paced.entry?.meeting).as_deref() == Some(state)
+                paced.and_then(|paced| paced.entry?.meeting) == Some(state)
             };
-            while !nodes[2..].iter().all(is_in) || (state == "joined" && heard != [true; 2]) {
-                assert!(Instant::now() < deadline, "the ends are not {state}, or do not hear each other: {heard:?}");
+            while !nodes[2..].iter().all(is_in) || (state == MeetingReport::Joined && heard != [true; 2]) {
+                assert!(Instant::now() < deadline, "the ends are not {state:?}, or do not hear each other: {heard:?}");
                 for (i, (socket, at)) in sockets.iter().zip(&ends).enumerate() {
                     socket.send_to(&[i as u8; 100], at).unwrap();
                     if let Ok((len, from)) = socket.recv_from(&mut buffer)
@@ -568,16 +569,16 @@ mod tests {
                 }
             }
         };
-        wait_for("joined");
+        wait_for(MeetingReport::Joined);
         for entry in &nodes[2..] {
             assert!(entry.report().classes.keys().eq(["voice"]), "the free class is not used");
         }
         // One of them gets another secret in its file, then the other one by the library.
         write(8);
         nodes[2].reload();
-        wait_for("waiting");
+        wait_for(MeetingReport::Waiting);
         nodes[3].meet(&voice, MeetingSecret::new([8; 32])).unwrap();
-        wait_for("joined");
+        wait_for(MeetingReport::Joined);
         stop_paced(nodes);
     }
 

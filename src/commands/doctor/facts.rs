@@ -167,7 +167,7 @@ pub struct Neighbour {
 
 /// The report of the running node, if it has paced classes.
 fn neighbours(subject: &Subject) -> Option<Vec<(String, Vec<Neighbour>)>> {
-    let path = subject.status.as_ref().filter(|_| !subject.steps.is_empty())?;
+    let path = subject.status.as_ref().filter(|_| !subject.paced.is_empty())?;
     let report = status::ask(path).ok()?;
     let of_class = |node: NodeReport| {
         let PacedHopReport { clocks, forward, backward, .. } = node.paced?.hop?;

@@ -57,8 +57,8 @@ pub struct Subject {
     pub max_sockets: Option<usize>,
     /// A hop with this paced class, which needs a synchronised clock.
     pub needs_clock: Option<String>,
-    /// At a hop: the paced classes of its chain by name, and the steps of their links after the first, in ms.
-    pub steps: Vec<(String, Vec<u16>)>,
+    /// At a hop: the paced classes of its chain.
+    pub paced: Vec<PacedTerms>,
     /// The status socket of the node.
     pub status: Option<PathBuf>,
     /// An exit that uses the name servers of this host.
@@ -121,7 +121,7 @@ impl Subject {
             sockets: 8,
             max_sockets: Some(MAX_SOCKETS),
             needs_clock: None,
-            steps: Vec::new(),
+            paced: Vec::new(),
             status: None,
             system_names: true,
             up: None,
@@ -174,7 +174,6 @@ impl Subject {
             Part::Mix { .. } => (0, None, false),
             Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
-        let steps = |terms: &PacedTerms| (terms.name.clone(), terms.steps_ms.clone());
         let accepts_any = role == NodeRole::Entry || config.unsynchronised_clock;
         let needs_clock = chain.terms.paced.first().filter(|_| !accepts_any);
         let start = loaded.as_ref().map(|loaded| running::check(loaded).map(drop).map_err(|why| why.to_string()));
@@ -203,7 +202,7 @@ impl Subject {
             sockets: classes.iter().map(|(lanes, _)| lanes.own + lanes.downs()).sum::<usize>() + listeners,
             max_sockets,
             needs_clock: needs_clock.map(|terms| terms.name.clone()),
-            steps: chain.terms.paced.iter().filter(|_| position > 0).map(steps).collect(),
+            paced: chain.terms.paced.iter().filter(|_| position > 0).cloned().collect(),
             status: config.status.clone(),
             system_names,
             up: config.up,

@@ -180,6 +180,11 @@ impl PacedTerms {
         (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(is_part)
     }
 
+    /// The longest that cells may be on a link, in ms: a receiver takes no cell that is eight rounds late (SPEC 9.16.2).
+    pub fn link_max_ms(&self) -> u32 {
+        (AHEAD_MAX as u32 - 2) * u32::from(self.period_ms)
+    }
+
     /// Checks ranges and what they must have in common.
     ///
     /// # Errors
@@ -206,7 +211,7 @@ impl PacedTerms {
             return Err(BadPacedTerms::Steps { expected: hops - 1, found: self.steps_ms.len() });
         }
         let period_ms = u32::from(self.period_ms);
-        let most_ms = (AHEAD_MAX as u32 - 2) * period_ms;
+        let most_ms = self.link_max_ms();
         let delay_ms = u32::from(self.copies - 1) * u32::from(self.gap) * period_ms + u32::from(self.slack_ms);
         if delay_ms > most_ms {
             return Err(BadPacedTerms::Delay { delay_ms, most_ms });

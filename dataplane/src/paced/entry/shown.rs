@@ -44,6 +44,8 @@ impl MeetingState {
 pub struct EntryView {
     /// The round of which first copies leave; none before the lead is known.
     pub running: Option<u64>,
+    /// It has the keys of a channel in that round: control may have been too late with them.
+    pub has_channel: bool,
     /// None for destinations.
     pub meeting: Option<MeetingState>,
     /// Rounds that were not sent because the worker was late, or because the lead has jumped.
@@ -145,6 +147,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     pub(super) fn publish(&mut self, now: Nanos) {
         self.view.running = self.pacer.running(self.clock.at(now));
+        self.view.has_channel = self.view.running.is_some_and(|round| self.channels.channel(round).is_some());
         self.view.meeting = self.meeting.as_ref().map(|meeting| match meeting.latest {
             _ if meeting.silent > LOST_AFTER => MeetingState::Lost,
             Some((_, state)) => state,

@@ -737,6 +737,18 @@ fn first_cell_takes_its_place_with_and_without_a_channel() {
     }
 }
 
+#[test]
+fn channel_that_comes_too_late_is_not_shown() {
+    for late in [false, true] {
+        let mut bench = Bench::to_destination(terms());
+        let first = bench.times.first(BATCH);
+        bench.run_to(first - u64::from(!late));
+        bench.open(BATCH);
+        bench.run_to(first + 3);
+        assert_eq!(bench.shown().has_channel, !late);
+    }
+}
+
 /// So it takes as long as with a channel.
 #[test]
 fn decoy_keys_decipher_what_comes_without_a_channel() {

@@ -23,6 +23,7 @@ use eddy_node::Entry;
 use eddy_node::config::{ClassName, ConfigError, Target, create_meeting};
 use eddy_node::figures::Figures;
 use eddy_node::init::{self, Files, Plan, PlannedClass};
+use eddy_node::report::paced::MeetingReport;
 use eddy_node::report::{NodeReport, RoundsReport};
 use eddy_node::runtime::random::rng;
 use eddy_node::runtime::running::engine;
@@ -372,7 +373,7 @@ fn wait(
 
 fn is_joined(report: &NodeReport, name: &ClassName) -> bool {
     let paced = report.classes.get(name.as_str()).and_then(|class| class.paced.as_ref());
-    paced.is_some_and(|paced| paced.entry.as_ref().is_some_and(|entry| entry.meeting.as_deref() == Some("joined")))
+    paced.is_some_and(|paced| paced.entry.as_ref().is_some_and(|entry| entry.meeting == Some(MeetingReport::Joined)))
 }
 
 /// The rounds of a class.

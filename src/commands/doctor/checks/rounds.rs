@@ -4,6 +4,7 @@ use super::super::facts::{Facts, Neighbour};
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
 use eddy_node::report::paced::ClockReport;
+use wire::paced::terms::STEP_MS;
 
 /// The step of a link is the time that 999 of 1,000 cells need.
 const LOST_MAX: f64 = 1e-3;
@@ -19,7 +20,7 @@ struct Link {
     clock: ClockReport,
     /// Share of the cells that do not come in time.
     lost: f64,
-    /// The setting with a step that is long enough.
+    /// What makes its step long enough.
     remedy: String,
 }
 
@@ -27,7 +28,7 @@ struct Link {
 /// running node has measured them.
 pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "steps";
-    if subject.steps.is_empty() {
+    if subject.paced.is_empty() {
         return Finding::ok(NAME, "no rounds to be in time for");
     }
     let Some(neighbours) = &facts.neighbours else {
@@ -48,7 +49,7 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
         };
         let Link { name, step_ms, lost, remedy, .. } = worst;
         let found = format!("{name}: {:.2} % of its cells do not come within the step of {step_ms} ms", 100.0 * lost);
-        let what = format!("if the link itself loses less (`ping`), make the chain again with {remedy}");
+        let what = format!("if the link itself loses less (`ping`), {remedy}");
         return Finding::warning(NAME, found, effect).fix(Fix::words(what));
     }
     let found = format!(
@@ -58,9 +59,9 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     );
     let off = 2.0 * offset_ms.abs();
     let what = if needs_ms - off <= f64::from(*step_ms) {
-        format!("synchronise the clocks of both hosts (`chronyc tracking`), or make the chain again with {remedy}")
+        format!("synchronise the clocks of both hosts (`chronyc tracking`), or {remedy}")
     } else {
-        format!("make the chain again with {remedy}")
+        format!("{remedy}")
     };
     Finding::warning(NAME, found, effect).fix(Fix::words(what))
 }
@@ -74,7 +75,8 @@ impl Link {
 /// The link to the neighbour `who`. `None` for links without a step, which are those of users.
 fn link(subject: &Subject, class: &str, neighbour: &Neighbour) -> Option<Link> {
     let Neighbour { who, clock, lost, places } = neighbour;
-    let (_, steps) = subject.steps.iter().find(|(name, _)| name == class)?;
+    let terms = subject.paced.iter().find(|terms| terms.name == *class)?;
+    let steps = &terms.steps_ms;
     // The first step is that of the link to the second hop.
     let at = if who == "next" { subject.position - 1 } else { subject.position.checked_sub(2)? };
     let step_ms = *steps.get(at)?;
@@ -83,13 +85,24 @@ fn link(subject: &Subject, class: &str, neighbour: &Neighbour) -> Option<Link> {
     // Half as long again if delay and clocks do not explain the losses.
     let enough = if needs_ms > step_ms.into() { needs_ms.ceil() as u16 } else { step_ms + step_ms.div_ceil(2) };
     longer[at] = enough.to_string();
+    let (most_ms, periods) = (terms.link_max_ms(), terms.link_max_ms() / u32::from(terms.period_ms));
+    let remedy = match u32::from(enough) {
+        step if step > (*STEP_MS.end()).into() => {
+            format!("use hosts that are nearer to each other: a step has at most {} ms", STEP_MS.end())
+        }
+        step if step > most_ms => {
+            let period_ms = step.div_ceil(periods);
+            format!("make the chain again with period_ms={period_ms} or more, which a step of {step} ms needs")
+        }
+        _ => format!("make the chain again with steps_ms={}", longer.join("/")),
+    };
     Some(Link {
         name: format!("class {class} to the {who} hop"),
         needs_ms,
         step_ms,
         clock: *clock,
         lost: *lost as f64 / (*places).max(1) as f64,
-        remedy: format!("steps_ms={}", longer.join("/")),
+        remedy,
     })
 }
 
@@ -98,11 +111,16 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
+    use wire::cell::Class;
+    use wire::paced::{PacedClass, PacedTerms};
+
+    fn voice(steps_ms: Vec<u16>) -> Vec<PacedTerms> {
+        vec![PacedTerms { steps_ms, ..PacedTerms::new(PacedClass::new(Class::S), "voice", 4) }]
+    }
 
     /// Of the second of four hops, where the neighbours' clocks are these.
     fn found(clocks: &[(&str, f64, f64)]) -> Finding {
-        let subject =
-            Subject { position: 2, steps: vec![("voice".to_owned(), vec![2, 5, 3])], ..Subject::of_a_chain() };
+        let subject = Subject { position: 2, paced: voice(vec![2, 5, 3]), ..Subject::of_a_chain() };
         let neighbour = |&(who, offset_ms, round_trip_ms): &(&str, f64, f64)| {
             let clock = ClockReport { offset_ms, round_trip_ms };
             Neighbour { who: who.to_owned(), clock, lost: 10, places: 10_000 }
@@ -133,6 +151,10 @@ mod tests {
         assert_eq!(far.severity, Severity::Warning);
         assert!(far.found.starts_with("class voice to the next hop needs 7.2 ms, and its step is 5 ms"), "{far:?}");
         assert_eq!(remedy(&far), "make the chain again with steps_ms=2/8/3");
+        let farther = found(&[("previous", 0.0, 1.0), ("next", 0.0, 150.0)]);
+        assert_eq!(remedy(&farther), "make the chain again with period_ms=13 or more, which a step of 76 ms needs");
+        let too_far = found(&[("previous", 0.0, 1.0), ("next", 0.0, 1100.0)]);
+        assert_eq!(remedy(&too_far), "use hosts that are nearer to each other: a step has at most 500 ms");
         let apart = found(&[("previous", -1.5, 1.0), ("next", 0.0, 1.0)]);
         assert!(remedy(&apart).starts_with("synchronise the clocks"), "{apart:?}");
         assert!(remedy(&apart).ends_with("steps_ms=5/5/3"), "{apart:?}");
@@ -140,8 +162,7 @@ mod tests {
 
     #[test]
     fn cells_that_do_not_come_in_time_are_found() {
-        let subject =
-            Subject { position: 2, steps: vec![("voice".to_owned(), vec![2, 5, 3])], ..Subject::of_a_chain() };
+        let subject = Subject { position: 2, paced: voice(vec![2, 5, 3]), ..Subject::of_a_chain() };
         let neighbour = |who: &str, lost| {
             let clock = ClockReport { offset_ms: 0.0, round_trip_ms: 1.0 };
             Neighbour { who: who.to_owned(), clock, lost, places: 10_000 }
@@ -158,7 +179,7 @@ mod tests {
 
     #[test]
     fn node_that_does_not_run_was_not_measured() {
-        let subject = Subject { steps: vec![("voice".to_owned(), vec![2])], ..Subject::of_a_chain() };
+        let subject = Subject { paced: voice(vec![2]), ..Subject::of_a_chain() };
         assert_eq!(steps(&subject, &sound()).severity, Severity::Note);
         assert_eq!(found(&[]).severity, Severity::Note);
         assert_eq!(steps(&Subject::of_a_chain(), &sound()).severity, Severity::Ok);
