@@ -26,7 +26,7 @@ pub(super) fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
 pub(super) fn tests_there_are() -> HashSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    ["wire", "control", "dataplane", "node", "src", "tests", "bench"]
+    ["wire", "control", "dataplane", "node", "virtual", "src", "tests", "bench", "attack"]
         .iter()
         .for_each(|folder| sources(&root.join(folder), &mut files));
     let mut names = HashSet::new();

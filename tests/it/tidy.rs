@@ -272,6 +272,7 @@ fn paths_in_documents_exist() {
         "virtual/",
         "src/",
         "bench/",
+        "attack/",
         "tests/",
         "fuzz/",
         "tuning/",

@@ -1,7 +1,7 @@
 //! The alarm `dropping`: more is lost than links explain, so somebody may drop cells on purpose (SPEC 9.15.3).
 //!
 //! Times are rounds here. [`EntryAlarm`] is that of an entry: a test of the losses of each direction ([`LossTest`]),
-//! reports that are missing, and setups that failed. It reports and stops nothing.
+//! reports and clock cells that are missing, and setups that failed. It reports and stops nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Whether more cells of one direction were lost than is usual (SPEC 9.15.3). Times are rounds here.
+//! Whether more cells of one direction were lost than is usual (SPEC 9.15.3, 9.15.5). Times are rounds here.
 
 use std::collections::VecDeque;
 use std::ops::Range;

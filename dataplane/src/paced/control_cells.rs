@@ -224,9 +224,15 @@ mod tests {
     #[test]
     fn no_kind_waits_without_end() {
         let mut cells = ControlCells::default();
-        let mut queue = |part: u16| cells.queue(Control::link(LinkContent::Path, &part.to_be_bytes()));
-        assert_eq!((0..1000).filter(|part| queue(*part)).count(), WAITING_MAX);
-        assert!(queue(0), "it waits already");
-        assert!(cells.queue(Control::link(LinkContent::Clock, &[])));
+        let kinds = (0..=u8::MAX).filter_map(LinkContent::from_wire);
+        for kind in kinds.filter(|kind| !matches!(kind, LinkContent::Report | LinkContent::Company)) {
+            let mut queue = |n: u16| cells.queue(Control::link(kind, &n.to_be_bytes()));
+            let waiting = (0..1000).filter(|n| queue(*n)).count();
+            // Those without a place of their own share one.
+            assert!(waiting == WAITING_MAX || waiting == 0, "{kind:?}: {waiting}");
+            assert!(waiting == 0 || queue(0), "it waits already");
+        }
+        let all: usize = cells.waiting.iter().map(VecDeque::len).sum();
+        assert!(all <= cells.waiting.len() * WAITING_MAX, "{all}");
     }
 }

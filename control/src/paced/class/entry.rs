@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worker_has_the_numbers_of_all_batches_after_a_jump_back() {
+    fn numbers_are_passed_for_all_batches_after_a_jump_back() {
         let mut passed = Passed::default();
         let had: Vec<_> =
             [700, 700, 701, 500, 500, 501].into_iter().filter_map(|batch| passed.batches(batch)).collect();
