@@ -366,7 +366,8 @@ impl Control {
         if !std::mem::take(&mut self.trust_touched) {
             return;
         }
-        self.trust_due = self.trust_wake(now);
+        // What is due may be due within this millisecond: it stays so until the next tick.
+        self.trust_due = self.trust_due.min(self.trust_wake(now));
         let Control { classes, trust, .. } = self;
         let (steps, view) = match trust {
             Trust::Hop(trust) => (trust.steps(), trust.view()),
@@ -428,6 +429,7 @@ impl Control {
                 }
                 Trust::Entry(trust) => trust.tick(now, (wall_ms, trust_ms)),
             }
+            self.trust_due = Duration::MAX;
         }
         self.follow_trust(now);
         self.rekey();

@@ -60,6 +60,25 @@ fn first_start_is_up_within_2_s_of_its_last_node() {
     println!("up after {worst:?} at the latest");
 }
 
+/// A paced class ticks about every millisecond, also in the one in which hops begin to sign.
+#[test]
+fn ticks_for_other_things_delay_no_signature() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.run_for(secs(11));
+    for _ in 0..3 {
+        let end = world.now + secs(10);
+        while world.now < end {
+            world.run_until(world.now + Duration::from_micros(700), |_| false);
+            world.tick_all();
+        }
+        for hop in [1, 2] {
+            let trust = world.node(hop).control.trust_status(world.now);
+            let bundles = world.node(hop).control.bundles();
+            assert!(bundles.complete(trust.interval).is_some(), "hop {hop}, interval {}", trust.interval);
+        }
+    }
+}
+
 #[test]
 fn restarted_hop_carries_channels_again_within_20_s() {
     let mut worst = Duration::ZERO;

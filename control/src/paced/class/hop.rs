@@ -26,7 +26,10 @@ pub(super) struct HopPart {
     position: usize,
     /// The rounds that are handed over next, forward and backward.
     next: [u64; 2],
+    /// By link; at Mix 1 entries, too.
     neighbours: HashMap<LinkId, Neighbour>,
+    /// Links to hops among these: the status, which is made in every turn, looks at no others.
+    hops: Vec<LinkId>,
     watch: HopWatch,
 }
 
@@ -40,6 +43,7 @@ impl HopPart {
             position,
             next: [forward + 1, backward + 1],
             neighbours: HashMap::new(),
+            hops: Vec::new(),
         }
     }
 
@@ -127,7 +131,10 @@ impl HopPart {
         &PacedCell { at, link, slot, content, .. }: &PacedCell,
     ) -> Result<(), Refusal> {
         let side = side_of_hop(cx, links, link);
-        let neighbour = self.neighbours.entry(link).or_default();
+        let neighbour = self.neighbours.entry(link).or_insert_with(|| {
+            self.hops.extend(side.map(|_| link));
+            Neighbour::default()
+        });
         if !neighbour.comes_under(slot) {
             return Ok(());
         }
@@ -163,9 +170,9 @@ impl HopPart {
     }
 
     pub(super) fn status(&self, cx: &Context, links: &Links) -> HopStatus {
-        let of_hops = self.neighbours.iter().filter_map(|(link, neighbour)| {
+        let of_hops = self.hops.iter().filter_map(|link| {
             let side = side_of_hop(cx, links, *link)?;
-            Some((side, &neighbour.exchange))
+            Some((side, &self.neighbours.get(link)?.exchange))
         });
         self.watch.status(of_hops)
     }
@@ -177,6 +184,7 @@ impl HopPart {
 
     pub(super) fn forget(&mut self, link: LinkId) {
         self.neighbours.remove(&link);
+        self.hops.retain(|hop| *hop != link);
         self.watch.forget(link);
     }
 }

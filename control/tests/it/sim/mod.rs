@@ -268,6 +268,15 @@ impl World {
         Moment::Passed
     }
 
+    /// Each node has something else to do now.
+    pub fn tick_all(&mut self) {
+        for at in self.nodes.keys().copied().collect::<Vec<_>>() {
+            let (now, wall) = (self.now, self.wall(at));
+            self.nodes.get_mut(&at).expect("it is there").control.tick(now, wall);
+            self.drain(at);
+        }
+    }
+
     pub fn run_for(&mut self, time: Duration) {
         self.run_until(self.now + time, |_| false);
     }
