@@ -59,7 +59,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
         let behind = match rng.random_range(0..CATCH_UP_ONE_IN) == 0 {
-            true => now.saturating_sub(2 * Nanos::from(terms.period_ms) * MILLI),
+            true => now.saturating_sub(Nanos::from(terms.period_ms) * MILLI),
             false => 0,
         };
         let has_flows = users.clients.flows() > 0 || packer.has_others();

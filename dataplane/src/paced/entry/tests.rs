@@ -676,6 +676,32 @@ fn datagrams_wait_up_to_the_age_of_their_forward() {
     assert_eq!([at(1), at(25), at(26), at(60), at(61)], [(2, 0), (2, 0), (1, 1), (1, 1), (0, 2)]);
 }
 
+/// G.711: a datagram in every second round, the other one repeats it. Another datagram makes it late.
+#[test]
+fn stream_that_fills_the_class_is_late_for_a_moment_only() {
+    for phase in 1..10 {
+        let mut bench = Bench::to_destination(PacedTerms { cells: 1, repeat: true, ..terms() });
+        bench.open(BATCH);
+        let first = bench.times.first(BATCH);
+        bench.run_to(first + 3);
+        bench.say(client(1), &[1; 182]);
+        bench.run_to(first + 6);
+        let place = RoundSub { round: first + 3, sub: 0 };
+        let answers = [SESSION_FLOW, 0].map(|flow| Frame::Status { flow, code: Status::Open });
+        bench.send_from_mix(place, &bench.exit_body(place, &answers));
+        bench.run_to(first + 20);
+        bench.say(client(1), &[1; 182]);
+        let begin = bench.entry.pacer.due_at(first + 20) + phase * MILLI;
+        for datagram in 0..200 {
+            bench.run_until(begin + datagram * 20 * MILLI);
+            bench.say(client(1), &[1; 182]);
+        }
+        bench.run_until(begin + 4000 * MILLI);
+        assert_eq!(bench.entry.packer.len(), 0, "{phase} ms behind a round");
+        assert_eq!(bench.ledger().datagrams.forward.drops(DropReason::Aged), 0);
+    }
+}
+
 #[test]
 fn queue_of_datagrams_is_bounded() {
     let mut bench = Bench::new(terms(), forwards(&[Duration::from_secs(60)]), 1);
