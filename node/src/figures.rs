@@ -120,7 +120,7 @@ impl Figures {
         let queues = format!("what finds no room in its round, for {queue_ms} ms by default");
         let seconds = |ms: u64| (ms + 500) / 1000;
         let (least, most) = (seconds(*batch_ms), seconds(2 * batch_ms));
-        let starts = format!("{least} to {most} s after an entry; in a new chain up to an interval more");
+        let starts = format!("{least} to {most} s after an entry, or up to an interval later");
         let fits = match in_each_cell {
             None => format!("datagrams of {out} bytes in a cell, between users {inside}"),
             Some([half, half_inside]) => {

@@ -10,6 +10,8 @@ use eddy_node::ceremony::profile::ClassChoice;
 use eddy_node::ceremony::{VALID_DAYS, VALID_DAYS_MAX};
 use eddy_node::config::LIFETIME_S;
 
+use super::class::ClassParser;
+
 /// The role of a new node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RoleArg {
@@ -137,7 +139,8 @@ pub struct AssembleArgs {
     /// paced-L. PROFILE:KEY=VALUE,... changes a paced class. Calls are hidden among the users of a batch: one with
     /// fewer than n_min (8) carries nothing. The keys are those of `eddy config explain period_ms`; steps_ms=N is for
     /// all links, steps_ms=N/N/N for each after the first.
-    #[arg(long = "class", default_value = "L", value_name = "CLASS")]
+    #[arg(long = "class", default_value = "L", value_name = "CLASS", value_parser = ClassParser::<ClassChoice>::new(),
+          hide_possible_values = true)]
     pub classes: Vec<ClassChoice>,
     /// Longest time for which the mixing of a node may hold a cell
     ///

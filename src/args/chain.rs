@@ -15,6 +15,7 @@ use eddy_node::config::{Forward, LIFETIME_S, RENEW_AFTER_S, parse_listen};
 use wire::cell::Class;
 use wire::paced::PacedTerms;
 
+use super::class::ClassParser;
 use crate::log::LogArgs;
 
 /// The shape of a new chain, for `eddy init` and `eddy chain`.
@@ -68,7 +69,8 @@ pub struct InitArgs {
     /// size once paced. Calls between users that an observer of both ends must not match need a paced class.
     /// PROFILE:KEY=VALUE,... changes one, as for `eddy assemble`. A node has a port for each paced class, in the order
     /// of their sizes, after the ports of its lanes.
-    #[arg(long = "class", value_name = "CLASS")]
+    #[arg(long = "class", value_name = "CLASS", value_parser = ClassParser::<ClassChoice>::new(),
+          hide_possible_values = true)]
     pub classes: Vec<ClassChoice>,
     /// Address of all mixes and the exit [default: 127.0.0.1, or ::1 with --ipv6]
     #[arg(long, value_name = "IP")]
@@ -154,7 +156,8 @@ pub struct ChainArgs {
     /// paced class (voice, voice-lite, game, video) users call each other in it, then in the free class of its size,
     /// and a table compares the two. Its batches are short: rounds=512,n_min=2,seats=64,loops=0,steps_ms=2 unless
     /// PROFILE:KEY=VALUE,... changes them, as for `eddy assemble`.
-    #[arg(long, default_value = "L", value_name = "CLASS", hide_default_value = true)]
+    #[arg(long, default_value = "L", value_name = "CLASS", value_parser = ClassParser::<ChainClass>::new(),
+          hide_default_value = true, hide_possible_values = true)]
     pub class: ChainClass,
     /// Users who call each other, 2 to 32 [default: 20]
     #[arg(long, value_name = "N", value_parser = users)]

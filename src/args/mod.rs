@@ -6,6 +6,7 @@
 
 mod ceremony;
 mod chain;
+mod class;
 mod inspect;
 mod node;
 

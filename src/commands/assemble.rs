@@ -44,7 +44,12 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
     for class in &chain.terms.paced {
         text += &format!("\n{}", Figures::of(class, chain.terms.suite, chain.descriptors.len()).text(class));
         if class.n_min > 1 {
-            text += &format!("company      a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
+            text += &format!("  company  a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
+        }
+        if class.n_min < 4 {
+            let n_min = class.n_min;
+            text +=
+                &format!("\nWarning: n_min = {n_min} lets batches of two or three users through, which hide nobody.\n");
         }
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {

@@ -68,13 +68,14 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some(CompanyReport { channels, .. }) => format!("   company {channels}"),
         None => String::new(),
     };
+    let refused = if entry.refuses_flows { "   new flows refused" } else { "" };
     let excused = match entry.excused {
         0 => String::new(),
         batches => format!(" (excused: {batches})"),
     };
     let other_end = match entry.end_to_end {
         Some(EndToEndReport { places, lost, .. }) => {
-            format!("   from the other end {}", share(PlacesReport { places, filled: 0, lost }))
+            format!("   from the other end {}", share(PlacesReport { places, lost, ..PlacesReport::default() }))
         }
         None => String::new(),
     };
@@ -85,7 +86,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     });
     format!(
         "{channel}{meeting}{company}\n\
-         batches {joined}, failed {failed}{excused}   rounds skipped {skipped}\n\
+         batches {joined}, failed {failed}{excused}   rounds skipped {skipped}{refused}\n\
          lost on the access link {} out, {} back{other_end}\n\
          {outages}",
         share(*forward),
@@ -101,23 +102,24 @@ fn aged(node: &NodeReport) -> String {
     })
 }
 
-/// It has no channel, and Mix 1 says that no seat is free.
+/// It has no channel, since no seat was free.
 fn is_full(entry: &PacedEntryReport) -> bool {
-    !entry.has_channel && entry.company.is_some_and(CompanyReport::is_full)
+    !entry.has_channel && entry.full.is_some()
 }
 
 /// The causes of an entry's alarm. A full class comes before a setup that failed.
 fn causes(entry: &PacedEntryReport) -> Vec<String> {
-    let full = match entry.company.filter(|_| is_full(entry)) {
-        Some(company) => Some(company.full("is")),
-        None => entry.full.map(|company| company.full("was")),
-    };
-    let full = full.filter(|_| entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel));
+    let has_failed = entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel);
+    let verb = if is_full(entry) { "is" } else { "was" };
+    let full = entry.full.filter(|_| has_failed).map(|company| company.full(verb));
     full.into_iter().chain(entry.dropping.iter().map(CauseReport::to_string)).collect()
 }
 
 /// What else explains an entry's alarm, and what to do: with two causes, three lines.
 fn remedy(entry: &PacedEntryReport) -> String {
+    if is_full(entry) {
+        return "keep the entry running, which tries again for each batch".to_owned();
+    }
     let busy = if entry.skipped > 0 { ", or is this host too busy (rounds skipped)" } else { "" };
     format!("was mix1 restarted{busy}? Still, {WHAT_TO_DO}")
 }
@@ -159,7 +161,7 @@ fn of_hop(hop: &PacedHopReport) -> String {
 /// Loops of a mix: batches times loops, what came back, and how long that took.
 fn of_loops(loops: &LoopsReport) -> String {
     let LoopsReport { set_up, failed, places, lost, garbled, .. } = *loops;
-    let part = |lost| share(PlacesReport { places, filled: 0, lost });
+    let part = |lost| share(PlacesReport { places, lost, ..PlacesReport::default() });
     let delay = match (loops.delay_p50_ms, loops.delay_p99_ms) {
         (Some(p50), Some(p99)) => format!("   RTT {p50:.1} / {p99:.1} ms"),
         _ => String::new(),
@@ -191,7 +193,7 @@ pub(super) mod tests {
     /// An entry that has something for every line.
     pub fn troubled_entry() -> PacedReport {
         let figures = "2116 kbit/s out, 2116 back, 2104 inside; 2214 MB/h; adds 144, 116, 141 ms".to_owned();
-        let places = PlacesReport { places: 100_000, filled: 3000, lost: 2500 };
+        let places = PlacesReport { places: 100_000, filled: 3000, lost: 2500, ..PlacesReport::default() };
         let clock = ClockReport { offset_ms: -12.34, round_trip_ms: 20.0 };
         let entry = PacedEntryReport {
             round: Some(1),
@@ -204,6 +206,7 @@ pub(super) mod tests {
             excused: 3,
             company: company(5, 8),
             full: None,
+            refuses_flows: true,
             lead_ms: Some(1.0),
             lead_age_s: Some(0.1),
             clock: Some(clock),
@@ -285,9 +288,9 @@ pub(super) mod tests {
         let text = shown(troubled_entry());
         for part in [
             "joins a batch in 23 s   waiting for company: 5 of 8",
-            "batches 1234, failed 56 (excused: 3)   rounds skipped 12345",
+            "batches 1234, failed 56 (excused: 3)   rounds skipped 12345   new flows refused",
             "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
-            "DROPPING: 12 of 1000 cells to mix1 lost (7 times); no reports",
+            "DROPPING: 12 of 1000 cells to mix1 lost (in 7 tests); no reports",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -303,12 +306,11 @@ pub(super) mod tests {
 
     #[test]
     fn full_class_comes_before_the_setup_that_failed() {
-        let mut memory = None;
-        let mut text = |has_channel, failed| {
+        let text = |has_channel, failed| {
             let mut paced = troubled_entry();
             let entry = paced.entry.as_mut().unwrap();
             (entry.company, entry.has_channel) = (Some(CompanyReport { channels: 4, n_min: 1, seats: 4 }), has_channel);
-            entry.full = memory.replace(CompanyReport { channels: 4, n_min: 1, seats: 4 });
+            entry.full = Some(CompanyReport { channels: 4, n_min: 1, seats: 4 });
             entry.dropping = vec![cause(failed, "no channel: no complete ack came in time", 3)];
             shown(paced).replace("\n  ", " ")
         };
@@ -316,7 +318,7 @@ pub(super) mod tests {
         for part in [
             "joins a batch in 23 s   class full: 4 of 4 seats\n",
             "DROPPING: the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
-            "can raise `seats`; no channel: no complete ack came in time (3 times): was mix1 restarted, or is this host too busy (rounds skipped)? Still,",
+            "can raise `seats`; no channel: no complete ack came in time (3 times): keep the entry running, which tries again for each batch",
         ] {
             assert!(full.contains(part), "{part}: {full}");
         }

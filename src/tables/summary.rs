@@ -227,7 +227,10 @@ fn drops(node: &NodeReport, room: usize) -> String {
     // A reason and its count stay on one line.
     let counts = |counts| reasons(counts).replace(' ', "\u{a0}").replace(",\u{a0}", ", ");
     let mut all: Vec<String> = Vec::new();
-    for (unit, direction, tally) in node.ledger.tallies() {
+    // Those of datagrams say what a user misses.
+    let mut tallies: Vec<_> = node.ledger.tallies().collect();
+    tallies.sort_by_key(|(unit, ..)| *unit == "cells");
+    for (unit, direction, tally) in tallies {
         if !tally.dropped.is_empty() {
             all.push(format!("dropped {unit} {direction}: {}", counts(&tally.dropped)));
         }

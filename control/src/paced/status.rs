@@ -189,9 +189,27 @@ pub struct Reported {
     pub places: u64,
     pub filled: u64,
     pub lost: u64,
+    latest: [Latest; 2],
 }
 
+/// What was counted in some of the latest rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Latest {
+    rounds: u64,
+    places: u64,
+    lost: u64,
+}
+
+/// After so many rounds another count begins; two are kept.
+const LATEST: u64 = 1000;
+
 impl Reported {
+    /// Places of the latest 1,000 to 2,000 rounds, fewer after a start, and those of them that were lost.
+    pub fn latest(&self) -> (u64, u64) {
+        let [before, now] = self.latest;
+        (before.places + now.places, before.lost + now.lost)
+    }
+
     /// Takes in running totals, of at most `places` in a round, while this node is at round `running`. Returns what
     /// they add; none if they are the first ones, or not later than the last.
     ///
@@ -217,5 +235,13 @@ impl Reported {
         self.places += u64::from(new.places);
         self.filled += u64::from(new.filled);
         self.lost += u64::from(new.lost);
+        let [_, now] = self.latest;
+        if now.rounds >= LATEST {
+            self.latest = [now, Latest::default()];
+        }
+        let [_, now] = &mut self.latest;
+        now.rounds += new.last + 1 - new.first;
+        now.places += u64::from(new.places);
+        now.lost += u64::from(new.lost);
     }
 }

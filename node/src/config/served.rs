@@ -13,7 +13,7 @@ use wire::paced::{MeetingSecret, PacedTerms};
 
 use super::class_name::{ClassName, Terms};
 use super::node::{address, listen, next};
-use super::source::Table;
+use super::source::{Table, nearest};
 use super::{ConfigError, Forward, Loaded, Location, NodeConfig, Part, Target, node_name, read_meeting};
 
 /// A `[class.NAME]` of a configuration. What it does not set is as for the node, but for ports: those of the first
@@ -137,13 +137,15 @@ impl Loaded {
     /// The first one that it does not have.
     pub fn check_classes(&self) -> Result<(), ConfigError> {
         let names: Vec<String> = self.terms().map(|terms| terms.name().to_string()).collect();
-        let refuse = |at: Location, what: String| {
-            let remedy = format!("name a class of the chain ({}), or use another chain", names.join(", "));
+        let refuse = |at: Location, class: &ClassName, what: String| {
+            let known: Vec<&str> = names.iter().map(String::as_str).collect();
+            let near = nearest(class.as_str(), &known).map_or(String::new(), |near| format!("did you mean {near}? "));
+            let remedy = format!("{near}name a class of the chain ({}), or use another chain", names.join(", "));
             Err(ConfigError::Value { at, what, remedy })
         };
         let is_unknown = |class: &ClassName| !names.iter().any(|name| name == class.as_str());
         if let Some(ClassConfig { class, at, .. }) = self.config.classes.iter().find(|one| is_unknown(&one.class)) {
-            return refuse(at.clone(), format!("[class.{class}], but the chain has no class {class}"));
+            return refuse(at.clone(), class, format!("[class.{class}], but the chain has no class {class}"));
         }
         let paced: Vec<ClassName> =
             self.terms().filter(|terms| terms.paced().is_some()).map(|terms| terms.name()).collect();
@@ -166,6 +168,7 @@ impl Loaded {
                 let listen = forward.listen;
                 return refuse(
                     at,
+                    class,
                     format!("the forward on {listen} is of class {class}, which the chain does not have"),
                 );
             }

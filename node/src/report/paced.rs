@@ -63,10 +63,12 @@ pub struct PacedEntryReport {
     #[serde(default)]
     pub excused: u64,
     pub company: Option<CompanyReport>,
-    /// That of the latest batch in which it had no channel for want of an ack, if all seats were taken: while the alarm
-    /// is up.
+    /// That of the latest batch in which it had no channel for want of an ack, if all seats were taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<CompanyReport>,
+    /// It refuses new flows, by `on_alarm`.
+    #[serde(default)]
+    pub refuses_flows: bool,
     /// By how much cells are sent before this host's clock shows the time of their round.
     pub lead_ms: Option<f64>,
     /// Seconds since Mix 1 last answered a clock cell. From 40 s on the lead follows nothing, and the alarm rises.
@@ -229,6 +231,11 @@ pub struct PlacesReport {
     pub filled: u64,
     /// Those of the filled ones that did not come.
     pub lost: u64,
+    /// The same of the latest 1,000 to 2,000 rounds.
+    #[serde(default)]
+    pub latest_places: u64,
+    #[serde(default)]
+    pub latest_lost: u64,
 }
 
 impl From<Comparison> for ClockReport {
@@ -238,8 +245,10 @@ impl From<Comparison> for ClockReport {
 }
 
 impl From<Reported> for PlacesReport {
-    fn from(Reported { places, filled, lost, .. }: Reported) -> PlacesReport {
-        PlacesReport { places, filled, lost }
+    fn from(reported: Reported) -> PlacesReport {
+        let (latest_places, latest_lost) = reported.latest();
+        let Reported { places, filled, lost, .. } = reported;
+        PlacesReport { places, filled, lost, latest_places, latest_lost }
     }
 }
 
@@ -284,6 +293,7 @@ impl PacedEntryReport {
             excused: status.excused,
             company: status.company.map(|company| CompanyReport::new(company, terms.seats)),
             full: None,
+            refuses_flows: false,
             lead_ms: status.lead_ns.map(ms),
             lead_age_s: status.lead_age.map(|age| age.as_secs_f64()),
             clock: status.clock.map(ClockReport::from),
@@ -324,6 +334,7 @@ impl CompanyReport {
 pub fn reason(why: Failure) -> String {
     match why {
         Failure::NoAck => format!("{why}, or your address (NAT) has half of the seats of the class"),
+        Failure::BadAck(_) => format!("{why}, which is down or was restarted"),
         _ => why.to_string(),
     }
 }
@@ -409,12 +420,17 @@ impl From<&RaisedCause> for CauseReport {
     }
 }
 
-/// With the number of times, if there were several.
+/// With the number of times, if there were several. Losses are tested after every 100 rounds, over 1,000.
 impl fmt::Display for CauseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.times {
             0 | 1 => f.write_str(&self.what),
-            times => write!(f, "{} ({times} times)", self.what),
+            times => match self.cause {
+                CauseKind::LostForward | CauseKind::LostBackward | CauseKind::LoopsLost => {
+                    write!(f, "{} (in {times} tests)", self.what)
+                }
+                _ => write!(f, "{} ({times} times)", self.what),
+            },
         }
     }
 }
@@ -482,7 +498,7 @@ mod tests {
         let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
         let shown = |times| CauseReport::from(&RaisedCause { cause, since: 1, last: 2, times });
         assert_eq!(shown(1).to_string(), "12 of 1000 cells to mix1 lost");
-        assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (7 times)");
+        assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (in 7 tests)");
         assert_eq!((shown(7).cause, shown(7).times), (CauseKind::LostForward, 7));
     }
 }

@@ -19,6 +19,7 @@ use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::class::ClassState;
 use crate::runtime::door::{DOOR_PAUSE, Door};
 use crate::runtime::drop_counter::READ_EVERY;
+use crate::runtime::flow_stop::FlowStop;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::meeting::MeetingKeeper;
@@ -251,6 +252,7 @@ impl ControlThread {
             state.half_open = of_class.half_open();
             state.paced = of_class.paced_status(now);
             state.full = class.log.full_since_setup();
+            state.refuses_flows = class.flow_stop.as_ref().is_some_and(FlowStop::refuses);
             match &state.paced {
                 Some(PacedStatus::Entry(status)) => readiness.note_batch(place, status.has_channel),
                 Some(PacedStatus::Hop(status)) => {

@@ -31,6 +31,11 @@ impl FlowStop {
         }
     }
 
+    /// True while new flows are refused.
+    pub(super) fn refuses(&self) -> bool {
+        self.refuses
+    }
+
     /// The time of the next change; none is due if it is the largest.
     pub(super) fn due(&self) -> Duration {
         self.due.unwrap_or(Duration::MAX)

@@ -53,8 +53,8 @@ pub struct Log {
     /// In paced classes.
     not_joined: Trouble,
     has_joined: bool,
-    /// It has had a channel in a batch, or missed one.
-    has_tried: bool,
+    /// Batches that it has missed since its start for want of a bundle; as many as are usual once it had a channel.
+    bundles_missed: u32,
     /// The latest setup had no ack, and since then no other one had.
     lacks_ack: bool,
     /// The alarm `dropping` of this entry is up.
@@ -482,7 +482,7 @@ mod tests {
             (lines.0.load(Ordering::Relaxed), lines.1.load(Ordering::Relaxed))
         };
         use Failure::{NoAck, NoBundle};
-        assert_eq!([&[NoBundle][..], &[NoBundle; 2], &[NoAck]].map(warnings), [(1, 0), (2, 1), (1, 1)]);
+        assert_eq!([&[NoBundle][..], &[NoBundle; 4], &[NoAck]].map(warnings), [(1, 0), (4, 1), (1, 1)]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wire::ids::ClassId;
 
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::{self, CauseKind, CompanyReport, PacedPlan, PacedReport};
+use crate::report::paced::{self, CompanyReport, PacedPlan, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -33,6 +33,8 @@ pub(super) struct ControlState {
     pub(super) paced: Option<PacedStatus>,
     /// Of an entry of one: setups that failed at a full class.
     pub(super) full: Option<CompanyReport>,
+    /// It refuses new flows, by `on_alarm`.
+    pub(super) refuses_flows: bool,
     /// Handshakes refused per second, while there is a flood of them.
     pub(super) flood_per_s: Option<u64>,
 }
@@ -148,10 +150,8 @@ impl ClassReporter {
         let (view, loops) =
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
         let mut report = PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops);
-        if let Some(entry) =
-            report.entry.as_mut().filter(|entry| entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel))
-        {
-            entry.full = control.full;
+        if let Some(entry) = &mut report.entry {
+            (entry.full, entry.refuses_flows) = (control.full, control.refuses_flows);
         }
         Some(report)
     }

@@ -160,7 +160,7 @@ pub struct Neighbour {
     /// `next` or `previous`.
     pub who: String,
     pub clock: ClockReport,
-    /// The node's cells that did not come to it in time, as it reports, and all of them.
+    /// The node's cells of late that did not come to it in time, as it reports, and all of them.
     pub lost: u64,
     pub places: u64,
 }
@@ -172,7 +172,8 @@ fn neighbours(subject: &Subject) -> Option<Vec<(String, Vec<Neighbour>)>> {
     let of_class = |node: NodeReport| {
         let PacedHopReport { clocks, forward, backward, .. } = node.paced?.hop?;
         let neighbour = |(who, clock): (String, ClockReport)| {
-            let PlacesReport { lost, places, .. } = if who == "next" { forward } else { backward };
+            let PlacesReport { latest_lost: lost, latest_places: places, .. } =
+                if who == "next" { forward } else { backward };
             Neighbour { who, clock, lost, places }
         };
         Some(clocks.into_iter().map(neighbour).collect())

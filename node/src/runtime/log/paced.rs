@@ -11,6 +11,9 @@ use wire::paced::Company;
 use super::Log;
 use crate::report::paced::{CompanyReport, WHAT_TO_DO, reason};
 
+/// Batches that an entry misses without a warning when it starts: short ones begin before it has its bundle.
+const BUNDLES_MISSED: u32 = 3;
+
 impl Log {
     /// Takes an event of a paced class.
     pub(super) fn paced(&mut self, now: Duration, event: &PacedEvent) {
@@ -29,7 +32,7 @@ impl Log {
                 self.setups_fail_since = None;
                 self.setups.end(now);
                 self.not_joined.end(now);
-                (self.has_tried, self.lacks_ack) = (true, false);
+                (self.bundles_missed, self.lacks_ack) = (BUNDLES_MISSED, false);
                 if std::mem::replace(&mut self.has_joined, true) {
                     debug!(batch, "has a channel in batch {batch}");
                 } else {
@@ -40,7 +43,8 @@ impl Log {
                 self.has_joined = false;
                 self.lacks_ack = why == Failure::NoAck;
                 self.full = self.full_now().or(self.full.filter(|_| self.is_dropping));
-                if !std::mem::replace(&mut self.has_tried, true) && why == Failure::NoBundle {
+                if why == Failure::NoBundle && self.bundles_missed < BUNDLES_MISSED {
+                    self.bundles_missed += 1;
                     info!(
                         batch,
                         "no channel in batch {batch} yet: this entry has just started, and the bundle of keys for it came too \
@@ -48,11 +52,13 @@ impl Log {
                     );
                 } else if self.not_joined.occurs(now) {
                     let reason = self.reason(why);
+                    self.bundles_missed = BUNDLES_MISSED;
                     let hint = match why {
                         Failure::NotReady => "look for outages of the access link",
                         Failure::NoBundle => {
                             "the chain or a hop has just started, a hop is down, or this clock is off by hours (`timedatectl`)"
                         }
+                        Failure::BadAck(_) => "ask its operator",
                         _ => "check the clock (`timedatectl`) and the loss of the access link (`eddy status`)",
                     };
                     warn!(

@@ -8,6 +8,8 @@ use wire::paced::terms::STEP_MS;
 
 /// The step of a link is the time that 999 of 1,000 cells need.
 const LOST_MAX: f64 = 1e-3;
+/// A link that loses more is down, or a hop has just been restarted: that says nothing of steps.
+const DOWN: f64 = 0.5;
 /// From the time of a round to the moment at which its last cell leaves, in ms.
 const RELEASE_MS: f64 = 1.0;
 
@@ -43,7 +45,11 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     let found = format!("{name} needs {needs_ms:.1} ms, and its step is {step_ms} ms");
     let effect = "cells come after their round has left: they are dropped as `late`, and noise takes their place";
     if worst.over_ms() <= 0.0 {
-        let Some(worst) = links.iter().max_by(|a, b| a.lost.total_cmp(&b.lost)).filter(|link| link.lost > LOST_MAX)
+        let Some(worst) = links
+            .iter()
+            .filter(|link| link.lost < DOWN)
+            .max_by(|a, b| a.lost.total_cmp(&b.lost))
+            .filter(|link| link.lost > LOST_MAX)
         else {
             return Finding::ok(NAME, found);
         };
