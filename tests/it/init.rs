@@ -177,7 +177,8 @@ fn man_pages_and_completions_are_generated() {
     let page = fs::read_to_string(dir.path().join("pages/eddy-chain.1")).unwrap();
     assert!(page.contains("payload") && page.contains(".nf"), "{page}");
     let script = run(dir.path(), "completions bash");
-    assert!(String::from_utf8_lossy(&script.stdout).contains("_eddy()"));
+    let script = String::from_utf8_lossy(&script.stdout).into_owned();
+    assert!(script.contains("_eddy()") && script.contains("voice voice-lite game video S M L"));
 }
 
 #[test]

@@ -115,8 +115,8 @@ pub struct EntryStatus {
     pub forward: Reported,
     /// Places of its channels, as the entry counts them: `filled` is what was lost.
     pub backward: Reported,
-    /// Batches in which it had or has a channel, and those that it missed: its setup failed, or it had no bundle, or was
-    /// not ready in time (SPEC 9.15.3).
+    /// Batches in which it had or has a channel, and those that it missed: its setup failed, or it had no bundle, or
+    /// was not ready in time (SPEC 9.15.3).
     pub joined: u64,
     pub failed: u64,
     /// Those that failed which a restart of a hop, or a link that was down, has excused.

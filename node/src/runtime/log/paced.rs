@@ -218,7 +218,8 @@ impl Log {
         self.full
     }
 
-    /// Takes the cells of setups that Mix 1 has refused so far for want of a seat, and the channels of the running batch.
+    /// Takes the cells of setups that Mix 1 has refused so far for want of a seat, and the channels of the running
+    /// batch.
     pub(in crate::runtime) fn seats(&mut self, now: Duration, refused: u64, channels: usize) {
         let more = refused > std::mem::replace(&mut self.cells_without_seat, refused);
         let Some(seats) = self.seats.filter(|_| more && self.is_mix_1) else { return };
