@@ -17,6 +17,8 @@ use crate::socket::app_batch::SocketId;
 pub(super) const SESSION: ChannelIndex = ChannelIndex(0);
 /// Datagrams that wait at most.
 pub(super) const WAITING_MAX: usize = 1024;
+/// After so many rounds in a row with a late datagram a queue does not become shorter by itself.
+const LATE_ROUNDS: u32 = 64;
 /// Ends of flows that wait at most. CLOSE is not repeated anyway: the exit has a timeout.
 const CLOSES_MAX: usize = 1024;
 
@@ -49,8 +51,8 @@ pub(super) struct Cell<'a> {
     pub(super) session: Option<&'a [u8; 16]>,
     /// False in the last round of a batch with repeat.
     pub(super) takes_new: bool,
-    /// If a datagram waits from before this time, nothing is repeated, so that the queue becomes shorter.
-    pub(super) behind: Nanos,
+    /// Nothing is repeated if a datagram waits, so that the queue becomes shorter.
+    pub(super) catches_up: bool,
 }
 
 /// Frames that wait, and those of the round before.
@@ -64,6 +66,8 @@ pub(super) struct Packer {
     taken: Vec<Nanos>,
     /// By sub: the frames other than AGAIN of the round before, with repeat.
     before: Vec<Vec<u8>>,
+    /// Rounds in a row in which the first datagram was late.
+    late: u32,
 }
 
 impl Packer {
@@ -76,6 +80,7 @@ impl Packer {
             closes: VecDeque::new(),
             taken: Vec::new(),
             before: vec![Vec::new(); terms.cells.into()],
+            late: 0,
         }
     }
 
@@ -128,6 +133,14 @@ impl Packer {
         self.taken.drain(..)
     }
 
+    /// A round is filled next. True if a datagram that had come before a time like `until` was waiting in each of the
+    /// latest rounds: one that comes a little late by itself makes no queue.
+    pub(super) fn is_late(&mut self, until: Nanos) -> bool {
+        let is_late = self.waiting.front().is_some_and(|waiting| waiting.arrived < until);
+        self.late = if is_late { self.late.saturating_add(1) } else { 0 };
+        self.late >= LATE_ROUNDS
+    }
+
     /// Nothing is repeated: the round before was not prepared, or was in another batch.
     pub(super) fn forget_before(&mut self) {
         self.before.iter_mut().for_each(Vec::clear);
@@ -136,7 +149,7 @@ impl Packer {
     /// Fills the inner bytes of a cell. True if it names the session.
     pub(super) fn fill(&mut self, inner: &mut [u8], cell: &Cell<'_>, clients: &Clients, tally: &mut Tally) -> bool {
         let mut before = std::mem::take(&mut self.before[usize::from(cell.sub)]);
-        if cell.takes_new && self.waiting.front().is_some_and(|waiting| waiting.arrived < cell.behind) {
+        if cell.takes_new && cell.catches_up && !self.waiting.is_empty() {
             before.clear();
         }
         let room = if before.is_empty() { self.fresh_max() } else { self.inner };

@@ -58,10 +58,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
-        let behind = match rng.random_range(0..CATCH_UP_ONE_IN) == 0 {
-            true => now.saturating_sub(Nanos::from(terms.period_ms) * MILLI),
-            false => 0,
-        };
+        let is_late = packer.is_late(now.saturating_sub(Nanos::from(terms.period_ms) * MILLI));
+        let catches_up = rng.random_range(0..CATCH_UP_ONE_IN) == 0 && is_late;
         let has_flows = users.clients.flows() > 0 || packer.has_others();
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);
@@ -76,7 +74,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let mut cell = Cell::own(buffer);
             let body = cell.body_mut(terms.class.body_len());
             let place = RoundSub { round, sub };
-            let mut of_cell = packer::Cell { sub, session: None, takes_new, behind };
+            let mut of_cell = packer::Cell { sub, session: None, takes_new, catches_up };
             match &mut channel {
                 Some(Channel { keys, call: Some(call), .. }) => {
                     let inner = &mut body[MEETING_OVERHEAD..];

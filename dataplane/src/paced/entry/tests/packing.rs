@@ -66,7 +66,7 @@ proptest! {
                 let mut inner = vec![0xee; inner_len];
                 let names = !is_meeting && sub == 0 && round % 50 < 10 && pauses.next() == Some(0);
                 let session = names.then_some(&[5; 16]);
-                let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new, behind: 0 }, &clients, &mut tally);
+                let is_named = packer.fill(&mut inner, &Cell { sub, session, takes_new, catches_up: false }, &clients, &mut tally);
                 let (again, fresh) = parts(&inner, is_meeting);
                 let before = &mut before[usize::from(sub)];
                 prop_assert_eq!(&again, &*before, "round {}", round);
@@ -126,7 +126,7 @@ fn open_precedes_each_datagram_until_the_exit_answers() {
     let mut tally = Tally::default();
     let mut fill = |packer: &mut Packer, clients: &Clients| {
         let mut inner = vec![0; P];
-        let cell = Cell { sub: 0, session: None, takes_new: true, behind: 0 };
+        let cell = Cell { sub: 0, session: None, takes_new: true, catches_up: false };
         packer.fill(&mut inner, &cell, clients, &mut tally);
         kinds(&inner, false).join(" ")
     };
@@ -151,17 +151,26 @@ fn late_queue_shrinks_for_want_of_a_repeat() {
         packer.push(Waiting { arrived, socket: 0, flow: None, id: 0, data, written: 0, is_opened: false }, &mut tally);
     }
     // True if nothing of the cell is a repeat, and what is new in it.
-    let mut fill = |takes_new, behind| {
+    let mut fill = |takes_new, catches_up| {
         let mut inner = vec![0; P - 8];
-        packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new, behind }, &clients, &mut tally);
+        packer.fill(&mut inner, &Cell { sub: 0, session: None, takes_new, catches_up }, &clients, &mut tally);
         let (again, fresh) = parts(&inner, true);
         let new = Frames::of_again(&fresh).next();
         (again.is_empty(), new.map(|frame| matches!(frame, Frame::Dgram { data, .. } if data.len() == 160)))
     };
-    assert_eq!(fill(true, 0), (true, Some(true)));
-    assert_eq!(fill(false, 25), (false, None), "the last round of a batch");
-    assert_eq!(fill(true, 0), (true, Some(true)));
-    assert_eq!(fill(true, 30), (false, None), "the third came at this time, not before");
-    assert_eq!(fill(true, 31), (true, Some(true)));
-    assert_eq!(fill(true, 31), (false, None));
+    assert_eq!(fill(true, false), (true, Some(true)));
+    assert_eq!(fill(false, true), (false, None), "the last round of a batch");
+    assert_eq!(fill(true, false), (true, Some(true)));
+    assert_eq!(fill(true, false), (false, None));
+    assert_eq!(fill(true, true), (true, Some(true)));
+    assert_eq!(fill(true, true), (false, None), "nothing waits");
+}
+
+#[test]
+fn queue_is_late_after_64_rounds_in_a_row() {
+    let mut packer = Packer::new(&PacedTerms { repeat: true, cells: 1, ..terms() }, P - 8);
+    let waiting = Waiting { arrived: 10, socket: 0, flow: None, id: 0, data: vec![1], written: 0, is_opened: false };
+    packer.push(waiting, &mut Tally::default());
+    let mut late = |rounds, until| (0..rounds).filter(|_| packer.is_late(until)).count();
+    assert_eq!([late(63, 11), late(1, 10), late(63, 11), late(3, 11)], [0, 0, 0, 3]);
 }
