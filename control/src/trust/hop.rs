@@ -13,7 +13,7 @@ use super::encoding::Signer;
 use super::keyring::Keyring;
 use super::record::SignedRecord;
 use super::signed::{SignedIntervals, SignedRanks};
-use super::sync::{News, OFFSET_MAX_MS, Outgoing, Peer, Refused, Sync};
+use super::sync::{News, OFFSET_MAX_MS, Outgoing, Peer, Refused, Sync, best};
 use super::view::{BadDescriptor, Taken, View};
 
 /// A record that has just arrived may be one of several: a hop waits so long for the others before it signs.
@@ -57,6 +57,9 @@ pub enum TrustEvent {
     /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
     /// down, or cannot sign. The newest bundle that it has seen, if any.
     NoBundle { newest: Option<u64> },
+    /// At a hop: the running interval ends soon and has no complete bundle, though this hop could sign it. Of the bundle
+    /// with most signatures the hops that have signed, a bit for each, that of hop 1 lowest.
+    BundleMissing { interval: u64, signed: u8 },
     /// This node's clock differs by more than two seconds from a neighbour's. Positive: the neighbour's is ahead.
     ClockOff { offset_ms: i64 },
     /// This node's clock differs by more than an interval from those of all neighbouring hops. It signs nothing.
@@ -323,6 +326,7 @@ impl HopTrust {
                 self.sign(now, wall_ms, interval, keys);
             }
         }
+        self.check_bundle(wall_ms);
         match self.unsaved {
             Some(again) if again <= now => self.save(now),
             Some(_) => {}
@@ -487,6 +491,22 @@ impl HopTrust {
         if self.asked_for != interval {
             self.asked_for = interval;
             self.sync.ask_soon(now);
+        }
+    }
+
+    /// Looks whether the running interval has a complete bundle, when hops begin to sign the next one.
+    fn check_bundle(&mut self, wall_ms: u64) {
+        let times = self.view.times();
+        let interval = times.interval_at(wall_ms);
+        if interval < self.first || times.signable_at(wall_ms) == interval {
+            return;
+        }
+        match self.view.complete(interval) {
+            Some(_) => self.withdraw(|event| matches!(event, TrustEvent::BundleMissing { .. })),
+            None => {
+                let signed = best(&self.view, interval).map_or(0, |bundle| bundle.signatures.present());
+                self.report(TrustEvent::BundleMissing { interval, signed });
+            }
         }
     }
 

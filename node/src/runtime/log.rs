@@ -46,6 +46,7 @@ pub struct Log {
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
     /// Clocks of neighbours, which they may show as they like: in asks and parts, and in clock cells of paced classes.
+    bundle_missing: Trouble,
     clock_off: Trouble,
     clock_stops: Trouble,
     clock_of_previous: Trouble,
@@ -239,6 +240,17 @@ impl Log {
                     warn!(
                         "no channel can be set up, because not all hops have signed this interval's keys{reason}; a hop that was \
                          restarted signs from the next interval on"
+                    );
+                }
+            }
+            TrustEvent::BundleMissing { interval, signed } => {
+                if self.bundle_missing.occurs(now) {
+                    let missing = self.hops.iter().enumerate().filter(|(i, _)| signed >> i & 1 == 0);
+                    let missing: Vec<&str> = missing.map(|(_, name)| name.as_str()).collect();
+                    warn!(
+                        interval,
+                        "interval {interval} has no complete bundle of keys, so no channel could be set up in it: without the                          signature of {}; it is down or has just started, or its clock is off, or so is a hop on the way",
+                        missing.join(", ")
                     );
                 }
             }

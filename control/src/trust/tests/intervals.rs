@@ -164,6 +164,25 @@ fn hop_that_knows_no_neighbours_clock_signs_nothing() {
 }
 
 #[test]
+fn hop_says_whose_signature_an_interval_lacks() {
+    let mut world = World::new(3, Class::L, (1, 600), 0.0);
+    world.run(3000);
+    let missing = |world: &World| {
+        let events = world.events.iter().filter(|(hop, _)| *hop == 3).map(|(_, event)| *event);
+        events.filter(|event| matches!(event, TrustEvent::BundleMissing { .. })).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&world), []);
+    world.loss = 1.0;
+    world.run(3000);
+    let [TrustEvent::BundleMissing { signed: 0b100, .. }] = missing(&world)[..] else {
+        panic!("{:?}", missing(&world))
+    };
+    world.loss = 0.0;
+    world.run(3000);
+    assert_eq!(missing(&world).len(), 1);
+}
+
+#[test]
 fn hop_asks_until_it_knows_a_neighbours_clock() {
     let mut world = World::new(3, Class::L, (600, 6000), 0.0);
     world.run(5000);
