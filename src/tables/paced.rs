@@ -58,15 +58,13 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some(MeetingReport::Waiting) => format!("   meeting waiting{corrupt}"),
         None => String::new(),
     };
-    let company = match entry.company {
-        Some(company @ CompanyReport { channels, n_min, .. }) if company.is_low() => {
+    let company = match (entry.company, full(entry)) {
+        (Some(company @ CompanyReport { channels, n_min, .. }), _) if company.is_low() => {
             format!("   waiting for company: {channels} of {n_min}")
         }
-        Some(CompanyReport { channels, seats, .. }) if is_full(entry) => {
-            format!("   class full: {channels} of {seats} seats")
-        }
-        Some(CompanyReport { channels, .. }) => format!("   company {channels}"),
-        None => String::new(),
+        (_, Some(CompanyReport { channels, seats, .. })) => format!("   class full: {channels} of {seats} seats"),
+        (Some(CompanyReport { channels, .. }), None) => format!("   company {channels}"),
+        (None, None) => String::new(),
     };
     let refused = if entry.refuses_flows { "   new flows refused" } else { "" };
     let excused = match entry.excused {
@@ -102,22 +100,22 @@ fn aged(node: &NodeReport) -> String {
     })
 }
 
-/// It has no channel, since no seat was free.
-fn is_full(entry: &PacedEntryReport) -> bool {
-    !entry.has_channel && entry.full.is_some()
+/// The company of a batch in which no seat was free, while it has no channel for that.
+fn full(entry: &PacedEntryReport) -> Option<CompanyReport> {
+    entry.full.filter(|_| !entry.has_channel)
 }
 
 /// The causes of an entry's alarm. A full class comes before a setup that failed.
 fn causes(entry: &PacedEntryReport) -> Vec<String> {
     let has_failed = entry.dropping.iter().any(|cause| cause.cause == CauseKind::NoChannel);
-    let verb = if is_full(entry) { "is" } else { "was" };
+    let verb = if entry.has_channel { "was" } else { "is" };
     let full = entry.full.filter(|_| has_failed).map(|company| company.full(verb));
     full.into_iter().chain(entry.dropping.iter().map(CauseReport::to_string)).collect()
 }
 
 /// What else explains an entry's alarm, and what to do: with two causes, three lines.
 fn remedy(entry: &PacedEntryReport) -> String {
-    if is_full(entry) {
+    if full(entry).is_some() && entry.dropping.iter().all(|cause| cause.cause == CauseKind::NoChannel) {
         return "keep the entry running, which tries again for each batch".to_owned();
     }
     let busy = if entry.skipped > 0 { ", or is this host too busy (rounds skipped)" } else { "" };

@@ -28,10 +28,21 @@ struct FailedSetup {
     why: Failure,
     /// The round in which that was known.
     at: u64,
+    /// The round in which the places around it are counted, and that by which every hop that was restarted would have
+    /// signed a bundle.
+    counted: u64,
+    signed: u64,
     /// The entry was not ready for it, or in most of a phase that it needed.
     was_unready: bool,
     /// A bundle that was signed later has the same keys: no hop was restarted.
     is_confirmed: bool,
+}
+
+impl FailedSetup {
+    /// True when the places around it are counted, and a bundle has shown that no hop was restarted, or would have.
+    fn is_decided(&self, round: u64) -> bool {
+        round >= if self.is_confirmed { self.counted } else { self.signed }
+    }
 }
 
 /// The setup keys of a bundle.
@@ -142,7 +153,8 @@ impl EntryAlarm {
             let (of, rounds) = self.unready;
             let is_most = of == batch && rounds.into_iter().any(|rounds| 2 * rounds > self.config.times.phase_len());
             let was_unready = is_most || why == Failure::NotReady;
-            self.failed.push(FailedSetup { batch, why, at: self.running, was_unready, is_confirmed: false });
+            let (at, [counted, signed]) = (self.running, decided_at(&self.config, batch));
+            self.failed.push(FailedSetup { batch, why, at, counted, signed, was_unready, is_confirmed: false });
         }
     }
 
@@ -212,6 +224,10 @@ impl EntryAlarm {
         let moved = |at: u64| (at + round).saturating_sub(self.running);
         self.raised.each(|one| (one.since, one.last) = (moved(one.since), moved(one.last)));
         self.late = moved(self.late);
+        self.reported = self.reported.map(moved);
+        for setup in &mut self.failed {
+            (setup.at, setup.counted, setup.signed) = (moved(setup.at), moved(setup.counted), moved(setup.signed));
+        }
         self.link_excused = self.link_excused.map(moved);
         self.restarts.values_mut().for_each(|restart| restart.at = moved(restart.at));
         self.running = round;
@@ -223,7 +239,7 @@ impl EntryAlarm {
         self.running = round;
         self.follow_link(round, is_ready);
         self.follow_reports(round, passed, is_ready);
-        while let Some(at) = self.failed.iter().position(|setup| is_decided(&self.config, setup, round)) {
+        while let Some(at) = self.failed.iter().position(|setup| setup.is_decided(round)) {
             let setup = self.failed.remove(at);
             if !self.losses_explain(setup.batch) && !self.link_excuses(&setup) {
                 self.raise(Cause::Setup { batch: setup.batch, why: setup.why });
@@ -291,13 +307,11 @@ impl EntryAlarm {
     }
 }
 
-/// True when the places around a failed setup are counted, and a bundle has shown that no hop was restarted. Without
-/// a bundle it is true when every hop that was restarted would have signed one.
-fn is_decided(config: &PacedConfig, setup: &FailedSetup, round: u64) -> bool {
-    let counted = config.times.first(setup.batch) + COUNTED_AFTER;
+/// When the places around a setup that failed are counted, and when every hop that was restarted would have signed a
+/// bundle.
+fn decided_at(config: &PacedConfig, batch: u64) -> [u64; 2] {
     let interval = config.times.round_at(config.interval_ms * 1_000_000);
-    let bundles = config.times.first(setup.batch + 1) + 2 * interval + COUNTED_AFTER;
-    round >= if setup.is_confirmed { counted } else { bundles }
+    [config.times.first(batch), config.times.first(batch + 1) + 2 * interval].map(|round| round + COUNTED_AFTER)
 }
 
 #[cfg(test)]
@@ -559,7 +573,9 @@ mod tests {
     #[test]
     fn link_excuses_one_setup_in_65536_rounds() {
         let mut alarm = Entry::new().alarm;
-        let setup = FailedSetup { batch: BATCH, why: Failure::NotReady, at: 0, was_unready: true, is_confirmed: false };
+        let why = Failure::NotReady;
+        let setup =
+            FailedSetup { batch: BATCH, why, at: 0, counted: 0, signed: 0, was_unready: true, is_confirmed: false };
         let excuses = |round| {
             alarm.running = round;
             alarm.link_excuses(&setup)
@@ -604,6 +620,19 @@ mod tests {
             alarm.advance(round + BEFORE - 1, true);
             assert!(!causes(&alarm).contains(&Cause::NoClock), "{jump}");
         }
+    }
+
+    #[test]
+    fn jump_while_the_entry_is_not_ready_needs_no_reports() {
+        let mut entry = Entry::new();
+        entry.quiet(1000);
+        entry.run(entry.round + 50, |_, _| false, false, false);
+        for jump in [9, 700, 5000] {
+            entry.round += jump;
+            entry.alarm.jumps_to(entry.round);
+            entry.run(entry.round + 200, |_, _| false, false, false);
+        }
+        assert_eq!(entry.events, []);
     }
 
     #[test]

@@ -312,8 +312,8 @@ impl<U: Port, D: Port> Mix<U, D> {
         let channel = |link, header: &PacedHeader| {
             let found = batches.find(direction, header.seq, expects_copies.then_some(link), header.channel);
             // Looked up for all, so that those of loops take no longer.
-            let own = loops.find(header.seq, header.channel).filter(|_| direction == Direction::Backward);
-            found.or(own)
+            let own = (direction == Direction::Backward).then(|| loops.find(header.seq, header.channel));
+            found.or(own.flatten())
         };
         let at = ArrivalTime { turn: now, class: clock.at(now) };
         gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);

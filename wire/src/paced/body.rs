@@ -166,6 +166,7 @@ impl EntryKeys {
     }
 
     /// Opens a backward body: as data of the exit, otherwise as one of this meeting. None if it is random (`garbled`).
+    /// Both are tried in any case: the time that it takes does not show what came.
     ///
     /// # Panics
     /// No body of a class has this length.
@@ -177,13 +178,21 @@ impl EntryKeys {
         kept[..len].copy_from_slice(body);
         let mut jobs = [self.exit.data_job(Direction::Backward, place, &mut *body)];
         open_batch(&mut jobs);
-        if jobs[0].ok {
-            return Some(Inner::Data(&body[..len - TAG_LEN]));
+        let is_data = jobs[0].ok;
+        let met = call.and_then(|call| {
+            let kept = &mut kept[..len];
+            self.exit.layers.decipher(Direction::Backward, place, kept);
+            call.open(place, kept)
+        });
+        match (is_data, met) {
+            (true, _) => Some(Inner::Data(&body[..len - TAG_LEN])),
+            (false, Some(met)) => {
+                let inner = &mut body[..met.len()];
+                inner.copy_from_slice(met);
+                Some(Inner::Meeting(inner))
+            }
+            (false, None) => None,
         }
-        let call = call?;
-        body.copy_from_slice(&kept[..len]);
-        self.exit.layers.decipher(Direction::Backward, place, body);
-        call.open(place, body).map(Inner::Meeting)
     }
 }
 

@@ -28,17 +28,6 @@ pub enum MeetingState {
     Lost,
 }
 
-impl MeetingState {
-    /// In one word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            MeetingState::Waiting => "waiting",
-            MeetingState::Joined => "joined",
-            MeetingState::Lost => "lost",
-        }
-    }
-}
-
 /// What a worker shows in addition to its ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryView {

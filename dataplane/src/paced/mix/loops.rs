@@ -101,9 +101,8 @@ pub(super) struct Loops {
     round: u64,
     sealed: Vec<Leaving>,
     rng: ChaCha20Rng,
-    /// Of the cells of a batch that have opened, by its parity: those of the next one may come before the last of the
-    /// one before have left.
-    delays: [(u64, Histogram); 2],
+    /// Of the cells of this batch that have opened.
+    delays: (u64, Histogram),
     pub(super) view: LoopsView,
     /// The first round of which control has not heard, and what it has heard up to there.
     pub(super) reported: (u64, LoopCounts),
@@ -230,7 +229,7 @@ impl Loops {
     /// its keys wiped.
     pub(super) fn open(&mut self, round: u64, free: &mut FreeList, tally: &mut Tally) {
         let batch = self.times.batch_of(round);
-        let (of, delays) = &mut self.delays[batch as usize % 2];
+        let (of, delays) = &mut self.delays;
         // The last round of a batch may have been skipped.
         if *of != batch {
             (*of, *delays) = (batch, Histogram::default());

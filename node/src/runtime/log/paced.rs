@@ -33,6 +33,7 @@ impl Log {
                 self.setups.end(now);
                 self.not_joined.end(now);
                 (self.bundles_missed, self.lacks_ack) = (BUNDLES_MISSED, false);
+                self.full = self.full.filter(|_| self.is_dropping);
                 if std::mem::replace(&mut self.has_joined, true) {
                     debug!(batch, "has a channel in batch {batch}");
                 } else {

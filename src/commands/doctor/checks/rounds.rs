@@ -45,12 +45,12 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     let found = format!("{name} needs {needs_ms:.1} ms, and its step is {step_ms} ms");
     let effect = "cells come after their round has left: they are dropped as `late`, and noise takes their place";
     if worst.over_ms() <= 0.0 {
-        let Some(worst) = links
-            .iter()
-            .filter(|link| link.lost < DOWN)
-            .max_by(|a, b| a.lost.total_cmp(&b.lost))
-            .filter(|link| link.lost > LOST_MAX)
-        else {
+        let most = links.iter().max_by(|a, b| a.lost.total_cmp(&b.lost));
+        if let Some(Link { name, lost, .. }) = most.filter(|link| link.lost >= DOWN) {
+            let lost = 100.0 * lost;
+            return Finding::note(NAME, format!("{name}: {lost:.0} % of the latest cells did not come: is it down?"));
+        }
+        let Some(worst) = most.filter(|link| link.lost > LOST_MAX) else {
             return Finding::ok(NAME, found);
         };
         let Link { name, step_ms, lost, remedy, .. } = worst;
@@ -181,6 +181,8 @@ mod tests {
         );
         assert!(remedy(&finding).ends_with("make the chain again with steps_ms=2/8/3"), "{finding:?}");
         assert_eq!(steps_of(&subject, vec![neighbour("next", 10)]).severity, Severity::Ok);
+        let down = steps_of(&subject, vec![neighbour("next", 9000)]);
+        assert_eq!((down.severity, down.fix), (Severity::Note, None));
     }
 
     #[test]
