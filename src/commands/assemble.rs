@@ -49,7 +49,7 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
         if class.n_min < 4 {
             let n_min = class.n_min;
             text +=
-                &format!("\nWarning: n_min = {n_min} lets batches of two or three users through, which hide nobody.\n");
+                &format!("\nWarning: n_min = {n_min} lets batches of two or three users through.\nThey hide nobody.\n");
         }
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {

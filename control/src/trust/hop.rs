@@ -57,8 +57,8 @@ pub enum TrustEvent {
     /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
     /// down, or cannot sign. The newest bundle that it has seen, if any.
     NoBundle { newest: Option<u64> },
-    /// At a hop: the running interval ends soon and has no complete bundle, though this hop could sign it. Of the bundle
-    /// with most signatures the hops that have signed, a bit for each, that of hop 1 lowest.
+    /// At a hop: the running interval ends soon and has no complete bundle, though this hop could sign it. Of the
+    /// bundle with most signatures the hops that have signed, a bit for each, that of hop 1 lowest.
     BundleMissing { interval: u64, signed: u8 },
     /// This node's clock differs by more than two seconds from a neighbour's. Positive: the neighbour's is ahead.
     ClockOff { offset_ms: i64 },

@@ -67,7 +67,7 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
     let what = if needs_ms - off <= f64::from(*step_ms) {
         format!("synchronise the clocks of both hosts (`chronyc tracking`), or {remedy}")
     } else {
-        format!("{remedy}")
+        remedy.clone()
     };
     Finding::warning(NAME, found, effect).fix(Fix::words(what))
 }
