@@ -256,6 +256,8 @@ mod tests {
             ("voice:n_min=-1", "invalid n_min \"-1\""),
             ("voice:copies=256", "invalid copies \"256\""),
             ("voice:seats=99999", "invalid seats \"99999\": expected a whole number from 1 to 16384"),
+            ("voice:copies=0", "invalid copies \"0\": expected a whole number from 1 to 4"),
+            ("voice:period_ms=999", "invalid period_ms \"999\": expected a whole number from 5 to 100"),
             ("voice:n_min=4,cells=1,n_min=5", "duplicate setting \"n_min\""),
             ("voice:repeat=2", "invalid repeat \"2\": expected 0 or 1"),
             ("voice:steps_ms=2/", "invalid steps_ms \"\""),

@@ -251,8 +251,11 @@ fn assembling_refuses_classes_that_do_not_fit() {
     refused(&["voice", "game"], None, &["--class voice and --class game are both of class paced-S", "choose one"]);
     refused(&["voice", "voice:n_min=2"], None, &["duplicate --class voice"]);
     refused(&["video"], None, &["0/node.desc:", "no address for class paced-L, only for L and paced-S"]);
-    refused(&["voice:n_min=0"], None, &["invalid --class \"voice\": n_min must be 1 to seats, which is 256 (got 0)"]);
-    refused(&["voice:period_ms=999"], None, &["invalid --class \"voice\": period_ms must be 5 to 100 (got 999)"]);
+    refused(
+        &["voice:n_min=257"],
+        None,
+        &["invalid --class \"voice\": n_min must be 1 to seats, which is 256 (got 257)"],
+    );
     refused(&["voice:rounds=256"], None, &["invalid --class \"voice\": rounds is too small"]);
     refused(&["voice:steps_ms=1/2"], None, &["steps_ms must have 3 steps, one for each link after the first (got 2)"]);
     refused(&["voice:copies=4,gap=3"], None, &["copies, gap and slack_ms delay a cell for 98 ms"]);
