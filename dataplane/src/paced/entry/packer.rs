@@ -135,7 +135,7 @@ impl Packer {
 
     /// A round is filled next. True if a datagram that had come before a time like `until` was waiting in each of the
     /// latest rounds: one that comes a little late by itself makes no queue.
-    pub(super) fn is_late(&mut self, until: Nanos) -> bool {
+    pub(super) fn falls_behind(&mut self, until: Nanos) -> bool {
         let is_late = self.waiting.front().is_some_and(|waiting| waiting.arrived < until);
         self.late = if is_late { self.late.saturating_add(1) } else { 0 };
         self.late >= LATE_ROUNDS

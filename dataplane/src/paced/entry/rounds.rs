@@ -58,8 +58,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
-        let is_late = packer.is_late(now.saturating_sub(Nanos::from(terms.period_ms) * MILLI));
-        let catches_up = rng.random_range(0..CATCH_UP_ONE_IN) == 0 && is_late;
+        let falls_behind = packer.falls_behind(now.saturating_sub(Nanos::from(terms.period_ms) * MILLI));
+        let catches_up = rng.random_range(0..CATCH_UP_ONE_IN) == 0 && falls_behind;
         let has_flows = users.clients.flows() > 0 || packer.has_others();
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);

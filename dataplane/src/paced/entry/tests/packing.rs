@@ -171,6 +171,6 @@ fn queue_is_late_after_64_rounds_in_a_row() {
     let mut packer = Packer::new(&PacedTerms { repeat: true, cells: 1, ..terms() }, P - 8);
     let waiting = Waiting { arrived: 10, socket: 0, flow: None, id: 0, data: vec![1], written: 0, is_opened: false };
     packer.push(waiting, &mut Tally::default());
-    let mut late = |rounds, until| (0..rounds).filter(|_| packer.is_late(until)).count();
+    let mut late = |rounds, until| (0..rounds).filter(|_| packer.falls_behind(until)).count();
     assert_eq!([late(63, 11), late(1, 10), late(63, 11), late(3, 11)], [0, 0, 0, 3]);
 }
