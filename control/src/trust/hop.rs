@@ -91,6 +91,8 @@ pub struct HopTrust {
     clock_off_since: Option<Duration>,
     /// The first interval that may be signed: earlier ones may have been signed before the start.
     first: u64,
+    /// The latest interval that could be signed at the start.
+    started: u64,
     /// When a record arrived last.
     record_at: Duration,
     /// The interval for which missing records were asked.
@@ -150,6 +152,7 @@ impl HopTrust {
             has_certificate: false,
             clock_off_since: None,
             first,
+            started: times.signable_at(wall_ms),
             record_at: Duration::ZERO,
             asked_for: 0,
             reported,
@@ -498,7 +501,7 @@ impl HopTrust {
     fn check_bundle(&mut self, wall_ms: u64) {
         let times = self.view.times();
         let interval = times.interval_at(wall_ms);
-        if interval < self.first || times.signable_at(wall_ms) == interval {
+        if interval < self.first || interval <= self.started || times.signable_at(wall_ms) == interval {
             return;
         }
         match self.view.complete(interval) {

@@ -249,7 +249,8 @@ impl Log {
                     let missing: Vec<&str> = missing.map(|(_, name)| name.as_str()).collect();
                     warn!(
                         interval,
-                        "interval {interval} has no complete bundle of keys, so no channel could be set up in it: without the                          signature of {}; it is down or has just started, or its clock is off, or so is a hop on the way",
+                        "interval {interval} has no complete bundle of keys, so no channel could be set up in it: without the \
+                         signature of {}; it is down or has just started, or its clock is off, or so is a hop on the way",
                         missing.join(", ")
                     );
                 }
