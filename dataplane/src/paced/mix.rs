@@ -318,11 +318,6 @@ impl<U: Port, D: Port> Mix<U, D> {
         let at = ArrivalTime { turn: now, class: clock.at(now) };
         gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
         let body_len = settings.terms.class.body_len();
-        for &Arrived { header, place, .. } in arrived.iter() {
-            if loops.owns(place) {
-                loops.waited(header.seq, place, at.class.saturating_sub(leaves.due_at(header.seq)));
-            }
-        }
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();
             for Arrived { cell, header, place, .. } in cells {
@@ -335,6 +330,9 @@ impl<U: Port, D: Port> Mix<U, D> {
             encipher_batch(&mut jobs);
         }
         for Arrived { cell, header, place, .. } in arrived.drain(..) {
+            if loops.owns(place) {
+                loops.waited(header.seq, place, at.class.saturating_sub(leaves.due_at(header.seq)));
+            }
             rounds.put(header.seq, place, cell.opened());
         }
         count
