@@ -8,6 +8,8 @@ use wire::frames::{DGRAM_OVERHEAD, fresh_max};
 use wire::paced::{ControlSlots, PacedTerms, SALT_LEN};
 use wire::setup::Suite;
 
+/// Fewer channels than these, two calls, hide nobody.
+pub const FEW: u16 = 4;
 /// Bytes of the IPv4 and UDP headers of a cell.
 const IP_UDP: u64 = 28;
 /// Rounds over which the highest rate is taken.

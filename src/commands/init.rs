@@ -8,7 +8,7 @@ use anyhow::Context;
 use eddy_node::ceremony::assemble::interval_s;
 use eddy_node::ceremony::profile::{ClassChoice, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
-use eddy_node::figures::Figures;
+use eddy_node::figures::{FEW, Figures};
 use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
@@ -232,7 +232,7 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let among = match terms.n_min {
-            few @ ..4 => format!(
+            few @ ..FEW => format!(
                 "of a batch. Warning:\nn_min = {few} lets batches of two or three users through, which hide nobody: \
                  leave\nit at 8 for a real chain"
             ),

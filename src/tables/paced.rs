@@ -1,5 +1,6 @@
 //! Lines of `eddy status` about a paced class.
 
+use eddy_node::figures::FEW;
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
     CauseKind, CauseReport, ClockReport, CompanyReport, EndToEndReport, LoopsReport, MeetingReport, OutagesReport,
@@ -16,9 +17,6 @@ pub fn render(node: &NodeReport) -> String {
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
-
-/// Fewer channels than these, two calls, hide nobody.
-const FEW: u16 = 4;
 
 /// What an observer of all links finds, by what the class serves, and among how many.
 fn promise(entry: &PacedEntryReport) -> String {
