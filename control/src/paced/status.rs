@@ -200,7 +200,7 @@ struct Latest {
     lost: u64,
 }
 
-/// After so many rounds another count begins; two are kept.
+/// Rounds of one count. The count before it is kept, too.
 const LATEST: u64 = 1000;
 
 impl Reported {

@@ -330,7 +330,7 @@ impl CompanyReport {
     }
 }
 
-/// Why there is no channel in a batch. Mix 1 sends nothing to a user for whom it has no seat.
+/// Why an entry has no channel in a batch. Mix 1 does not answer a setup for which it has no seat.
 pub fn reason(why: Failure) -> String {
     match why {
         Failure::NoAck => format!("{why}, or your address (NAT) has half of the seats of the class"),

@@ -180,7 +180,7 @@ impl PacedTerms {
         (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(is_part)
     }
 
-    /// The longest that cells may be on a link, in ms: a receiver takes no cell that is eight rounds late (SPEC
+    /// The longest delay of cells on a link, in ms: a hop takes cells of eight rounds, of which two are spare (SPEC
     /// 9.16.2).
     pub fn link_max_ms(&self) -> u32 {
         (AHEAD_MAX as u32 - 2) * u32::from(self.period_ms)

@@ -17,7 +17,7 @@ use crate::socket::app_batch::SocketId;
 pub(super) const SESSION: ChannelIndex = ChannelIndex(0);
 /// Datagrams that wait at most.
 pub(super) const WAITING_MAX: usize = 1024;
-/// After so many rounds in a row with a late datagram a queue does not become shorter by itself.
+/// A queue whose first datagram was late in as many rounds in a row does not become shorter by itself.
 const LATE_ROUNDS: u32 = 64;
 /// Ends of flows that wait at most. CLOSE is not repeated anyway: the exit has a timeout.
 const CLOSES_MAX: usize = 1024;
