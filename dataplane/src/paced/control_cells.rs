@@ -110,15 +110,20 @@ impl ControlCells {
         has_room
     }
 
-    /// What was for a round up to this one does not leave any more.
+    /// Cells of setups and acks that wait.
+    #[cfg(test)]
+    pub(super) fn placed(&self) -> usize {
+        self.placed.values().map(Vec::len).sum()
+    }
+
+    /// What was for rounds up to this one has missed them.
     pub(super) fn forget_to(&mut self, round: u64) {
         self.placed.retain(|of, _| *of > round);
     }
 
-    /// The cells of a round: as many as its slots. What was placed in earlier rounds has missed them.
+    /// The cells of a round: as many as its slots.
     pub(super) fn take(&mut self, round: u64, slots: SlotCount, out: &mut Vec<Control>) {
         let mut placed = self.placed.remove(&round).unwrap_or_default();
-        self.forget_to(round);
         debug_assert!(placed.len() <= slots.placed, "more cells were placed than the round has slots");
         placed.resize_with(slots.placed, Control::dummy);
         out.append(&mut placed);
@@ -159,6 +164,7 @@ mod tests {
         let mut taken = |round, placed, link| {
             let mut out = Vec::new();
             cells.take(round, SlotCount { placed, link }, &mut out);
+            cells.forget_to(round);
             out.iter().map(|control| (control.kind, control.content[0])).collect::<Vec<_>>()
         };
         let (setup, link) = (CellKind::Setup, CellKind::Link);

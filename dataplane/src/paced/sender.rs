@@ -195,7 +195,6 @@ impl Sender {
                 tally.drop(DropReason::LinkDown);
                 free.give(leaving.cell.into_buffer());
             }
-            self.control.get_mut(&key).into_iter().for_each(|control| control.forget_to(round.number));
             return None;
         };
         // They have waited for their release: the cache may have lost them.
@@ -287,8 +286,10 @@ impl Sender {
         self.kept += kept.len() - before;
     }
 
-    /// Ends a round: what was kept for copies that are over is forgotten, and the generator cannot run back.
+    /// Ends a round: its control cells that did not leave and what was kept for copies that are over are forgotten, also
+    /// of entries that are not sent to, and the generator cannot run back.
     pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
+        self.control.values_mut().for_each(|control| control.forget_to(round));
         while self.kept_cells.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {
             let cells = self.kept_cells.pop_front().into_iter().flat_map(|(_, cells)| cells.into_values().flatten());
             for cell in cells {

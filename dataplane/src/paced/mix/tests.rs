@@ -35,11 +35,11 @@ struct Bench {
     now: Nanos,
 }
 
-/// The first round of a batch, and the number of that batch.
+/// The batch of most tests.
 const BATCH: u64 = 350_000_000;
 
 impl Bench {
-    /// Mix 1 of a chain with two mixes, and some entries; its clock shows the middle of the batch before [`BATCH`].
+    /// Mix 1 of a chain with two mixes, and some entries; its clock shows 20 rounds before [`BATCH`].
     fn new(entries: u8) -> Bench {
         Bench::with(terms(), entries)
     }
@@ -626,6 +626,24 @@ fn only_entries_that_were_heard_have_control_cells() {
     // Of these rounds one has a report, and one a company cell.
     bench.release(Direction::Backward, round + 128);
     assert_eq!(bench.mix.pipes.backward.sender.controlled(), [Some(LinkId(0))]);
+}
+
+#[test]
+fn control_cells_for_an_entry_that_is_silent_do_not_pile_up() {
+    let mut bench = Bench::new(1);
+    bench.mix.turn(bench.now);
+    let first = bench.mix.pipes.backward.rounds.released() + 1;
+    let link = Some(bench.entries[0].link);
+    for round in first..first + 100 {
+        let control = Control { kind: CellKind::Ack, channel: 10, sub: 0, content: vec![1] };
+        bench.command(Command::AtRound { link, direction: Direction::Backward, round, control });
+    }
+    let mut placed_after = |round| {
+        bench.release(Direction::Backward, round);
+        bench.mix.pipes.backward.sender.control(link).placed()
+    };
+    assert_eq!([first, first + 98, first + 99].map(&mut placed_after), [99, 1, 0]);
+    assert!(bench.take(Some(0)).is_empty(), "it was never heard");
 }
 
 #[test]
