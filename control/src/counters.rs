@@ -82,6 +82,8 @@ refusals! {
     SetupIncomplete = "setup-incomplete",
     /// Mix: a loop of its own in a paced class for which no bundle came in time, or no complete ack.
     LoopFailed = "loop-failed",
+    /// Mix: a setup of a paced class of whose interval it has no bundle for its own loops.
+    NoBundle = "no-bundle",
     /// A shard of a setup of a paced class for which no seat is left in its batch.
     NoRoom = "no-room",
     /// Mix 1: a shard of a second setup of an entry link for one batch of a paced class.

@@ -153,9 +153,19 @@ impl EntryAlarm {
             let (of, rounds) = self.unready;
             let is_most = of == batch && rounds.into_iter().any(|rounds| 2 * rounds > self.config.times.phase_len());
             let was_unready = is_most || why == Failure::NotReady;
-            let (at, [counted, signed]) = (self.running, decided_at(&self.config, batch));
+            let (at, [counted, signed]) = (self.running, self.decided_at(batch));
             self.failed.push(FailedSetup { batch, why, at, counted, signed, was_unready, is_confirmed: false });
         }
+    }
+
+    /// When the places around a setup that fails now are counted, and when every hop that was restarted would have
+    /// signed a bundle.
+    fn decided_at(&self, batch: u64) -> [u64; 2] {
+        let PacedConfig { times, interval_ms, terms, .. } = &self.config;
+        let (first, rounds) = (times.first(batch), u64::from(terms.rounds));
+        // The lead may have jumped while it was under way.
+        let first = if self.running.abs_diff(first) > rounds { self.running } else { first };
+        [first, first + rounds + 2 * times.round_at(interval_ms * 1_000_000)].map(|round| round + COUNTED_AFTER)
     }
 
     /// True if the entry was not ready for a setup. That excuses one in 65,536 rounds: whoever keeps handshakes from an
@@ -305,13 +315,6 @@ impl EntryAlarm {
     pub(crate) fn events(&mut self) -> Vec<PacedEvent> {
         self.raised.events()
     }
-}
-
-/// When the places around a setup that failed are counted, and when every hop that was restarted would have signed a
-/// bundle.
-fn decided_at(config: &PacedConfig, batch: u64) -> [u64; 2] {
-    let interval = config.times.round_at(config.interval_ms * 1_000_000);
-    [config.times.first(batch), config.times.first(batch + 1) + 2 * interval].map(|round| round + COUNTED_AFTER)
 }
 
 #[cfg(test)]

@@ -210,6 +210,10 @@ impl PacedHop {
             }
             Joined::Complete(parts) => parts,
         };
+        // Whoever withholds the bundle would take away the loops, which are the cover of these setups.
+        if self.wanted_interval().is_some() {
+            return Err(Refusal::NoBundle);
+        }
         let mut onion = code.decode(&parts.indexes, &parts.bytes);
         onion.truncate(onion_len(config.shape, config.suite, self.position) + TOKEN_LEN);
         let opened = open(config.shape, config.info(self.coming.batch), &onion).map_err(|why| match why {
@@ -296,10 +300,14 @@ impl PacedHop {
         let mut outcomes = Vec::new();
         match direction {
             Direction::Forward => {
-                self.forward = self.forward.max(round);
+                let before = self.forward;
+                self.forward = before.max(round);
                 outcomes.extend(self.follow(counters));
                 let next = Phase::Setup(self.position + 1);
-                let is_due = || self.config.place_of(self.coming.batch, next, self.forward).is_some();
+                let begin = self.config.rounds_of(self.coming.batch, next).start;
+                // It is over if all its rounds were left out.
+                let begins = (before + 1..=self.forward).contains(&begin);
+                let is_due = || begins || self.config.place_of(self.coming.batch, next, self.forward).is_some();
                 if !self.is_exit() && self.coming.setups.is_none() && is_due() {
                     outcomes.extend(self.begin_setups(rng, counters));
                 }
@@ -339,10 +347,11 @@ impl PacedHop {
         (0..self.coming.seats.close()).for_each(|_| counters.refuse(Refusal::SetupIncomplete));
     }
 
-    /// The next link's phase begins: each setup gets its place.
+    /// The next link's phase begins: each setup gets its place. After a stall for all rounds of the phase none is sent.
     fn begin_setups(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
         self.close(counters);
-        let failed = self.send_loops(rng, counters);
+        let is_late = self.config.place_of(self.coming.batch, Phase::Setup(self.position + 1), self.forward).is_none();
+        let failed = self.send_loops(rng, counters, is_late);
         let items = std::mem::take(&mut self.coming.items);
         let slots = self.config.setup_slots(self.position + 1);
         self.coming.setups = Some(Queue::ranked(CellKind::Setup, slots, items, rng));

@@ -34,7 +34,8 @@ pub struct LoopPlaces {
     pub lost: u64,
     /// Those for which noise came.
     pub garbled: u64,
-    /// Places of all channels of the next link, and those of them for which nothing came.
+    /// Places on the next link of loops that were set up and of channels that were heard in the batch, without those
+    /// that the floor fills, and those of them for which nothing came.
     pub link_places: u64,
     pub link_lost: u64,
 }
@@ -135,9 +136,9 @@ impl LoopsAlarm {
 
     /// Takes in what has become of loops.
     pub(super) fn decided(&mut self, outcomes: &[Outcome]) {
-        // Without a bundle nothing was sent that somebody may have dropped.
+        // Nothing was sent then that somebody may have dropped.
         let was_sent = |outcome: &&Outcome| {
-            !matches!(outcome, Outcome::Failed { why: Failure::NoBundle | Failure::BadBundle, .. })
+            !matches!(outcome, Outcome::Failed { why: Failure::NoBundle | Failure::BadBundle | Failure::NotReady, .. })
         };
         let has_failed =
             |outcome: &&Outcome| matches!(outcome, Outcome::Failed { why: Failure::NoAck | Failure::BadAck(_), .. });

@@ -33,8 +33,7 @@ pub(crate) enum Outcome {
 pub enum Failure {
     #[error("no bundle for its batch came in time")]
     NoBundle,
-    /// Only of an entry.
-    #[error("the entry was not ready in time")]
+    #[error("the node was not ready in time")]
     NotReady,
     #[error("a setup key of the bundle is of low order")]
     BadBundle,

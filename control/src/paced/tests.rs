@@ -677,7 +677,27 @@ fn loops_without_a_bundle_fail() {
     let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { why: Failure::NoBundle, .. });
     assert_eq!(world.hops.iter().map(|hop| hop.outcomes.len()).collect::<Vec<_>>(), [2, 2, 2, 0]);
     assert!(world.hops[1].outcomes.iter().all(failed) && !world.hops[0].outcomes.iter().any(failed));
-    assert!(is_ready(&world.users[0].outcomes[0]));
+    // Its setups would have no cover: not those of users, nor the loops of Mix 1.
+    assert!(world.hops[1].installs.is_empty() && !world.hops[0].installs.is_empty());
+    assert_eq!(world.refused(2, Refusal::NoBundle), 1 + 2);
+    assert_eq!(why(&world.users[0].outcomes), Some(Failure::BadAck(BadAck::Confirm(2))));
+}
+
+#[test]
+fn loops_fail_if_their_mix_stalls_while_setups_leave() {
+    let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 0);
+    let phase = world.config.rounds_of(BATCH + 1, Phase::Setup(3));
+    world.run_to(phase.start - 1);
+    let stalled = &mut world.hops[1];
+    stalled.advance(FORWARD, phase.end);
+    let [Outcome::Failed { channel: first, why, .. }, Outcome::Failed { channel: second, .. }] = stalled.outcomes[..]
+    else {
+        panic!("{} outcomes", stalled.outcomes.len())
+    };
+    assert_eq!(why, Failure::NotReady);
+    assert!(first != second && stalled.machine.cells(FORWARD, phase.end).is_empty());
+    world.run_to_batch(BATCH + 1);
+    assert_eq!(world.hops[1].outcomes.len(), 2, "they fail once");
 }
 
 #[test]

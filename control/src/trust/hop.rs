@@ -57,8 +57,8 @@ pub enum TrustEvent {
     /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
     /// down, or cannot sign. The newest bundle that it has seen, if any.
     NoBundle { newest: Option<u64> },
-    /// At a hop: the running interval ends soon and has no complete bundle, though this hop could sign it. Of the
-    /// bundle with most signatures the hops that have signed, a bit for each, that of hop 1 lowest.
+    /// At a hop: the running interval ends soon and has no complete bundle here, although it began after this hop. Of
+    /// the bundle with most signatures the hops that have signed, a bit for each, that of hop 1 lowest.
     BundleMissing { interval: u64, signed: u8 },
     /// This node's clock differs by more than two seconds from a neighbour's. Positive: the neighbour's is ahead.
     ClockOff { offset_ms: i64 },
@@ -275,6 +275,9 @@ impl HopTrust {
     /// Reports an event once, until [`HopTrust::withdraw`].
     fn report(&mut self, event: TrustEvent) {
         let same = |other: &TrustEvent| match (other, &event) {
+            (TrustEvent::BundleMissing { interval, .. }, TrustEvent::BundleMissing { interval: also, .. }) => {
+                interval == also
+            }
             (TrustEvent::SignedTwice { hop, .. }, TrustEvent::SignedTwice { hop: also, .. })
             | (TrustEvent::AmbiguousRevision { hop, .. }, TrustEvent::AmbiguousRevision { hop: also, .. }) => {
                 hop == also
@@ -504,12 +507,12 @@ impl HopTrust {
         if interval < self.first || interval <= self.started || times.signable_at(wall_ms) == interval {
             return;
         }
-        match self.view.complete(interval) {
-            Some(_) => self.withdraw(|event| matches!(event, TrustEvent::BundleMissing { .. })),
-            None => {
-                let signed = best(&self.view, interval).map_or(0, |bundle| bundle.signatures.present());
-                self.report(TrustEvent::BundleMissing { interval, signed });
-            }
+        let of_another =
+            |event: &TrustEvent| matches!(event, TrustEvent::BundleMissing { interval: of, .. } if *of != interval);
+        self.reported.retain(|event| !of_another(event));
+        if self.view.complete(interval).is_none() {
+            let signed = best(&self.view, interval).map_or(0, |bundle| bundle.signatures.present());
+            self.report(TrustEvent::BundleMissing { interval, signed });
         }
     }
 

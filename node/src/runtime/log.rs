@@ -249,8 +249,9 @@ impl Log {
                     let missing: Vec<&str> = missing.map(|(_, name)| name.as_str()).collect();
                     warn!(
                         interval,
-                        "interval {interval} has no complete bundle of keys, so no channel could be set up in it: without the \
-                         signature of {}; it is down or has just started, or its clock is off, or so is a hop on the way",
+                        "interval {interval} has no complete bundle of keys here, without which users get no new \
+                         channels: the signature of {} is missing; it is down or has just started, its clock is off, \
+                         or a hop on the way is down or keeps it back",
                         missing.join(", ")
                     );
                 }

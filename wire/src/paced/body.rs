@@ -166,7 +166,8 @@ impl EntryKeys {
     }
 
     /// Opens a backward body: as data of the exit, otherwise as one of this meeting. None if it is random (`garbled`).
-    /// Both are tried in any case: the time that it takes does not show what came.
+    /// Both are tried in any case, so that the time hardly depends on what came. An engine may take longer for what
+    /// does not open.
     ///
     /// # Panics
     /// No body of a class has this length.

@@ -283,23 +283,28 @@ fn setup_that_losses_explain_leaves_the_links_excuse() {
 /// So Mix 1 cannot end it by a jump of its clock.
 #[test]
 fn alarm_and_excuses_are_as_old_behind_a_jump() {
-    for jump in [-10 * BEFORE as i64, 2 * BEFORE as i64] {
-        let mut alarm = Entry::new().alarm;
-        alarm.advance(20 * BEFORE, true);
-        alarm.clock_is_missing();
-        alarm.failed(BATCH, Failure::NotReady);
-        alarm.advance(20 * BEFORE + 1, true);
-        let round = (20 * BEFORE + 1).saturating_add_signed(jump);
-        assert_eq!((alarm.excused(), alarm.raised().len()), (1, 1));
-        alarm.jumps_to(round);
-        alarm.failed(BATCH, Failure::NotReady);
-        alarm.advance(round + BEFORE - 2, true);
-        let causes = |alarm: &EntryAlarm| alarm.raised().iter().map(|one| one.cause).collect::<Vec<_>>();
-        let setup = Cause::Setup { batch: BATCH, why: Failure::NotReady };
-        assert!(causes(&alarm).contains(&Cause::NoClock), "{jump}");
-        assert!(causes(&alarm).contains(&setup), "its excuse is used up: {jump}");
-        alarm.advance(round + BEFORE - 1, true);
-        assert!(!causes(&alarm).contains(&Cause::NoClock), "{jump}");
+    for jump in [-2 * BEFORE as i64, 2 * BEFORE as i64] {
+        let mut entry = Entry::new();
+        entry.quiet(1);
+        entry.alarm.clock_is_missing();
+        entry.alarm.failed(BATCH, Failure::NotReady);
+        entry.quiet(4000);
+        assert_eq!((entry.alarm.excused(), entry.alarm.raised().len()), (1, 1));
+        entry.round = entry.round.saturating_add_signed(jump);
+        entry.alarm.jumps_to(entry.round);
+        // It was under way.
+        let batch = BATCH + 7;
+        entry.alarm.failed(batch, Failure::NotReady);
+        let causes = |entry: &Entry| entry.alarm.raised().iter().map(|one| one.cause).collect::<Vec<_>>();
+        let setup = Cause::Setup { batch, why: Failure::NotReady };
+        entry.quiet(2000);
+        assert!(!causes(&entry).contains(&setup), "a bundle may show a restart: {jump}");
+        entry.quiet(1000);
+        assert!(causes(&entry).contains(&setup), "its excuse is used up: {jump}");
+        entry.quiet(BEFORE - 7000);
+        assert!(causes(&entry).contains(&Cause::NoClock), "{jump}");
+        entry.quiet(1);
+        assert!(!causes(&entry).contains(&Cause::NoClock), "{jump}");
     }
 }
 

@@ -15,7 +15,13 @@ use crate::paced::queue::Item;
 impl PacedHop {
     /// Sends the setups of all loops. A number of pairs that is drawn at random meets. Each of the others has a meeting
     /// of its own, to which nobody comes: its bodies look like random ones, and take as long to make as those of pairs.
-    pub(super) fn send_loops(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters) -> Vec<Outcome> {
+    /// If it is too late for setups, all fail, and send all the same.
+    pub(super) fn send_loops(&mut self, rng: &mut ChaCha20Rng, counters: &mut Counters, is_late: bool) -> Vec<Outcome> {
+        if is_late {
+            let (batch, loops) = (self.coming.batch, 2 * self.config.terms.loops);
+            let fail = |_| Outcome::Failed { batch, channel: self.draw_number(rng), why: Failure::NotReady };
+            return (0..loops).map(fail).collect();
+        }
         let mut failed = Vec::new();
         let pairs = rng.random_range(0..=self.config.terms.loops);
         for pair in 0..self.config.terms.loops {

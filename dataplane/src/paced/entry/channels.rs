@@ -216,9 +216,11 @@ impl Channels {
         self.batches.iter().filter(|batch| batch.channel.is_some()).count()
     }
 
-    /// Batches of which no cell can come any more are forgotten, and their keys wiped.
-    pub(super) fn forget(&mut self, running: u64) {
-        let times = &self.times;
-        self.batches.retain(|batch| times.first(batch.number + 1) + BEHIND_MAX > running);
+    /// Batches of which no cell can come any more, since round `from` is the first one that counts, are forgotten, and
+    /// their keys wiped. So are those that `running` is far from: the lead has jumped back.
+    pub(super) fn forget(&mut self, from: u64, running: u64) {
+        let (times, coming) = (&self.times, self.times.batch_of(running) + 1);
+        let is_over = |batch: u64| times.first(batch + 1) + BEHIND_MAX <= from;
+        self.batches.retain(|batch| !is_over(batch.number) && batch.number <= coming + 1);
     }
 }

@@ -419,8 +419,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
         let Self { users, packer, .. } = self;
         users.clients.expire(now, |_, flow| packer.close(flow));
-        let (last, running) = (self.pacer.last(), self.pacer.running(self.clock.at(now)));
-        self.channels.forget(running.map_or(last, |running| running.min(last)));
+        let last = self.pacer.last();
+        let running = self.pacer.running(self.clock.at(now)).unwrap_or(last);
+        self.channels.forget(running.min(last), running);
     }
 }
 

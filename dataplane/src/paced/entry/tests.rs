@@ -838,6 +838,21 @@ fn without_a_lead_no_data_cell_is_accepted() {
     assert!(cells.len() >= 6 && cells.iter().all(|bytes| bench.mix.read(bytes, behind).header.seq < round));
 }
 
+/// Nobody sends in its rounds any more, and the entry would keep the keys until its time has come again.
+#[test]
+fn channel_far_ahead_of_a_lead_that_jumped_back_is_forgotten() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first + 20);
+    for (batches, kept) in [(1, 1), (5, 0)] {
+        let lead_ns = -((batches * bench.times.begin(bench.times.first(1))) as i64);
+        bench.command(Command::Lead { lead_ns, is_known: true });
+        bench.run_until(bench.entry.clock.at(bench.now) + crate::SECOND);
+        assert_eq!(bench.entry.channels.len(), kept, "{batches} batches back");
+    }
+}
+
 #[test]
 fn wait_of_datagrams_for_their_round_is_shown() {
     let mut bench = Bench::to_destination(terms());
