@@ -9,11 +9,22 @@ use wire::paced::{ControlSlots, PacedTerms, SALT_LEN};
 use wire::setup::Suite;
 
 /// Fewer channels than these, two calls, hide nobody.
-pub const FEW: u16 = 4;
+pub const HIDES_FROM: u16 = 4;
 /// Bytes of the IPv4 and UDP headers of a cell.
 const IP_UDP: u64 = 28;
 /// Rounds over which the highest rate is taken.
 const PEAK_ROUNDS: usize = 64;
+
+/// A warning if batches of so few channels carry calls that they hide nobody.
+pub fn company_warning(terms: &PacedTerms) -> Option<String> {
+    let n_min = terms.n_min;
+    (n_min < HIDES_FROM).then(|| {
+        format!(
+            "Warning: n_min = {n_min} lets batches of fewer than {HIDES_FROM} channels through, which hide\n\
+             nobody: leave it at 8 for a real chain\n"
+        )
+    })
+}
 
 /// A value for each way of using a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

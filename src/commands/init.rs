@@ -8,7 +8,7 @@ use anyhow::Context;
 use eddy_node::ceremony::assemble::interval_s;
 use eddy_node::ceremony::profile::{ClassChoice, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
-use eddy_node::figures::{FEW, Figures};
+use eddy_node::figures::{Figures, company_warning};
 use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
@@ -229,21 +229,16 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
 
     for PlannedClass { terms, .. } in &plan.paced {
         let _ = write!(text, "\n{}", Figures::of(terms, plan.suite, plan.hops.len()).text(terms));
+        text.extend(company_warning(terms).map(|warning| format!("\n{warning}")));
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
-        let among = match terms.n_min {
-            few @ ..FEW => format!(
-                "of a batch. Warning:\nn_min = {few} lets batches of two or three users through, which hide nobody: \
-                 leave\nit at 8 for a real chain"
-            ),
-            n_min => format!("of a batch:\n{n_min} or more (n_min)"),
-        };
         let _ = write!(
             text,
-            "\nTwo users call each other, hidden among the users {among}.\n\
+            "\nTwo users call each other, hidden among the users of a batch:\n{} or more (n_min).\n\
              Both have the secret that one of them makes:\n\n  \
              eddy meet new --out call.secret\n  \
              eddy entry --chain {} --forward 5000=meet:@call.secret,class={}\n",
+            terms.n_min,
             files.chain.display(),
             terms.name
         );

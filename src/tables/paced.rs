@@ -1,6 +1,6 @@
 //! Lines of `eddy status` about a paced class.
 
-use eddy_node::figures::FEW;
+use eddy_node::figures::HIDES_FROM;
 use eddy_node::report::NodeReport;
 use eddy_node::report::paced::{
     CauseKind, CauseReport, ClockReport, CompanyReport, EndToEndReport, LoopsReport, MeetingReport, OutagesReport,
@@ -24,11 +24,11 @@ fn promise(entry: &PacedEntryReport) -> String {
         return "promise: none before it has a channel\n".to_owned();
     }
     let among = match entry.company {
-        Some(CompanyReport { channels, n_min, .. }) if channels < n_min && n_min < FEW => {
+        Some(CompanyReport { channels, n_min, .. }) if channels < n_min && n_min < HIDES_FROM => {
             return format!("promise: none, because batches of {n_min} channels (n_min) hide nobody\n");
         }
         Some(company) if company.is_low() => format!("{} or more channels", company.n_min),
-        Some(CompanyReport { channels, .. }) if channels < FEW => {
+        Some(CompanyReport { channels, .. }) if channels < HIDES_FROM => {
             return format!("promise: none, because {channels} channels in a batch hide nobody\n");
         }
         Some(CompanyReport { channels, .. }) => format!("{channels} channels"),

@@ -216,7 +216,7 @@ impl Chain {
 
     /// From now on all copies of the cells of some rounds are lost on their way to Mix 1: those for which [`is_lost`].
     pub fn lose_rounds(&self) {
-        let (begin, period) = (self.round_at(0), self.times.begin(1));
+        let (begin, period) = (self.round_at(0), self.times.period());
         self.attack(move |now, datagram| {
             // An entry may be a little early. Copies follow one round later.
             let sent_in = begin + (now + 5 * MILLI) / period;
@@ -242,7 +242,7 @@ impl Chain {
     /// The cells of a link in these rounds: round, time and bytes.
     pub fn cells(&self, link: LinkOf, direction: Direction, rounds: Range<u64>) -> Vec<(u64, Nanos, Vec<u8>)> {
         let ((from, to), offset) = (ends(link, direction), self.offset(link, direction));
-        let (half, len) = (self.times.begin(1) / 2, self.terms.class.cell_len());
+        let (half, len) = (self.times.period() / 2, self.terms.class.cell_len());
         let seen = self.seen();
         let of_link = seen.iter().filter(|seen| (seen.from, seen.to, seen.bytes.len()) == (from, to, len));
         let with_round = of_link.map(|seen| (self.round_at(seen.at + half - offset), seen.at, seen.bytes.clone()));
@@ -318,7 +318,7 @@ impl Chain {
         let is_cell = |seen: &&Seen| seen.from == from && seen.to == to && seen.bytes.len() == len;
         for seen in self.seen().iter().filter(is_cell) {
             // An entry may be a little early, and so may a hop whose clock is not right.
-            let round = self.round_at(seen.at + self.times.begin(1) / 2 - offset);
+            let round = self.round_at(seen.at + self.times.period() / 2 - offset);
             if rounds.contains(&round) {
                 counts[(round - rounds.start) as usize] += 1;
             }

@@ -208,7 +208,7 @@ fn paced_class_has_the_port_after_those_of_lanes() {
         "# 127.0.0.1:4701",
         "# 127.0.0.1:4705",
         "class voice (paced-S):",
-        "Warning:\nn_min = 2 lets batches of two or three users through, which hide nobody",
+        "Warning: n_min = 2 lets batches of fewer than 4 channels through, which hide\nnobody",
         "eddy entry --chain x/chain.toml --forward 5000=",
         "meet:@call.secret,class=voice",
         "link MTU 1388 (video).",

@@ -137,7 +137,7 @@ impl Damage {
 /// Puts somebody on a link who alters cells.
 fn alter(chain: &Chain, link: usize, direction: Direction, damage: &Rc<RefCell<Damage>>) {
     let (damage, keys, len) = (damage.clone(), chain.header_keys(), chain.terms.class.cell_len());
-    let (times, pause) = (chain.times.clone(), chain.times.begin(1) / 2);
+    let (times, pause) = (chain.times.clone(), chain.times.period() / 2);
     chain.attack(move |now, mut datagram| {
         let up = |up: usize| if link == 1 { up >= FIRST_ENTRY } else { up + 1 == link };
         let of_link = link_of(datagram.from, datagram.to).filter(|(node, way)| up(*node) && *way == direction);

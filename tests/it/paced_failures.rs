@@ -309,7 +309,7 @@ fn link_that_is_cut_for_30_s_has_channels_again() {
 fn most_off_time(chain: &Chain, hop: usize, direction: Direction, rounds: Range<u64>) -> Duration {
     let link = if direction == Forward { hop + 1 } else { hop };
     let (from, to) = ends((link, 0), direction);
-    let (offset, period) = (chain.times.offset(direction, hop), chain.times.begin(1));
+    let (offset, period) = (chain.times.offset(direction, hop), chain.times.period());
     let of_link = |seen: &&Seen| (seen.from, seen.to) == (from, to) && rounds.contains(&chain.round_at(seen.at));
     let off = |seen: &Seen| {
         let after = (seen.at + period - offset % period) % period;

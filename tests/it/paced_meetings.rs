@@ -101,7 +101,7 @@ fn repeat_brings_what_all_copies_have_lost() {
     // What came while a full cell was repeated waits for one more round.
     assert!(outside <= 45.0 && most_outside <= 60.0 && inside <= 60.0 && most_inside <= 75.0);
     // One that was rescued leaves the exit with the others of its round, a round later than without repeat.
-    let (period, offset) = (chain.times.begin(1), chain.times.offset(Forward, HOPS));
+    let (period, offset) = (chain.times.period(), chain.times.offset(Forward, HOPS));
     for (at, _) in chain.at_destination() {
         assert_eq!(at % period, offset % period, "when datagrams leave the exit");
     }

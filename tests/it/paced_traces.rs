@@ -162,7 +162,7 @@ fn lost_setup_leaves_the_trace_of_a_run_without_its_entry() {
 #[test]
 fn isolated_entry_has_the_company_of_the_loops_of_mixes() {
     let mut chain = Chain::new(&PacedTerms { loops: 2, ..few_seats() }, 3).start();
-    let (first, period) = (chain.batch(), chain.times.begin(1));
+    let (first, period) = (chain.batch(), chain.times.period());
     let others = [102, 103].map(|entry| link_address(entry, Side::Down));
     let phase = chain.times.rounds_of(first, Phase::Setup(1));
     let held = chain.begins(phase.start) - period..chain.begins(phase.end + 12);

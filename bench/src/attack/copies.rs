@@ -45,12 +45,12 @@ impl Copies {
                 list.pop_front();
             }
             // An entry may be a little early.
-            let round = self.times.round_at(sent + self.times.begin(1) / 2);
+            let round = self.times.round_at(sent + self.times.period() / 2);
             list.push_back(Waiting { hash, round, copies: 0, came: false });
             list.len() - 1
         });
         let cell = &mut list[found];
-        let release = self.times.begin(cell.round) + self.times.offset(Direction::Forward, 1);
+        let release = self.times.due(Direction::Forward, 1, cell.round);
         cell.copies += 1;
         cell.came |= arrives.is_some_and(|arrives| arrives < release);
         if cell.copies < self.terms.copies {

@@ -154,7 +154,7 @@ impl Plant {
 
     /// The round whose cells a hop sends at this time.
     fn round_of(&self, sent: Nanos, direction: Direction, hop: usize) -> u64 {
-        self.times.round_at(sent + self.times.begin(1) / 2 - self.times.offset(direction, hop))
+        self.times.round_at(sent + self.times.period() / 2 - self.times.offset(direction, hop))
     }
 }
 

@@ -191,7 +191,7 @@ impl<'a> Generator<'a> {
                 Direction::Backward => (down, ends[1].len()),
             };
             let copies = if direction == Direction::Forward { plan.copies() } else { vec![0] };
-            let until_release = plan.sends_before() + copies.iter().max().unwrap_or(&0) * times.begin(1);
+            let until_release = plan.sends_before() + copies.iter().max().unwrap_or(&0) * times.period();
             let order = if senders > 1 { 0..senders as u32 } else { 1..plan.channels + 1 };
             Way {
                 to,
@@ -245,7 +245,7 @@ impl<'a> Generator<'a> {
     ) -> anyhow::Result<Seen> {
         let last = |direction| self.times.offset(direction, self.plan.position);
         let last = last(Direction::Forward).max(last(Direction::Backward));
-        let copies = self.plan.copies().iter().max().unwrap_or(&0) * self.times.begin(1);
+        let copies = self.plan.copies().iter().max().unwrap_or(&0) * self.times.period();
         let end = self.times.begin(self.plan.end()) + last + copies + AFTER;
         let mut snapshots =
             [self.plan.measured_from(), self.plan.end()].map(|round| self.times.begin(round)).into_iter();

@@ -200,6 +200,14 @@ struct Latest {
     lost: u64,
 }
 
+/// What a report can say.
+pub(super) struct Bounds {
+    /// Most places in a round.
+    pub(super) per_round: u64,
+    /// The round at which this node is.
+    pub(super) running: u64,
+}
+
 /// Rounds of one count. The count before it is kept, too.
 const LATEST: u64 = 1000;
 
@@ -210,18 +218,17 @@ impl Reported {
         (before.places + now.places, before.lost + now.lost)
     }
 
-    /// Takes in running totals, of at most `places` in a round, while this node is at round `running`. Returns what
-    /// they add; none if they are the first ones, or not later than the last.
+    /// Takes in running totals. Returns what they add; none if they are the first ones, or not later than the last.
     ///
     /// # Errors
     /// They are of rounds to come, or what they add is impossible (SPEC 9.15.2).
-    pub(super) fn take(&mut self, report: Report, (places, running): (u64, u64)) -> Result<Option<Report>, Refusal> {
-        if report.first > report.last || report.last >= running + AHEAD_MAX {
+    pub(super) fn take(&mut self, report: Report, bounds: Bounds) -> Result<Option<Report>, Refusal> {
+        if report.first > report.last || report.last >= bounds.running + AHEAD_MAX {
             return Err(Refusal::CellMalformed);
         }
         let Some(last) = self.last else { return Ok(self.last.replace(report)) };
         let Some(new) = report.since(last) else { return Ok(None) };
-        let most = (new.last + 1 - new.first) * places;
+        let most = (new.last + 1 - new.first) * bounds.per_round;
         if new.lost > new.filled || new.filled > new.places || u64::from(new.places) > most {
             return Err(Refusal::CellMalformed);
         }

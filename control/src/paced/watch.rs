@@ -11,7 +11,7 @@ use super::entry_alarm::EntryAlarm;
 use super::lead::MEMORY;
 use super::loops_alarm::{LoopPlaces, LoopsAlarm};
 use super::losses::Places;
-use super::status::{BatchSize, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
+use super::status::{BatchSize, Bounds, EntryStatus, HopStatus, NeighbourClock, PacedEvent, Reported};
 use super::{Lead, Outcome, PacedConfig, PacedEntry, PacedHop};
 use crate::counters::Refusal;
 
@@ -68,7 +68,7 @@ impl EntryWatch {
     /// # Errors
     /// It is of rounds to come, or impossible.
     pub(super) fn report(&mut self, report: Report, running: u64) -> Result<(), Refusal> {
-        let new = self.forward.take(report, (self.alarm.cells(), running))?;
+        let new = self.forward.take(report, Bounds { per_round: self.alarm.cells(), running })?;
         self.alarm.report(report.last, new);
         Ok(())
     }
@@ -125,8 +125,9 @@ impl EntryWatch {
         entry: &PacedEntry,
         (lead, time): (&Lead, u64),
         round: u64,
-        (is_up, is_ready): (bool, bool),
+        is_up: bool,
     ) -> Vec<PacedEvent> {
+        let is_ready = is_up && lead.lead_ns().is_some();
         self.follow_clock(lead.sampled_at().unwrap_or(0), time, is_up);
         self.alarm.advance(round, is_ready);
         let mut events = self.alarm.events();
@@ -232,9 +233,9 @@ impl HopWatch {
     ) -> Result<(), Refusal> {
         let [up, down] = self.places;
         match side {
-            Side::Up => _ = self.backward.take(report, (up, released))?,
+            Side::Up => _ = self.backward.take(report, Bounds { per_round: up, running: released })?,
             Side::Down => {
-                let new = self.forward.take(report, (down, released))?;
+                let new = self.forward.take(report, Bounds { per_round: down, running: released })?;
                 let is_other = self.next_link.replace(link) != Some(link);
                 match &mut self.loops {
                     // What it adds may be of the link before.
@@ -431,7 +432,7 @@ mod tests {
         let config = PacedConfig::new([0xcc; 32], terms(), (4, Suite::Hybrid, 10));
         let (mut watch, lead) = (EntryWatch::new(config.clone()), Lead::new(&config.terms, 0));
         let entry = PacedEntry::new(config, &mut rng, 1000);
-        let mut events = |time| watch.advance(&entry, (&lead, time), 1000, (true, false));
+        let mut events = |time| watch.advance(&entry, (&lead, time), 1000, true);
         assert_eq!((events(100 * S), events(140 * S - 1)), (Vec::new(), Vec::new()));
         assert_eq!(events(140 * S), [PacedEvent::Dropping(Cause::NoClock)]);
     }
@@ -444,9 +445,8 @@ mod tests {
         let (mut watch, mut lead) = (EntryWatch::new(config.clone()), Lead::new(&config.terms, 0));
         let entry = PacedEntry::new(config, &mut rng, 1000);
         let sample = |lead: &mut Lead, at| lead.sample(at, ClockCell { sent: 1, peer: at, received: at });
-        let raised = |watch: &mut EntryWatch, lead: &Lead, time: u64, is_ready| {
-            let is_up = is_ready;
-            let events = watch.advance(&entry, (lead, time), 1000, (is_up, is_ready && lead.lead_ns().is_some()));
+        let raised = |watch: &mut EntryWatch, lead: &Lead, time: u64, is_up| {
+            let events = watch.advance(&entry, (lead, time), 1000, is_up);
             events.contains(&PacedEvent::Dropping(Cause::NoClock))
         };
         assert!(!raised(&mut watch, &lead, 50 * S, true) && !raised(&mut watch, &lead, 89 * S, true));

@@ -20,7 +20,7 @@ pub(super) struct ControlLimits {
     period: Nanos,
     per_round: u64,
     /// The reason for which repeated cells are dropped.
-    repeated: DropReason,
+    pub(super) repeated: DropReason,
 }
 
 impl ControlLimits {

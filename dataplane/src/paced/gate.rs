@@ -166,7 +166,6 @@ impl Gate {
         rounds: &mut Rounds,
         at: ArrivalTime,
         channel: impl Fn(LinkId, &PacedHeader) -> Option<usize>,
-        expects_copies: bool,
         punts: &mut PuntSender,
         free: &mut FreeList,
         tally: &mut Tally,
@@ -182,7 +181,7 @@ impl Gate {
         };
         self.admit(arrivals, links, (Some(rounds.released()), at), place, punts, free, tally, out);
         for copy in out.extract_if(.., |cell| !rounds.claim(cell.header.seq, cell.place)) {
-            tally.drop(if expects_copies { DropReason::Copy } else { DropReason::Replay });
+            tally.drop(self.control.repeated);
             free.give(copy.cell.into_buffer());
         }
         for cell in out {

@@ -229,9 +229,7 @@ impl PacedLinks {
     pub(super) fn outgoing(&mut self, link: LinkId) -> Option<Outgoing<'_>> {
         let live = self.links.link(link)?;
         let slot = live.current()?;
-        // Links number a few thousand at most, slots of one link three.
-        let current = live.slots().find(|(_, other)| std::ptr::eq(*other, slot)).map(|(_, slot)| slot.id())?;
-        let (_, keys) = self.keys.get_mut(&link)?.iter_mut().find(|(id, _)| *id == current)?;
+        let (_, keys) = self.keys.get_mut(&link)?.iter_mut().find(|(id, _)| *id == slot.id())?;
         Some(Outgoing { peer: live.peer(), header: slot.outgoing(), keys })
     }
 }

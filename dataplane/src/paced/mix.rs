@@ -304,19 +304,19 @@ impl<U: Port, D: Port> Mix<U, D> {
             Direction::Forward => up,
             Direction::Backward => down,
         };
-        let expects_copies = is_first && direction == Direction::Forward;
+        let faces_entries = is_first && direction == Direction::Forward;
         let count = port.recv(free, arrivals);
         if count == 0 {
             return 0;
         }
         let channel = |link, header: &PacedHeader| {
-            let found = batches.find(direction, header.seq, expects_copies.then_some(link), header.channel);
+            let found = batches.find(direction, header.seq, faces_entries.then_some(link), header.channel);
             // Looked up for all, so that those of loops take no longer.
             let own = (direction == Direction::Backward).then(|| loops.find(header.seq, header.channel));
             found.or(own.flatten())
         };
         let at = ArrivalTime { turn: now, class: clock.at(now) };
-        gate.claim((arrivals, links), rounds, at, channel, expects_copies, punts, free, tally, arrived);
+        gate.claim((arrivals, links), rounds, at, channel, punts, free, tally, arrived);
         let body_len = settings.terms.class.body_len();
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();

@@ -92,7 +92,7 @@ impl Settings {
     /// When this hop releases rounds.
     fn schedule(&self, direction: Direction) -> Schedule {
         let times = self.times();
-        Schedule::new(times.begin(1), times.offset(direction, self.position))
+        Schedule::new(times.period(), times.offset(direction, self.position))
     }
 
     /// The control slots of the link that cells of this direction leave on.
@@ -111,7 +111,7 @@ impl Settings {
             Side::Down => (self.position + 1, Direction::Backward),
         };
         let slots = ControlSlots::new(&self.terms, self.suite, self.hops, link, direction);
-        ControlLimits::new(self.times().begin(1), slots.most(), link == 1)
+        ControlLimits::new(self.times().period(), slots.most(), link == 1)
     }
 
     /// Most channels of a batch on the link that comes in at this hop.

@@ -45,6 +45,11 @@ impl Timetable {
         Timetable { period_ns, rounds: terms.rounds.into(), hops, forward, backward }
     }
 
+    /// T, in ns.
+    pub fn period(&self) -> u64 {
+        self.period_ns
+    }
+
     /// When round `round` begins.
     pub fn begin(&self, round: u64) -> u64 {
         round * self.period_ns
@@ -61,6 +66,16 @@ impl Timetable {
             Direction::Forward => self.forward[hop - 1],
             Direction::Backward => self.backward[hop - 1],
         }
+    }
+
+    /// When hop `hop`, from 1, releases round `round`.
+    pub fn due(&self, direction: Direction, hop: usize, round: u64) -> u64 {
+        self.begin(round) + self.offset(direction, hop)
+    }
+
+    /// The last round that hop `hop`, from 1, has to release by `now_ns`.
+    pub fn last_due(&self, direction: Direction, hop: usize, now_ns: u64) -> u64 {
+        self.round_at(now_ns.saturating_sub(self.offset(direction, hop)))
     }
 
     /// The batch of a round.

@@ -101,7 +101,7 @@ impl EntryPart {
     }
 
     fn period(&self) -> u64 {
-        self.entry.config().times.begin(1)
+        self.entry.config().times.period()
     }
 
     pub(super) fn tick(&mut self, cx: &mut Context, links: &Links, trust: &mut Trust, at: ClassTime) {
@@ -122,7 +122,7 @@ impl EntryPart {
             let outcomes = self.entry.advance(&mut cx.rng, &mut cx.counters, self.next, is_ready);
             self.pass_numbers(cx);
             self.pass_outcomes(cx, at.class_ns, outcomes);
-            let events = self.watch.advance(&self.entry, (&self.lead, at.class_ns), self.next, (is_up, is_ready));
+            let events = self.watch.advance(&self.entry, (&self.lead, at.class_ns), self.next, is_up);
             events.into_iter().for_each(|event| cx.event(Event::Paced(event)));
             if let Some(cell) = self.entry.cell(self.next) {
                 place(cx, Direction::Forward, self.next, cell);

@@ -35,8 +35,8 @@ pub(super) struct HopPart {
 
 impl HopPart {
     pub(super) fn new(config: PacedConfig, position: usize, unix_ns: u64) -> HopPart {
-        let [forward, backward] =
-            [Direction::Forward, Direction::Backward].map(|direction| last_due(&config, direction, position, unix_ns));
+        let [forward, backward] = [Direction::Forward, Direction::Backward]
+            .map(|direction| config.times.last_due(direction, position, unix_ns));
         HopPart {
             watch: HopWatch::new(&config, position, backward),
             hop: PacedHop::new(config, position, [forward, backward]),
@@ -53,9 +53,9 @@ impl HopPart {
 
     /// When the next round is to be handed over, by the class's clock.
     pub(super) fn due(&self) -> u64 {
-        let (config, [forward, backward]) = (self.hop.config(), self.next);
-        let at = |direction, round| config.times.begin(round) + config.times.offset(direction, self.position);
-        at(Direction::Forward, forward).min(at(Direction::Backward, backward)).saturating_sub(config.times.begin(1))
+        let (times, [forward, backward]) = (&self.hop.config().times, self.next);
+        let due = |direction, round| times.due(direction, self.position, round);
+        due(Direction::Forward, forward).min(due(Direction::Backward, backward)).saturating_sub(times.period())
     }
 
     pub(super) fn tick(&mut self, cx: &mut Context, trust: &Trust, at: ClassTime) {
@@ -73,8 +73,8 @@ impl HopPart {
     fn hand_over(&mut self, cx: &mut Context, direction: Direction, at: ClassTime) {
         let HopPart { hop, position, next, watch, .. } = self;
         let next = &mut next[direction as usize];
-        let period = hop.config().times.begin(1);
-        let last = last_due(hop.config(), direction, *position, at.class_ns + period);
+        let period = hop.config().times.period();
+        let last = hop.config().times.last_due(direction, *position, at.class_ns + period);
         *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
         while *next <= last {
             if direction == Direction::Forward {
@@ -192,11 +192,6 @@ impl HopPart {
 /// The side of a link to another hop. None of an entry's: it says nothing but the time.
 fn side_of_hop(cx: &Context, links: &Links, link: LinkId) -> Option<Side> {
     links.side(link).filter(|side| *side == Side::Down || !cx.config.faces_entries())
-}
-
-/// The last round that is due.
-fn last_due(config: &PacedConfig, direction: Direction, position: usize, time: u64) -> u64 {
-    config.times.round_at(time.saturating_sub(config.times.offset(direction, position)))
 }
 
 /// What has become of loops. Those that failed send as well: the number of cells does not show it.

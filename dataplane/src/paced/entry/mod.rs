@@ -70,6 +70,7 @@ pub use pacer::PREPARE;
 use pacer::Pacer;
 use packer::{FlowAt, Packer, SESSION, Waiting};
 use rounds::{EARLY, Ready};
+use shown::Told;
 pub use shown::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages, Waits};
 
 /// In this time before a round is due the worker reads nothing: what comes would delay it.
@@ -140,8 +141,7 @@ pub struct Entry<D, A> {
     out_ends: Nanos,
     /// The last round whose backward places were counted, and one more.
     counted: u64,
-    /// The same of what control has heard of, and places and lost ones up to there.
-    reported: (u64, u64, u64),
+    told: Told,
     /// How long datagrams waited for the rounds since then.
     waits: Histogram,
     view: EntryView,
@@ -212,7 +212,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let packer = Packer::new(terms, inner);
         // Backward AGAIN travels in meetings alone.
         let fragmented = if meeting.is_some() { packer.fresh_max() } else { payload };
-        let period = times.begin(1);
+        let period = times.period();
         let mut users = Users::new(listeners, now);
         users.clients.session_up(SESSION);
         let mut session = [0; 16];
@@ -243,7 +243,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             is_quiet: false,
             out_ends: 0,
             counted: 0,
-            reported: (0, 0, 0),
+            told: Told::default(),
             waits: Histogram::default(),
             view: EntryView::default(),
             clock,

@@ -16,6 +16,14 @@ pub const LOST_AFTER: u64 = 100;
 /// Lost places are counted this many rounds back at most.
 pub(super) const COUNTED_MAX: u64 = 128;
 
+/// What control has heard of lost places: those of the rounds before `next`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    next: u64,
+    places: u64,
+    lost: u64,
+}
+
 /// What the entry of a meeting sees of it (SPEC 9.13.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MeetingState {
@@ -114,8 +122,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
         }
         self.counted = self.counted.max(end);
-        let (first, places, lost) = self.reported;
-        if self.counted < first + REPORT_EVERY {
+        let Told { next, places, lost } = self.told;
+        if self.counted < next + REPORT_EVERY {
             return;
         }
         if self.waits.count() > 0 {
@@ -123,14 +131,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.view.waits = Some(Waits { p50: waits.quantile(0.5), p99: waits.quantile(0.99) });
         }
         let lost = Punt::PacedPlaces {
-            first,
-            rounds: self.counted - first,
+            first: next,
+            rounds: self.counted - next,
             places: self.view.places - places,
             lost: self.view.lost - lost,
         };
         // Nothing is known of the rounds before the first one that was counted.
-        if first == 0 || self.punts.send(lost) {
-            self.reported = (self.counted, self.view.places, self.view.lost);
+        if next == 0 || self.punts.send(lost) {
+            self.told = Told { next: self.counted, places: self.view.places, lost: self.view.lost };
         }
     }
 

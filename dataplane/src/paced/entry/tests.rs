@@ -867,7 +867,7 @@ fn wait_of_datagrams_for_their_round_is_shown() {
     }
     bench.run_to(first + 260);
     let Waits { p50, p99 } = bench.shown().waits.expect("datagrams have left");
-    let period = bench.times.begin(1);
+    let period = bench.times.period();
     assert!(p50 >= period && p99 <= period * 9 / 8, "{p50} and {p99} of {period}");
 }
 

@@ -258,7 +258,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 |_: LinkId, header: &PacedHeader| batches.find(Direction::Forward, header.seq, None, header.channel);
             let at = ArrivalTime { turn: now, class: clock.at(now) };
             let tally = &mut tally.forward;
-            gate.claim((arrivals, links), rounds, at, channel, false, punts, free, tally, arrived);
+            gate.claim((arrivals, links), rounds, at, channel, punts, free, tally, arrived);
             self.encipher_joined();
             self.open_data();
             if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {

@@ -29,7 +29,8 @@ use crate::socket::apps::Apps;
 use crate::{MILLI, Nanos, SECOND};
 
 /// A session lasts for this long after a cell has named it, and for this many batches.
-const SESSION_LASTS: (Nanos, u64) = (60 * SECOND, 3);
+const SESSION_LASTS: Nanos = 60 * SECOND;
+const SESSION_BATCHES: u64 = 3;
 
 /// Idle flows that one step ends.
 const EXPIRE: usize = 16;
@@ -136,8 +137,8 @@ impl<A: Apps> Outside<A> {
         let age = AgeLimit::new(gateway.max_age);
         let (waits, period) = (nanos(queue_age), Nanos::from(terms.period_ms) * MILLI);
         // What cannot leave in a minute has no use.
-        let cells = (waits.min(SESSION_LASTS.0) / period + 1) as usize * usize::from(terms.cells);
-        let lasts = SESSION_LASTS.0.max(SESSION_LASTS.1 * u64::from(terms.rounds) * period);
+        let cells = (waits.min(SESSION_LASTS) / period + 1) as usize * usize::from(terms.cells);
+        let lasts = SESSION_LASTS.max(SESSION_BATCHES * u64::from(terms.rounds) * period);
         Outside {
             apps,
             gateway: Gateway::new(gateway, payload, fragments, now).without_moves(),
@@ -323,7 +324,7 @@ impl<A: Apps> Outside<A> {
                 }
                 return None;
             }
-            Work::Receive => return None,
+            Work::Receive => unreachable!("receives are taken out before"),
             Work::Tick => {
                 self.sessions.drop_aged(now, &mut self.tally.backward);
                 self.sessions.stale(now).into_iter().for_each(|session| self.end_session(session));

@@ -172,7 +172,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     /// Queues a report to whoever sends in this direction, and to entries the company.
     fn report(&mut self, direction: Direction, last: u64) {
         let is_first = self.is_first();
-        let Self { pipes, links, batches, settings, times, .. } = self;
+        let Self { pipes, links, batches, settings, .. } = self;
         if ReportCounts::is_due(last) {
             if direction == Direction::Forward && is_first {
                 for link in links.entries_heard_since(0) {
@@ -187,7 +187,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             pipes[direction].places.reported(last, |link| links.links.side(link).is_some());
         }
         if is_first && direction == Direction::Backward && last.is_multiple_of(COMPANY_EVERY) {
-            let channels = batches.of_round(times.first(times.batch_of(last))).len() as u16;
+            let channels = batches.of_round(last).len() as u16;
             let company = Company { channels, n_min: settings.terms.n_min };
             for link in links.entries_heard_since(0) {
                 let cell = Control::link(LinkContent::Company, &company.to_bytes());
