@@ -26,10 +26,10 @@ pub(super) struct Leaving {
     pub(super) sub: u8,
 }
 
-/// A round that leaves.
+/// A release: the round that leaves.
 #[derive(Clone, Copy)]
-pub(super) struct Round {
-    pub(super) number: u64,
+pub(super) struct Release {
+    pub(super) round: u64,
     /// When it is due, by the class's clock.
     pub(super) due: Nanos,
     pub(super) slots: SlotCount,
@@ -58,11 +58,11 @@ impl Clocks {
         }
     }
 
-    fn cell(&mut self, link: LinkId, round: Round) -> ClockCell {
+    fn cell(&mut self, link: LinkId, release: Release) -> ClockCell {
         match self {
             Clocks::OfPeer(seen) => {
                 let (peer, received) = seen.get(&link).copied().unwrap_or_default();
-                ClockCell { sent: round.due, peer, received }
+                ClockCell { sent: release.due, peer, received }
             }
             Clocks::Numbered(numbers) => {
                 let number = numbers.entry(link).or_default();
@@ -181,7 +181,7 @@ impl Sender {
     pub(super) fn leave(
         &mut self,
         (link, key): (Option<LinkId>, Option<LinkId>),
-        round: Round,
+        release: Release,
         data: impl Iterator<Item = Leaving>,
         links: &mut PacedLinks,
         out: &mut Departures,
@@ -205,20 +205,20 @@ impl Sender {
                 ahead.cell.prefetch(class.cell_len());
             }
             let tag = outgoing.tag(cell.body_mut(body_len));
-            let header = PacedHeader { channel: number, seq: round.number, sub, kind: CellKind::Data, class, tag };
+            let header = PacedHeader { channel: number, seq: release.round, sub, kind: CellKind::Data, class, tag };
             self.cells.push((cell, header.to_block()));
         }
         drop(leaving);
 
         let control = self.control.entry(key).or_default();
-        if round.number.is_multiple_of(CLOCK_EVERY) {
+        if release.round.is_multiple_of(CLOCK_EVERY) {
             let _ = control.queue(Control::link(LinkContent::Clock, &[]));
         }
-        control.take(round.number, round.slots, &mut self.taken);
+        control.take(release.round, release.slots, &mut self.taken);
         // It says the time of the slot that it has got.
         let empty = Control::link(LinkContent::Clock, &[]);
         let clock = self.taken.iter_mut().find(|cell| **cell == empty).map(|cell| {
-            let clock = self.clocks.cell(link, round);
+            let clock = self.clocks.cell(link, release);
             *cell = Control::link(LinkContent::Clock, &clock.to_bytes());
             clock
         });
@@ -246,7 +246,7 @@ impl Sender {
         self.blocks.extend(self.cells.iter().map(|(_, block)| *block));
         outgoing.encipher(&mut self.blocks);
         self.sealed.extend(self.cells.drain(..).zip(&self.blocks).map(|((cell, _), block)| cell.seal(block)));
-        self.add_copies(link, round.number, free, tally);
+        self.add_copies(link, release.round, free, tally);
         self.sealed.shuffle(&mut self.rng);
         out.push_run(self.sealed.drain(..), outgoing.peer);
         links.sent(link);

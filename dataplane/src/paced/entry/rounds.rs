@@ -13,7 +13,7 @@ use super::{Entry, QUIET, packer};
 use crate::batch::Departures;
 use crate::buffer::Cell;
 use crate::ledger::DropReason;
-use crate::paced::sender::{Leaving, Round};
+use crate::paced::sender::{Leaving, Release};
 use crate::punt::Punt;
 use crate::runner::BLOCKED_WAIT;
 use crate::socket::Port;
@@ -103,9 +103,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         crate::rekey(rng);
         pacer.prepared(round, is_sealed);
         let due = pacer.due_at(round);
-        let of_round = Round { number: round, due, slots: slots.of(times, round) };
+        let release = Release { round, due, slots: slots.of(times, round) };
         let link = links.neighbour(Side::Down);
-        let clock_cell = sender.leave((link, None), of_round, leaving.into_iter(), links, prepared, free, tally);
+        let clock_cell = sender.leave((link, None), release, leaving.into_iter(), links, prepared, free, tally);
         if let (Some(link), Some(ClockCell { sent: clock_number, .. })) = (link, clock_cell) {
             // If it is lost, this clock cell gives no sample.
             let _ = punts.send(Punt::PacedClockSent { link, number: clock_number, sent_ns: due });

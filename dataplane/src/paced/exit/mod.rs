@@ -34,7 +34,7 @@ use super::batches::{Batches, Channel};
 use super::gate::{ArrivalTime, Arrived, Gate};
 use super::links::PacedLinks;
 use super::report_counts::ReportCounts;
-use super::sender::{Leaving, Round, Sender};
+use super::sender::{Leaving, Release, Sender};
 use super::{ChannelAt, Command, RECEIVES};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Opened};
@@ -324,21 +324,21 @@ impl<U: Port, A: Apps> Exit<U, A> {
         out.lose(out.len(), free);
         let passed = due.end() - std::mem::replace(&mut self.released, *due.end());
         let mut left = 0;
-        while let Some((number, cells)) = sealed.pop_front_if(|(number, _)| *number <= *due.end()) {
-            if !due.contains(&number) {
+        while let Some((round, cells)) = sealed.pop_front_if(|(round, _)| *round <= *due.end()) {
+            if !due.contains(&round) {
                 tally.drop_many(DropReason::Skipped, cells.len() as u64);
                 cells.into_iter().for_each(|leaving| free.give(leaving.cell.into_buffer()));
                 continue;
             }
             left += 1;
-            let round = Round { number, due: schedules.backward.due_at(number), slots: slots.of(times, number) };
-            let of_channels = batches.of_round(number).len() * usize::from(class.terms.cells);
+            let release = Release { round, due: schedules.backward.due_at(round), slots: slots.of(times, round) };
+            let of_channels = batches.of_round(round).len() * usize::from(class.terms.cells);
             let (link, before) = (links.neighbour(Side::Up), out.len());
-            sender.leave((link, None), round, cells.into_iter(), links, out, free, tally);
+            sender.leave((link, None), release, cells.into_iter(), links, out, free, tally);
             if link.is_some() {
-                counts.add(out.len() - before, round.slots.total(), of_channels);
+                counts.add(out.len() - before, release.slots.total(), of_channels);
             }
-            sender.end_round(number, free);
+            sender.end_round(round, free);
         }
         counts.skipped += passed - left;
         // With repeat, frames of the last round that was released forward have yet to take effect.

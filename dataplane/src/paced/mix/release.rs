@@ -11,7 +11,7 @@ use super::{Mix, Pipe};
 use crate::ledger::DropReason;
 use crate::paced::control_cells::Control;
 use crate::paced::report_counts::ReportCounts;
-use crate::paced::sender::{Leaving, Round};
+use crate::paced::sender::{Leaving, Release};
 use crate::punt::Punt;
 use crate::socket::Port;
 use crate::stage::rounds::{Origin, Released};
@@ -49,44 +49,44 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
     }
 
-    fn release_round(&mut self, direction: Direction, number: u64, now: Nanos) {
-        let channels = self.batches.of_round(number).len();
+    fn release_round(&mut self, direction: Direction, round: u64, now: Nanos) {
+        let channels = self.batches.of_round(round).len();
         // No channel joins or leaves a batch that has begun, so all its rounds in both directions are alike.
         let has_floor = self.is_first() && channels < usize::from(self.settings.terms.n_min);
         let mut released = std::mem::take(&mut self.released);
         let Pipe { rounds, noise, tally, schedule, slots, places, .. } = &mut self.pipes[direction];
         match direction {
             Direction::Forward => {
-                let own = self.loops.count(number);
+                let own = self.loops.count(round);
                 self.loops.view.sent += own as u64;
                 tally.injected += own as u64;
                 tally.drop_many(DropReason::NoBuffer, (own - self.loops.sealed()) as u64);
             }
-            Direction::Backward => self.loops.end_round(number, has_floor, rounds, places),
+            Direction::Backward => self.loops.end_round(round, has_floor, rounds, places),
         }
         let filling = rounds.release(channels, has_floor, noise, &mut self.free, &mut released);
         tally.injected += (filling.filled + filling.missing) as u64;
         tally.drop_many(DropReason::NoBuffer, filling.missing as u64);
         tally.drop_many(DropReason::Floor, filling.floored as u64);
-        let round = Round { number, due: schedule.due_at(number), slots: slots.of(&self.times, number) };
-        self.count_places(direction, number, &released);
+        let release = Release { round, due: schedule.due_at(round), slots: slots.of(&self.times, round) };
+        self.count_places(direction, round, &released);
         match (direction, self.is_first()) {
-            (Direction::Backward, true) => self.leave_to_entries(round, &mut released, now),
-            _ => self.leave_to_neighbour(direction, round, &mut released),
+            (Direction::Backward, true) => self.leave_to_entries(release, &mut released, now),
+            _ => self.leave_to_neighbour(direction, release, &mut released),
         }
         self.released = released;
-        self.pipes[direction].sender.end_round(number, &mut self.free);
-        self.report(direction, number);
+        self.pipes[direction].sender.end_round(round, &mut self.free);
+        self.report(direction, round);
         if direction == Direction::Backward {
-            self.batches.forget_before(number + 1);
+            self.batches.forget_before(round + 1);
         }
     }
 
-    fn leave_to_neighbour(&mut self, direction: Direction, round: Round, released: &mut Vec<Released>) {
+    fn leave_to_neighbour(&mut self, direction: Direction, release: Release, released: &mut Vec<Released>) {
         let Self { batches, loops, pipes, links, free, counts, settings, .. } = self;
         let Pipe { sender, out, tally, .. } = &mut pipes[direction];
         let side = if direction == Direction::Forward { Side::Down } else { Side::Up };
-        let channels = batches.of_round(round.number);
+        let channels = batches.of_round(release.round);
         let leaving = released.drain(..).map(|Released { cell, place, .. }| {
             let channel = &channels[place.channel];
             let number = match direction {
@@ -96,23 +96,23 @@ impl<U: Port, D: Port> Mix<U, D> {
             Leaving { cell, number, sub: place.sub }
         });
         let is_forward = direction == Direction::Forward;
-        let own_cells = if is_forward { loops.count(round.number) } else { 0 };
-        let own = is_forward.then(|| loops.leave(round.number));
+        let own_cells = if is_forward { loops.count(release.round) } else { 0 };
+        let own = is_forward.then(|| loops.leave(release.round));
         let leaving = leaving.chain(own.into_iter().flatten());
         let of_others = channels.len() * usize::from(settings.terms.cells);
         let (link, before) = (links.neighbour(side), out.len());
-        sender.leave((link, None), round, leaving, links, out, free, tally);
+        sender.leave((link, None), release, leaving, links, out, free, tally);
         if link.is_some() {
-            counts.add(out.len() - before, round.slots.total(), of_others + own_cells);
+            counts.add(out.len() - before, release.slots.total(), of_others + own_cells);
         }
     }
 
-    fn leave_to_entries(&mut self, round: Round, released: &mut Vec<Released>, now: Nanos) {
+    fn leave_to_entries(&mut self, release: Release, released: &mut Vec<Released>, now: Nanos) {
         let Self { batches, pipes, links, free, by_link, rng, settings, .. } = self;
         let Pipe { sender, out, tally, noise, .. } = &mut pipes.backward;
         by_link.extend(links.entries_heard_since(now.saturating_sub(ENTRY_SILENT)).map(|link| (link, Vec::new())));
         by_link.sort_unstable_by_key(|(link, _)| *link);
-        let channels = batches.of_round(round.number);
+        let channels = batches.of_round(release.round);
         for Released { cell, place, .. } in released.drain(..) {
             let at = channels[place.channel].up;
             match by_link.binary_search_by_key(&at.link, |(link, _)| Some(*link)) {
@@ -135,7 +135,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
         by_link.shuffle(rng);
         for (link, cells) in by_link.drain(..) {
-            sender.leave((Some(link), Some(link)), round, cells.into_iter(), links, out, free, tally);
+            sender.leave((Some(link), Some(link)), release, cells.into_iter(), links, out, free, tally);
         }
         crate::rekey(rng);
     }
