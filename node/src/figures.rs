@@ -15,15 +15,22 @@ const IP_UDP: u64 = 28;
 /// Rounds over which the highest rate is taken.
 const PEAK_ROUNDS: usize = 64;
 
-/// A warning if batches of so few channels carry calls that they hide nobody.
-pub fn company_warning(terms: &PacedTerms) -> Option<String> {
-    let n_min = terms.n_min;
-    (n_min < HIDES_FROM).then(|| {
-        format!(
-            "Warning: n_min = {n_min} lets batches of fewer than {HIDES_FROM} channels through, which hide\n\
-             nobody: leave it at 8 for a real chain\n"
-        )
-    })
+/// Warnings of terms that hide little.
+pub fn warnings(terms: &PacedTerms) -> Vec<String> {
+    let (n_min, mut all) = (terms.n_min, Vec::new());
+    if n_min < HIDES_FROM {
+        all.push(format!(
+            "n_min = {n_min} lets batches of fewer than {HIDES_FROM} channels through, which hide\n\
+             nobody: leave it at 8 for a real chain"
+        ));
+    }
+    if terms.copies == 1 {
+        all.push("copies = 1: each cell that is lost on an access link shows at the destination".to_owned());
+    }
+    if terms.loops == 0 {
+        all.push("loops = 0: no mix raises an alarm, and the exit counts pairs of users exactly".to_owned());
+    }
+    all.iter().map(|warning| format!("Warning: {warning}\n")).collect()
 }
 
 /// A value for each way of using a class.

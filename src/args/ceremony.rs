@@ -137,8 +137,8 @@ pub struct AssembleArgs {
     ///
     /// A chain has each size once, and once paced. voice, voice-lite and game are of size paced-S, video is of size
     /// paced-L. PROFILE:KEY=VALUE,... changes a paced class. Calls are hidden among the users of a batch: one with
-    /// fewer than n_min (8) carries nothing. The keys are those of `eddy config explain period_ms`; steps_ms=N is for
-    /// all links, steps_ms=N/N/N for each after the first.
+    /// fewer than n_min (8) carries nothing. `eddy config explain` lists the keys, below `[[class]]` with period_ms of
+    /// chain.toml; steps_ms=N is for all links, steps_ms=N/N/N for each after the first.
     #[arg(long = "class", default_value = "L", value_name = "CLASS", value_parser = ClassParser::<ClassChoice>::new(),
           hide_possible_values = true)]
     pub classes: Vec<ClassChoice>,

@@ -134,7 +134,7 @@ pub struct MeetArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum MeetAction {
-    /// Make a new secret
+    /// Make the secret of a meeting
     New(MeetNewArgs),
 }
 

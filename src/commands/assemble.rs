@@ -6,7 +6,7 @@ use anyhow::Context;
 use eddy_node::ceremony::assemble::{INTERVAL_S, Plan, assemble};
 use eddy_node::ceremony::{ChainFile, fingerprint, utc};
 use eddy_node::config::{node_name, wall_s};
-use eddy_node::figures::{Figures, company_warning};
+use eddy_node::figures::{Figures, warnings};
 use wire::setup::Suite;
 
 use crate::args::AssembleArgs;
@@ -46,7 +46,7 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
         if class.n_min > 1 {
             text += &format!("  company  a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
         }
-        text.extend(company_warning(class).map(|warning| format!("\n{warning}")));
+        text.extend(warnings(class).iter().map(|warning| format!("\n{warning}")));
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {
         text += &format!("\ninterval     {} s, the shortest for these classes\n", chain.terms.interval_s);

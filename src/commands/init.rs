@@ -8,7 +8,7 @@ use anyhow::Context;
 use eddy_node::ceremony::assemble::interval_s;
 use eddy_node::ceremony::profile::{ClassChoice, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
-use eddy_node::figures::{Figures, company_warning};
+use eddy_node::figures::{Figures, warnings};
 use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
@@ -229,7 +229,7 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
 
     for PlannedClass { terms, .. } in &plan.paced {
         let _ = write!(text, "\n{}", Figures::of(terms, plan.suite, plan.hops.len()).text(terms));
-        text.extend(company_warning(terms).map(|warning| format!("\n{warning}")));
+        text.extend(warnings(terms).iter().map(|warning| format!("\n{warning}")));
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let _ = write!(

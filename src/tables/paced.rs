@@ -13,7 +13,7 @@ pub fn render(node: &NodeReport) -> String {
     let mut text = String::new();
     if let Some(entry) = entry {
         text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
-        text += &dropping(&causes(entry), Some(&remedy(entry)));
+        text += &dropping(&causes(entry), &entry.dropping, &remedy(entry));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
 }
@@ -24,10 +24,9 @@ fn promise(entry: &PacedEntryReport) -> String {
         return "promise: none before it has a channel\n".to_owned();
     }
     let among = match entry.company {
-        Some(CompanyReport { channels, n_min, .. }) if channels < n_min && n_min < HIDES_FROM => {
-            return format!("promise: none, because batches of {n_min} channels (n_min) hide nobody\n");
+        Some(company @ CompanyReport { channels, n_min, .. }) if company.is_low() => {
+            return format!("promise: none, and nothing is carried: {channels} of {n_min} channels (n_min)\n");
         }
-        Some(company) if company.is_low() => format!("{} or more channels", company.n_min),
         Some(CompanyReport { channels, .. }) if channels < HIDES_FROM => {
             return format!("promise: none, because {channels} channels in a batch hide nobody\n");
         }
@@ -45,7 +44,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     let channel = match (entry.has_channel, entry.round) {
         (_, None) => "waits for the clock of mix1".to_owned(),
         (true, _) => "has a channel".to_owned(),
-        (false, _) => format!("joins a batch in {:.0} s", entry.next_batch_s),
+        (false, _) => format!("joins a batch in {:.0} s or later", entry.next_batch_s),
     };
     // Otherwise nothing opens, whether the other end is there or not.
     let can_open = entry.has_channel && !entry.company.is_some_and(CompanyReport::is_low);
@@ -56,7 +55,9 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some(MeetingReport::Waiting) => format!("   meeting waiting{corrupt}"),
         None => String::new(),
     };
-    let company = match (entry.company, full(entry)) {
+    // After a restart of a hop nobody has a channel, so there is no company to wait for.
+    let company = entry.company.filter(|company| entry.has_channel || company.channels > 0);
+    let company = match (company, full(entry)) {
         (Some(company @ CompanyReport { channels, n_min, .. }), _) if company.is_low() => {
             format!("   waiting for company: {channels} of {n_min}")
         }
@@ -83,10 +84,10 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     format!(
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{excused}   rounds skipped {skipped}{refused}\n\
-         lost on the access link {} out, {} back{other_end}\n\
+         lost lately on the link {} out, {} back{other_end}\n\
          {outages}",
-        share(*forward),
-        share(*backward)
+        share(forward.lately()),
+        share(backward.lately())
     )
 }
 
@@ -116,20 +117,26 @@ fn remedy(entry: &PacedEntryReport) -> String {
     if full(entry).is_some() && entry.dropping.iter().all(|cause| cause.cause == CauseKind::NoChannel) {
         return "keep the entry running, which tries again for each batch".to_owned();
     }
-    let busy = if entry.skipped > 0 { ", or is this host too busy (rounds skipped)" } else { "" };
-    format!("was mix1 restarted{busy}? Still, {WHAT_TO_DO}")
+    let busy = if entry.skipped > 0 { ", or this host too busy" } else { "" };
+    let why = match entry.mix1_restarted {
+        true => "mix1 has restarted, which may be why.".to_owned(),
+        false => format!("was mix1 restarted{busy}?"),
+    };
+    format!("{why} Still, {WHAT_TO_DO}")
 }
 
-/// Its causes while the alarm is up, and what to do.
-fn dropping(causes: &[String], what_to_do: Option<&str>) -> String {
-    if causes.is_empty() {
-        return String::new();
-    }
+/// Its causes while the alarm is up, when the latest one was, and what to do.
+fn dropping(causes: &[String], raised: &[CauseReport], what_to_do: &str) -> String {
+    let (ago, ends) = (raised.iter().map(|one| one.ago_s).min(), raised.iter().map(|one| one.ends_s).max());
+    let Some((ago, ends)) = ago.zip(ends) else { return String::new() };
     let options = super::wrapping(super::summary::WIDTH).subsequent_indent("  ");
-    textwrap::fill(
-        &format!("DROPPING: {}{}", causes.join("; "), what_to_do.map_or_else(String::new, |what| format!(": {what}"))),
-        &options,
-    ) + "\n"
+    let when = format!("{} ago, ends in {}", time(ago), time(ends));
+    textwrap::fill(&format!("DROPPING ({when}): {}: {what_to_do}", causes.join("; ")), &options) + "\n"
+}
+
+/// In seconds or minutes.
+fn time(seconds: u64) -> String {
+    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) }
 }
 
 fn of_hop(hop: &PacedHopReport) -> String {
@@ -150,7 +157,11 @@ fn of_hop(hop: &PacedHopReport) -> String {
         share(PlacesReport { lost: hop.forward.filled, ..hop.forward }),
         share(PlacesReport { lost: hop.backward.filled, ..hop.backward }),
         hop.loops.as_ref().map_or_else(String::new, of_loops),
-        dropping(&hop.dropping.iter().map(CauseReport::to_string).collect::<Vec<_>>(), None),
+        dropping(
+            &hop.dropping.iter().map(CauseReport::to_string).collect::<Vec<_>>(),
+            &hop.dropping,
+            "was a hop behind this one restarted?"
+        ),
     )
 }
 
@@ -189,7 +200,7 @@ pub(super) mod tests {
     /// An entry that has something for every line.
     pub fn troubled_entry() -> PacedReport {
         let figures = "2116 kbit/s out, 2116 back, 2104 inside; 2214 MB/h; adds 144, 116, 141 ms".to_owned();
-        let places = PlacesReport { places: 100_000, filled: 3000, lost: 2500, ..PlacesReport::default() };
+        let places = PlacesReport { places: 100_000, filled: 3000, lost: 2600, latest_places: 2000, latest_lost: 50 };
         let clock = ClockReport { offset_ms: -12.34, round_trip_ms: 20.0 };
         let entry = PacedEntryReport {
             round: Some(1),
@@ -210,6 +221,7 @@ pub(super) mod tests {
             backward: places,
             outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
+            mix1_restarted: false,
             dropping: vec![
                 cause(CauseKind::LostForward, "12 of 1000 cells to mix1 lost", 7),
                 cause(CauseKind::NoReports, "no reports from mix1", 1),
@@ -223,7 +235,7 @@ pub(super) mod tests {
     }
 
     fn cause(cause: CauseKind, what: &str, times: u64) -> CauseReport {
-        CauseReport { cause, times, what: what.to_owned() }
+        CauseReport { cause, times, ago_s: 190, ends_s: 465, what: what.to_owned() }
     }
 
     /// A node that reports this, and has dropped some datagrams of a kind.
@@ -269,11 +281,11 @@ pub(super) mod tests {
             text.contains("\nloops 1234567, failed 12345   lost 12.30 %, noise 45.60 %   RTT 123.4 / 234.5 ms\n"),
             "{text}"
         );
-        assert!(text.contains("\nDROPPING: of 4000 loop cells"), "{text}");
+        assert!(text.contains("\nDROPPING (3 min ago, ends in 7 min): of 4000"), "{text}");
         let mut in_company = troubled_entry();
         let entry = in_company.entry.as_mut().unwrap();
         (entry.company, entry.meeting) = (company(12_345, 8), None);
-        for (report, most) in [(troubled_entry(), 9), (in_company, 9), (hop, 5)] {
+        for (report, most) in [(troubled_entry(), 9), (in_company, 9), (hop, 6)] {
             let text = shown(report);
             assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() <= most, "{text}");
         }
@@ -283,10 +295,10 @@ pub(super) mod tests {
     fn entry_says_when_it_joins_and_for_whom_it_waits() {
         let text = shown(troubled_entry());
         for part in [
-            "joins a batch in 23 s   waiting for company: 5 of 8",
+            "joins a batch in 23 s or later   waiting for company: 5 of 8",
             "batches 1234, failed 56 (excused: 3)   rounds skipped 12345   new flows refused",
-            "lost on the access link 2.50 % out, 2.50 % back   from the other end 5.00 %",
-            "DROPPING: 12 of 1000 cells to mix1 lost (in 7 tests); no reports",
+            "lost lately on the link 2.50 % out, 2.50 % back   from the other end 5.00 %",
+            "DROPPING (3 min ago, ends in 7 min): 12 of 1000 cells to mix1 lost (in 7 tests);",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -312,14 +324,17 @@ pub(super) mod tests {
         };
         let full = text(false, CauseKind::NoChannel);
         for part in [
-            "joins a batch in 23 s   class full: 4 of 4 seats\n",
-            "DROPPING: the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
+            "joins a batch in 23 s or later   class full: 4 of 4 seats\n",
+            "DROPPING (3 min ago, ends in 7 min): the class is full, 4 of 4 seats as mix1 says: the operators can raise `seats`",
             "can raise `seats`; no channel: no complete ack came in time (3 times): keep the entry running, which tries again for each batch",
         ] {
             assert!(full.contains(part), "{part}: {full}");
         }
         let later = text(true, CauseKind::NoChannel);
-        assert!(later.contains("DROPPING: the class was full, 4 of 4 seats as mix1 says"), "{later}");
+        assert!(
+            later.contains("DROPPING (3 min ago, ends in 7 min): the class was full, 4 of 4 seats as mix1 says"),
+            "{later}"
+        );
         assert!(
             !text(false, CauseKind::NoReports).contains("is full")
                 && !text(true, CauseKind::NoReports).contains("was full")
@@ -357,7 +372,7 @@ pub(super) mod tests {
         assert_eq!(line(MeetingReport::Joined, true, Some((12, 8))), "has a channel   meeting joined   company 12");
         assert_eq!(line(MeetingReport::Lost, true, None), "has a channel   meeting lost (nothing comes back)");
         assert_eq!(line(MeetingReport::Waiting, true, Some((5, 8))), "has a channel   waiting for company: 5 of 8");
-        assert_eq!(line(MeetingReport::Waiting, false, Some((12, 8))), "joins a batch in 23 s   company 12");
+        assert_eq!(line(MeetingReport::Waiting, false, Some((12, 8))), "joins a batch in 23 s or later   company 12");
     }
 
     #[test]
@@ -374,10 +389,13 @@ pub(super) mod tests {
             promised(Some((12, 8)), Some(MeetingReport::Joined))
                 .ends_with("who calls whom is hidden among 12 channels")
         );
-        assert!(promised(Some((5, 8)), Some(MeetingReport::Joined)).ends_with("hidden among 8 or more channels"));
+        assert!(
+            promised(Some((5, 8)), Some(MeetingReport::Joined))
+                .ends_with("nothing is carried: 5 of 8 channels (n_min)")
+        );
         assert!(
             promised(Some((1, 2)), Some(MeetingReport::Waiting))
-                .ends_with("none, because batches of 2 channels (n_min) hide nobody")
+                .ends_with("nothing is carried: 1 of 2 channels (n_min)")
         );
         assert!(promised(None, Some(MeetingReport::Waiting)).ends_with("hidden among a batch's channels"));
         assert!(

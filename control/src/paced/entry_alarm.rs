@@ -306,6 +306,16 @@ impl EntryAlarm {
         self.excused
     }
 
+    /// The round up to which it has looked for causes.
+    pub(crate) fn running(&self) -> u64 {
+        self.running
+    }
+
+    /// Mix 1 has restarted within the time for which the alarm lasts, as bundles show.
+    pub(crate) fn mix_1_restarted(&self) -> bool {
+        self.restarts.get(&1).is_some_and(|restart| self.running < restart.at + BEFORE)
+    }
+
     /// The causes for which it is up; none if it is not.
     pub(crate) fn raised(&self) -> &[RaisedCause] {
         self.raised.up()

@@ -224,7 +224,8 @@ impl LoopsAlarm {
     }
 
     pub(super) fn status(&self) -> LoopsStatus {
-        LoopsStatus { set_up: self.set_up, failed: self.failed, dropping: self.raised.up().to_vec() }
+        let (dropping, looked_to) = (self.raised.up().to_vec(), self.counted_to);
+        LoopsStatus { set_up: self.set_up, failed: self.failed, dropping, looked_to }
     }
 }
 

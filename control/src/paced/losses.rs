@@ -9,7 +9,7 @@ use wire::paced::REPORT_EVERY;
 pub(super) const TESTED: u64 = 1000;
 /// Rounds before these by which the usual share of losses is known. An alarm ends as long after its last cause, and a
 /// restart of a hop excuses failed setups once in as many.
-pub(super) const BEFORE: u64 = 1 << 16;
+pub const BEFORE: u64 = 1 << 16;
 /// Bounds of the usual share. Whoever drops cells for long does not get it above the second one.
 const SHARE: (f64, f64) = (1e-4, 1e-3);
 /// What is less probable than this raises the alarm.

@@ -53,6 +53,7 @@ pub(crate) use entry::PacedEntry;
 pub(crate) use hop::{Install, PacedHop, ShardCell};
 pub(crate) use lead::Lead;
 pub use loops_alarm::LoopPlaces;
+pub use losses::BEFORE as ALARM_LASTS;
 pub use losses::Places;
 pub use own::Failure;
 pub(crate) use own::Outcome;

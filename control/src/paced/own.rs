@@ -33,7 +33,8 @@ pub(crate) enum Outcome {
 pub enum Failure {
     #[error("no bundle for its batch came in time")]
     NoBundle,
-    #[error("the node was not ready in time")]
+    /// Of a loop: its mix was not.
+    #[error("the entry was not ready in time")]
     NotReady,
     #[error("a setup key of the bundle is of low order")]
     BadBundle,

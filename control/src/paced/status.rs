@@ -129,6 +129,10 @@ pub struct EntryStatus {
     pub next_batch_in: Duration,
     /// The alarm `dropping` is up for these causes. None: it is not.
     pub dropping: Vec<RaisedCause>,
+    /// The round up to which it has looked for causes.
+    pub looked_to: u64,
+    /// Mix 1 has restarted within the time for which the alarm lasts, as bundles show.
+    pub mix_1_restarted: bool,
 }
 
 impl EntryStatus {
@@ -163,6 +167,8 @@ pub struct LoopsStatus {
     pub failed: u64,
     /// The alarm `dropping` is up for these causes. None: it is not.
     pub dropping: Vec<RaisedCause>,
+    /// The round up to which it has looked for causes.
+    pub looked_to: u64,
 }
 
 /// The clock of a neighbouring hop, from the shortest round trip of late.

@@ -286,8 +286,8 @@ impl Sender {
         self.kept += kept.len() - before;
     }
 
-    /// Ends a round: its control cells that did not leave and what was kept for copies that are over are forgotten, also
-    /// of entries that are not sent to, and the generator cannot run back.
+    /// Ends a round: its control cells that did not leave and what was kept for copies that are over are forgotten,
+    /// also of entries that are not sent to, and the generator cannot run back.
     pub(super) fn end_round(&mut self, round: u64, free: &mut FreeList) {
         self.control.values_mut().for_each(|control| control.forget_to(round));
         while self.kept_cells.front().is_some_and(|(kept, _)| kept + (self.copies - 1) * self.gap <= round) {

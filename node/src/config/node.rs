@@ -169,11 +169,13 @@ impl Forward {
             class: None,
         };
         for option in parts {
-            let number = |name: &str| option.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
-            if let Some(seconds) = number("idle_s") {
-                forward.idle = Some(parse_idle(seconds)?);
-            } else if let Some(ms) = number("max_age_ms") {
-                forward.max_age = Some(parse_max_age(ms)?);
+            let number = |name: &str, value: &str| {
+                value.parse::<u64>().map_err(|_| format!("{name}={value}: expected a whole number, e.g. {name}=60"))
+            };
+            if let Some(seconds) = option.strip_prefix("idle_s=") {
+                forward.idle = Some(parse_idle(number("idle_s", seconds)?)?);
+            } else if let Some(ms) = option.strip_prefix("max_age_ms=") {
+                forward.max_age = Some(parse_max_age(number("max_age_ms", ms)?)?);
             } else if let Some(class) = option.strip_prefix("class=") {
                 forward.class = Some(class.parse().map_err(|why: NotAClassName| why.to_string())?);
             } else {

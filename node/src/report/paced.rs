@@ -1,9 +1,11 @@
 //! What a node reports of a paced class (docs/SPEC.md 9).
 
 use std::fmt;
+use std::time::Duration;
 
 use control::paced::{
-    BatchSize, Cause, EntryStatus, Failure, HopStatus, LoopsStatus, NeighbourClock, PacedStatus, RaisedCause, Reported,
+    ALARM_LASTS, BatchSize, Cause, EntryStatus, Failure, HopStatus, LoopsStatus, NeighbourClock, PacedStatus,
+    RaisedCause, Reported,
 };
 use dataplane::paced::entry::{EndToEnd, EntryView, LOST_AFTER, MeetingState, Outages};
 use dataplane::paced::mix;
@@ -87,6 +89,9 @@ pub struct PacedEntryReport {
     pub end_to_end: Option<EndToEndReport>,
     /// Why the alarm `dropping` is up; empty if it is not.
     pub dropping: Vec<CauseReport>,
+    /// Mix 1 has restarted within the time for which the alarm lasts.
+    #[serde(default)]
+    pub mix1_restarted: bool,
 }
 
 /// The channels of a batch, as Mix 1 says.
@@ -147,6 +152,11 @@ pub struct CauseReport {
     pub cause: CauseKind,
     /// How often since the alarm rose.
     pub times: u64,
+    /// Seconds since the latest one, and until the alarm ends if none follows.
+    #[serde(default)]
+    pub ago_s: u64,
+    #[serde(default)]
+    pub ends_s: u64,
     /// The latest one, for people.
     pub what: String,
 }
@@ -244,6 +254,13 @@ impl From<Comparison> for ClockReport {
     }
 }
 
+impl PlacesReport {
+    /// Those of the latest 1,000 to 2,000 rounds.
+    pub fn lately(self) -> PlacesReport {
+        PlacesReport { places: self.latest_places, lost: self.latest_lost, ..PlacesReport::default() }
+    }
+}
+
 impl From<Reported> for PlacesReport {
     fn from(reported: Reported) -> PlacesReport {
         let (latest_places, latest_lost) = reported.latest();
@@ -270,8 +287,7 @@ impl PacedReport {
                 PacedReport { figures, entry, hop: None, path }
             }
             PacedStatus::Hop(status) => {
-                let seats = (*position == 1).then_some(terms.seats);
-                let hop = PacedHopReport::new(status, loops.unwrap_or_default(), seats);
+                let hop = PacedHopReport::new(status, loops.unwrap_or_default(), (*position == 1, terms));
                 PacedReport { figures, entry: None, hop: Some(hop), path }
             }
         }
@@ -282,6 +298,8 @@ impl PacedEntryReport {
     fn new(status: &EntryStatus, view: EntryView, terms: &PacedTerms) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
         let EndToEnd { places, lost, of_exit } = view.of_other_end;
+        let company = status.company.map(|company| CompanyReport::new(company, terms.seats));
+        let cause = |raised: &RaisedCause| CauseReport::new(raised, status.looked_to, terms, company);
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
@@ -291,7 +309,7 @@ impl PacedEntryReport {
             joined: status.joined,
             failed: status.failed,
             excused: status.excused,
-            company: status.company.map(|company| CompanyReport::new(company, terms.seats)),
+            company,
             full: None,
             refuses_flows: false,
             lead_ms: status.lead_ns.map(ms),
@@ -301,7 +319,8 @@ impl PacedEntryReport {
             backward: status.backward.into(),
             outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(terms.period_ms) }),
             end_to_end: (places > 0).then_some(EndToEndReport { places, lost, of_exit }),
-            dropping: status.dropping.iter().map(CauseReport::from).collect(),
+            dropping: status.dropping.iter().map(cause).collect(),
+            mix1_restarted: status.mix_1_restarted,
         }
     }
 }
@@ -330,10 +349,13 @@ impl CompanyReport {
     }
 }
 
-/// Why an entry has no channel in a batch. Mix 1 does not answer a setup for which it has no seat.
-pub fn reason(why: Failure) -> String {
+/// Why an entry has no channel in a batch. Mix 1 does not answer a setup for which it has no seat: if all are taken, or
+/// if half of them are, by the entry's own address.
+pub fn reason(why: Failure, company: Option<CompanyReport>) -> String {
     match why {
-        Failure::NoAck => format!("{why}, or your address (NAT) has half of the seats of the class"),
+        Failure::NoAck if company.is_none_or(|company| company.channels >= company.seats / 2) => {
+            format!("{why}, or your address (NAT) has half of the seats of the class")
+        }
         Failure::BadAck(_) => format!("{why}, which is down or was restarted"),
         _ => why.to_string(),
     }
@@ -368,35 +390,49 @@ impl LoopsReport {
 }
 
 impl PacedHopReport {
-    /// Only Mix 1 has `seats`.
-    fn new(status: &HopStatus, view: mix::LoopsView, seats: Option<u16>) -> PacedHopReport {
+    fn new(status: &HopStatus, view: mix::LoopsView, (is_mix_1, terms): (bool, &PacedTerms)) -> PacedHopReport {
         let clock = |NeighbourClock { side, clock }: &NeighbourClock| {
             let who = if *side == wire::ids::Side::Up { "previous" } else { "next" };
             (who.to_owned(), ClockReport::from(*clock))
         };
         let channels = |size: Option<BatchSize>| size.map(|size| size.channels);
         // Only Mix 1 sees prefixes, of which a batch may have none.
-        let prefixes = |size: Option<BatchSize>| size.filter(|_| seats.is_some()).map(|size| size.prefixes);
+        let prefixes = |size: Option<BatchSize>| size.filter(|_| is_mix_1).map(|size| size.prefixes);
+        let dropping = |loops: &LoopsStatus| {
+            let cause = |raised| CauseReport::new(raised, loops.looked_to, terms, None);
+            loops.dropping.iter().map(cause).collect::<Vec<_>>()
+        };
         PacedHopReport {
             channels: channels(status.batch),
             prefixes: prefixes(status.batch),
-            seats,
+            seats: is_mix_1.then_some(terms.seats),
             fewest_channels: channels(status.smallest),
             fewest_prefixes: prefixes(status.smallest),
             clocks: status.clocks.iter().map(clock).collect(),
             forward: status.forward.into(),
             backward: status.backward.into(),
             loops: status.loops.as_ref().map(|loops| LoopsReport::new(loops, &view)),
-            dropping: status.loops.iter().flat_map(|loops| &loops.dropping).map(CauseReport::from).collect(),
+            dropping: status.loops.iter().flat_map(dropping).collect(),
         }
     }
 }
 
 /// What the user of an entry does about the alarm `dropping`.
-pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss, use another link, and report it";
+pub const WHAT_TO_DO: &str = "keep the entry running; if `ping` shows less loss, use another link and report it";
 
-impl From<&RaisedCause> for CauseReport {
-    fn from(RaisedCause { cause, times, .. }: &RaisedCause) -> CauseReport {
+/// For how long an alarm lasts after its latest cause.
+pub fn alarm_lasts(terms: &PacedTerms) -> Duration {
+    Duration::from_millis(ALARM_LASTS * u64::from(terms.period_ms))
+}
+
+impl CauseReport {
+    /// The alarm has looked for causes up to round `looked_to`.
+    fn new(
+        RaisedCause { cause, times, last, .. }: &RaisedCause,
+        looked_to: u64,
+        terms: &PacedTerms,
+        company: Option<CompanyReport>,
+    ) -> CauseReport {
         let (cause, what) = match cause {
             Cause::Lost { direction: Direction::Forward, places, lost } => {
                 (CauseKind::LostForward, format!("{lost} of {places} cells to mix1 lost"))
@@ -407,7 +443,7 @@ impl From<&RaisedCause> for CauseReport {
             Cause::NoReports => (CauseKind::NoReports, "no reports from mix1".to_owned()),
             Cause::NextReportsNothing => (CauseKind::NoReports, "no reports from the next hop".to_owned()),
             Cause::NoClock => (CauseKind::NoClock, "no clock of mix1 for 40 s".to_owned()),
-            Cause::Setup { why, .. } => (CauseKind::NoChannel, format!("no channel: {}", reason(*why))),
+            Cause::Setup { why, .. } => (CauseKind::NoChannel, format!("no channel: {}", reason(*why, company))),
             Cause::Loops { places, lost, garbled } => (
                 CauseKind::LoopsLost,
                 format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"),
@@ -416,7 +452,9 @@ impl From<&RaisedCause> for CauseReport {
                 (CauseKind::LoopSetups, format!("{failed} of {sent} loops not set up"))
             }
         };
-        CauseReport { cause, times: *times, what }
+        let ago = Duration::from_millis(looked_to.saturating_sub(*last) * u64::from(terms.period_ms));
+        let ends_s = alarm_lasts(terms).saturating_sub(ago).as_secs();
+        CauseReport { cause, times: *times, ago_s: ago.as_secs(), ends_s, what }
     }
 }
 
@@ -437,7 +475,14 @@ impl fmt::Display for CauseReport {
 
 #[cfg(test)]
 mod tests {
+    use wire::cell::Class;
+    use wire::paced::PacedClass;
+
     use super::*;
+
+    fn terms() -> PacedTerms {
+        PacedTerms::new(PacedClass::new(Class::S), "voice", 4)
+    }
 
     #[test]
     fn meeting_is_lost_only_where_something_could_open() {
@@ -472,19 +517,19 @@ mod tests {
             backward: Reported::default(),
             loops: None,
         };
-        let networks = |seats| {
-            let hop = PacedHopReport::new(&status, mix::LoopsView::default(), seats);
+        let networks = |is_mix_1| {
+            let hop = PacedHopReport::new(&status, mix::LoopsView::default(), (is_mix_1, &terms()));
             assert_eq!((hop.channels, hop.fewest_channels), (Some(3), Some(0)));
             (hop.prefixes, hop.fewest_prefixes)
         };
-        assert_eq!([networks(Some(4)), networks(None)], [(Some(2), Some(0)), (None, None)]);
+        assert_eq!([networks(true), networks(false)], [(Some(2), Some(0)), (None, None)]);
     }
 
     #[test]
     fn setup_without_an_ack_may_lack_a_seat() {
         let what = |why| {
             let cause = Cause::Setup { batch: 7, why };
-            CauseReport::from(&RaisedCause { cause, since: 1, last: 1, times: 1 }).what
+            CauseReport::new(&RaisedCause { cause, since: 1, last: 1, times: 1 }, 1, &terms(), None).what
         };
         assert!(
             what(Failure::NoAck)
@@ -496,9 +541,11 @@ mod tests {
     #[test]
     fn causes_of_one_kind_are_counted() {
         let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
-        let shown = |times| CauseReport::from(&RaisedCause { cause, since: 1, last: 2, times });
+        let raised = |times| RaisedCause { cause, since: 1, last: 2, times };
+        let shown = |times| CauseReport::new(&raised(times), 202, &terms(), None);
         assert_eq!(shown(1).to_string(), "12 of 1000 cells to mix1 lost");
         assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (in 7 tests)");
         assert_eq!((shown(7).cause, shown(7).times), (CauseKind::LostForward, 7));
+        assert_eq!((shown(7).ago_s, shown(7).ends_s), (2, 653));
     }
 }

@@ -172,7 +172,7 @@ impl Start<'_> {
             meter_alarm: floor.filter(|floor| *floor > 0).map(|_| MeterAlarm::new(self.clock.elapsed())),
             next_names: NextNames::default(),
             door,
-            log: Log::new(self.chain, self.position, next, terms.paced().map(|terms| terms.seats)),
+            log: Log::new(self.chain, self.position, next, terms.paced()),
             flood: Flood::default(),
             flow_stop: matches!(&config.part, Part::Entry(part) if part.refuses_on_alarm).then(FlowStop::default),
             meeting: meeting.map(|meeting| MeetingKeeper::new(meeting.file)),

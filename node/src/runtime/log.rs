@@ -17,10 +17,10 @@ use dataplane::punt::Notice;
 use tracing::{debug, info, warn};
 use wire::frames::Status;
 use wire::ids::Side;
-use wire::paced::Company;
+use wire::paced::{Company, PacedTerms};
 
 use crate::config::{ChainFile, NodeRole, node_name};
-use crate::report::paced::CompanyReport;
+use crate::report::paced::{CompanyReport, alarm_lasts};
 use trouble::{ClientTroubles, REPORT_AFTER};
 
 pub(super) use trouble::Trouble;
@@ -67,7 +67,9 @@ pub struct Log {
     company: Option<Company>,
     /// Of a batch, for users.
     seats: Option<u16>,
-    is_mix_1: bool,
+    /// For how long the alarm of a paced class lasts.
+    alarm_lasts: Duration,
+    position: usize,
     no_seat: Trouble,
     cells_without_seat: u64,
     /// By position - 1: restarts that explain failed setups.
@@ -91,9 +93,9 @@ struct Peer {
 }
 
 impl Log {
-    /// The log of the node at this position, whose next hop is reached at `next`, as far as that is known. A paced
-    /// class has `seats`.
-    pub fn new(chain: &ChainFile, position: usize, next: Option<SocketAddr>, seats: Option<u16>) -> Log {
+    /// The log of the node at this position, whose next hop is reached at `next`, as far as that is known. `paced` are
+    /// the terms of a paced class.
+    pub fn new(chain: &ChainFile, position: usize, next: Option<SocketAddr>, paced: Option<&PacedTerms>) -> Log {
         let hops = chain.descriptors.len();
         let role = |position: usize| NodeRole::at(position, hops);
         let name = |position: usize| role(position).map(|role| node_name(role, position));
@@ -108,8 +110,9 @@ impl Log {
             previous: position.checked_sub(1).filter(|previous| *previous > 0).and_then(name),
             beyond: name(position + 2),
             hops: (1..=hops).filter_map(name).collect(),
-            seats,
-            is_mix_1: position == 1,
+            seats: paced.map(|terms| terms.seats),
+            alarm_lasts: paced.map_or(Duration::ZERO, alarm_lasts),
+            position,
             restarts: (1..=hops).map(|_| Trouble::default()).collect(),
             signed_twice: (1..=hops).map(|_| Trouble::default()).collect(),
             descriptors: (1..=hops).map(|_| Trouble::default()).collect(),
@@ -245,8 +248,8 @@ impl Log {
             }
             TrustEvent::BundleMissing { interval, signed } => {
                 if self.bundle_missing.occurs(now) {
-                    let missing = self.hops.iter().enumerate().filter(|(i, _)| signed >> i & 1 == 0);
-                    let missing: Vec<&str> = missing.map(|(_, name)| name.as_str()).collect();
+                    let name = |i: usize| if i + 1 == self.position { "this node" } else { &self.hops[i] };
+                    let missing: Vec<&str> = (0..self.hops.len()).filter(|i| signed >> i & 1 == 0).map(name).collect();
                     warn!(
                         interval,
                         "interval {interval} has no complete bundle of keys here, without which users get no new \
@@ -447,13 +450,13 @@ mod tests {
 
     #[test]
     fn only_mix_1_warns_of_seats_and_at_growing_intervals() {
-        let lines_of = |is_mix_1| {
-            let (mut log, lines) = (Log { seats: Some(4), is_mix_1, ..Log::default() }, Lines::default());
+        let lines_of = |position| {
+            let (mut log, lines) = (Log { seats: Some(4), position, ..Log::default() }, Lines::default());
             let hour = || (0..3600).for_each(|s| log.seats(Duration::from_secs(s), s.min(1800), 4));
             subscriber::with_default(lines.clone(), hour);
             lines.0.load(Ordering::Relaxed)
         };
-        assert!((5..=9).contains(&lines_of(true)) && lines_of(false) == 0, "{} lines", lines_of(true));
+        assert!((5..=9).contains(&lines_of(1)) && lines_of(2) == 0, "{} lines", lines_of(1));
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl Log {
             PacedEvent::SetupExcused { hop: None, batch } => warn!(
                 batch,
                 "the link to the first mix was down while a channel for batch {batch} had to be set up: that batch raises no \
-                 alarm; another such batch within 65,536 rounds does"
+                 alarm; another such batch within {} does",
+                self.minutes()
             ),
             PacedEvent::SetupExcused { hop: Some(hop), batch } => {
                 if !self.restarts.get_mut(hop - 1).is_some_and(|restart| restart.occurs(now)) {
@@ -127,7 +128,8 @@ impl Log {
                     peer = name,
                     batch,
                     "hop {hop}, {name}, has restarted: it has other setup keys, which explains the failed setup for batch \
-                     {batch}: that setup raises no alarm; after another restart of it within 65,536 rounds one does"
+                     {batch}: that setup raises no alarm; after another restart of it within {} one does",
+                    self.minutes()
                 );
             }
             PacedEvent::DroppingEnded => {
@@ -203,9 +205,14 @@ impl Log {
     pub(super) fn reason(&self, why: Failure) -> String {
         let company = self.company.zip(self.seats).map(|(company, seats)| CompanyReport::new(company, seats));
         match company.filter(|company| why == Failure::NoAck && company.is_full()) {
-            Some(company) => format!("{}; {}", company.full("is"), reason(why)),
-            None => reason(why),
+            Some(company) => format!("{}; {}", company.full("is"), reason(why, Some(company))),
+            None => reason(why, company),
         }
+    }
+
+    /// For how long the alarm lasts.
+    fn minutes(&self) -> String {
+        format!("{} minutes", self.alarm_lasts.as_secs().div_ceil(60))
     }
 
     /// The company that leaves this entry, whose latest setup had no ack, no seat.
@@ -223,7 +230,7 @@ impl Log {
     /// batch.
     pub(in crate::runtime) fn seats(&mut self, now: Duration, refused: u64, channels: usize) {
         let more = refused > std::mem::replace(&mut self.cells_without_seat, refused);
-        let Some(seats) = self.seats.filter(|_| more && self.is_mix_1) else { return };
+        let Some(seats) = self.seats.filter(|_| more && self.position == 1) else { return };
         if self.no_seat.occurs(now) {
             warn!(
                 channels,

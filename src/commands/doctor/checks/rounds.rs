@@ -55,7 +55,10 @@ pub fn steps(subject: &Subject, facts: &Facts) -> Finding {
         };
         let Link { name, step_ms, lost, remedy, .. } = worst;
         let found = format!("{name}: {:.2} % of its cells do not come within the step of {step_ms} ms", 100.0 * lost);
-        let what = format!("if the link itself loses less (`ping`), {remedy}");
+        let what = format!(
+            "if the link itself loses less (`ping`), a hop wakes late: give each a core (`cores`), and look at its load. If \
+             that changes nothing, {remedy}"
+        );
         return Finding::warning(NAME, found, effect).fix(Fix::words(what));
     }
     let found = format!(
