@@ -82,7 +82,7 @@ refusals! {
     SetupIncomplete = "setup-incomplete",
     /// Mix: a loop of its own in a paced class for which no bundle came in time, or no complete ack.
     LoopFailed = "loop-failed",
-    /// Mix: a setup of a paced class of whose interval it has no bundle for its own loops.
+    /// Mix: a setup of a paced class, while it lacks the bundle from which its own loops are made.
     NoBundle = "no-bundle",
     /// A shard of a setup of a paced class for which no seat is left in its batch.
     NoRoom = "no-room",

@@ -24,8 +24,15 @@ pub fn warnings(terms: &PacedTerms) -> Vec<String> {
              nobody: leave it at 8 for a real chain"
         ));
     }
-    if terms.copies == 1 {
-        all.push("copies = 1: each cell that is lost on an access link shows at the destination".to_owned());
+    match (terms.copies, terms.repeat) {
+        (1, false) => {
+            all.push("copies = 1: each cell that is lost on an access link shows at the destination".to_owned())
+        }
+        (1, true) => all.push(
+            "copies = 1: setups, acks and clocks have no copies, and two lost cells in a row show\nat the destination"
+                .to_owned(),
+        ),
+        _ => {}
     }
     if terms.loops == 0 {
         all.push("loops = 0: no mix raises an alarm, and the exit counts pairs of users exactly".to_owned());

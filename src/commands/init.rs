@@ -8,7 +8,7 @@ use anyhow::Context;
 use eddy_node::ceremony::assemble::interval_s;
 use eddy_node::ceremony::profile::{ClassChoice, for_hops, in_order};
 use eddy_node::config::{ConfigError, NodeRole, node_name};
-use eddy_node::figures::{Figures, warnings};
+use eddy_node::figures::{Figures, HIDES_FROM, warnings};
 use eddy_node::init::{Files, Plan, PlannedClass, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
@@ -232,13 +232,17 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
         text.extend(warnings(terms).iter().map(|warning| format!("\n{warning}")));
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
+        let among = match terms.n_min {
+            ..HIDES_FROM => String::new(),
+            n_min => format!(", hidden among the users of a batch:\n{n_min} or more (n_min)"),
+        };
         let _ = write!(
             text,
-            "\nTwo users call each other, hidden among the users of a batch:\n{} or more (n_min).\n\
+            "\nTwo users call each other{}.\n\
              Both have the secret that one of them makes:\n\n  \
              eddy meet new --out call.secret\n  \
              eddy entry --chain {} --forward 5000=meet:@call.secret,class={}\n",
-            terms.n_min,
+            among,
             files.chain.display(),
             terms.name
         );

@@ -72,7 +72,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     };
     let other_end = match entry.end_to_end {
         Some(EndToEndReport { places, lost, .. }) => {
-            format!("   from the other end {}", share(PlacesReport { places, lost, ..PlacesReport::default() }))
+            format!("   other end {} since the start", share(PlacesReport { places, lost, ..PlacesReport::default() }))
         }
         None => String::new(),
     };
@@ -84,7 +84,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     format!(
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{excused}   rounds skipped {skipped}{refused}\n\
-         lost lately on the link {} out, {} back{other_end}\n\
+         link lost lately {} out, {} back{other_end}\n\
          {outages}",
         share(forward.lately()),
         share(backward.lately())
@@ -297,7 +297,7 @@ pub(super) mod tests {
         for part in [
             "joins a batch in 23 s or later   waiting for company: 5 of 8",
             "batches 1234, failed 56 (excused: 3)   rounds skipped 12345   new flows refused",
-            "lost lately on the link 2.50 % out, 2.50 % back   from the other end 5.00 %",
+            "link lost lately 2.50 % out, 2.50 % back   other end 5.00 % since the start",
             "DROPPING (3 min ago, ends in 7 min): 12 of 1000 cells to mix1 lost (in 7 tests);",
         ] {
             assert!(text.contains(part), "{part}: {text}");

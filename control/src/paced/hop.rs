@@ -68,6 +68,8 @@ struct Coming {
     items: Vec<Item>,
     /// With the number of its pair, if it meets another one.
     loops: Vec<(Option<u8>, Own)>,
+    /// Rounds in which their setups should have left, and which this mix has skipped.
+    skipped: u64,
     /// Acks from the next hop, by its channel.
     answers: HashMap<u32, Answer>,
     /// From the beginning of their phases on.
@@ -77,8 +79,8 @@ struct Coming {
 
 impl Coming {
     fn new(batch: u64, seats: Seats) -> Coming {
-        let (accepted, items, loops, answers, setups, acks) = Default::default();
-        Coming { batch, seats, accepted, items, loops, answers, setups, acks }
+        let (accepted, items, loops, skipped, answers, setups, acks) = Default::default();
+        Coming { batch, seats, accepted, items, loops, skipped, answers, setups, acks }
     }
 }
 
@@ -305,6 +307,8 @@ impl PacedHop {
                 outcomes.extend(self.follow(counters));
                 let next = Phase::Setup(self.position + 1);
                 let begin = self.config.rounds_of(self.coming.batch, next).start;
+                let end = begin + self.config.times.used();
+                self.coming.skipped += self.forward.min(end).saturating_sub(begin.max(before + 1));
                 // It is over if all its rounds were left out.
                 let begins = (before + 1..=self.forward).contains(&begin);
                 let is_due = || begins || self.config.place_of(self.coming.batch, next, self.forward).is_some();

@@ -298,8 +298,7 @@ impl PacedEntryReport {
     fn new(status: &EntryStatus, view: EntryView, terms: &PacedTerms) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
         let EndToEnd { places, lost, of_exit } = view.of_other_end;
-        let company = status.company.map(|company| CompanyReport::new(company, terms.seats));
-        let cause = |raised: &RaisedCause| CauseReport::new(raised, status.looked_to, terms, company);
+        let cause = |raised| CauseReport::new(raised, status.looked_to, terms);
         PacedEntryReport {
             round: view.running,
             skipped: view.skipped,
@@ -309,7 +308,7 @@ impl PacedEntryReport {
             joined: status.joined,
             failed: status.failed,
             excused: status.excused,
-            company,
+            company: status.company.map(|company| CompanyReport::new(company, terms.seats)),
             full: None,
             refuses_flows: false,
             lead_ms: status.lead_ns.map(ms),
@@ -349,14 +348,11 @@ impl CompanyReport {
     }
 }
 
-/// Why an entry has no channel in a batch. Mix 1 does not answer a setup for which it has no seat: if all are taken, or
-/// if half of them are, by the entry's own address.
-pub fn reason(why: Failure, company: Option<CompanyReport>) -> String {
+/// Why an entry has no channel in a batch. Mix 1 does not answer a setup for which it has no seat.
+pub fn reason(why: Failure) -> String {
     match why {
-        Failure::NoAck if company.is_none_or(|company| company.channels >= company.seats / 2) => {
-            format!("{why}, or your address (NAT) has half of the seats of the class")
-        }
-        Failure::BadAck(_) => format!("{why}, which is down or was restarted"),
+        Failure::NoAck => format!("{why}, or users behind your address (NAT) have their share of the seats"),
+        Failure::BadAck(_) => format!("{why}, which is down, was restarted, or lacks the bundle of keys"),
         _ => why.to_string(),
     }
 }
@@ -399,7 +395,7 @@ impl PacedHopReport {
         // Only Mix 1 sees prefixes, of which a batch may have none.
         let prefixes = |size: Option<BatchSize>| size.filter(|_| is_mix_1).map(|size| size.prefixes);
         let dropping = |loops: &LoopsStatus| {
-            let cause = |raised| CauseReport::new(raised, loops.looked_to, terms, None);
+            let cause = |raised| CauseReport::new(raised, loops.looked_to, terms);
             loops.dropping.iter().map(cause).collect::<Vec<_>>()
         };
         PacedHopReport {
@@ -427,12 +423,7 @@ pub fn alarm_lasts(terms: &PacedTerms) -> Duration {
 
 impl CauseReport {
     /// The alarm has looked for causes up to round `looked_to`.
-    fn new(
-        RaisedCause { cause, times, last, .. }: &RaisedCause,
-        looked_to: u64,
-        terms: &PacedTerms,
-        company: Option<CompanyReport>,
-    ) -> CauseReport {
+    fn new(RaisedCause { cause, times, last, .. }: &RaisedCause, looked_to: u64, terms: &PacedTerms) -> CauseReport {
         let (cause, what) = match cause {
             Cause::Lost { direction: Direction::Forward, places, lost } => {
                 (CauseKind::LostForward, format!("{lost} of {places} cells to mix1 lost"))
@@ -443,7 +434,7 @@ impl CauseReport {
             Cause::NoReports => (CauseKind::NoReports, "no reports from mix1".to_owned()),
             Cause::NextReportsNothing => (CauseKind::NoReports, "no reports from the next hop".to_owned()),
             Cause::NoClock => (CauseKind::NoClock, "no clock of mix1 for 40 s".to_owned()),
-            Cause::Setup { why, .. } => (CauseKind::NoChannel, format!("no channel: {}", reason(*why, company))),
+            Cause::Setup { why, .. } => (CauseKind::NoChannel, format!("no channel: {}", reason(*why))),
             Cause::Loops { places, lost, garbled } => (
                 CauseKind::LoopsLost,
                 format!("of {places} loop cells {lost} lost from the next hop, {garbled} before that"),
@@ -529,11 +520,11 @@ mod tests {
     fn setup_without_an_ack_may_lack_a_seat() {
         let what = |why| {
             let cause = Cause::Setup { batch: 7, why };
-            CauseReport::new(&RaisedCause { cause, since: 1, last: 1, times: 1 }, 1, &terms(), None).what
+            CauseReport::new(&RaisedCause { cause, since: 1, last: 1, times: 1 }, 1, &terms()).what
         };
         assert!(
             what(Failure::NoAck)
-                .ends_with("ack came in time, or your address (NAT) has half of the seats of the class")
+                .ends_with("ack came in time, or users behind your address (NAT) have their share of the seats")
         );
         assert_eq!(what(Failure::NotReady), "no channel: the entry was not ready in time");
     }
@@ -542,7 +533,7 @@ mod tests {
     fn causes_of_one_kind_are_counted() {
         let cause = Cause::Lost { direction: Direction::Forward, places: 1000, lost: 12 };
         let raised = |times| RaisedCause { cause, since: 1, last: 2, times };
-        let shown = |times| CauseReport::new(&raised(times), 202, &terms(), None);
+        let shown = |times| CauseReport::new(&raised(times), 202, &terms());
         assert_eq!(shown(1).to_string(), "12 of 1000 cells to mix1 lost");
         assert_eq!(shown(7).to_string(), "12 of 1000 cells to mix1 lost (in 7 tests)");
         assert_eq!((shown(7).cause, shown(7).times), (CauseKind::LostForward, 7));

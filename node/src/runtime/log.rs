@@ -464,7 +464,7 @@ mod tests {
         let company = |channels| Some(Company { channels, n_min: 1 });
         let reason = |channels, why| Log { seats: Some(4), company: company(channels), ..Log::default() }.reason(why);
         assert!(reason(4, Failure::NoAck).starts_with("the class is full, 4 of 4 seats as mix1 says"));
-        assert!(reason(3, Failure::NoAck).starts_with("no complete ack came in time, or your address (NAT)"));
+        assert!(reason(3, Failure::NoAck).starts_with("no complete ack came in time, or users behind your address"));
         assert_eq!(reason(4, Failure::NoBundle), "no bundle for its batch came in time");
     }
 

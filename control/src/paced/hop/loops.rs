@@ -63,11 +63,19 @@ impl PacedHop {
     }
 
     /// Reads the acks of all loops, when no more come. One whose pair has lost the other is given up: it would get
-    /// noise.
+    /// noise. If this mix has skipped so many rounds that setups must fail, nobody has dropped them.
     pub(super) fn finish_loops(&mut self) -> Vec<Outcome> {
+        let (config, code) = (&self.config, self.config.code((self.position + 1).min(self.config.shape.hops())));
+        let has_stalled = self.coming.skipped * code.total() as u64 > config.times.used() * code.parity as u64;
         let finish = |(pair, own): (Option<u8>, Own)| {
             let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
-            (pair, own.finish(&self.config, answer))
+            let outcome = match own.finish(config, answer) {
+                Outcome::Failed { batch, channel, .. } if has_stalled => {
+                    Outcome::Failed { batch, channel, why: Failure::NotReady }
+                }
+                other => other,
+            };
+            (pair, outcome)
         };
         let finished: Vec<_> = std::mem::take(&mut self.coming.loops).into_iter().map(finish).collect();
         let of = |(pair, outcome): &(Option<u8>, Outcome)| pair.filter(|_| matches!(outcome, Outcome::Failed { .. }));

@@ -190,7 +190,7 @@ impl Log {
                 sent,
                 failed,
                 "dropping: {failed} of {sent} setups of this mix's loops for batch {batch} failed, which losses do not \
-             explain: a hop behind this one was restarted, or somebody drops setups"
+             explain: a hop behind this one was restarted or lacks the bundle of keys, or somebody drops setups"
             ),
         }
     }
@@ -205,8 +205,8 @@ impl Log {
     pub(super) fn reason(&self, why: Failure) -> String {
         let company = self.company.zip(self.seats).map(|(company, seats)| CompanyReport::new(company, seats));
         match company.filter(|company| why == Failure::NoAck && company.is_full()) {
-            Some(company) => format!("{}; {}", company.full("is"), reason(why, Some(company))),
-            None => reason(why, company),
+            Some(company) => format!("{}; {}", company.full("is"), reason(why)),
+            None => reason(why),
         }
     }
 
