@@ -97,7 +97,8 @@ impl TrustKeeper {
             Ok(Some(chain)) => {
                 refused += 1;
                 warn!(
-                    "{} has become another chain, {}: this node stays in its chain until it is started again",
+                    "{} has become another chain, {}: this node stays in its chain until it is started again; put the old file \
+                     back, or start all nodes of the chain again",
                     path.display(),
                     hex(&chain.id)
                 );

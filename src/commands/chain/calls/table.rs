@@ -217,7 +217,7 @@ impl Summary<'_> {
         let RoundsReport { released, uneven, skipped, .. } = paced.rounds.unwrap_or_default();
         let late = |rounds: u64, who: &str| match rounds {
             0 => String::new(),
-            rounds => format!(" {who} woke too late for {rounds}: the next hop filled them with noise."),
+            rounds => format!(" {who} woke too late for {rounds}, which costs losses and delay: this host was busy."),
         };
         let too_busy = (paced.loss() > LOSS_SHOWN).then(|| {
             format!(
