@@ -88,22 +88,20 @@ pub(crate) struct EntryAlarm {
 
 impl EntryAlarm {
     pub(crate) fn new(config: PacedConfig) -> EntryAlarm {
-        let (forward, backward, failed, bundles, restarts, raised) = Default::default();
-        let (running, reported, late, unready, link_excused, excused) = Default::default();
         EntryAlarm {
             config,
-            running,
-            forward,
-            backward,
-            reported,
-            late,
-            unready,
-            link_excused,
-            failed,
-            bundles,
-            restarts,
-            excused,
-            raised,
+            running: 0,
+            forward: LossTest::default(),
+            backward: LossTest::default(),
+            reported: None,
+            late: 0,
+            unready: (0, [0; 2]),
+            link_excused: None,
+            failed: Vec::new(),
+            bundles: VecDeque::new(),
+            restarts: BTreeMap::new(),
+            excused: 0,
+            raised: RaisedCauses::default(),
         }
     }
 

@@ -79,8 +79,17 @@ struct Coming {
 
 impl Coming {
     fn new(batch: u64, seats: Seats) -> Coming {
-        let (accepted, items, loops, skipped, answers, setups, acks) = Default::default();
-        Coming { batch, seats, accepted, items, loops, skipped, answers, setups, acks }
+        Coming {
+            batch,
+            seats,
+            accepted: Vec::new(),
+            items: Vec::new(),
+            loops: Vec::new(),
+            skipped: 0,
+            answers: HashMap::new(),
+            setups: None,
+            acks: None,
+        }
     }
 }
 

@@ -104,21 +104,19 @@ pub(super) struct LoopsAlarm {
 impl LoopsAlarm {
     /// Of the mix at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: PacedConfig, position: usize, released: u64) -> LoopsAlarm {
-        let (test, garbled, link, undecided, set_up, failed, raised) = Default::default();
-        let (started, counted_to) = (released + 1, released + 1);
         LoopsAlarm {
             config,
             position,
-            started,
-            counted_to,
-            test,
-            garbled,
-            link,
-            unreported_since: started,
-            undecided,
-            set_up,
-            failed,
-            raised,
+            started: released + 1,
+            counted_to: released + 1,
+            test: LossTest::default(),
+            garbled: Latest::default(),
+            link: Default::default(),
+            unreported_since: released + 1,
+            undecided: Vec::new(),
+            set_up: 0,
+            failed: 0,
+            raised: RaisedCauses::default(),
         }
     }
 

@@ -43,23 +43,20 @@ pub(super) struct EntryWatch {
 
 impl EntryWatch {
     pub(super) fn new(config: PacedConfig) -> EntryWatch {
-        let (company, company_since, forward, backward, joined, failed, latest, before) = Default::default();
-        let (alarm, was_ready, has_moved) = (EntryAlarm::new(config), false, false);
-        let (unanswered_since, followed) = (0, 0);
         EntryWatch {
-            alarm,
-            company,
-            company_since,
-            forward,
-            backward,
-            joined,
-            failed,
-            latest,
-            before,
-            was_ready,
-            has_moved,
-            unanswered_since,
-            followed,
+            alarm: EntryAlarm::new(config),
+            company: None,
+            company_since: 0,
+            forward: Reported::default(),
+            backward: Reported::default(),
+            joined: 0,
+            failed: 0,
+            latest: None,
+            before: None,
+            was_ready: false,
+            has_moved: false,
+            unanswered_since: 0,
+            followed: 0,
         }
     }
 
@@ -204,12 +201,20 @@ pub(super) struct HopWatch {
 impl HopWatch {
     /// Of the hop at this position, which starts when backward round `released` is the last one due.
     pub(super) fn new(config: &PacedConfig, position: usize, released: u64) -> HopWatch {
-        let (next_link, forward, backward, clocks_off, has_followed, sizes) = Default::default();
         let places = |link| config.seats(link) as u64 * u64::from(config.terms.cells);
         let places = [places(position), places(position + 1)];
         let has_loops = position < config.shape.hops() && config.terms.loops > 0;
         let loops = has_loops.then(|| Box::new(LoopsAlarm::new(config.clone(), position, released)));
-        HopWatch { places, next_link, forward, backward, clocks_off, has_followed, sizes, loops }
+        HopWatch {
+            places,
+            next_link: None,
+            forward: Reported::default(),
+            backward: Reported::default(),
+            clocks_off: HashSet::new(),
+            has_followed: false,
+            sizes: VecDeque::new(),
+            loops,
+        }
     }
 
     /// Mix: the worker has counted places of loops.

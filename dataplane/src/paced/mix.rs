@@ -252,12 +252,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             }
             Command::Clock(clock) => self.clock = clock,
             Command::Resolved { .. } | Command::OwnAddresses { .. } => debug_assert!(false, "a command for an exit"),
-            Command::InstallEntryChannel { .. }
-            | Command::Drawn { .. }
-            | Command::Lead { .. }
-            | Command::Listen { .. }
-            | Command::Unlisten { .. }
-            | Command::RefuseNewFlows(_) => debug_assert!(false, "a command for an entry"),
+            Command::Entry(_) => debug_assert!(false, "a command for an entry"),
         }
     }
 

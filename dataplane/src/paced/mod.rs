@@ -211,20 +211,6 @@ pub enum Command {
     OwnAddresses {
         addresses: Vec<IpAddr>,
     },
-    /// Entry: the channel of a batch that has not begun.
-    InstallEntryChannel {
-        batch: u64,
-        /// Its number on link 1.
-        number: u32,
-        keys: Box<EntryKeys>,
-        /// The meeting that it serves; none for destinations.
-        call: Option<Box<Call>>,
-    },
-    /// Entry: the number that it drew for a batch, before it is known whether there will be a channel (SPEC 9.8.8).
-    Drawn {
-        batch: u64,
-        number: u32,
-    },
     /// Mix: a loop of a batch that has not begun.
     InstallLoop {
         batch: u64,
@@ -233,24 +219,35 @@ pub enum Command {
         /// None if its setup failed: it sends random bodies.
         keys: Option<(Box<EntryKeys>, Box<Call>)>,
     },
-    /// Entry: how much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
+    /// Only of an entry.
+    Entry(EntryCommand),
+}
+
+/// One change that control makes at an entry's worker of a paced class.
+pub enum EntryCommand {
+    /// The channel of a batch that has not begun.
+    InstallChannel {
+        batch: u64,
+        /// Its number on link 1.
+        number: u32,
+        keys: Box<EntryKeys>,
+        /// The meeting that it serves; none for destinations.
+        call: Option<Box<Call>>,
+    },
+    /// The number that it drew for a batch, before it is known whether there will be a channel (SPEC 9.8.8).
+    Drawn { batch: u64, number: u32 },
+    /// How much later than by its own clock Mix 1 receives what it sends (SPEC 9.5.5).
     Lead {
         lead_ns: i64,
         /// False before the first sample; the lead is random until then (SPEC 9.5.5).
         is_known: bool,
     },
-    /// Entry: refuse new flows, or take them again.
+    /// Listen at one more socket.
+    Listen { id: ListenerId, socket: UdpSocket, listener: Listener },
+    /// Close a listening socket, and forget its clients.
+    Unlisten { id: ListenerId },
+    /// Refuse new flows, or take them again.
     RefuseNewFlows(bool),
-    /// Entry: listen at one more socket.
-    Listen {
-        id: ListenerId,
-        socket: UdpSocket,
-        listener: Listener,
-    },
-    /// Entry: close a listening socket, and forget its clients.
-    Unlisten {
-        id: ListenerId,
-    },
 }
 
 #[cfg(test)]

@@ -34,9 +34,9 @@ pub struct PacedReport {
     pub path: PathReport,
 }
 
-/// What stays the same while a node runs.
+/// What stays the same of a class while a node runs.
 #[derive(Clone, Debug)]
-pub struct PacedPlan {
+pub struct ClassFacts {
     pub figures: Figures,
     pub terms: PacedTerms,
     /// Hops of the chain, and the position of the node.
@@ -272,12 +272,12 @@ impl From<Reported> for PlacesReport {
 impl PacedReport {
     /// `view` is that of an entry's worker, `loops` that of a mix's.
     pub fn new(
-        plan: &PacedPlan,
+        facts: &ClassFacts,
         status: &PacedStatus,
         view: Option<EntryView>,
         loops: Option<mix::LoopsView>,
     ) -> PacedReport {
-        let PacedPlan { figures, terms, hops, position } = plan;
+        let ClassFacts { figures, terms, hops, position } = facts;
         let waits = view.and_then(|view| view.waits);
         let path = PathReport::planned(terms, *hops).measured((terms, *hops, *position), status, waits, loops.as_ref());
         let figures = figures.brief();

@@ -15,8 +15,8 @@ use control::{
 };
 use dataplane::command::{Command, CommandSender, LinkCommand, PacedSender};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
-use dataplane::paced;
 use dataplane::paced::mix::LoopCounts;
+use dataplane::paced::{self, EntryCommand};
 use dataplane::punt::{Notice, Punt};
 use wire::cell::CellKind;
 use wire::ids::{ChannelIndex, Side};
@@ -328,7 +328,7 @@ impl Bridge {
     /// Makes the worker of an entry's paced class refuse new flows, or take them again.
     pub fn refuse_new_flows(&mut self, class: usize, refuses: bool) {
         if let Commands::Paced(PacedCommands { backlog, .. }) = &mut self.classes[class].commands {
-            backlog.push_back(paced::Command::RefuseNewFlows(refuses));
+            backlog.push_back(paced::Command::Entry(EntryCommand::RefuseNewFlows(refuses)));
         }
     }
 
@@ -433,13 +433,17 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             paced::Command::InstallChannel { batch, up, down, keys, token }
         }
         Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }) => {
-            paced::Command::InstallEntryChannel { batch, number, keys, call }
+            paced::Command::Entry(EntryCommand::InstallChannel { batch, number, keys, call })
         }
-        Change::Paced(PacedChange::Drawn { batch, number }) => paced::Command::Drawn { batch, number },
+        Change::Paced(PacedChange::Drawn { batch, number }) => {
+            paced::Command::Entry(EntryCommand::Drawn { batch, number })
+        }
         Change::Paced(PacedChange::InstallLoop { batch, number, keys }) => {
             paced::Command::InstallLoop { batch, number, keys }
         }
-        Change::Paced(PacedChange::Lead { lead_ns, is_known }) => paced::Command::Lead { lead_ns, is_known },
+        Change::Paced(PacedChange::Lead { lead_ns, is_known }) => {
+            paced::Command::Entry(EntryCommand::Lead { lead_ns, is_known })
+        }
         Change::Paced(PacedChange::AtRound { link, direction, round, kind, channel, sub, content }) => {
             paced::Command::AtRound { link, direction, round, control: control(kind, channel, sub, content) }
         }
@@ -462,8 +466,10 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
 fn shared_command(command: Command) -> Option<paced::Command> {
     Some(match command {
         Command::Link(command) => paced::Command::Link(command),
-        Command::Listen { id, socket, listener } => paced::Command::Listen { id, socket, listener },
-        Command::Unlisten { id } => paced::Command::Unlisten { id },
+        Command::Listen { id, socket, listener } => {
+            paced::Command::Entry(EntryCommand::Listen { id, socket, listener })
+        }
+        Command::Unlisten { id } => paced::Command::Entry(EntryCommand::Unlisten { id }),
         Command::Resolved { query, addresses } => paced::Command::Resolved { query, addresses },
         Command::OwnAddresses { addresses } => paced::Command::OwnAddresses { addresses },
         Command::InstallChannel { .. }

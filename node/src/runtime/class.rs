@@ -18,7 +18,7 @@ use wire::paced::MeetingSecret;
 use crate::config::{ChainFile, ClassName, NodeConfig, Part, Terms, queue_age};
 use crate::error::StartError;
 use crate::figures::Figures;
-use crate::report::paced::PacedPlan as ReportPlan;
+use crate::report::paced::ClassFacts;
 use crate::runtime::bridge::Ends;
 use crate::runtime::door::Door;
 use crate::runtime::drop_counter::DropCounter;
@@ -32,7 +32,7 @@ use crate::runtime::next_names::NextNames;
 use crate::runtime::reporter::ClassReporter;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::sockets::{HandshakeSockets, Sockets};
-use crate::runtime::workers::{PacedPlan, WorkerPlan, Workers};
+use crate::runtime::workers::{PacedWorker, WorkerPlan, Workers};
 
 /// A class of a node that is about to start.
 pub struct ClassSpec {
@@ -133,7 +133,7 @@ impl Start<'_> {
                 let queue_age = meeting.as_ref().map_or_else(|| queue_age(&config, terms), |meeting| meeting.max_age);
                 (
                     Duration::ZERO,
-                    Some(PacedPlan { terms: terms.clone(), suite: self.chain.terms.suite, clock, queue_age }),
+                    Some(PacedWorker { terms: terms.clone(), suite: self.chain.terms.suite, clock, queue_age }),
                 )
             }
         };
@@ -157,7 +157,7 @@ impl Start<'_> {
             door: door.as_ref().map(Door::counts),
             listeners,
             turns,
-            plan: terms.paced().map(|terms| ReportPlan {
+            facts: terms.paced().map(|terms| ClassFacts {
                 figures: Figures::of(terms, self.chain.terms.suite, shape.hops()),
                 terms: terms.clone(),
                 hops: shape.hops(),

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wire::ids::ClassId;
 
 use crate::config::{ClassName, NodeRole};
-use crate::report::paced::{self, CompanyReport, PacedPlan, PacedReport};
+use crate::report::paced::{self, ClassFacts, CompanyReport, PacedReport};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::door::DoorCounts;
 use crate::runtime::drop_counter::DropCounter;
@@ -71,7 +71,7 @@ pub(super) struct ClassReporter {
     pub(super) listeners: Option<Listeners>,
     pub(super) turns: Vec<Arc<Turns>>,
     /// Of a paced class.
-    pub(super) plan: Option<PacedPlan>,
+    pub(super) facts: Option<ClassFacts>,
     /// Only at an entry, of a paced class.
     pub(super) view: Option<Arc<Mutex<entry::EntryView>>>,
     /// Only at a mix, of a paced class.
@@ -149,7 +149,7 @@ impl ClassReporter {
     fn paced(&self, control: &ControlState) -> Option<PacedReport> {
         let (view, loops) =
             (self.view.as_deref().map(|view| *lock(view)), self.loops.as_deref().map(|view| *lock(view)));
-        let mut report = PacedReport::new(self.plan.as_ref()?, control.paced.as_ref()?, view, loops);
+        let mut report = PacedReport::new(self.facts.as_ref()?, control.paced.as_ref()?, view, loops);
         if let Some(entry) = &mut report.entry {
             (entry.full, entry.refuses_flows) = (control.full, control.refuses_flows);
         }
@@ -199,7 +199,7 @@ pub(super) mod tests {
             door: None,
             listeners: None,
             turns: Vec::new(),
-            plan: None,
+            facts: None,
             view: None,
             loops: None,
             floor: None,

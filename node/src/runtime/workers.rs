@@ -179,7 +179,7 @@ pub struct WorkerPlan<'a> {
     /// Largest mixing delay of a hop, in a free class.
     pub mixing_delay: Duration,
     /// Of a paced class.
-    pub paced: Option<PacedPlan>,
+    pub paced: Option<PacedWorker>,
     pub position: usize,
     pub lanes: Lanes,
     /// Number of workers of the classes before it: the names and cores of its own follow theirs.
@@ -187,7 +187,7 @@ pub struct WorkerPlan<'a> {
 }
 
 /// What the worker of a paced class is made of in addition.
-pub struct PacedPlan {
+pub struct PacedWorker {
     pub terms: PacedTerms,
     pub suite: Suite,
     /// That of control.
@@ -197,7 +197,7 @@ pub struct PacedPlan {
 }
 
 impl WorkerPlan<'_> {
-    fn paced_settings(&self, paced: &PacedPlan) -> paced::Settings {
+    fn paced_settings(&self, paced: &PacedWorker) -> paced::Settings {
         paced::Settings {
             terms: paced.terms.clone(),
             suite: paced.suite,
@@ -265,7 +265,7 @@ impl Builder<'_> {
     /// The worker of a paced class, of any role.
     fn paced(
         &mut self,
-        paced: &PacedPlan,
+        paced: &PacedWorker,
         sockets: Sockets,
         ends: WorkerEnds<paced::Command>,
     ) -> Result<(), StartError> {

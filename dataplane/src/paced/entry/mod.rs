@@ -45,7 +45,7 @@ use wire::reassembly::Reassembler;
 use super::gate::{Arrived, Gate};
 use super::links::PacedLinks;
 use super::sender::Sender;
-use super::{Command, Settings, decoy, hold};
+use super::{Command, EntryCommand, Settings, decoy, hold};
 use crate::age::{LastRead, nanos};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::buffer::FreeList;
@@ -301,7 +301,21 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.links.apply(command, now);
             }
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
-            Command::InstallEntryChannel { batch, number, keys, call } => {
+            Command::Entry(command) => self.apply_own(command, now),
+            Command::AtRound { round, control, .. } => self.sender.control(None).replace_at_round(round, control),
+            Command::AtNextSlot { control, .. } => self.sender.queue(None, control, &mut self.cells.forward),
+            Command::InstallChannel { .. }
+            | Command::InstallLoop { .. }
+            | Command::Clock(_)
+            | Command::ClockSeen { .. }
+            | Command::Resolved { .. }
+            | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),
+        }
+    }
+
+    fn apply_own(&mut self, command: EntryCommand, now: Nanos) {
+        match command {
+            EntryCommand::InstallChannel { batch, number, keys, call } => {
                 debug_assert_eq!(call.is_some(), self.meeting.is_some(), "an entry serves one kind");
                 let fits = call.is_some() == self.meeting.is_some();
                 // Nobody joins a batch that has begun.
@@ -309,26 +323,18 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let channel = (fits && is_early).then_some((keys, call));
                 self.channels.install(batch, number, channel);
             }
-            Command::Drawn { batch, number } => self.channels.install(batch, number, None),
-            Command::Lead { lead_ns, is_known } => {
+            EntryCommand::Drawn { batch, number } => self.channels.install(batch, number, None),
+            EntryCommand::Lead { lead_ns, is_known } => {
                 if self.pacer.set_lead(lead_ns, is_known, self.clock.at(now)) {
                     self.sender.forget_copies(&mut self.free);
                 }
             }
-            Command::AtRound { round, control, .. } => self.sender.control(None).replace_at_round(round, control),
-            Command::AtNextSlot { control, .. } => self.sender.queue(None, control, &mut self.cells.forward),
-            Command::Listen { id, socket, listener } => {
+            EntryCommand::Listen { id, socket, listener } => {
                 self.users.listen((id, socket, listener), &mut self.apps, &mut self.punts);
                 self.find_shortest_age();
             }
-            Command::RefuseNewFlows(refuses) => self.users.clients.refuse_new(refuses),
-            Command::Unlisten { id } => self.unlisten(id),
-            Command::InstallChannel { .. }
-            | Command::InstallLoop { .. }
-            | Command::Clock(_)
-            | Command::ClockSeen { .. }
-            | Command::Resolved { .. }
-            | Command::OwnAddresses { .. } => debug_assert!(false, "a command for a hop"),
+            EntryCommand::RefuseNewFlows(refuses) => self.users.clients.refuse_new(refuses),
+            EntryCommand::Unlisten { id } => self.unlisten(id),
         }
     }
 

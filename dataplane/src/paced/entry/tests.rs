@@ -60,7 +60,7 @@ impl Bench {
     /// An entry whose clock shows the time of Mix 1, 20 rounds before [`BATCH`], with its link and its lead.
     fn new(terms: PacedTerms, service: Service, seed: u8) -> Bench {
         let mut bench = Bench::without_lead(terms, service, seed);
-        bench.command(Command::Lead { lead_ns: 0, is_known: true });
+        bench.command(Command::Entry(EntryCommand::Lead { lead_ns: 0, is_known: true }));
         bench
     }
 
@@ -122,7 +122,7 @@ impl Bench {
         let mut salt = [0; SALT_LEN];
         self.entry.rng.fill_bytes(&mut salt);
         let call = meeting.map(|meeting| Box::new(meeting.call(salt)));
-        self.command(Command::InstallEntryChannel { batch, number: Bench::number(batch), keys, call });
+        self.command(Command::Entry(EntryCommand::InstallChannel { batch, number: Bench::number(batch), keys, call }));
     }
 
     /// Layers of the first hops on a body, in their order.
@@ -277,7 +277,7 @@ fn rounds_have_one_number_of_cells_whatever_they_carry() {
         let mut numbers = HashSet::new();
         for round in first - 19..first + 60 {
             if round == first - 10 {
-                bench.command(Command::Lead { lead_ns: 0, is_known: true });
+                bench.command(Command::Entry(EntryCommand::Lead { lead_ns: 0, is_known: true }));
             }
             if round > first + 20 {
                 bench.say(client(1), &[1; 300]);
@@ -341,7 +341,7 @@ fn entry_without_flows_or_channel_sends_random_bodies() {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);
     let first = bench.times.first(BATCH);
-    bench.command(Command::Drawn { batch: BATCH + 1, number: 5 });
+    bench.command(Command::Entry(EntryCommand::Drawn { batch: BATCH + 1, number: 5 }));
     let cells = bench.data_of(first + 3);
     assert!(cells.iter().all(|cell| cell.header.channel == Bench::number(BATCH)));
     assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()));
@@ -421,7 +421,7 @@ fn flows_pass_from_batch_to_batch_without_a_gap() {
 fn rounds_leave_when_the_lead_says_and_are_sealed_before() {
     for lead_ns in [0, 3 * MILLI as i64, -4 * MILLI as i64] {
         let mut bench = Bench::to_destination(terms());
-        bench.command(Command::Lead { lead_ns, is_known: true });
+        bench.command(Command::Entry(EntryCommand::Lead { lead_ns, is_known: true }));
         bench.turn();
         let round = bench.times.first(BATCH) - 10;
         bench.run_to(round - 1);
@@ -583,7 +583,7 @@ fn flows_of_a_closed_listener_are_closed_at_the_exit() {
     bench.run_to(first + 20);
     bench.say(client(1), b"ask");
     bench.run_to(first + 21);
-    bench.command(Command::Unlisten { id: ListenerId(0) });
+    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
     let cells = bench.data_of(first + 22);
     assert_eq!(kinds(&bench.read_at_exit(&cells[0]).unwrap(), false), ["session", "close"]);
     assert_eq!(bench.ledger().gauges.flows, 0);
@@ -738,7 +738,7 @@ fn first_cell_takes_its_place_with_and_without_a_channel() {
         if has_channel {
             bench.open(BATCH);
         } else {
-            bench.command(Command::Drawn { batch: BATCH, number: Bench::number(BATCH) });
+            bench.command(Command::Entry(EntryCommand::Drawn { batch: BATCH, number: Bench::number(BATCH) }));
         }
         let first = bench.times.first(BATCH);
         bench.run_to(first + 9);
@@ -779,7 +779,7 @@ fn channel_that_comes_too_late_is_not_shown() {
 #[test]
 fn decoy_keys_decipher_what_comes_without_a_channel() {
     let mut bench = Bench::to_destination(terms());
-    bench.command(Command::Drawn { batch: BATCH, number: Bench::number(BATCH) });
+    bench.command(Command::Entry(EntryCommand::Drawn { batch: BATCH, number: Bench::number(BATCH) }));
     let first = bench.times.first(BATCH);
     bench.run_to(first + 9);
     let body = [7; BODY];
@@ -829,7 +829,7 @@ fn without_a_lead_no_data_cell_is_accepted() {
     assert_eq!((bench.ledger().cells.backward.drops(DropReason::Header), bench.shown().running), (1, None));
     // The clock was an hour ahead of that of Mix 1.
     let hour = 3_600 * crate::SECOND;
-    bench.command(Command::Lead { lead_ns: -(hour as i64), is_known: true });
+    bench.command(Command::Entry(EntryCommand::Lead { lead_ns: -(hour as i64), is_known: true }));
     bench.take();
     bench.run_until(bench.entry.clock.at(bench.now) + 25 * MILLI);
     let behind = round - hour / (10 * MILLI);
@@ -847,7 +847,7 @@ fn channel_far_ahead_of_a_lead_that_jumped_back_is_forgotten() {
     bench.run_to(first + 20);
     for (batches, kept) in [(1, 1), (5, 0)] {
         let lead_ns = -((batches * bench.times.begin(bench.times.first(1))) as i64);
-        bench.command(Command::Lead { lead_ns, is_known: true });
+        bench.command(Command::Entry(EntryCommand::Lead { lead_ns, is_known: true }));
         bench.run_until(bench.entry.clock.at(bench.now) + crate::SECOND);
         assert_eq!(bench.entry.channels.len(), kept, "{batches} batches back");
     }

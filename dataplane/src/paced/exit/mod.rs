@@ -223,12 +223,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Command::Resolved { query, addresses } => self.outside.resolved(query, addresses),
             Command::OwnAddresses { addresses } => self.outside.gateway.set_own_addresses(addresses),
             Command::InstallLoop { .. } => debug_assert!(false, "a command for a mix"),
-            Command::InstallEntryChannel { .. }
-            | Command::Drawn { .. }
-            | Command::Lead { .. }
-            | Command::Listen { .. }
-            | Command::Unlisten { .. }
-            | Command::RefuseNewFlows(_) => debug_assert!(false, "a command for an entry"),
+            Command::Entry(_) => debug_assert!(false, "a command for an entry"),
         }
     }
 
