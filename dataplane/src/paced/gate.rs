@@ -59,6 +59,16 @@ pub(super) struct ArrivalTime {
     pub(super) class: Nanos,
 }
 
+/// A batch of arrivals, and what a worker lends for taking it in.
+pub(super) struct Intake<'a> {
+    pub(super) arrivals: &'a mut Arrivals,
+    pub(super) links: &'a mut PacedLinks,
+    pub(super) punts: &'a mut PuntSender,
+    pub(super) free: &'a mut FreeList,
+    pub(super) tally: &'a mut Tally,
+    pub(super) at: ArrivalTime,
+}
+
 impl Gate {
     /// The gate of the socket towards `side`.
     pub(super) fn new(settings: &Settings, side: Side) -> Gate {
@@ -78,18 +88,14 @@ impl Gate {
     /// Sorts a batch of arrivals: data cells with a good tag whose place is open are appended to `out`, everything else
     /// is consumed or dropped, and counted. `running` is the last released round, or the one that an entry sends;
     /// `place` does step 5.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
     pub(super) fn admit<P>(
         &mut self,
-        arrivals: &mut Arrivals,
-        links: &mut PacedLinks,
-        (running, at): (Option<u64>, ArrivalTime),
+        intake: &mut Intake<'_>,
+        running: Option<u64>,
         place: impl Fn(LinkId, &PacedHeader) -> Result<P, DropReason>,
-        punts: &mut PuntSender,
-        free: &mut FreeList,
-        tally: &mut Tally,
         out: &mut impl Extend<Arrived<P>>,
     ) {
+        let Intake { arrivals, links, punts, free, tally, at } = intake;
         tally.received += arrivals.len() as u64;
         tally.drop_many(DropReason::Length, std::mem::take(&mut arrivals.odd));
         tally.drop_many(DropReason::Cut, std::mem::take(&mut arrivals.cut));
@@ -159,16 +165,11 @@ impl Gate {
 
     /// [`Gate::admit`] at a hop, with step 7: appends the cells whose place is in a round that is not released yet and
     /// was empty. It is claimed for them. `channel` finds a cell's channel in its round.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
     pub(super) fn claim(
         &mut self,
-        (arrivals, links): (&mut Arrivals, &mut PacedLinks),
+        mut intake: Intake<'_>,
         rounds: &mut Rounds,
-        at: ArrivalTime,
         channel: impl Fn(LinkId, &PacedHeader) -> Option<usize>,
-        punts: &mut PuntSender,
-        free: &mut FreeList,
-        tally: &mut Tally,
         out: &mut Vec<Arrived<Place>>,
     ) {
         let place = |link, header: &PacedHeader| {
@@ -179,7 +180,8 @@ impl Gate {
             let channel = channel(link, header).ok_or(DropReason::Channel)?;
             Ok(Place { channel, sub: header.sub })
         };
-        self.admit(arrivals, links, (Some(rounds.released()), at), place, punts, free, tally, out);
+        self.admit(&mut intake, Some(rounds.released()), place, out);
+        let Intake { links, punts, free, tally, at, .. } = intake;
         for copy in out.extract_if(.., |cell| !rounds.claim(cell.header.seq, cell.place)) {
             tally.drop(self.control.repeated);
             free.give(copy.cell.into_buffer());

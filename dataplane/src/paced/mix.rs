@@ -19,7 +19,7 @@ use wire::paced::clock::SteadyClock;
 use wire::paced::{AHEAD_MAX, ControlSlots, HopKeys, PacedHeader, Timetable};
 
 use super::batches::{Batches, Channel};
-use super::gate::{ArrivalTime, Arrived, Gate};
+use super::gate::{ArrivalTime, Arrived, Gate, Intake};
 use super::links::PacedLinks;
 use super::report_counts::ReportCounts;
 use super::sender::{Leaving, Sender};
@@ -311,7 +311,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             found.or(own.flatten())
         };
         let at = ArrivalTime { turn: now, class: clock.at(now) };
-        gate.claim((arrivals, links), rounds, at, channel, punts, free, tally, arrived);
+        gate.claim(Intake { arrivals, links, punts, free, tally, at }, rounds, channel, arrived);
         let body_len = settings.terms.class.body_len();
         for cells in arrived.chunks_mut(BATCH_MAX) {
             let mut jobs = ArrayVec::<Job<'_, _>, BATCH_MAX>::new();

@@ -11,7 +11,7 @@ use super::packer::SESSION;
 use super::{Entry, MeetingState, STILL};
 use crate::Nanos;
 use crate::ledger::DropReason;
-use crate::paced::gate::{ArrivalTime, Arrived};
+use crate::paced::gate::{ArrivalTime, Arrived, Intake};
 use crate::socket::Port;
 use crate::socket::app_batch::FlowId;
 use crate::socket::apps::Apps;
@@ -61,7 +61,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             (_, round) => channels.is_number_of(round, header.channel).then_some(()).ok_or(DropReason::Channel),
         };
         let at = ArrivalTime { turn: now, class: time };
-        gate.admit(arrivals, links, (running, at), place, punts, free, &mut cells.backward, arrived);
+        let tally = &mut cells.backward;
+        gate.admit(&mut Intake { arrivals, links, punts, free, tally, at }, running, place, arrived);
     }
 
     /// One cell that has passed the gate. The first of a place takes it, with a channel and without: Mix 1 sends the

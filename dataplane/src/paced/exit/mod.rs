@@ -31,7 +31,7 @@ use wire::paced::clock::SteadyClock;
 use wire::paced::{AHEAD_MAX, ControlSlots, ExitKeys, MeetingToken, PacedHeader, Timetable};
 
 use super::batches::{Batches, Channel};
-use super::gate::{ArrivalTime, Arrived, Gate};
+use super::gate::{ArrivalTime, Arrived, Gate, Intake};
 use super::links::PacedLinks;
 use super::report_counts::ReportCounts;
 use super::sender::{Leaving, Release, Sender};
@@ -253,7 +253,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 |_: LinkId, header: &PacedHeader| batches.find(Direction::Forward, header.seq, None, header.channel);
             let at = ArrivalTime { turn: now, class: clock.at(now) };
             let tally = &mut tally.forward;
-            gate.claim((arrivals, links), rounds, at, channel, punts, free, tally, arrived);
+            gate.claim(Intake { arrivals, links, punts, free, tally, at }, rounds, channel, arrived);
             self.encipher_joined();
             self.open_data();
             if self.next_due() <= self.runner_clock.map_or(now, |clock| clock.now()) {

@@ -280,7 +280,7 @@ fn second_cell_of_a_place_is_dropped_before_it_is_enciphered() {
             |link, header: &PacedHeader| batches.find(Direction::Forward, header.seq, Some(link), header.channel);
         let at = ArrivalTime { turn: bench.now, class: clock.at(bench.now) };
         let mut arrived = Vec::new();
-        gate.claim((arrivals, links), rounds, at, channel, punts, free, tally, &mut arrived);
+        gate.claim(Intake { arrivals, links, punts, free, tally, at }, rounds, channel, &mut arrived);
         counts.push(arrived.len());
     }
     assert_eq!(counts, [1, 0], "these get layers next");
