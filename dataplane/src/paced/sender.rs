@@ -79,6 +79,8 @@ pub(super) struct Sender {
     /// On link 1: how often a cell is sent, and how many rounds apart.
     copies: u64,
     gap: u64,
+    /// At Mix 1, towards entries: each link has control cells of its own. Otherwise the neighbour has, whatever its link.
+    is_per_link: bool,
     control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
     clocks: Clocks,
     /// Cells of earlier rounds of which copies are still to leave, by round, and how many.
@@ -95,15 +97,16 @@ pub(super) struct Sender {
 impl Sender {
     /// At an entry.
     pub(super) fn of_entry(terms: &PacedTerms, rng: ChaCha20Rng) -> Sender {
-        Sender { clocks: Clocks::Numbered(HashMap::default()), ..Sender::new(terms, true, rng) }
+        Sender { clocks: Clocks::Numbered(HashMap::default()), is_per_link: false, ..Sender::new(terms, true, rng) }
     }
 
-    /// At a hop, for the links of one direction; `has_copies` on link 1.
-    pub(super) fn new(terms: &PacedTerms, has_copies: bool, rng: ChaCha20Rng) -> Sender {
+    /// At a hop, for the links of one direction, or on link 1 for those to entries.
+    pub(super) fn new(terms: &PacedTerms, is_link_1: bool, rng: ChaCha20Rng) -> Sender {
         Sender {
             class: terms.class,
-            copies: if has_copies { terms.copies.into() } else { 1 },
+            copies: if is_link_1 { terms.copies.into() } else { 1 },
             gap: terms.gap.into(),
+            is_per_link: is_link_1,
             control: HashMap::default(),
             clocks: Clocks::OfPeer(HashMap::default()),
             kept_cells: VecDeque::new(),
@@ -174,13 +177,12 @@ impl Sender {
     }
 
     /// Seals the cells of a round for one link, with its control cells and the copies of earlier rounds, and appends
-    /// them to `out` in uniformly random order. Without a link that has a slot the data cells are dropped. `key` names
-    /// the link's control cells. Data cells count as received before, all others are counted here. Returns the clock
-    /// cell among them.
+    /// them to `out` in uniformly random order. Without a link that has a slot the data cells are dropped. Data cells
+    /// count as received before, all others are counted here. Returns the clock cell among them.
     #[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
     pub(super) fn leave(
         &mut self,
-        (link, key): (Option<LinkId>, Option<LinkId>),
+        link: Option<LinkId>,
         release: Release,
         data: impl Iterator<Item = Leaving>,
         links: &mut PacedLinks,
@@ -210,7 +212,7 @@ impl Sender {
         }
         drop(leaving);
 
-        let control = self.control.entry(key).or_default();
+        let control = self.control.entry(self.is_per_link.then_some(link)).or_default();
         if release.round.is_multiple_of(CLOCK_EVERY) {
             let _ = control.queue(Control::link(LinkContent::Clock, &[]));
         }

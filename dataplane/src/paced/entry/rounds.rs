@@ -105,7 +105,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let due = pacer.due_at(round);
         let release = Release { round, due, slots: slots.of(times, round) };
         let link = links.neighbour(Side::Down);
-        let clock_cell = sender.leave((link, None), release, leaving.into_iter(), links, prepared, free, tally);
+        let clock_cell = sender.leave(link, release, leaving.into_iter(), links, prepared, free, tally);
         if let (Some(link), Some(ClockCell { sent: clock_number, .. })) = (link, clock_cell) {
             // If it is lost, this clock cell gives no sample.
             let _ = punts.send(Punt::PacedClockSent { link, number: clock_number, sent_ns: due });

@@ -329,7 +329,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let release = Release { round, due: schedules.backward.due_at(round), slots: slots.of(times, round) };
             let of_channels = batches.of_round(round).len() * usize::from(class.terms.cells);
             let (link, before) = (links.neighbour(Side::Up), out.len());
-            sender.leave((link, None), release, cells.into_iter(), links, out, free, tally);
+            sender.leave(link, release, cells.into_iter(), links, out, free, tally);
             if link.is_some() {
                 counts.add(out.len() - before, release.slots.total(), of_channels);
             }

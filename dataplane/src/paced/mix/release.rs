@@ -101,7 +101,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         let leaving = leaving.chain(own.into_iter().flatten());
         let of_others = channels.len() * usize::from(settings.terms.cells);
         let (link, before) = (links.neighbour(side), out.len());
-        sender.leave((link, None), release, leaving, links, out, free, tally);
+        sender.leave(link, release, leaving, links, out, free, tally);
         if link.is_some() {
             counts.add(out.len() - before, release.slots.total(), of_others + own_cells);
         }
@@ -135,7 +135,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
         by_link.shuffle(rng);
         for (link, cells) in by_link.drain(..) {
-            sender.leave((Some(link), Some(link)), release, cells.into_iter(), links, out, free, tally);
+            sender.leave(Some(link), release, cells.into_iter(), links, out, free, tally);
         }
         crate::rekey(rng);
     }
