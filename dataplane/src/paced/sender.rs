@@ -79,7 +79,7 @@ pub(super) struct Sender {
     /// On link 1: how often a cell is sent, and how many rounds apart.
     copies: u64,
     gap: u64,
-    /// At Mix 1, towards entries: each link has control cells of its own. Otherwise the neighbour has, whatever its link.
+    /// At Mix 1, towards entries: each link has control cells of its own. Otherwise the neighbour has them.
     is_per_link: bool,
     control: HashMap<Option<LinkId>, ControlCells, foldhash::fast::RandomState>,
     clocks: Clocks,
