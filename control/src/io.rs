@@ -203,6 +203,8 @@ pub enum PacedChange {
         keys: Box<EntryKeys>,
         /// If it meets another channel.
         call: Option<Box<Call>>,
+        /// The number of that meeting: another one than before if it has changed.
+        meeting: u32,
     },
     /// Entry: the number that it drew for a batch, before it is known whether there will be a channel.
     Drawn { batch: u64, number: u32 },

@@ -39,6 +39,9 @@ struct Sent {
 pub(crate) struct PacedEntry {
     config: PacedConfig,
     meeting: Option<MeetingSecret>,
+    /// How often it has changed, and how often before the setup that is under way began.
+    meetings: u32,
+    begun: u32,
     running: u64,
     /// The latest 1,000 rounds in which it was ready, the oldest first.
     ready: VecDeque<u64>,
@@ -57,6 +60,8 @@ impl PacedEntry {
         let mut entry = PacedEntry {
             config,
             meeting: None,
+            meetings: 0,
+            begun: 0,
             running: round,
             ready,
             numbers,
@@ -75,6 +80,12 @@ impl PacedEntry {
     /// Serves this meeting from the next batch on whose setup has not begun; without one, destinations.
     pub(crate) fn meet(&mut self, meeting: Option<MeetingSecret>) {
         self.meeting = meeting;
+        self.meetings += 1;
+    }
+
+    /// The number of the meeting of the channel that has just become ready.
+    pub(super) fn meeting_number(&self) -> u32 {
+        self.begun
     }
 
     /// Takes in the setup keys of all hops, of the bundle of this interval.
@@ -217,6 +228,7 @@ impl PacedEntry {
                 counters.setups += 1;
                 let answer = Answer::new(ack_cells(config.shape));
                 self.coming = Coming::Sent(Sent { own, answer, begin: self.running, shards });
+                self.begun = self.meetings;
                 None
             }
             Err(_) => {

@@ -193,6 +193,17 @@ impl Clients {
         self.channels.insert(session, Channel::with_numbers_to(SESSION_FLOW - 1));
     }
 
+    /// The session gets another name, while it has no flow: numbers begin again, as at the start.
+    pub(crate) fn session_renewed(&mut self, session: ChannelIndex) {
+        debug_assert_eq!(self.flows(), 0, "its flows would be linked with the next ones");
+        self.channel_down(session);
+        self.session_up(session);
+        if self.by_address.is_empty() {
+            self.clients.clear();
+            self.vacant_clients.clear();
+        }
+    }
+
     /// The exit has forgotten the session and all its flows: OPEN goes in front of their datagrams again.
     pub(crate) fn session_forgotten(&mut self) {
         for flow in self.flows.iter_mut().flatten() {

@@ -225,12 +225,14 @@ impl PacedLinks {
         self.latest[side as usize].filter(|link| self.has_slot(*link)).or_else(|| self.last_heard(side))
     }
 
-    /// The link's current slot, if it has one.
+    /// The link's current slot, if it has one. The keys of a new one come behind it: until then it is the one before.
     pub(super) fn outgoing(&mut self, link: LinkId) -> Option<Outgoing<'_>> {
-        let live = self.links.link(link)?;
-        let slot = live.current()?;
-        let (_, keys) = self.keys.get_mut(&link)?.iter_mut().find(|(id, _)| *id == slot.id())?;
-        Some(Outgoing { peer: live.peer(), header: slot.outgoing(), keys })
+        let (live, keys) = (self.links.link(link)?, self.keys.get_mut(&link)?);
+        live.current()?;
+        let in_use = live.slots().filter(|(rank, _)| *rank != Rank::Next).map(|(_, slot)| slot);
+        let (slot, at) =
+            in_use.filter_map(|slot| Some((slot, keys.iter().position(|(id, _)| *id == slot.id())?))).next()?;
+        Some(Outgoing { peer: live.peer(), header: slot.outgoing(), keys: &mut keys[at].1 })
     }
 }
 

@@ -233,6 +233,8 @@ pub enum EntryCommand {
         keys: Box<EntryKeys>,
         /// The meeting that it serves; none for destinations.
         call: Option<Box<Call>>,
+        /// Its number: another one than before if it is another meeting.
+        meeting: u32,
     },
     /// The number that it drew for a batch, before it is known whether there will be a channel (SPEC 9.8.8).
     Drawn { batch: u64, number: u32 },

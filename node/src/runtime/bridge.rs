@@ -432,8 +432,8 @@ pub fn paced_command(change: Change) -> Option<paced::Command> {
             let up = paced::ChannelAt { link, number };
             paced::Command::InstallChannel { batch, up, down, keys, token }
         }
-        Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }) => {
-            paced::Command::Entry(EntryCommand::InstallChannel { batch, number, keys, call })
+        Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call, meeting }) => {
+            paced::Command::Entry(EntryCommand::InstallChannel { batch, number, keys, call, meeting })
         }
         Change::Paced(PacedChange::Drawn { batch, number }) => {
             paced::Command::Entry(EntryCommand::Drawn { batch, number })

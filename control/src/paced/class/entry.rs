@@ -239,7 +239,8 @@ impl EntryPart {
             match outcome {
                 Outcome::Ready { batch, channel: number, keys, call } => {
                     self.lead.begin(time);
-                    cx.change(Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call }));
+                    let meeting = self.entry.meeting_number();
+                    cx.change(Change::Paced(PacedChange::InstallEntryChannel { batch, number, keys, call, meeting }));
                 }
                 Outcome::Failed { .. } => cx.refuse(Refusal::SetupIncomplete),
             }

@@ -45,6 +45,8 @@ pub(super) struct Channel {
     pub(super) keys: Box<EntryKeys>,
     /// The meeting that it serves; none for destinations.
     pub(super) call: Option<Box<Call>>,
+    /// The number of that meeting.
+    pub(super) meeting: u32,
     /// Places whose backward cell has opened.
     opened: Marks,
     /// Places whose frames have had their effect: in a meeting an AGAIN may bring them first.
@@ -118,15 +120,15 @@ impl Channels {
         &mut self,
         number: u64,
         channel_number: u32,
-        keys: Option<(Box<EntryKeys>, Option<Box<Call>>)>,
+        keys: Option<(Box<EntryKeys>, Option<Box<Call>>, u32)>,
     ) {
         let places = self.rounds * self.cells;
         let marks = || Marks(vec![0; places.div_ceil(64)]);
         let batch = self.at(number, || channel_number);
-        if let Some((keys, call)) = keys {
+        if let Some((keys, call, meeting)) = keys {
             batch.channel_number = channel_number;
             let ([opened, used, met], naming) = ([marks(), marks(), marks()], Naming::default());
-            batch.channel = Some(Channel { keys, call, opened, used, met, is_joined: false, naming });
+            batch.channel = Some(Channel { keys, call, meeting, opened, used, met, is_joined: false, naming });
         }
     }
 

@@ -98,7 +98,9 @@ struct MeetingEnd {
     max_age: Nanos,
     /// The application's address.
     client: Option<SocketAddr>,
-    /// Number of the next datagram, among the fragmented ones.
+    /// The number of the meeting, once there was a channel for it.
+    number: Option<u32>,
+    /// That of the latest fragmented datagram.
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
     latest: Option<(u64, MeetingState)>,
@@ -107,6 +109,21 @@ struct MeetingEnd {
     /// What was counted behind the latest place that has opened: the other end may have stopped there.
     unsure: EndToEnd,
     notices: Notices,
+}
+
+impl MeetingEnd {
+    fn new(max_age: Nanos, rng: &mut ChaCha20Rng) -> MeetingEnd {
+        MeetingEnd {
+            max_age,
+            client: None,
+            number: None,
+            next_id: rng.next_u32() as u16,
+            latest: None,
+            silent: 0,
+            unsure: EndToEnd::default(),
+            notices: Notices::default(),
+        }
+    }
 }
 
 /// The worker of an entry.
@@ -130,6 +147,8 @@ pub struct Entry<D, A> {
     session: [u8; 16],
     reassembler: Reassembler,
     ready: Option<Ready>,
+    /// The latest round in which the session had a flow, since it was drawn.
+    session_used: Option<u64>,
     /// The cells of `ready`.
     prepared: Departures,
     /// The worker wakes this long before it is due.
@@ -202,9 +221,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Service::Destinations(listeners) => (listeners, None),
             Service::Meeting { max_age } => {
                 let max_age = nanos(max_age);
-                let (client, next_id, latest, silent, unsure, notices) = Default::default();
-                let end = MeetingEnd { max_age, client, next_id, latest, silent, unsure, notices };
-                (Vec::new(), Some(end))
+                (Vec::new(), Some(MeetingEnd::new(max_age, &mut rng)))
             }
         };
         let payload = class.size().payload();
@@ -238,6 +255,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             users,
             meeting,
             session,
+            session_used: None,
             ready: None,
             early: *EARLY.end(),
             is_quiet: false,
@@ -315,12 +333,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn apply_own(&mut self, command: EntryCommand, now: Nanos) {
         match command {
-            EntryCommand::InstallChannel { batch, number, keys, call } => {
+            EntryCommand::InstallChannel { batch, number, keys, call, meeting } => {
                 debug_assert_eq!(call.is_some(), self.meeting.is_some(), "an entry serves one kind");
                 let fits = call.is_some() == self.meeting.is_some();
                 // Nobody joins a batch that has begun.
                 let is_early = self.pacer.last() < self.times.first(batch);
-                let channel = (fits && is_early).then_some((keys, call));
+                let channel = (fits && is_early).then_some((keys, call, meeting));
                 self.channels.install(batch, number, channel);
             }
             EntryCommand::Drawn { batch, number } => self.channels.install(batch, number, None),
@@ -351,11 +369,16 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.meeting.as_ref().map_or_else(|| self.users.max_age(socket), |meeting| meeting.max_age)
     }
 
+    /// Reads what applications have sent, as long as there is time before the next round: one call's worth at least.
     fn receive_apps(&mut self, now: Nanos) {
+        let until = self.ready.as_ref().map_or_else(|| self.prepare_at(), |ready| ready.at.saturating_sub(QUIET));
         let waited = self.apps_read.waited(now);
         self.apps_read.set(now);
         let mut count = 0;
-        for _ in 0..APP_BATCHES {
+        for call in 0..APP_BATCHES {
+            if call > 0 && self.runner_clock.is_some_and(|clock| clock.now() >= until) {
+                return;
+            }
             let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
             let is_filled = count < APP_DATAGRAMS && self.apps.recv(&mut batch);
             if is_filled {
@@ -383,13 +406,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let (flow, id, data) = match &mut self.meeting {
             Some(meeting) => {
                 meeting.client = Some(from);
-                if fragment_count(fresh_max, bytes.len()).is_none() {
+                let Some(fragments) = fragment_count(fresh_max, bytes.len()) else {
                     let client = ClientAt { listener: ListenerId(socket), address: from };
                     let notice = Notice::TooLarge { client, len: bytes.len(), max: max_datagram_len(fresh_max) };
                     meeting.notices.send(notice, &mut self.punts, now);
                     return Err(DropReason::TooLarge);
-                }
-                meeting.next_id = meeting.next_id.wrapping_add(1);
+                };
+                meeting.next_id = meeting.next_id.wrapping_add(u16::from(fragments > 1));
                 (None, meeting.next_id, bytes)
             }
             None => {
@@ -448,7 +471,8 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             self.receive_apps(now);
         }
         self.drop_aged(now);
-        self.prepare(now);
+        // Reading has taken time, maybe until the next round is to be built.
+        self.prepare(self.runner_clock.map_or(now, |clock| clock.now()));
         self.is_quiet = self.is_due_soon(now);
         if !self.is_quiet {
             self.receive_link(now);

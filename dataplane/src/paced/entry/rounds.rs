@@ -9,7 +9,8 @@ use wire::paced::{MEETING_OVERHEAD, RoundSub};
 
 use super::channels::Channel;
 use super::pacer::{PREPARE, SETTLE};
-use super::{Entry, QUIET, packer};
+use super::packer::SESSION;
+use super::{Entry, MeetingEnd, QUIET, packer};
 use crate::batch::Departures;
 use crate::buffer::Cell;
 use crate::ledger::DropReason;
@@ -53,7 +54,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packer.forget_before();
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, prepared, punts, runner_clock, waits, .. } = self;
+        let Self { links, slots, pacer, clock, free, rng, session, session_used, reassembler, .. } = self;
+        let Self { prepared, punts, runner_clock, waits, .. } = self;
         let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
@@ -61,8 +63,28 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let falls_behind = packer.falls_behind(now.saturating_sub(Nanos::from(terms.period_ms) * MILLI));
         let catches_up = rng.random_range(0..CATCH_UP_ONE_IN) == 0 && falls_behind;
         let has_flows = users.clients.flows() > 0 || packer.has_others();
+        if has_flows {
+            *session_used = Some(round);
+        } else if session_used.is_some_and(|used| round >= used + u64::from(terms.rounds)) {
+            // No flow of the name before is left that the exit could link with the next ones.
+            rng.fill_bytes(session);
+            users.clients.session_renewed(SESSION);
+            *session_used = None;
+        }
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);
+        if let (Some(channel), Some(meeting)) = (&channel, meeting.as_mut())
+            && meeting.number != Some(channel.meeting)
+        {
+            if meeting.number.is_some() {
+                // What was said to the other end before is not for this one.
+                packer.drop_of(None, DropReason::Ended, &mut datagrams.forward);
+                packer.forget_before();
+                datagrams.backward.drop_many(DropReason::Incomplete, u64::from(reassembler.drop_flow(0)));
+                *meeting = MeetingEnd { client: meeting.client, ..MeetingEnd::new(meeting.max_age, rng) };
+            }
+            meeting.number = Some(channel.meeting);
+        }
         let mut leaving = Vec::with_capacity(terms.cells.into());
         let mut is_sealed = false;
         for sub in 0..terms.cells {

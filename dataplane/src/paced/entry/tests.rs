@@ -111,8 +111,13 @@ impl Bench {
         (0..HOPS as u8).map(hop).collect()
     }
 
-    /// Adds a channel.
+    /// Adds a channel, in a meeting of the first one.
     fn open(&mut self, batch: u64) {
+        self.open_of(batch, 1);
+    }
+
+    /// Adds a channel, in a meeting of the one with this number.
+    fn open_of(&mut self, batch: u64, number: u32) {
         let meeting = self
             .entry
             .meeting
@@ -122,7 +127,8 @@ impl Bench {
         let mut salt = [0; SALT_LEN];
         self.entry.rng.fill_bytes(&mut salt);
         let call = meeting.map(|meeting| Box::new(meeting.call(salt)));
-        self.command(Command::Entry(EntryCommand::InstallChannel { batch, number: Bench::number(batch), keys, call }));
+        let (number, meeting) = (Bench::number(batch), number);
+        self.command(Command::Entry(EntryCommand::InstallChannel { batch, number, keys, call, meeting }));
     }
 
     /// Layers of the first hops on a body, in their order.
@@ -589,6 +595,28 @@ fn flows_of_a_closed_listener_are_closed_at_the_exit() {
     assert_eq!(bench.ledger().gauges.flows, 0);
     let cells = bench.data_of(first + 23);
     assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()), "random without a flow");
+}
+
+#[test]
+fn session_is_drawn_again_after_a_batch_without_a_flow() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let (first, rounds) = (bench.times.first(BATCH), u64::from(terms().rounds));
+    bench.run_to(first + 20);
+    let before = bench.entry.session;
+    bench.say(client(1), b"ask");
+    bench.run_to(first + 21);
+    assert_eq!(bench.entry.users.clients.flow_at(packer::SESSION, 0).map(|flow| flow.number), Some(0));
+    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
+    let until = |bench: &mut Bench, round| {
+        bench.run_to(round);
+        bench.entry.session != before
+    };
+    let changed = (first + 22..).find(|round| until(&mut bench, *round)).unwrap();
+    assert!((rounds..rounds + 4).contains(&(changed - first - 21)), "{}", changed - first);
+    let renewed = bench.entry.session;
+    bench.run_to(changed + 2 * rounds);
+    assert_eq!(bench.entry.session, renewed, "nobody has heard it");
 }
 
 #[test]

@@ -646,6 +646,20 @@ fn control_cells_for_an_entry_that_is_silent_do_not_pile_up() {
     assert!(bench.take(Some(0)).is_empty(), "it was never heard");
 }
 
+/// Control hands over a slot and its keys one after the other, and a release may come between the two.
+#[test]
+fn round_leaves_under_the_slot_before_until_a_new_one_has_keys() {
+    let mut bench = Bench::new(0);
+    bench.mix.turn(bench.now);
+    let [_, mut command, _] = bench.next.link_commands();
+    let Command::Link(LinkCommand::InstallSlot { slot, .. }) = &mut command else { panic!("a slot") };
+    *slot = wire::ids::SlotId(999);
+    bench.command(command);
+    let round = bench.mix.pipes.forward.rounds.released() + 1;
+    bench.release(Direction::Forward, round);
+    assert!(!bench.take(None).is_empty());
+}
+
 #[test]
 fn new_slot_of_a_link_forgets_the_clock_of_its_other_end() {
     let mut bench = Bench::new(0);

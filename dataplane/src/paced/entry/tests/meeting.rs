@@ -75,6 +75,29 @@ fn entries_of_a_meeting_hear_each_other() {
     }
 }
 
+/// The user has changed the secret: what waits for the one before is not for the next one.
+#[test]
+fn another_meeting_gets_nothing_of_the_one_before() {
+    for (repeat, number) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
+        let mut pair = Pair::new(&PacedTerms { repeat, cells: 1, ..terms() });
+        pair.ends[0].open_of(BATCH + 1, number);
+        let next = pair.ends[0].times.first(BATCH + 1);
+        pair.ends.iter_mut().for_each(|end| drop(end.run_to(next - 30)));
+        let mut heard = Vec::new();
+        for round in next - 29..next + 20 {
+            // More than leaves in a round.
+            (round < next).then(|| (0..3).for_each(|_| pair.ends[0].say(client(1), &[1; 150])));
+            pair.ends[1].say(client(1), b"to be known");
+            pair.round(round, |_, _| false);
+            let of_round = pair.ends[1].heard(client(1));
+            heard.extend((round >= next).then_some(of_round).into_iter().flatten());
+        }
+        let dropped = pair.ends[0].ledger().datagrams.forward.drops(DropReason::Ended);
+        assert_eq!((heard.is_empty(), dropped > 0), (number == 2, number == 2), "{repeat}, {number}");
+        assert_eq!(pair.ends[0].shown().meeting, Some(MeetingState::Joined), "with the next one");
+    }
+}
+
 #[test]
 fn repeat_brings_what_one_lost_cell_held() {
     let mut pair = Pair::new(&PacedTerms { repeat: true, cells: 1, ..terms() });
