@@ -79,8 +79,9 @@ impl PacedEntry {
 
     /// Serves this meeting from the next batch on whose setup has not begun; without one, destinations.
     pub(crate) fn meet(&mut self, meeting: Option<MeetingSecret>) {
+        let is_same = self.meeting.as_ref().zip(meeting.as_ref()).is_some_and(|(before, now)| before.is_same(now));
+        self.meetings += u32::from(!is_same);
         self.meeting = meeting;
-        self.meetings += 1;
     }
 
     /// The number of the meeting of the channel that has just become ready.

@@ -727,6 +727,24 @@ fn loop_that_fails_has_the_number_of_its_setup() {
 }
 
 #[test]
+fn meeting_has_another_number_only_if_its_secret_is_another() {
+    let mut world = World::new(terms(), 1);
+    let numbers: Vec<u32> = [7, 7, 8, 8]
+        .into_iter()
+        .zip(BATCH + 1..)
+        .map(|(secret, batch)| {
+            world.users[0].machine.meet(Some(MeetingSecret::new([secret; 32])));
+            world.publish(batch);
+            world.run_to_batch(batch);
+            world.users[0].machine.meeting_number()
+        })
+        .collect();
+    // The setup for a batch begins with the batch before.
+    assert!(numbers.iter().all(|number| (1..=2).contains(number)) && numbers.is_sorted(), "{numbers:?}");
+    assert_eq!((numbers[1], numbers[3]), (1, 2), "{numbers:?}");
+}
+
+#[test]
 fn interval_is_the_one_before_phase_one_begins() {
     let config = config(terms());
     // A batch has 5.12 s, an interval 10 s: batch 2 begins at 10.24 s, in interval 1.

@@ -50,6 +50,11 @@ pub enum BadSecret {
 }
 
 impl MeetingSecret {
+    /// True if it is the same secret, in constant time.
+    pub fn is_same(&self, other: &MeetingSecret) -> bool {
+        self.0.expose().ct_eq(other.0.expose()).into()
+    }
+
     /// What its line begins with. What follows is secret.
     pub const PREFIX: &str = PREFIX;
 

@@ -101,7 +101,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn open(&mut self, place: RoundSub, body: &mut [u8], waited: Nanos, now: Nanos) -> Result<(), DropReason> {
         let repeat = self.settings.terms.repeat;
         let channel = self.channels.channel(place.round).expect("looked up before");
-        let met = channel.meeting;
+        // Of the user that this one met before the secret was changed.
+        let is_former = self.meeting.as_ref().is_some_and(|meeting| meeting.number != channel.meeting);
         let inner = channel.keys.open(channel.call.as_deref(), place, body).ok_or(DropReason::Garbled)?;
         if !self.channels.mark_opened(place) {
             return Err(DropReason::Copy);
@@ -113,15 +114,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 frames.for_each(|frame| self.frame(place, &frame, waited, now));
             }
             (Inner::Data(inner), true) => {
-                self.heard(place.round, MeetingState::Waiting);
+                if !is_former {
+                    self.heard(place.round, MeetingState::Waiting);
+                }
                 // The exit has the keys: nothing that it says may reach a call.
                 let is_pad =
                     frames::parse_paced(inner, Direction::Backward, false).is_ok_and(|mut of| of.next().is_none());
                 return if is_pad { Ok(()) } else { Err(DropReason::Garbled) };
             }
-            // Of the user that this one met before.
-            (Inner::Meeting(_), _)
-                if self.meeting.as_ref().and_then(|meeting| meeting.number).is_some_and(|number| number != met) => {}
+            (Inner::Meeting(_), _) if is_former => self.channels.mark_met(place),
             (Inner::Meeting(inner), _) => {
                 self.heard(place.round, MeetingState::Joined);
                 self.channels.mark_met(place);

@@ -98,8 +98,8 @@ struct MeetingEnd {
     max_age: Nanos,
     /// The application's address.
     client: Option<SocketAddr>,
-    /// The number of the meeting, once there was a channel for it.
-    number: Option<u32>,
+    /// The number of the meeting: 1, and another one when its secret was changed.
+    number: u32,
     /// That of the latest fragmented datagram.
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
@@ -116,7 +116,7 @@ impl MeetingEnd {
         MeetingEnd {
             max_age,
             client: None,
-            number: None,
+            number: 1,
             next_id: rng.next_u32() as u16,
             latest: None,
             silent: 0,

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use rand::{Rng, RngExt};
 use wire::ids::Side;
 use wire::paced::clock::ClockCell;
-use wire::paced::{MEETING_OVERHEAD, RoundSub};
+use wire::paced::{BEHIND_MAX, MEETING_OVERHEAD, RoundSub};
 
 use super::channels::Channel;
 use super::pacer::{PREPARE, SETTLE};
@@ -65,8 +65,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let has_flows = users.clients.flows() > 0 || packer.has_others();
         if has_flows {
             *session_used = Some(round);
-        } else if session_used.is_some_and(|used| round >= used + u64::from(terms.rounds)) {
-            // No flow of the name before is left that the exit could link with the next ones.
+        } else if session_used.is_some_and(|used| round >= used + u64::from(terms.rounds) + BEHIND_MAX) {
+            // No flow of the name before is left that the exit could link with the next ones, and no late answer.
             rng.fill_bytes(session);
             users.clients.session_renewed(SESSION);
             *session_used = None;
@@ -74,16 +74,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);
         if let (Some(channel), Some(meeting)) = (&channel, meeting.as_mut())
-            && meeting.number != Some(channel.meeting)
+            && meeting.number != channel.meeting
         {
-            if meeting.number.is_some() {
-                // What was said to the other end before is not for this one.
-                packer.drop_of(None, DropReason::Ended, &mut datagrams.forward);
-                packer.forget_before();
-                datagrams.backward.drop_many(DropReason::Incomplete, u64::from(reassembler.drop_flow(0)));
-                *meeting = MeetingEnd { client: meeting.client, ..MeetingEnd::new(meeting.max_age, rng) };
-            }
-            meeting.number = Some(channel.meeting);
+            // What was said to the other end before is not for this one.
+            packer.drop_of(None, DropReason::Ended, &mut datagrams.forward);
+            packer.forget_before();
+            datagrams.backward.drop_many(DropReason::Incomplete, u64::from(reassembler.drop_flow(0)));
+            let (client, unsure, number) = (meeting.client, meeting.unsure, channel.meeting);
+            *meeting = MeetingEnd { client, unsure, number, ..MeetingEnd::new(meeting.max_age, rng) };
         }
         let mut leaving = Vec::with_capacity(terms.cells.into());
         let mut is_sealed = false;
