@@ -55,7 +55,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         Some(MeetingReport::Waiting) => format!("   meeting waiting{corrupt}"),
         None => String::new(),
     };
-    // After a restart of a hop nobody has a channel, so there is no company to wait for.
+    // When a hop has restarted no entry has a channel: 0 channels say nothing about the company.
     let company = entry.company.filter(|company| entry.has_channel || company.channels > 0);
     let company = match (company, full(entry)) {
         (Some(company @ CompanyReport { channels, n_min, .. }), _) if company.is_low() => {

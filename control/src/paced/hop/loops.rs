@@ -63,7 +63,7 @@ impl PacedHop {
     }
 
     /// Reads the acks of all loops, when no more come. One whose pair has lost the other is given up: it would get
-    /// noise. If this mix has skipped so many rounds that setups must fail, nobody has dropped them.
+    /// noise. If this mix has skipped too many rounds for setups to succeed, they count as not sent.
     pub(super) fn finish_loops(&mut self) -> Vec<Outcome> {
         let (config, code) = (&self.config, self.config.code((self.position + 1).min(self.config.shape.hops())));
         let has_stalled = self.coming.skipped * code.total() as u64 > config.times.used() * code.parity as u64;
