@@ -2,9 +2,8 @@
 //!
 //! Forward their cells leave with the release of their round, backward they end here. The bodies of a round are sealed
 //! when the round before has left. Backward cells get a layer when they come, as those of others do. It is removed, and
-//! they are opened, when their round has left. Places without
-//! a loop or without a cell are processed under random keys. So times show neither which channels are loops nor what
-//! became of their setups.
+//! they are opened, when their round has left. Places without a loop or without a cell are processed under random keys.
+//! So times show neither which channels are loops nor what became of their setups.
 
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
