@@ -153,6 +153,8 @@ drops! {
     Alarm => "alarm",
     /// Waited longer than the maximum age, in a socket or in a queue.
     Aged => "aged",
+    /// Entry of a paced class: as `Aged`, while each round had a channel: the class does not carry as much.
+    OverRate => "over-rate",
     /// Its flow or channel ended while it waited.
     Ended => "ended",
     /// Still held when the node stopped.

@@ -126,6 +126,8 @@ pub enum Notice {
         /// The most that travels.
         max: usize,
     },
+    /// Entry of a paced class: applications send more than the class carries.
+    OverRate,
     /// Entry: a socket that it was given cannot be listened at.
     Deaf { why: String },
     /// Entry: the exit refused a flow.

@@ -126,7 +126,13 @@ impl Figures {
         }
     }
 
-    /// The same in less than a line.
+    /// What it carries of what users send.
+    pub fn carries(&self) -> String {
+        let PerUse { forward, meeting, .. } = self.kbit_s;
+        format!("{forward} kbit/s to destinations or {meeting} between users")
+    }
+
+    /// All that a user wants to know in less than a line.
     pub fn brief(&self) -> String {
         let Figures { kbit_s, mb_per_hour, delay_ms, .. } = self;
         format!(

@@ -12,7 +12,7 @@ pub fn render(node: &NodeReport) -> String {
     let Some(PacedReport { figures, entry, hop, .. }) = &node.paced else { return String::new() };
     let mut text = String::new();
     if let Some(entry) = entry {
-        text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), aged(node));
+        text = format!("{figures}\n{}{}{}", promise(entry), of_entry(entry), dropped(node));
         text += &dropping(&causes(entry), &entry.dropping, &remedy(entry));
     }
     text + &hop.as_ref().map_or_else(String::new, of_hop)
@@ -92,11 +92,12 @@ fn of_entry(entry: &PacedEntryReport) -> String {
 }
 
 /// A line about datagrams that have waited for too long.
-fn aged(node: &NodeReport) -> String {
-    let datagrams = node.ledger.datagrams.as_ref().and_then(|pair| pair.forward.dropped.get("aged"));
-    datagrams.map_or_else(String::new, |count| {
-        format!("aged: {count} datagrams dropped: without a channel, or beyond the class's rate\n")
-    })
+fn dropped(node: &NodeReport) -> String {
+    let of = |reason| node.ledger.datagrams.as_ref().and_then(|pair| pair.forward.dropped.get(reason));
+    let rate = of("over-rate").map(|count| format!("{count} beyond the class's rate"));
+    let aged = of("aged").map(|count| format!("{count} without a channel, or late"));
+    let all: Vec<String> = rate.into_iter().chain(aged).collect();
+    if all.is_empty() { String::new() } else { format!("datagrams dropped: {}\n", all.join("; ")) }
 }
 
 /// The company of a batch in which no seat was free, while it has no channel for that.
@@ -411,10 +412,10 @@ pub(super) mod tests {
         let paced = troubled_entry();
         let lines = |paced: &PacedReport, dropped, count| {
             let text = render(&node(paced.clone(), dropped, count));
-            text.lines().filter(|line| line.starts_with("aged")).map(str::to_owned).collect::<Vec<_>>()
+            text.lines().filter(|line| line.contains("datagrams dropped")).map(str::to_owned).collect::<Vec<_>>()
         };
-        let full = "aged: 7 datagrams dropped: without a channel, or beyond the class's rate";
-        assert_eq!(lines(&paced, DropReason::Aged, 7), [full]);
+        assert_eq!(lines(&paced, DropReason::OverRate, 7), ["datagrams dropped: 7 beyond the class's rate"]);
+        assert_eq!(lines(&paced, DropReason::Aged, 7), ["datagrams dropped: 7 without a channel, or late"]);
         assert!(lines(&paced, DropReason::Aged, 0).is_empty());
         assert!(lines(&paced, DropReason::TooLarge, 7).is_empty());
     }

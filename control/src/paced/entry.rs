@@ -130,6 +130,21 @@ impl PacedEntry {
         self.running
     }
 
+    /// Its next round is this one: its lead has jumped. The rounds in which it was ready are as long ago as before, so
+    /// whoever moves its time makes it miss no batch that does not count.
+    pub(super) fn jumps_to(&mut self, round: u64) {
+        let waits = self.was_ready() && round <= self.running;
+        if !waits {
+            let next = self.running + 1;
+            self.ready.iter_mut().for_each(|at| *at = (*at + round).saturating_sub(next));
+        }
+    }
+
+    /// True if it was ready in the running round.
+    fn was_ready(&self) -> bool {
+        self.ready.back() == Some(&self.running)
+    }
+
     /// The entry seals this round, or is about to. `is_ready`: it knows its lead, and its link is up. Rounds may be
     /// left out. They may jump back when the lead becomes known; an entry that was ready waits instead.
     pub(crate) fn advance(
@@ -139,8 +154,7 @@ impl PacedEntry {
         round: u64,
         is_ready: bool,
     ) -> Vec<Outcome> {
-        let was_ready = self.ready.back() == Some(&self.running);
-        if was_ready && round < self.running {
+        if self.was_ready() && round < self.running {
             return Vec::new();
         }
         let before = self.coming_batch();
@@ -148,6 +162,7 @@ impl PacedEntry {
         let mut outcomes = Vec::new();
         if self.coming_batch() != before {
             let coming = self.begin_batch(is_ready);
+            let is_missed = self.coming_batch() > before + 1 && self.was_ready_long();
             // What has not come by now is late.
             let outcome = match std::mem::replace(&mut self.coming, coming) {
                 Coming::Idle | Coming::Waiting(None) | Coming::Decided => None,
@@ -156,6 +171,10 @@ impl PacedEntry {
             };
             outcomes.extend(outcome);
             self.draw_numbers(rng);
+            if is_missed {
+                // The lead has jumped over the phase of its setup.
+                outcomes.push(self.failed(self.coming_batch() - 1, Failure::NotReady));
+            }
             self.bundles.keep_from(self.config.interval_of(self.coming_batch()));
         }
         if is_ready {
@@ -177,10 +196,14 @@ impl PacedEntry {
         if self.ready.is_empty() && !(is_ready && self.running == first) {
             return Coming::Idle;
         }
-        let tested = first.saturating_sub(TESTED)..first;
-        let ready = self.ready.iter().filter(|round| tested.contains(round)).count() as u64;
         let is_in_time = is_ready && self.shards_left().is_some();
-        Coming::Waiting((is_in_time || 2 * ready >= TESTED).then_some(Failure::NotReady))
+        Coming::Waiting((is_in_time || self.was_ready_long()).then_some(Failure::NotReady))
+    }
+
+    /// True if it was ready in half of the 1,000 rounds before the running one.
+    fn was_ready_long(&self) -> bool {
+        let tested = self.running.saturating_sub(TESTED)..self.running;
+        2 * self.ready.iter().filter(|round| tested.contains(round)).count() as u64 >= TESTED
     }
 
     fn failed(&self, batch: u64, why: Failure) -> Outcome {

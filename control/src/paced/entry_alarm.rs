@@ -107,6 +107,10 @@ impl EntryAlarm {
 
     /// A report of Mix 1 on the rounds up to `last` has come. `new` is what it adds to those before it, if anything.
     pub(crate) fn report(&mut self, last: u64, new: Option<Report>) {
+        // Of more rounds than are remembered: it would be long to test, and counts as none.
+        if new.is_some_and(|new| new.last + 1 - new.first > BEFORE) {
+            return;
+        }
         if let Some(reported) = &mut self.reported
             && self.running <= last + REPORT_EVERY
         {
@@ -114,10 +118,6 @@ impl EntryAlarm {
         }
         let Some(Report { first, last, places, filled, lost }) = new else { return };
         let rounds = last + 1 - first;
-        // Of more rounds than are remembered: it would be long to test.
-        if rounds > BEFORE {
-            return;
-        }
         let floored = u64::from(filled - lost);
         let places = Places { first, rounds, places: u64::from(places) - floored, lost: lost.into() };
         if let Some(excess) = self.forward.add(places) {
@@ -287,10 +287,11 @@ impl EntryAlarm {
         self.raise(Cause::NoClock);
     }
 
-    /// True if more than half of the places of the phase of its setup, or of its ack, were lost.
+    /// True if more than half of the places of the phase of its setup, or of its ack, were lost, and have raised the
+    /// alarm themselves: whoever reports otherwise would have an excuse.
     fn losses_explain(&self, batch: u64) -> bool {
         let half = self.config.times.phase_len() * u64::from(self.config.terms.cells) / 2;
-        let lost = |test: &LossTest, phase| test.lost_in(self.config.rounds_of(batch, phase));
+        let lost = |test: &LossTest, phase| test.too_many_in(self.config.rounds_of(batch, phase));
         lost(&self.forward, Phase::Setup(1)) > half || lost(&self.backward, Phase::Ack(1)) > half
     }
 

@@ -30,6 +30,10 @@ impl Places {
     pub(super) fn end(&self) -> u64 {
         self.first + self.rounds
     }
+
+    fn has_one_of(&self, rounds: &Range<u64>) -> bool {
+        self.first < rounds.end && rounds.start < self.end()
+    }
 }
 
 /// The test of one direction, for counts of about 100 rounds each.
@@ -74,15 +78,21 @@ impl LossTest {
         Some((places, lost))
     }
 
-    /// The counts that have a round of these.
-    pub(super) fn counts_in(&self, rounds: Range<u64>) -> impl Iterator<Item = &Places> {
-        let counts = self.counts.iter().map(|(count, _)| count);
-        counts.filter(move |count| count.first < rounds.end && rounds.start < count.end())
+    /// The rounds up to the latest test.
+    #[cfg(test)]
+    pub(super) const fn tested(&self) -> u64 {
+        self.tested
     }
 
-    /// Lost places of all counts that have a round of these.
-    pub(super) fn lost_in(&self, rounds: Range<u64>) -> u64 {
-        self.counts_in(rounds).map(|count| count.lost).sum()
+    /// The counts that have a round of these.
+    pub(super) fn counts_in(&self, rounds: Range<u64>) -> impl Iterator<Item = &Places> {
+        self.counts.iter().map(|(count, _)| count).filter(move |count| count.has_one_of(&rounds))
+    }
+
+    /// Lost places of the counts that have a round of these, of those that a test has found too many.
+    pub(super) fn too_many_in(&self, rounds: Range<u64>) -> u64 {
+        let marked = self.counts.iter().filter(|(count, is_marked)| *is_marked && count.has_one_of(&rounds));
+        marked.map(|(count, _)| count.lost).sum()
     }
 }
 

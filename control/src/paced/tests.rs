@@ -914,3 +914,26 @@ fn rounds_jump_back_only_before_the_entry_is_ready() {
     machine.advance(rng, counters, first + 1, true);
     assert_eq!(machine.cell(first + 1).map(|cell| cell.sub), Some(1));
 }
+
+/// Mix 1 chooses the lead. What it makes an entry miss counts.
+#[test]
+fn batches_that_the_lead_jumps_over_are_missed() {
+    let mut world = World::new(terms(), 1);
+    world.run_to_batch(BATCH + 2);
+    let User { machine, rng, counters, .. } = &mut world.users[0];
+    // Nobody has published keys for BATCH + 3.
+    let landed = world.config.times.first(BATCH + 4) + 300;
+    machine.jumps_to(landed);
+    let mut outcomes = machine.advance(rng, counters, landed, true);
+    let next = world.config.times.first(BATCH + 5);
+    outcomes.extend((landed + 1..=next).flat_map(|round| machine.advance(rng, counters, round, true)));
+    let missed: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Failed { batch, why, .. } => (*batch, *why),
+            Outcome::Ready { .. } => panic!("no hop has answered"),
+        })
+        .collect();
+    let [jumped_over, not_begun] = [BATCH + 4, BATCH + 5].map(|batch| (batch, Failure::NotReady));
+    assert_eq!(missed, [(BATCH + 3, Failure::NoBundle), jumped_over, not_begun]);
+}

@@ -31,7 +31,7 @@ struct Listening {
 pub(crate) struct Users {
     listening: Vec<Option<Listening>>,
     pub(crate) clients: Clients,
-    notices: Notices,
+    pub(crate) notices: Notices,
 }
 
 /// A datagram of an application that can be sent.

@@ -121,6 +121,12 @@ impl ControlCells {
         self.placed.retain(|of, _| *of > round);
     }
 
+    /// An entry has another link: what waits for a slot was for the one before, and its neighbour could know it again.
+    pub(super) fn forget_link_cells(&mut self) {
+        self.waiting.iter_mut().for_each(VecDeque::clear);
+        self.left.clear();
+    }
+
     /// The cells of a round: as many as its slots.
     pub(super) fn take(&mut self, round: u64, slots: SlotCount, out: &mut Vec<Control>) {
         let mut placed = self.placed.remove(&round).unwrap_or_default();

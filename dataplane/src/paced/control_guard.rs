@@ -1,5 +1,4 @@
-//! Which control cells go to control (SPEC 9.4.9): authentic ones, each once, and of a slot no more than its link
-//! carries.
+//! Which control cells go to control (SPEC 9.4.9): authentic ones, each once, and no more than the link carries.
 //!
 //! All links share control's queue, so repeated and forged cells, and more than a peer has slots for, end here. What
 //! links have saved is spent from one half of the queue only. In the other one each has room for what comes in a round.
@@ -54,9 +53,14 @@ pub(super) struct ControlGuard {
 }
 
 impl ControlGuard {
-    /// Whether the cell with number `seq` goes to control, which came at `now`, when control's queue was more than half
-    /// full or not. Only a cell that `is_authentic` marks its number and uses credit: what others send ahead of it
-    /// changes nothing.
+    /// Cells of this slot that have passed in the round of this time.
+    pub(super) fn passed_at(&self, limits: &ControlLimits, now: Nanos) -> u64 {
+        if self.granted == now / limits.period { self.passed } else { 0 }
+    }
+
+    /// Whether the cell with number `seq` goes to control, which came at `now`. `passed_beside`, if control's queue is
+    /// more than half full: how many have passed in this round under the link's other slots. Only a cell that
+    /// `is_authentic` marks its number and uses credit: what others send ahead of it changes nothing.
     ///
     /// # Errors
     /// It has come before, is forged, or the link carries fewer cells.
@@ -64,7 +68,7 @@ impl ControlGuard {
         &mut self,
         seq: u64,
         limits: &ControlLimits,
-        (now, is_crowded): (Nanos, bool),
+        (now, passed_beside): (Nanos, Option<u64>),
         is_authentic: impl FnOnce() -> bool,
     ) -> Result<(), DropReason> {
         let (round, most) = (now / limits.period, ROUNDS_AT_ONCE * limits.per_round);
@@ -87,7 +91,7 @@ impl ControlGuard {
         if !is_authentic() {
             return Err(DropReason::Forged);
         }
-        if is_crowded && self.passed >= limits.per_round {
+        if passed_beside.is_some_and(|beside| beside + self.passed >= limits.per_round) {
             return Err(DropReason::ControlRate);
         }
         self.credit = self.credit.checked_sub(1).ok_or(DropReason::ControlRate)?;
@@ -107,7 +111,7 @@ mod tests {
     const LIMITS: ControlLimits = ControlLimits { period: T, per_round: 4, repeated: DropReason::Copy };
 
     fn pass(guard: &mut ControlGuard, seq: u64, now: Nanos) -> Result<(), DropReason> {
-        guard.pass(seq, &LIMITS, (now, false), || true)
+        guard.pass(seq, &LIMITS, (now, None), || true)
     }
 
     #[test]
@@ -134,24 +138,26 @@ mod tests {
     #[test]
     fn crowded_queue_takes_what_a_round_carries() {
         let mut guard = ControlGuard::default();
-        let mut flood = |round: u64, is_crowded| {
-            let pass = |n: &u64| guard.pass(1000 * round + n, &LIMITS, (round * T, is_crowded), || true) == Ok(());
+        let mut flood = |round: u64, beside| {
+            let pass = |n: &u64| guard.pass(1000 * round + n, &LIMITS, (round * T, beside), || true) == Ok(());
             (0..1000).filter(pass).count()
         };
-        assert_eq!([flood(5, true), flood(5, true), flood(6, true)], [4, 0, 4]);
-        assert_eq!(flood(7, false), 64, "what was saved is there when the queue is not crowded");
-        assert_eq!([flood(8, true), flood(9, false)], [4, 4]);
+        assert_eq!([flood(5, Some(0)), flood(5, Some(0)), flood(6, Some(0))], [4, 0, 4]);
+        assert_eq!(flood(7, None), 64, "what was saved is there when the queue is not crowded");
+        assert_eq!([flood(8, Some(0)), flood(9, None)], [4, 4]);
+        assert_eq!([flood(10, Some(3)), flood(11, Some(4))], [1, 0], "the link's slots share it");
+        assert_eq!([10, 11].map(|round| guard.passed_at(&LIMITS, round * T)), [0, 0], "none passed in round 11");
     }
 
     #[test]
     fn forged_cells_take_nothing_from_the_genuine_one() {
         let mut guard = ControlGuard::default();
         for _ in 0..1000 {
-            assert_eq!(guard.pass(7, &LIMITS, (T, false), || false), Err(DropReason::Forged));
+            assert_eq!(guard.pass(7, &LIMITS, (T, None), || false), Err(DropReason::Forged));
         }
         assert_eq!(guard.credit, ROUNDS_AT_ONCE * LIMITS.per_round);
         assert_eq!(pass(&mut guard, 7, T), Ok(()));
-        assert_eq!(guard.pass(7, &LIMITS, (T, false), || unreachable!("it has come")), Err(DropReason::Copy));
+        assert_eq!(guard.pass(7, &LIMITS, (T, None), || unreachable!("it has come")), Err(DropReason::Copy));
     }
 
     #[test]

@@ -166,10 +166,15 @@ impl PacedLinks {
         limits: &ControlLimits,
         (now, is_crowded): (Nanos, bool),
     ) -> Result<&'a [u8], DropReason> {
-        let keys = self.keys.get_mut(&link).and_then(|keys| keys.iter_mut().find(|(id, _)| *id == slot));
-        let (_, keys) = keys.ok_or(DropReason::Header)?;
+        let of_link = self.keys.get_mut(&link).ok_or(DropReason::Header)?;
+        let at = of_link.iter().position(|(id, _)| *id == slot).ok_or(DropReason::Header)?;
+        let passed_beside = is_crowded.then(|| {
+            let others = of_link.iter().filter(|(id, _)| *id != slot);
+            others.map(|(_, keys)| keys.arrived.passed_at(limits, now)).sum()
+        });
+        let keys = &mut of_link[at].1;
         let is_authentic = || keys.control_in.open_under(&header.to_block(), body).is_some();
-        keys.arrived.pass(header.seq, limits, (now, is_crowded), is_authentic)?;
+        keys.arrived.pass(header.seq, limits, (now, passed_beside), is_authentic)?;
         Ok(&body[..body.len() - TAG_LEN])
     }
 

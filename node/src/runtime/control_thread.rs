@@ -279,7 +279,7 @@ fn alarm(event: &Event) -> Option<bool> {
 /// Sends the ICMP error that a network sends for a datagram that it does not carry.
 fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
     let (client, fate) = match notice {
-        Notice::Deaf { .. } => return,
+        Notice::Deaf { .. } | Notice::OverRate => return,
         Notice::TooLarge { client, .. } => (client, Fate::TooLong),
         Notice::Refused { client, status, .. } => (client, Fate::Refused(*status)),
     };

@@ -20,6 +20,7 @@ use wire::ids::Side;
 use wire::paced::{Company, PacedTerms};
 
 use crate::config::{ChainFile, NodeRole, node_name};
+use crate::figures::Figures;
 use crate::report::paced::{CompanyReport, alarm_lasts};
 use trouble::{ClientTroubles, REPORT_AFTER};
 
@@ -71,6 +72,9 @@ pub struct Log {
     alarm_lasts: Duration,
     position: usize,
     no_seat: Trouble,
+    over_rate: Trouble,
+    /// What the class carries, in words.
+    carries: String,
     cells_without_seat: u64,
     /// By position - 1: restarts that explain failed setups.
     restarts: Vec<Trouble>,
@@ -112,6 +116,7 @@ impl Log {
             hops: (1..=hops).filter_map(name).collect(),
             seats: paced.map(|terms| terms.seats),
             alarm_lasts: paced.map_or(Duration::ZERO, alarm_lasts),
+            carries: paced.map_or_else(String::new, |terms| Figures::of(terms, chain.terms.suite, hops).carries()),
             position,
             restarts: (1..=hops).map(|_| Trouble::default()).collect(),
             signed_twice: (1..=hops).map(|_| Trouble::default()).collect(),
@@ -336,6 +341,15 @@ impl Log {
             Notice::Deaf { why } => {
                 if self.deaf.occurs(now) {
                     warn!("cannot listen on a new forward: {why}");
+                }
+            }
+            Notice::OverRate => {
+                if self.over_rate.occurs(now) {
+                    warn!(
+                        "programs send more than this class carries, which is {}: the rest is dropped (`over-rate`); lower their bit \
+                         rate, or use a class that carries more",
+                        self.carries
+                    );
                 }
             }
             Notice::TooLarge { client, len, max } => {

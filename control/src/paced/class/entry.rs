@@ -116,6 +116,7 @@ impl EntryPart {
         // The lead may have become known: then the entry sends other rounds.
         if self.next.abs_diff(last) > AHEAD_MAX {
             self.watch.alarm.jumps_to(last);
+            self.entry.jumps_to(last);
             self.next = last;
         }
         while self.next <= last {

@@ -232,6 +232,36 @@ fn losses_of_half_a_phase_explain_a_failed_setup() {
     }
 }
 
+/// Mix 1 drops a setup, and reports as many losses where no test looks: just after one, and then so late that they have
+/// become usual.
+#[test]
+fn losses_that_no_test_has_found_explain_nothing() {
+    let mut entry = Entry::new();
+    let begin = entry.round;
+    entry.run(begin + 30, |_, _| false, true, true);
+    let tested = entry.alarm.forward.tested();
+    assert_eq!(entry.alarm.forward.add(Places { first: tested, rounds: 99, places: 99, lost: 99 }), None);
+    entry.run(begin + 1300, |_, _| false, false, true);
+    entry.alarm.failed(BATCH, Failure::NoAck);
+    entry.bundle(2);
+    entry.quiet(3000);
+    assert_eq!(entry.setup_causes(), 1);
+}
+
+/// Totals that begin in another round are counted from there.
+#[test]
+fn report_of_more_rounds_than_are_tested_counts_as_none() {
+    let mut entry = Entry::new();
+    entry.quiet(1000);
+    let due = entry.round / 100 * 100 + 99;
+    for last in (due..due + 600).step_by(100) {
+        entry.run(last + 1, |_, _| false, false, true);
+        let report = Report { first: last - BEFORE, last, places: 0, filled: 0, lost: 0 };
+        entry.alarm.report(last, Some(report));
+    }
+    assert_eq!(entry.events, [PacedEvent::Dropping(Cause::NoReports)]);
+}
+
 #[test]
 fn half_of_a_phase_without_the_link_excuses_no_setup() {
     // Of the 56 rounds of phases 1 and 8; those between and behind them do not count.

@@ -37,7 +37,7 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::frames::{fragment_count, max_datagram_len};
-use wire::ids::Side;
+use wire::ids::{LinkId, Side};
 use wire::paced::clock::SteadyClock;
 use wire::paced::{Call, ControlSlots, EntryKeys, MEETING_OVERHEAD, PacedTerms, Timetable};
 use wire::reassembly::Reassembler;
@@ -133,6 +133,8 @@ pub struct Entry<D, A> {
     down: D,
     apps: A,
     links: PacedLinks,
+    /// The link of the link cells that wait.
+    link: Option<LinkId>,
     gate: Gate,
     slots: ControlSlots,
     sender: Sender,
@@ -147,6 +149,8 @@ pub struct Entry<D, A> {
     session: [u8; 16],
     reassembler: Reassembler,
     ready: Option<Ready>,
+    /// Since when it has built every round, and each with a channel.
+    carries_since: Option<Nanos>,
     /// The latest round in which the session had a flow, since it was drawn.
     session_used: Option<u64>,
     /// The cells of `ready`.
@@ -238,6 +242,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let decoy = (keys, meeting.is_some().then_some(call));
         let mut entry = Entry {
             links: PacedLinks::default(),
+            link: None,
             gate: Gate::new(&settings, Side::Down),
             sender: Sender::of_entry(terms, rand::SeedableRng::from_rng(&mut rng)),
             pacer: Pacer::new(period, clock.at(now)),
@@ -255,6 +260,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             users,
             meeting,
             session,
+            carries_since: None,
             session_used: None,
             ready: None,
             early: *EARLY.end(),
@@ -321,7 +327,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Command::SlotKeys { link, slot, keys } => self.links.add_keys(link, slot, &keys),
             Command::Entry(command) => self.apply_own(command, now),
             Command::AtRound { round, control, .. } => self.sender.control(None).replace_at_round(round, control),
-            Command::AtNextSlot { control, .. } => self.sender.queue(None, control, &mut self.cells.forward),
+            Command::AtNextSlot { link, control } => {
+                self.follow_link();
+                if self.link == Some(link) {
+                    self.sender.queue(None, control, &mut self.cells.forward);
+                }
+            }
             Command::InstallChannel { .. }
             | Command::InstallLoop { .. }
             | Command::Clock(_)
@@ -353,6 +364,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             EntryCommand::RefuseNewFlows(refuses) => self.users.clients.refuse_new(refuses),
             EntryCommand::Unlisten { id } => self.unlisten(id),
+        }
+    }
+
+    /// Link cells leave on the link that they are for, or never.
+    fn follow_link(&mut self) {
+        let link = self.links.neighbour(Side::Down);
+        if std::mem::replace(&mut self.link, link) != link {
+            self.sender.control(None).forget_link_cells();
         }
     }
 
@@ -432,10 +451,18 @@ impl<D: Port, A: Apps> Entry<D, A> {
         Ok(())
     }
 
+    /// Drops datagrams that have waited for too long.
     fn drop_aged(&mut self, now: Nanos) {
-        let Self { packer, users, meeting, datagrams, .. } = self;
+        // A worker that was stopped is late, whatever the applications send.
+        let is_on_time = now <= self.prepare_at() + self.times.period();
+        let Self { packer, users, meeting, datagrams, punts, carries_since, .. } = self;
+        let carries_since = carries_since.filter(|_| is_on_time);
         let max_age = |socket| meeting.as_ref().map_or_else(|| users.max_age(socket), |meeting| meeting.max_age);
-        packer.drop_aged(|waiting| now - waiting.arrived > max_age(waiting.socket), &mut datagrams.forward);
+        let is_aged = |waiting: &Waiting| now - waiting.arrived > max_age(waiting.socket);
+        if packer.drop_aged(is_aged, carries_since, &mut datagrams.forward) > 0 {
+            let notices = meeting.as_mut().map_or(&mut users.notices, |meeting| &mut meeting.notices);
+            notices.send(Notice::OverRate, punts, now);
+        }
     }
 
     /// Once a second: idle flows, stale fragments, batches that are over.

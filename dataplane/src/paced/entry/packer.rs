@@ -114,11 +114,23 @@ impl Packer {
         }
     }
 
-    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed.
-    pub(super) fn drop_aged(&mut self, is_aged: impl Fn(&Waiting) -> bool, tally: &mut Tally) {
-        let before = self.waiting.len();
-        self.waiting.retain(|waiting| waiting.written > 0 || !is_aged(waiting));
-        tally.drop_many(DropReason::Aged, (before - self.waiting.len()) as u64);
+    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed. Returns how many of them had
+    /// come since cells carry datagrams.
+    pub(super) fn drop_aged(
+        &mut self,
+        is_aged: impl Fn(&Waiting) -> bool,
+        carries_since: Option<Nanos>,
+        tally: &mut Tally,
+    ) -> u64 {
+        let (before, mut over_rate) = (self.waiting.len(), 0);
+        self.waiting.retain(|waiting| {
+            let stays = waiting.written > 0 || !is_aged(waiting);
+            over_rate += u64::from(!stays && carries_since.is_some_and(|since| waiting.arrived >= since));
+            stays
+        });
+        tally.drop_many(DropReason::OverRate, over_rate);
+        tally.drop_many(DropReason::Aged, (before - self.waiting.len()) as u64 - over_rate);
+        over_rate
     }
 
     /// Drops what waits at a socket that was closed, or everywhere.

@@ -3,7 +3,6 @@
 use std::ops::RangeInclusive;
 
 use rand::{Rng, RngExt};
-use wire::ids::Side;
 use wire::paced::clock::ClockCell;
 use wire::paced::{BEHIND_MAX, MEETING_OVERHEAD, RoundSub};
 
@@ -50,12 +49,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         let Some(round) = self.pacer.next(self.clock.at(now)) else { return };
         self.drop_aged(now);
-        if round != self.pacer.last() + 1 || self.channels.round_before(round).is_none() {
+        self.follow_link();
+        let is_next = round == self.pacer.last() + 1;
+        if !is_next || self.channels.round_before(round).is_none() {
             self.packer.forget_before();
         }
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, slots, pacer, clock, free, rng, session, session_used, reassembler, .. } = self;
-        let Self { prepared, punts, runner_clock, waits, .. } = self;
+        let Self { links, link, slots, pacer, clock, free, rng, session, session_used, reassembler, .. } = self;
+        let Self { prepared, punts, runner_clock, waits, carries_since, .. } = self;
         let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
@@ -73,6 +74,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);
+        *carries_since = channel.as_ref().map(|_| carries_since.filter(|_| is_next).unwrap_or(now));
         if let (Some(channel), Some(meeting)) = (&channel, meeting.as_mut())
             && meeting.number != channel.meeting
         {
@@ -124,9 +126,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         pacer.prepared(round, is_sealed);
         let due = pacer.due_at(round);
         let release = Release { round, due, slots: slots.of(times, round) };
-        let link = links.neighbour(Side::Down);
-        let clock_cell = sender.leave(link, release, leaving.into_iter(), links, prepared, free, tally);
-        if let (Some(link), Some(ClockCell { sent: clock_number, .. })) = (link, clock_cell) {
+        let clock_cell = sender.leave(*link, release, leaving.into_iter(), links, prepared, free, tally);
+        if let (&mut Some(link), Some(ClockCell { sent: clock_number, .. })) = (link, clock_cell) {
             // If it is lost, this clock cell gives no sample.
             let _ = punts.send(Punt::PacedClockSent { link, number: clock_number, sent_ns: due });
         }

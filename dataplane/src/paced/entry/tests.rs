@@ -313,6 +313,32 @@ fn rounds_have_one_number_of_cells_whatever_they_carry() {
     }
 }
 
+/// Mix 1 could send something to be repeated, end the link, and know the entry by it on the next one.
+#[test]
+fn link_cells_that_wait_do_not_leave_on_another_link() {
+    let mut bench = Bench::to_destination(terms());
+    bench.run_to(bench.times.first(BATCH) - 15);
+    let ask = |link, byte| Command::AtNextSlot { link, control: Control::link(LinkContent::Ask, &[byte; 20]) };
+    let (old, new) = (bench.mix.link, LinkId(99));
+    (1..6).for_each(|byte| bench.command(ask(old, byte)));
+    bench.turn();
+    bench.command(Command::Link(LinkCommand::Retire { link: old }));
+    bench.command(ask(old, 6));
+    bench.turn();
+    bench.mix.link = new;
+    bench.mix.link_commands().into_iter().for_each(|command| bench.command(command));
+    bench.command(ask(new, 7));
+    bench.take();
+    let mut asks = Vec::new();
+    for round in bench.times.first(BATCH) - 14..bench.times.first(BATCH) + 20 {
+        let cells = bench.run_to(round);
+        let read = cells.iter().map(|bytes| bench.mix.read(bytes, round)).collect::<Vec<_>>();
+        asks.extend(read.iter().filter(|cell| cell.body[0] == LinkContent::Ask as u8).map(|cell| cell.body[1]));
+    }
+    asks.dedup();
+    assert_eq!(asks, [7]);
+}
+
 #[test]
 fn datagram_reaches_the_exit_and_its_answer_comes_back() {
     let mut bench = Bench::to_destination(terms());
@@ -729,6 +755,35 @@ fn stream_that_fills_the_class_is_late_for_a_moment_only() {
         assert_eq!(bench.entry.packer.len(), 0, "{phase} ms behind a round");
         assert_eq!(bench.ledger().datagrams.forward.drops(DropReason::Aged), 0);
     }
+}
+
+/// With a channel it is the application that sends too much. Without one, or stopped, it is not.
+#[test]
+fn what_the_class_does_not_carry_is_counted_and_told() {
+    let mut bench = Bench::to_destination(PacedTerms { cells: 1, ..terms() });
+    bench.open(BATCH);
+    let first = bench.times.first(BATCH);
+    bench.run_to(first - 20);
+    (0..5).for_each(|_| bench.say(client(1), &[1; 180]));
+    bench.run_to(first + 1);
+    let drops = |bench: &mut Bench| {
+        let forward = bench.ledger().datagrams.forward;
+        [DropReason::Aged, DropReason::OverRate].map(|reason| forward.drops(reason))
+    };
+    assert_eq!(drops(&mut bench), [5, 0], "no channel");
+    (0..20).for_each(|_| bench.say(client(1), &[1; 180]));
+    bench.run_to(first + 20);
+    let told =
+        std::iter::from_fn(|| bench.punts.pop().ok()).filter(|punt| matches!(punt, Punt::Notice(Notice::OverRate)));
+    assert!(told.count() > 0);
+    let [aged, over_rate] = drops(&mut bench);
+    assert!(aged == 5 && (10..20).contains(&over_rate), "{aged} {over_rate}: the first rounds take some");
+    bench.say(client(1), &[1; 180]);
+    bench.say(client(1), &[1; 180]);
+    bench.turn();
+    bench.now += 2_000 * MILLI;
+    bench.run_to(first + 300);
+    assert_eq!(drops(&mut bench), [aged + 2, over_rate], "it was stopped");
 }
 
 #[test]
