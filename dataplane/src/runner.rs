@@ -54,33 +54,46 @@ const HEAD_START: Duration = Duration::from_secs(1);
 
 /// The monotonic clock of a node.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub struct Clock {
+    start: Instant,
+    /// In a test: the time that it shows next.
+    #[cfg(test)]
+    script: Option<&'static AtomicU64>,
+}
 
 impl Clock {
     /// Starts at one second.
     pub fn start() -> Clock {
-        Clock(Instant::now() - HEAD_START)
+        Clock {
+            start: Instant::now() - HEAD_START,
+            #[cfg(test)]
+            script: None,
+        }
     }
 
-    /// One that shows this time now.
+    /// One that shows this time, and a microsecond more each time that it is read, however busy the machine is.
     #[cfg(test)]
     pub(crate) fn showing(now: Nanos) -> Clock {
-        Clock(Instant::now() - Duration::from_nanos(now))
+        Clock { script: Some(Box::leak(Box::new(AtomicU64::new(now)))), ..Clock::start() }
     }
 
     /// Nanoseconds on the clock.
     pub fn now(&self) -> Nanos {
-        self.0.elapsed().as_nanos() as Nanos
+        #[cfg(test)]
+        if let Some(script) = self.script {
+            return script.fetch_add(crate::MICRO, Ordering::Relaxed);
+        }
+        self.start.elapsed().as_nanos() as Nanos
     }
 
     /// Time since the start.
     pub fn uptime(&self) -> Duration {
-        self.0.elapsed().saturating_sub(HEAD_START)
+        self.start.elapsed().saturating_sub(HEAD_START)
     }
 
     /// The same as a duration.
     pub fn elapsed(&self) -> Duration {
-        self.0.elapsed()
+        self.start.elapsed()
     }
 }
 

@@ -492,12 +492,6 @@ impl<A: Apps> Outside<A> {
         self.queue.len()
     }
 
-    /// No frames are too old to take effect.
-    #[cfg(test)]
-    pub(super) fn wait_without_end(&mut self) {
-        self.waits = SECOND * SECOND;
-    }
-
     /// Datagrams to destinations that wait.
     fn unsent(&self) -> u64 {
         (self.send_batch.len() - self.sending.unwrap_or(0)) as u64
