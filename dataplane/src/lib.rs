@@ -1,9 +1,9 @@
 //! The data plane: receive, open, pool, shuffle, seal, send.
 //!
 //! Data flows one way through the files: [`socket`] -> [`stage::ingress`] -> [`stage::open`] -> [`stage::pool`] ->
-//! [`stage::seal`] -> [`socket`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
-//! that spells its path. A worker reads no clock but to see that it was stopped (`age`) and, at the entry of a paced
-//! class, to send in time. It never sleeps and owns all its memory from the start; [`runner`] does the waiting. Control
+//! [`stage::seal`] -> [`socket`]. [`mix`], [`entry`] and [`exit`] are the three workers, and [`paced`] has three more;
+//! each has one function, `turn`, that spells its path. A worker of a free class reads no clock but to see that it was
+//! stopped (`age`), one of a paced class also to send in time. It never sleeps; [`runner`] does the waiting. Control
 //! reaches a worker through one bounded ring of [`command::Command`]s and hears of it through one ring of
 //! [`punt::Punt`]s.
 //!

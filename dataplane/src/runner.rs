@@ -1,8 +1,8 @@
 //! Event loop: polls sockets and gives one worker its turns.
 //!
 //! One epoll per worker for link sockets, application sockets and the eventfd that control writes to.
-//! The clock is read here, at the start of each turn and at its end. A worker reads it once more before it sends
-//! (`age`).
+//! The clock is read here, at the start of each turn and at its end. A worker of a free class reads it
+//! once more before it sends (`age`), one of a paced class as often as it has to know whether a round is due.
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -126,8 +126,8 @@ Examples:
     eddy chain --stay --socks 1080
 
 Exit codes:
-  0  every message was delivered and answered, or every call worked on constant
-     links, and every ledger closes
+  0  every message was delivered and answered, or no call lost more than half of
+     what was said and links were constant, and every ledger closes
   1  messages or calls were lost, or a node failed
   2  mistake on the command line";
 

@@ -97,7 +97,7 @@ fn file_option(command: &str, file: &str) -> Option<&'static str> {
 
 /// The command of a usage: `mix` of `Usage: eddy mix --config <FILE>`.
 fn command_of(usage: &str) -> Option<String> {
-    usage.split_whitespace().skip_while(|word| *word != "eddy").nth(1).map(str::to_owned)
+    usage.split_whitespace().skip_while(|word| *word != "Usage:").nth(2).map(str::to_owned)
 }
 
 /// True for a chain's public file, by its name or its content.

@@ -24,6 +24,7 @@ fn promise(entry: &PacedEntryReport) -> String {
         return "promise: none before it has a channel\n".to_owned();
     }
     let among = match entry.company {
+        Some(CompanyReport { channels: 0, .. }) => return "promise: none, and nothing is carried\n".to_owned(),
         Some(company @ CompanyReport { channels, n_min, .. }) if company.is_low() => {
             return format!("promise: none, and nothing is carried: {channels} of {n_min} channels (n_min)\n");
         }
@@ -43,6 +44,9 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     let PacedEntryReport { joined, failed, skipped, forward, backward, .. } = entry;
     let channel = match (entry.has_channel, entry.round) {
         (_, None) => "waits for the clock of mix1".to_owned(),
+        (true, _) if entry.company.is_some_and(|company| company.channels == 0) => {
+            "has a channel, of which mix1 knows nothing: it has restarted".to_owned()
+        }
         (true, _) => "has a channel".to_owned(),
         (false, _) => format!("joins a batch in {:.0} s or later", entry.next_batch_s),
     };
@@ -56,7 +60,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         None => String::new(),
     };
     // When a hop has restarted no entry has a channel: 0 channels say nothing about the company.
-    let company = entry.company.filter(|company| entry.has_channel || company.channels > 0);
+    let company = entry.company.filter(|company| company.channels > 0);
     let company = match (company, full(entry)) {
         (Some(company @ CompanyReport { channels, n_min, .. }), _) if company.is_low() => {
             format!("   waiting for company: {channels} of {n_min}")
@@ -76,7 +80,9 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         }
         None => String::new(),
     };
-    // An alarm says more, and takes its place on a screen of 24 lines.
+    // The alarm says more, and takes the place of the next two lines on a screen of 24 lines.
+    let ended = restarted(entry).filter(|_| !entry.has_channel && entry.dropping.is_empty());
+    let ended = ended.map_or_else(String::new, |hops| format!("{hops}: channels through it have ended\n"));
     let outages = entry.outages.filter(|_| entry.dropping.is_empty());
     let outages = outages.map_or_else(String::new, |OutagesReport { count, longest_ms }| {
         format!("outages of the access link back {count}, longest {longest_ms} ms\n")
@@ -85,7 +91,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
         "{channel}{meeting}{company}\n\
          batches {joined}, failed {failed}{excused}   rounds skipped {skipped}{refused}\n\
          link lost lately {} out, {} back{other_end}\n\
-         {outages}",
+         {ended}{outages}",
         share(forward.lately()),
         share(backward.lately())
     )
@@ -118,12 +124,18 @@ fn remedy(entry: &PacedEntryReport) -> String {
     if full(entry).is_some() && entry.dropping.iter().all(|cause| cause.cause == CauseKind::NoChannel) {
         return "keep the entry running, which tries again for each batch".to_owned();
     }
-    let busy = if entry.skipped > 0 { ", or this host too busy" } else { "" };
-    let why = match entry.mix1_restarted {
-        true => "mix1 has restarted, which may be why.".to_owned(),
-        false => format!("was mix1 restarted{busy}?"),
+    let why = match (restarted(entry), entry.skipped) {
+        (Some(hops), _) => format!("{hops}, which may be why."),
+        (None, 0) => "was mix1 restarted?".to_owned(),
+        (None, skipped) => format!("{skipped} rounds skipped: this host too busy?"),
     };
     format!("{why} Still, {WHAT_TO_DO}")
+}
+
+/// Hops that have restarted of late.
+fn restarted(entry: &PacedEntryReport) -> Option<String> {
+    let has = if entry.restarted.len() > 1 { "have" } else { "has" };
+    (!entry.restarted.is_empty()).then(|| format!("{} {has} restarted", entry.restarted.join(", ")))
 }
 
 /// Its causes while the alarm is up, when the latest one was, and what to do.
@@ -222,7 +234,7 @@ pub(super) mod tests {
             backward: places,
             outages: Some(OutagesReport { count: 12, longest_ms: 2340 }),
             end_to_end: Some(EndToEndReport { places: 100_000, lost: 5000, of_exit: 1 }),
-            mix1_restarted: false,
+            restarted: Vec::new(),
             dropping: vec![
                 cause(CauseKind::LostForward, "12 of 1000 cells to mix1 lost", 7),
                 cause(CauseKind::NoReports, "no reports from mix1", 1),

@@ -310,9 +310,10 @@ impl EntryAlarm {
         self.running
     }
 
-    /// Mix 1 has restarted within the time for which the alarm lasts, as bundles show.
-    pub(crate) fn mix_1_restarted(&self) -> bool {
-        self.restarts.get(&1).is_some_and(|restart| self.running < restart.at + BEFORE)
+    /// Hops, from 1, that have restarted within the time for which the alarm lasts, as bundles show.
+    pub(crate) fn restarted_hops(&self) -> Vec<usize> {
+        let is_recent = |restart: &Restart| self.running < restart.at + BEFORE;
+        self.restarts.iter().filter(|(_, restart)| is_recent(restart)).map(|(hop, _)| *hop).collect()
     }
 
     /// The causes for which it is up; none if it is not.

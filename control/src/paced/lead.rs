@@ -23,7 +23,7 @@ const NOTED_EVERY: u64 = 10 * NS_PER_S;
 
 struct Sample {
     at: u64,
-    /// `sent` of the entry's own clock cell that Mix 1 has answered.
+    /// When the entry's own clock cell that Mix 1 has answered was due.
     peer: u64,
     lead: i64,
 }

@@ -49,9 +49,9 @@ struct Count {
 
 /// Counts of the latest 1,000 rounds, the oldest first.
 #[derive(Default)]
-struct Latest(VecDeque<Count>);
+struct Window(VecDeque<Count>);
 
-impl Latest {
+impl Window {
     fn add(&mut self, last: u64, places: u64, lost: u64) {
         self.0.push_back(Count { last, places, lost: lost.min(places) });
         self.expire(last);
@@ -90,9 +90,9 @@ pub(super) struct LoopsAlarm {
     counted_to: u64,
     test: LossTest,
     /// Places of loops that brought noise.
-    garbled: Latest,
+    garbled: Window,
     /// Places of the next link, as the next hop reports them forward, and as this mix counts them backward.
-    link: [Latest; 2],
+    link: [Window; 2],
     /// The latest report of the next hop came then, or the alarm was raised because none had come.
     unreported_since: u64,
     undecided: Vec<Failed>,
@@ -110,7 +110,7 @@ impl LoopsAlarm {
             started: released + 1,
             counted_to: released + 1,
             test: LossTest::default(),
-            garbled: Latest::default(),
+            garbled: Window::default(),
             link: Default::default(),
             unreported_since: released + 1,
             undecided: Vec::new(),
@@ -188,7 +188,7 @@ impl LoopsAlarm {
     /// What a link loses in one direction: as much as the next one in its better direction. One direction alone
     /// explains nothing: whoever drops its cells also drops the reports on the other.
     pub(super) fn link_share(&self) -> f64 {
-        let [forward, backward] = self.link.each_ref().map(Latest::share);
+        let [forward, backward] = self.link.each_ref().map(Window::share);
         let measured = forward.zip(backward).map_or(0.0, |(forward, backward)| forward.min(backward));
         measured.clamp(LINK_SHARE.0, LINK_SHARE.1)
     }
@@ -354,8 +354,8 @@ mod tests {
             // For longer than the usual share is remembered, and than an alarm lasts.
             world.run(3 * BEFORE as usize / 100);
             assert!(matches!(world.events[..], [PacedEvent::Dropping(Cause::Loops { .. })]), "{:?}", world.events);
-            let [alert] = world.alarm.status().dropping[..] else { panic!("{share}") };
-            assert!(alert.times > 1900 && alert.last + 100 > world.alarm.counted_to, "{alert:?}");
+            let [raised] = world.alarm.status().dropping[..] else { panic!("{share}") };
+            assert!(raised.times > 1900 && raised.last + 100 > world.alarm.counted_to, "{raised:?}");
         }
     }
 
@@ -373,7 +373,7 @@ mod tests {
         assert!(raised(|cause| matches!(cause, Cause::Loops { .. })), "{:?}", world.events);
         assert!(raised(|cause| *cause == Cause::NextReportsNothing), "{:?}", world.events);
         assert!(
-            world.alarm.status().dropping.iter().all(|alert| alert.last + 1100 > world.alarm.counted_to),
+            world.alarm.status().dropping.iter().all(|raised| raised.last + 1100 > world.alarm.counted_to),
             "both stay up"
         );
     }

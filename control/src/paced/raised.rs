@@ -13,8 +13,8 @@ pub(super) struct RaisedCauses {
 impl RaisedCauses {
     /// Raises it in a round for this cause, or keeps it up.
     pub(super) fn raise(&mut self, cause: Cause, round: u64) {
-        match self.up.iter_mut().find(|alert| alert.cause.is_like(&cause)) {
-            Some(alert) => *alert = RaisedCause { cause, last: round, times: alert.times + 1, ..*alert },
+        match self.up.iter_mut().find(|raised| raised.cause.is_like(&cause)) {
+            Some(raised) => *raised = RaisedCause { cause, last: round, times: raised.times + 1, ..*raised },
             None => {
                 self.up.push(RaisedCause { cause, since: round, last: round, times: 1 });
                 self.events.push(PacedEvent::Dropping(cause));
@@ -35,7 +35,7 @@ impl RaisedCauses {
     /// Ends it for causes that have not come for long before this round.
     pub(super) fn expire(&mut self, round: u64) {
         let count = self.up.len();
-        self.up.retain(|alert| round < alert.last + BEFORE);
+        self.up.retain(|raised| round < raised.last + BEFORE);
         if count > 0 && self.up.is_empty() {
             self.events.push(PacedEvent::DroppingEnded);
         }

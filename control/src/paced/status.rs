@@ -131,8 +131,8 @@ pub struct EntryStatus {
     pub dropping: Vec<RaisedCause>,
     /// The round up to which it has looked for causes.
     pub looked_to: u64,
-    /// Mix 1 has restarted within the time for which the alarm lasts, as bundles show.
-    pub mix_1_restarted: bool,
+    /// Hops, from 1, that have restarted within the time for which the alarm lasts, as bundles show.
+    pub restarted: Vec<usize>,
 }
 
 impl EntryStatus {
@@ -215,7 +215,7 @@ pub(super) struct Bounds {
 }
 
 /// Rounds of one count. The count before it is kept, too.
-const LATEST: u64 = 1000;
+const LATELY: u64 = 1000;
 
 impl Reported {
     /// Places of the latest 1,000 to 2,000 rounds, fewer after a start, and those of them that were lost.
@@ -249,7 +249,7 @@ impl Reported {
         self.filled += u64::from(new.filled);
         self.lost += u64::from(new.lost);
         let [_, now] = self.latest;
-        if now.rounds >= LATEST {
+        if now.rounds >= LATELY {
             self.latest = [now, Latest::default()];
         }
         let [_, now] = &mut self.latest;

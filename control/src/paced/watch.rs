@@ -175,7 +175,7 @@ impl EntryWatch {
             next_batch_in,
             dropping: self.alarm.raised().to_vec(),
             looked_to: self.alarm.running(),
-            mix_1_restarted: self.alarm.mix_1_restarted(),
+            restarted: self.alarm.restarted_hops(),
         }
     }
 }

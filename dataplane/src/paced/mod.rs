@@ -194,7 +194,7 @@ pub enum Command {
         link: LinkId,
         control: Control,
     },
-    /// What control read in the latest clock cell of a link: its `sent`, and when it came (SPEC 9.5.6).
+    /// What control read in the latest clock cell of a link: its `sent`, and when it came, in ns (SPEC 9.5.6).
     ClockSeen {
         link: LinkId,
         sent: u64,

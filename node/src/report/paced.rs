@@ -16,6 +16,7 @@ use wire::paced::{Company, PacedTerms};
 
 use super::ms;
 use super::path::PathReport;
+use crate::config::{NodeRole, node_name};
 use crate::figures::Figures;
 
 /// A paced class at a node.
@@ -89,9 +90,9 @@ pub struct PacedEntryReport {
     pub end_to_end: Option<EndToEndReport>,
     /// Why the alarm `dropping` is up; empty if it is not.
     pub dropping: Vec<CauseReport>,
-    /// Mix 1 has restarted within the time for which the alarm lasts.
+    /// Hops that have restarted within the time for which the alarm lasts, as failed setups have shown.
     #[serde(default)]
-    pub mix1_restarted: bool,
+    pub restarted: Vec<String>,
 }
 
 /// The channels of a batch, as Mix 1 says.
@@ -283,7 +284,7 @@ impl PacedReport {
         let figures = figures.brief();
         match status {
             PacedStatus::Entry(status) => {
-                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default(), terms));
+                let entry = Some(PacedEntryReport::new(status, view.unwrap_or_default(), (terms, *hops)));
                 PacedReport { figures, entry, hop: None, path }
             }
             PacedStatus::Hop(status) => {
@@ -295,7 +296,7 @@ impl PacedReport {
 }
 
 impl PacedEntryReport {
-    fn new(status: &EntryStatus, view: EntryView, terms: &PacedTerms) -> PacedEntryReport {
+    fn new(status: &EntryStatus, view: EntryView, (terms, hops): (&PacedTerms, usize)) -> PacedEntryReport {
         let Outages { count, longest, .. } = view.outages;
         let EndToEnd { places, lost, of_exit } = view.of_other_end;
         let cause = |raised| CauseReport::new(raised, status.looked_to, terms);
@@ -319,7 +320,11 @@ impl PacedEntryReport {
             outages: (count > 0).then_some(OutagesReport { count, longest_ms: longest * u64::from(terms.period_ms) }),
             end_to_end: (places > 0).then_some(EndToEndReport { places, lost, of_exit }),
             dropping: status.dropping.iter().map(cause).collect(),
-            mix1_restarted: status.mix_1_restarted,
+            restarted: status
+                .restarted
+                .iter()
+                .filter_map(|hop| NodeRole::at(*hop, hops).map(|role| node_name(role, *hop)))
+                .collect(),
         }
     }
 }

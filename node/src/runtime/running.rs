@@ -17,13 +17,13 @@ use dataplane::sys;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
-use wire::paced::MeetingSecret;
+use wire::paced::{MeetingSecret, PacedTerms};
 
 use crate::config::{
     ClassName, ConfigError, Forward, Loaded, Location, NodeConfig, NodeRole, Part, ServedClass, Terms,
 };
 use crate::error::{NodeDied, StartError};
-use crate::figures::Figures;
+use crate::figures::{Figures, warnings};
 use crate::report::NodeReport;
 use crate::runtime::console::{self, Forwards};
 use crate::runtime::listeners::{self, Listeners};
@@ -56,6 +56,7 @@ impl Running {
         let Checked { plan, meetings, warnings } = prepare(&loaded, passed)?;
         loaded.notes.iter().for_each(|line| tracing::info!("{line}"));
         figures(&loaded).iter().for_each(|line| tracing::info!("{line}"));
+        weaknesses(&loaded).iter().for_each(|line| tracing::warn!("{line}"));
         match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
             Ok(done) => done.iter().for_each(|line| tracing::info!("{line}")),
             Err(why) => tracing::warn!("cannot put the new keys in place: {why}"),
@@ -322,6 +323,16 @@ fn figures(loaded: &Loaded) -> Vec<String> {
         ])
     };
     classes.iter().filter_map(of_class).flatten().collect()
+}
+
+/// What the terms of the paced classes of an entry take from its promise.
+fn weaknesses(loaded: &Loaded) -> Vec<String> {
+    let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
+    let of_class = |terms: &PacedTerms| {
+        let lines = warnings(terms).into_iter().map(|line| line.replace("Warning: ", "").trim_end().replace('\n', " "));
+        lines.map(|line| format!("class {}: {line}", terms.name)).collect::<Vec<_>>()
+    };
+    classes.iter().filter_map(|class| class.terms.paced()).flat_map(of_class).collect()
 }
 
 fn ready_line(loaded: &Loaded, classes: &[Sockets]) -> String {
@@ -597,6 +608,9 @@ mod tests {
             let n_min = loaded.chain.terms.paced[0].n_min;
             let said = figures(&loaded).concat();
             assert!(said.contains(serves) && said.contains(&format!("fewer than {n_min} channels")), "{said}");
+            let [company, loops] = &weaknesses(&loaded)[..] else { panic!("{:?}", weaknesses(&loaded)) };
+            assert!(company.starts_with("class voice: n_min = 1 lets ") && !company.contains('\n'), "{company}");
+            assert!(loops.starts_with("class voice: loops = 0: "), "{loops}");
         }
     }
 

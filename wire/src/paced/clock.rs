@@ -52,18 +52,12 @@ impl SteadyClock {
         let time = self.at(now_ns);
         *self = SteadyClock { behind_ns: i128::from(time_ns) - i128::from(time), ..SteadyClock::new(now_ns, time) };
     }
-
-    /// How far the clock is behind what it was steered to, at the monotonic time `now_ns`.
-    pub fn behind_ns(&self, now_ns: u64) -> i128 {
-        let passed = now_ns.saturating_sub(self.from_ns);
-        i128::from(self.time_ns) + i128::from(passed) + self.behind_ns - i128::from(self.at(now_ns))
-    }
 }
 
 /// A clock cell (SPEC 9.5.6): ns since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClockCell {
-    /// When the slot of this cell was due.
+    /// When the slot of this cell was due. From an entry, and as `peer` in the answer to it: its number on the link.
     pub sent: u64,
     /// `sent` of the latest clock cell from the other side; 0 before one came.
     pub peer: u64,
@@ -157,12 +151,11 @@ mod tests {
         clock.steer(6 * S, 4_601 * S);
         assert_eq!(clock.at(6 * S), 1_001 * S, "it does not step");
         assert_eq!(clock.at(7 * S), 1_002 * S + 100_000);
-        assert_eq!(clock.behind_ns(6 * S), i128::from(3_600 * S));
         // Back by 1 ms: done after 10 s.
         clock.steer(7 * S, 1_002 * S + 100_000 - 1_000_000);
         assert_eq!(clock.at(8 * S), 1_003 * S);
         assert_eq!(clock.at(17 * S), 1_012 * S + 100_000 - 1_000_000);
-        assert_eq!(clock.behind_ns(17 * S), 0);
+        assert_eq!(clock.at(18 * S), 1_013 * S + 100_000 - 1_000_000);
     }
 
     proptest! {

@@ -9,17 +9,27 @@ use thiserror::Error;
 
 use super::{AHEAD_MAX, PacedClass, Timetable};
 
+/// Bounds of T, in ms.
 pub const PERIOD_MS: RangeInclusive<u16> = 5..=100;
+/// Bounds of c.
 pub const CELLS: RangeInclusive<u8> = 1..=32;
+/// The most that R may be. The least depends on the chain ([`PacedTerms::check`]).
 pub const ROUNDS_MAX: u16 = 8192;
+/// Bounds of `copies`.
 pub const COPIES: RangeInclusive<u8> = 1..=4;
+/// Bounds of `gap`, in rounds.
 pub const GAP: RangeInclusive<u8> = 1..=4;
+/// Bounds of `seats`.
 pub const SEATS: RangeInclusive<u16> = 1..=16_384;
+/// Most pairs of loops of a mix.
 pub const LOOPS_MAX: u8 = 64;
+/// Bounds of `slack`, in ms.
 pub const SLACK_MS: RangeInclusive<u16> = 1..=500;
+/// Bounds of each step, in ms.
 pub const STEP_MS: RangeInclusive<u16> = 1..=500;
 /// Each step unless chosen otherwise.
 pub const STEP_DEFAULT_MS: u16 = 5;
+/// Characters of a name at most.
 pub const NAME_MAX: usize = 16;
 /// Rounds after which the answer to a round leaves Mix 1 at the latest.
 const ANSWER_MAX: u64 = 48;
@@ -49,6 +59,7 @@ pub struct PacedTerms {
     pub seats: u16,
     /// Most pairs of loops of a mix.
     pub loops: u8,
+    /// slack: ms after the time of a round in which its cells may reach Mix 1.
     pub slack_ms: u16,
     /// step_2 to step_h.
     pub steps_ms: Vec<u16>,

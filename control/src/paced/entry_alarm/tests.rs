@@ -96,9 +96,9 @@ fn dropping_is_raised_once_for_each_direction_and_ends() {
             panic!("{direction:?}: {:?}", entry.events)
         };
         assert!(found == direction && (5..=6).contains(&lost));
-        let alert = entry.alarm.raised()[0];
-        assert!(alert.since < begin + 800 && alert.last > begin + 1300, "{alert:?} from {begin}");
-        assert_eq!(alert.times, (alert.last - alert.since) / 100 + 1, "each test since then counts");
+        let cause = entry.alarm.raised()[0];
+        assert!(cause.since < begin + 800 && cause.last > begin + 1300, "{cause:?} from {begin}");
+        assert_eq!(cause.times, (cause.last - cause.since) / 100 + 1, "each test since then counts");
         entry.quiet(BEFORE);
         assert_eq!(entry.events.len(), 1);
         entry.quiet(2000);

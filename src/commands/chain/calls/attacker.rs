@@ -3,6 +3,8 @@
 //! It knows who calls and who is called, and looks for each caller's partner. In the paced class both ends are access
 //! links. In the free class a voice leaves at the exit, so the end of a call is the partner's socket.
 
+use std::fmt;
+
 use attack::figures::top1;
 use attack::independence::verdict;
 use attack::{Attacker as _, Passage, Place, Record, Seen, Trace, Truth, attackers};
@@ -26,6 +28,14 @@ pub struct Found {
     pub matched_by_chance: usize,
     /// Share of random guesses that fit the scores as well as the truth does.
     pub p: f64,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Found { calls, matched, matched_by_chance, .. } = self;
+        write!(f, "{matched}/{calls}")?;
+        if matched <= matched_by_chance { write!(f, ", chance") } else { Ok(()) }
+    }
 }
 
 /// The calls of one class as an attacker sees them. Two users in a row call each other.

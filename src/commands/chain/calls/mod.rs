@@ -193,7 +193,8 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
     let wrong = if usize::from(terms.seats) < users {
         format!("seats {}: expected {users} or more", terms.seats)
     } else if usize::from(terms.n_min) > users {
-        format!("n_min {}: expected at most {users}, because batches of fewer channels carry noise only", terms.n_min)
+        let n_min = terms.n_min;
+        format!("n_min {n_min}, because batches of fewer channels carry noise only: expected --users {n_min} or more")
     } else {
         return Ok(());
     };

@@ -142,7 +142,7 @@ impl OfClass {
             format!("{:.2}", self.mos.mean),
             or_none(self.cells.as_ref().map(cells)),
             or_none(self.constant.map(|is_constant| if is_constant { "yes" } else { "no" }.to_owned())),
-            or_none(self.attacker.as_ref().map(|found| format!("{} of {}", found.matched, found.calls))),
+            or_none(self.attacker.as_ref().map(Found::to_string)),
         ]
     }
 }
@@ -221,9 +221,12 @@ impl Summary<'_> {
         };
         let too_busy = (paced.loss() > LOSS_SHOWN).then(|| {
             format!(
-                "{}: {:.0} % lost, probably because this host was too busy and nodes woke too late: measure again when it is idle.",
+                "{}: {:.0} % lost, probably because this host was too busy: entries skipped {} rounds, and {} cells came to a \
+                 hop after its release. Measure again when it is idle.",
                 paced.class,
-                100.0 * paced.loss()
+                100.0 * paced.loss(),
+                self.skipped,
+                self.late(&paced.class)
             )
         });
         let open = self.open();
@@ -255,6 +258,13 @@ impl Summary<'_> {
             },
         ];
         too_busy.into_iter().chain(notes).collect()
+    }
+
+    /// Cells of a class that came to a hop after its release.
+    fn late(&self, class: &str) -> u64 {
+        let ledgers = self.hops().iter().filter_map(|node| node.classes.get(class)).map(|class| &class.ledger);
+        let tallies = ledgers.flat_map(|ledger| [&ledger.cells.forward, &ledger.cells.backward]);
+        tallies.filter_map(|tally| tally.dropped.get("late")).sum()
     }
 
     /// Nodes and classes whose ledger does not close.
@@ -385,11 +395,11 @@ mod tests {
             " 141.0 ",
             "5.00 %",
             "yes",
-            " 2 of 10\n",
+            " 2/10, chance\n",
             "7 to 8",
             "0 to 7",
             "no",
-            " 10 of 10\n",
+            " 10/10\n",
             "123456 rounds, 0 of",
         ];
         for part in parts.into_iter().chain(["voice-lite 0.413, S 0.001", "--cases", "\nvoice-lite: 5 % lost"]) {
