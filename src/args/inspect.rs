@@ -152,6 +152,9 @@ Examples:
   Check this host for `eddy chain`:
     eddy doctor
 
+  Check this host for an entry that has nothing but the chain's public file:
+    eddy doctor --chain chain.toml
+
   Check this host for one node, and write its fixes to a script:
     eddy doctor --config demo/mix1.toml
     eddy doctor --config demo/mix1.toml --fix-script > fix.sh
@@ -173,6 +176,9 @@ pub struct DoctorArgs {
     /// The configuration of a node that runs on this host [default: the nodes of `eddy chain`]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// The public file of a chain: for an entry without a configuration
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    pub chain: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long, conflicts_with_all = ["fix_script", "verbose"])]
     pub json: bool,

@@ -88,7 +88,7 @@ fn one_line(error: &clap::Error) -> String {
 /// The option with which a command takes its file.
 fn file_option(command: &str, file: &str) -> Option<&'static str> {
     match command {
-        "entry" if is_chain_file(file) => Some("--chain"),
+        "entry" | "doctor" if is_chain_file(file) => Some("--chain"),
         "status" | "doctor" | "entry" | "mix" | "exit" | "run" => Some("--config"),
         "meet" => Some("--out"),
         _ => None,

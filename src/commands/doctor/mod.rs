@@ -27,7 +27,11 @@ use crate::args::DoctorArgs;
 /// A mistake in the files or the environment; or a finding is an error.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let engine = eddy_node::runtime::running::engine()?;
-    let subject = args.config.as_deref().map_or_else(|| Ok(Subject::of_a_chain()), Subject::read)?;
+    let subject = match (&args.config, &args.chain) {
+        (Some(config), _) => Subject::read(config)?,
+        (None, Some(chain)) => Subject::of_entry(chain)?,
+        (None, None) => Subject::of_a_chain(),
+    };
     let facts = Facts::gather(&Host::real(), &subject, engine);
     let findings = checks::all(&subject, &facts);
     let text = if args.json {

@@ -14,10 +14,7 @@ const KEPT: &str = "/etc/sysctl.d/99-eddy-doctor.conf";
 
 /// The script.
 pub fn write(subject: &Subject, findings: &[Finding]) -> String {
-    let again = match &subject.config {
-        Some(path) => format!("eddy doctor --config {}", path.display()),
-        None => "eddy doctor".to_owned(),
-    };
+    let again = subject.option.as_ref().map_or("eddy doctor".to_owned(), |option| format!("eddy doctor {option}"));
     let mut script = format!(
         "#!/bin/sh\n# Fixes of this host for {}, as found by `{}`.\n# Read them before you run them: each undo is \
          below its fix. Then run `{}` again.\nset -eu\n\n{HEAD}",

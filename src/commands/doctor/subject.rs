@@ -23,8 +23,8 @@ use eddy_node::runtime::running;
 pub struct Subject {
     /// For people: the node, or the nodes of `eddy chain`.
     pub what: String,
-    /// Its configuration; `None` for `eddy chain`.
-    pub config: Option<PathBuf>,
+    /// The option that names its file; none for `eddy chain`.
+    pub option: Option<String>,
     /// Its role; `None` for a whole chain.
     pub role: Option<NodeRole>,
     /// The classes of its chain.
@@ -103,7 +103,7 @@ impl Subject {
         };
         Subject {
             what: "the nodes of `eddy chain`".to_owned(),
-            config: None,
+            option: None,
             role: None,
             classes: vec![Terms::Free(class)],
             chain,
@@ -138,7 +138,18 @@ impl Subject {
     /// # Errors
     /// A mistake in the files, reported as the node itself would.
     pub fn read(path: &Path) -> Result<Subject, ConfigError> {
-        let config = NodeConfig::read(path)?;
+        Subject::of(NodeConfig::read(path)?, format!("--config {}", path.display()))
+    }
+
+    /// The same of an entry that has nothing but the chain's public file.
+    ///
+    /// # Errors
+    /// A mistake in the file, reported as the entry would.
+    pub fn of_entry(chain: &Path) -> Result<Subject, ConfigError> {
+        Subject::of(NodeConfig::of_entry(chain), format!("--chain {}", chain.display()))
+    }
+
+    fn of(config: NodeConfig, option: String) -> Result<Subject, ConfigError> {
         let (loaded, keys) = load(&config)?;
         let chain = config.read_chain()?;
         let (role, shape) = (config.role(), chain.shape());
@@ -185,7 +196,7 @@ impl Subject {
 
         Ok(Subject {
             what: format!("{} of chain {}", node_name(role, position), chain.short_id()),
-            config: Some(path.to_owned()),
+            option: Some(option),
             role: Some(role),
             shape,
             classes: terms,

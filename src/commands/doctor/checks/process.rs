@@ -11,7 +11,7 @@ use eddy_node::runtime::node::{DESCRIPTORS_KEPT, DESCRIPTORS_OWN};
 pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "keys";
     let Some(file) = &subject.keys else {
-        let found = if subject.config.is_some() { "an entry needs none" } else { "made by `eddy chain` for each run" };
+        let found = if subject.option.is_some() { "an entry needs none" } else { "made by `eddy chain` for each run" };
         return Finding::ok(NAME, found);
     };
     let path = file.path.display();
