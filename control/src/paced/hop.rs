@@ -4,6 +4,7 @@ mod loops;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::ops::Range;
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Direction, Shape};
@@ -68,8 +69,9 @@ struct Coming {
     items: Vec<Item>,
     /// With the number of its pair, if it meets another one.
     loops: Vec<(Option<u8>, Own)>,
-    /// Rounds in which their setups should have left, and which this mix has skipped.
-    skipped: u64,
+    /// Rounds in which their setups should have left, and those in which their acks should have come, that this mix has
+    /// skipped.
+    skipped: [u64; 2],
     /// Acks from the next hop, by its channel.
     answers: HashMap<u32, Answer>,
     /// From the beginning of their phases on.
@@ -85,7 +87,7 @@ impl Coming {
             accepted: Vec::new(),
             items: Vec::new(),
             loops: Vec::new(),
-            skipped: 0,
+            skipped: [0; 2],
             answers: HashMap::new(),
             setups: None,
             acks: None,
@@ -316,8 +318,7 @@ impl PacedHop {
                 outcomes.extend(self.follow(counters));
                 let next = Phase::Setup(self.position + 1);
                 let begin = self.config.rounds_of(self.coming.batch, next).start;
-                let end = begin + self.config.times.used();
-                self.coming.skipped += self.forward.min(end).saturating_sub(begin.max(before + 1));
+                self.coming.skipped[0] += self.skipped_of(begin, before + 1..self.forward);
                 // It is over if all its rounds were left out.
                 let begins = (before + 1..=self.forward).contains(&begin);
                 let is_due = || begins || self.config.place_of(self.coming.batch, next, self.forward).is_some();
@@ -326,7 +327,12 @@ impl PacedHop {
                 }
             }
             Direction::Backward => {
-                self.backward = self.backward.max(round);
+                let before = self.backward;
+                self.backward = before.max(round);
+                if !self.is_exit() {
+                    let begin = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position + 1)).start;
+                    self.coming.skipped[1] += self.skipped_of(begin, before + 1..self.backward);
+                }
                 let own = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position)).start;
                 if self.coming.acks.is_none() && self.backward >= own {
                     self.begin_acks(rng, counters);
@@ -335,6 +341,11 @@ impl PacedHop {
             }
         }
         outcomes
+    }
+
+    /// How many of these rounds carry setups or acks in the phase that begins in this one.
+    fn skipped_of(&self, begin: u64, rounds: Range<u64>) -> u64 {
+        rounds.end.min(begin + self.config.times.used()).saturating_sub(begin.max(rounds.start))
     }
 
     /// Turns to the next batch when its setups may come.

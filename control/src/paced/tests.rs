@@ -708,6 +708,24 @@ fn loops_fail_if_their_mix_stalls_while_setups_leave() {
 }
 
 #[test]
+fn loops_of_a_mix_that_misses_their_acks_are_not_ready() {
+    // Of 42 rounds it skips some, in which acks do not come.
+    for (skipped, expected) in [(0, Failure::NoAck), (20, Failure::NoAck), (30, Failure::NotReady)] {
+        let is_lost = |cell: &Sent| cell.link == 3 && cell.kind == CellKind::Ack;
+        let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 0).losing(is_lost);
+        let start = world.config.rounds_of(BATCH + 1, Phase::Ack(3)).start;
+        world.run_to(start - 1);
+        world.hops[1].advance(BACKWARD, start + skipped);
+        world.run_to_batch(BATCH + 1);
+        let found = world.hops[1].outcomes.iter().map(|outcome| match outcome {
+            Outcome::Failed { why, .. } => *why,
+            Outcome::Ready { .. } => panic!("no ack has come"),
+        });
+        assert_eq!(found.collect::<Vec<_>>(), [expected; 2], "{skipped}");
+    }
+}
+
+#[test]
 fn loop_that_fails_has_the_number_of_its_setup() {
     // Nothing is acknowledged to Mix 1, and no setup of it arrives at Mix 3.
     let is_lost = |cell: &Sent| cell.link == 2 && cell.kind == CellKind::Ack || cell.link == 3 && cell.sub > 0;

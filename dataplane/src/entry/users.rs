@@ -31,7 +31,7 @@ struct Listening {
 pub(crate) struct Users {
     listening: Vec<Option<Listening>>,
     pub(crate) clients: Clients,
-    pub(crate) notices: Notices,
+    notices: Notices,
 }
 
 /// A datagram of an application that can be sent.

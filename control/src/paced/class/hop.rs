@@ -59,14 +59,20 @@ impl HopPart {
     }
 
     pub(super) fn tick(&mut self, cx: &mut Context, trust: &Trust, at: ClassTime) {
+        self.take_bundle(trust);
+        self.hand_over(cx, Direction::Forward, at);
+        self.hand_over(cx, Direction::Backward, at);
+        // A batch may have begun. Its setups that have come already are next.
+        self.take_bundle(trust);
+    }
+
+    fn take_bundle(&mut self, trust: &Trust) {
         if let (Trust::Hop(trust), Some(interval)) = (trust, self.hop.wanted_interval())
             && let Some(bundle) = trust.view().complete(interval)
         {
             let keys = bundle.setup_keys(&self.hop.config().chain_id);
             self.hop.bundle(interval, keys);
         }
-        self.hand_over(cx, Direction::Forward, at);
-        self.hand_over(cx, Direction::Backward, at);
     }
 
     /// Hands over the rounds that are due within a period.

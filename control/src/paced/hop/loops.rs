@@ -63,10 +63,12 @@ impl PacedHop {
     }
 
     /// Reads the acks of all loops, when no more come. One whose pair has lost the other is given up: it would get
-    /// noise. If this mix has skipped too many rounds for setups to succeed, they count as not sent.
+    /// noise. If this mix has skipped too many rounds for setups to succeed, they count as not sent:
+    /// acks come three times, a third of the phase apart.
     pub(super) fn finish_loops(&mut self) -> Vec<Outcome> {
         let (config, code) = (&self.config, self.config.code((self.position + 1).min(self.config.shape.hops())));
-        let has_stalled = self.coming.skipped * code.total() as u64 > config.times.used() * code.parity as u64;
+        let ([setups, acks], used) = (self.coming.skipped, config.times.used());
+        let has_stalled = setups * code.total() as u64 > used * code.parity as u64 || 2 * acks > used;
         let finish = |(pair, own): (Option<u8>, Own)| {
             let answer = self.coming.answers.remove(&own.channel).expect("it was sent");
             let outcome = match own.finish(config, answer) {

@@ -30,6 +30,7 @@ mod shown;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -98,16 +99,18 @@ struct MeetingEnd {
     max_age: Nanos,
     /// The application's address.
     client: Option<SocketAddr>,
-    /// The number of the meeting: 1, and another one when its secret was changed.
+    /// The number of the meeting: 1, and another one when its secret was changed. Since when it is another one.
     number: u32,
+    since: Option<Nanos>,
     /// That of the latest fragmented datagram.
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
     latest: Option<(u64, MeetingState)>,
     /// Rounds with a channel that it has sealed since then.
     silent: u64,
-    /// What was counted behind the latest place that has opened: the other end may have stopped there.
-    unsure: EndToEnd,
+    /// The meeting of the latest place that was counted, and what was counted behind the latest one that has opened:
+    /// the other end may have stopped there.
+    counted: (u32, EndToEnd),
     notices: Notices,
 }
 
@@ -117,10 +120,11 @@ impl MeetingEnd {
             max_age,
             client: None,
             number: 1,
+            since: None,
             next_id: rng.next_u32() as u16,
             latest: None,
             silent: 0,
-            unsure: EndToEnd::default(),
+            counted: (1, EndToEnd::default()),
             notices: Notices::default(),
         }
     }
@@ -149,8 +153,10 @@ pub struct Entry<D, A> {
     session: [u8; 16],
     reassembler: Reassembler,
     ready: Option<Ready>,
-    /// Since when it has built every round, and each with a channel.
-    carries_since: Option<Nanos>,
+    /// The time in which it has built every round, each with a channel.
+    carries: Option<Range<Nanos>>,
+    /// Notices that applications send more than the class carries: they are many, and leave the others room.
+    over_rate: Notices,
     /// The latest round in which the session had a flow, since it was drawn.
     session_used: Option<u64>,
     /// The cells of `ready`.
@@ -260,7 +266,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             users,
             meeting,
             session,
-            carries_since: None,
+            carries: None,
+            over_rate: Notices::default(),
             session_used: None,
             ready: None,
             early: *EARLY.end(),
@@ -402,10 +409,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let is_filled = count < APP_DATAGRAMS && self.apps.recv(&mut batch);
             if is_filled {
                 let socket = batch.socket();
-                let is_aged = waited.max(self.apps.waited(socket, now)) > self.max_age(socket);
+                let waited = waited.max(self.apps.waited(socket, now));
+                let late = self.why_late(socket, waited, now);
                 for (from, bytes) in batch.iter() {
                     self.datagrams.forward.received += 1;
-                    let taken = if is_aged { Err(DropReason::Aged) } else { self.queue((socket, from, bytes), now) };
+                    let taken = late.map_or_else(|| self.queue((socket, from, bytes), now), Err);
                     if let Err(reason) = taken {
                         self.datagrams.forward.drop(reason);
                     }
@@ -416,6 +424,17 @@ impl<D: Port, A: Apps> Entry<D, A> {
             if !is_filled {
                 return;
             }
+        }
+    }
+
+    /// Why datagrams are dropped that may have waited for so long in a socket, if they are.
+    fn why_late(&self, socket: SocketId, waited: Nanos, now: Nanos) -> Option<DropReason> {
+        let since = self.meeting.as_ref().and_then(|meeting| meeting.since);
+        let is_former = since.is_some_and(|since| now.saturating_sub(waited) <= since);
+        match () {
+            () if is_former => Some(DropReason::Ended),
+            () if waited > self.max_age(socket) => Some(DropReason::Aged),
+            () => None,
         }
     }
 
@@ -447,22 +466,30 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
         };
         let waiting = Waiting { arrived: now, socket, flow, id, data: data.to_vec(), written: 0, is_opened: false };
-        self.packer.push(waiting, &mut self.datagrams.forward);
+        if let Some(arrived) = self.packer.push(waiting) {
+            let is_carried = self.carries.as_ref().is_some_and(|carries| carries.contains(&arrived));
+            let reason = if is_carried { DropReason::OverRate } else { DropReason::ChannelQueueFull };
+            self.datagrams.forward.drop(reason);
+            if is_carried {
+                self.over_rate.send(Notice::OverRate, &mut self.punts, now);
+            }
+        }
         Ok(())
     }
 
     /// Drops datagrams that have waited for too long.
     fn drop_aged(&mut self, now: Nanos) {
-        // A worker that was stopped is late, whatever the applications send.
-        let is_on_time = now <= self.prepare_at() + self.times.period();
-        let Self { packer, users, meeting, datagrams, punts, carries_since, .. } = self;
-        let carries_since = carries_since.filter(|_| is_on_time);
+        let Self { packer, users, meeting, datagrams, carries, over_rate, punts, .. } = self;
         let max_age = |socket| meeting.as_ref().map_or_else(|| users.max_age(socket), |meeting| meeting.max_age);
         let is_aged = |waiting: &Waiting| now - waiting.arrived > max_age(waiting.socket);
-        if packer.drop_aged(is_aged, carries_since, &mut datagrams.forward) > 0 {
-            let notices = meeting.as_mut().map_or(&mut users.notices, |meeting| &mut meeting.notices);
-            notices.send(Notice::OverRate, punts, now);
-        }
+        packer.drop_aged(is_aged, |arrived| match carries {
+            // It was there for a round with a channel, and found no room in it.
+            Some(carries) if carries.contains(&arrived) => {
+                datagrams.forward.drop(DropReason::OverRate);
+                over_rate.send(Notice::OverRate, punts, now);
+            }
+            _ => datagrams.forward.drop(DropReason::Aged),
+        });
     }
 
     /// Once a second: idle flows, stale fragments, batches that are over.

@@ -98,13 +98,11 @@ impl Packer {
         !self.closes.is_empty() || self.before.iter().any(|frames| !frames.is_empty())
     }
 
-    /// Queues a datagram; the oldest makes room for it.
-    pub(super) fn push(&mut self, waiting: Waiting, tally: &mut Tally) {
-        if self.waiting.len() == WAITING_MAX {
-            self.waiting.pop_front();
-            tally.drop(DropReason::ChannelQueueFull);
-        }
+    /// Queues a datagram. If as many wait as may, returns the time of the oldest, which makes room for it.
+    pub(super) fn push(&mut self, waiting: Waiting) -> Option<Nanos> {
+        let oldest = if self.waiting.len() == WAITING_MAX { self.waiting.pop_front() } else { None };
         self.waiting.push_back(waiting);
+        oldest.map(|oldest| oldest.arrived)
     }
 
     /// Queues a CLOSE.
@@ -114,23 +112,16 @@ impl Packer {
         }
     }
 
-    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed. Returns how many of them had
-    /// come since cells carry datagrams.
-    pub(super) fn drop_aged(
-        &mut self,
-        is_aged: impl Fn(&Waiting) -> bool,
-        carries_since: Option<Nanos>,
-        tally: &mut Tally,
-    ) -> u64 {
-        let (before, mut over_rate) = (self.waiting.len(), 0);
+    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed. Calls `dropped` with the time at
+    /// which each of them came.
+    pub(super) fn drop_aged(&mut self, is_aged: impl Fn(&Waiting) -> bool, mut dropped: impl FnMut(Nanos)) {
         self.waiting.retain(|waiting| {
             let stays = waiting.written > 0 || !is_aged(waiting);
-            over_rate += u64::from(!stays && carries_since.is_some_and(|since| waiting.arrived >= since));
+            if !stays {
+                dropped(waiting.arrived);
+            }
             stays
         });
-        tally.drop_many(DropReason::OverRate, over_rate);
-        tally.drop_many(DropReason::Aged, (before - self.waiting.len()) as u64 - over_rate);
-        over_rate
     }
 
     /// Drops what waits at a socket that was closed, or everywhere.
@@ -151,6 +142,12 @@ impl Packer {
         let is_late = self.waiting.front().is_some_and(|waiting| waiting.arrived < until);
         self.late = if is_late { self.late.saturating_add(1) } else { 0 };
         self.late >= LATE_ROUNDS
+    }
+
+    /// Nothing waits that is not a datagram, and nothing is repeated.
+    pub(super) fn forget_others(&mut self) {
+        self.closes.clear();
+        self.forget_before();
     }
 
     /// Nothing is repeated: the round before was not prepared, or was in another batch.

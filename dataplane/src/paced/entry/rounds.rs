@@ -54,9 +54,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if !is_next || self.channels.round_before(round).is_none() {
             self.packer.forget_before();
         }
+        self.renew_session(round);
+        self.follow_meeting(round, now);
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
-        let Self { links, link, slots, pacer, clock, free, rng, session, session_used, reassembler, .. } = self;
-        let Self { prepared, punts, runner_clock, waits, carries_since, .. } = self;
+        let Self { links, link, slots, pacer, clock, free, rng, session, .. } = self;
+        let Self { prepared, punts, runner_clock, waits, carries, .. } = self;
         let began = runner_clock.map_or(now, |clock| clock.now());
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
@@ -64,27 +66,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let falls_behind = packer.falls_behind(now.saturating_sub(Nanos::from(terms.period_ms) * MILLI));
         let catches_up = rng.random_range(0..CATCH_UP_ONE_IN) == 0 && falls_behind;
         let has_flows = users.clients.flows() > 0 || packer.has_others();
-        if has_flows {
-            *session_used = Some(round);
-        } else if session_used.is_some_and(|used| round >= used + u64::from(terms.rounds) + BEHIND_MAX) {
-            // No flow of the name before is left that the exit could link with the next ones, and no late answer.
-            rng.fill_bytes(session);
-            users.clients.session_renewed(SESSION);
-            *session_used = None;
-        }
         let tally = &mut cells.forward;
         let (channel_number, mut channel) = channels.of_round(round, rng);
-        *carries_since = channel.as_ref().map(|_| carries_since.filter(|_| is_next).unwrap_or(now));
-        if let (Some(channel), Some(meeting)) = (&channel, meeting.as_mut())
-            && meeting.number != channel.meeting
-        {
-            // What was said to the other end before is not for this one.
-            packer.drop_of(None, DropReason::Ended, &mut datagrams.forward);
-            packer.forget_before();
-            datagrams.backward.drop_many(DropReason::Incomplete, u64::from(reassembler.drop_flow(0)));
-            let (client, unsure, number) = (meeting.client, meeting.unsure, channel.meeting);
-            *meeting = MeetingEnd { client, unsure, number, ..MeetingEnd::new(meeting.max_age, rng) };
-        }
+        *carries = channel.as_ref().map(|_| {
+            let since = carries.as_ref().filter(|_| is_next).map_or(now, |carries| carries.start);
+            since..now
+        });
         let mut leaving = Vec::with_capacity(terms.cells.into());
         let mut is_sealed = false;
         for sub in 0..terms.cells {
@@ -136,6 +123,39 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let at = clock.when(due).max(began + SETTLE);
         packer.taken().for_each(|arrived| waits.add(at.saturating_sub(arrived), 1));
         self.ready = Some(Ready { round, at });
+    }
+
+    /// Draws another name for the session once the exit and late answers have none of its flows left, so that it does not
+    /// link them with later ones. Ends of flows that have found no channel until then are not said.
+    fn renew_session(&mut self, round: u64) {
+        let says_others = self.channels.channel(round).is_some() && self.packer.has_others();
+        let lasts = u64::from(self.settings.terms.rounds) + BEHIND_MAX;
+        if self.users.clients.flows() > 0 || says_others {
+            self.session_used = Some(round);
+        } else if self.session_used.is_some_and(|used| round > used + lasts) {
+            self.rng.fill_bytes(&mut self.session);
+            self.users.clients.session_renewed(SESSION);
+            self.packer.forget_others();
+            self.session_used = None;
+        }
+    }
+
+    /// What was said to the other end of a meeting is not for that of another one.
+    fn follow_meeting(&mut self, round: u64, now: Nanos) {
+        let Self { channels, meeting, packer, reassembler, datagrams, rng, .. } = self;
+        if let (Some(channel), Some(meeting)) = (channels.channel(round), meeting.as_mut())
+            && meeting.number != channel.meeting
+        {
+            packer.drop_of(None, DropReason::Ended, &mut datagrams.forward);
+            packer.forget_others();
+            datagrams.backward.drop_many(DropReason::Incomplete, u64::from(reassembler.drop_flow(0)));
+            *meeting = MeetingEnd {
+                client: meeting.client,
+                counted: meeting.counted,
+                ..MeetingEnd::new(meeting.max_age, rng)
+            };
+            (meeting.number, meeting.since) = (channel.meeting, Some(now));
+        }
     }
 
     /// Waits for a round that is due in a moment. Returns the time.

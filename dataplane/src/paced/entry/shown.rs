@@ -107,8 +107,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.view.places += places;
             self.view.lost += lost;
             self.view.outages.count(places > 0 && lost == places);
-            if let Some(MeetingEnd { unsure, .. }) = &mut self.meeting {
+            if let Some(MeetingEnd { counted: (number, unsure), .. }) = &mut self.meeting {
                 let EndToEnd { places, lost, of_exit } = self.channels.of_other_end(round);
+                if let Some(channel) = self.channels.channel(round)
+                    && std::mem::replace(number, channel.meeting) != channel.meeting
+                {
+                    // Places without the former other end say nothing about this one.
+                    *unsure = EndToEnd::default();
+                }
                 let view = &mut self.view.of_other_end;
                 view.of_exit += of_exit;
                 *unsure = match places {

@@ -637,6 +637,25 @@ fn session_is_drawn_again_after_a_batch_without_a_flow() {
     assert_eq!(bench.entry.session, renewed, "nobody has heard it");
 }
 
+/// Whoever keeps channels from an entry would have it keep the name, however long.
+#[test]
+fn end_of_a_flow_that_finds_no_channel_does_not_keep_the_name() {
+    let mut bench = Bench::to_destination(terms());
+    bench.open(BATCH);
+    let (first, next) = (bench.times.first(BATCH), bench.times.first(BATCH + 1));
+    bench.run_to(first + 20);
+    let before = bench.entry.session;
+    bench.say(client(1), b"ask");
+    bench.run_to(next + 10);
+    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
+    let again = bench.times.first(BATCH + 4);
+    bench.run_to(again - 20);
+    assert_ne!(bench.entry.session, before);
+    bench.open(BATCH + 4);
+    let cells = bench.data_of(again + 1);
+    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()), "the end is not said under another name");
+}
+
 #[test]
 fn late_worker_drops_rounds_and_seals_no_place_twice() {
     let mut bench = Bench::to_destination(terms());

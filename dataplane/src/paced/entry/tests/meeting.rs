@@ -109,6 +109,53 @@ fn another_meeting_gets_nothing_of_the_one_before() {
     }
 }
 
+/// The one before had stopped, which is no loss of the next one.
+#[test]
+fn silence_of_the_one_before_is_no_loss_of_the_next() {
+    for (number, lost) in [(1, 30), (2, 0)] {
+        let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+        pair.ends[0].open_of(BATCH + 1, number);
+        let [first, next] = [BATCH, BATCH + 1].map(|batch| pair.ends[0].times.first(batch));
+        pair.ends.iter_mut().for_each(|end| drop(end.run_to(first - 1)));
+        for round in first..next + 20 {
+            pair.round(round, |from, _| from == 1 && (next - 30..next).contains(&round));
+        }
+        let [end, _] = &mut pair.ends;
+        end.run_to(next + 20 + BEHIND_MAX + 20);
+        assert_eq!(
+            end.shown().of_other_end,
+            EndToEnd { places: next - first - 10 + lost, lost, of_exit: 0 },
+            "{number}"
+        );
+    }
+}
+
+/// They have not been read when the meeting changes.
+#[test]
+fn datagrams_in_a_socket_are_not_for_another_meeting() {
+    for (number, expected) in [(1, vec!["before", "after"]), (2, vec!["after"])] {
+        let mut pair = Pair::new(&PacedTerms { cells: 1, ..terms() });
+        pair.ends[0].open_of(BATCH + 1, number);
+        let next = pair.ends[0].times.first(BATCH + 1);
+        pair.ends.iter_mut().for_each(|end| drop(end.run_to(next - 1)));
+        let [end, _] = &mut pair.ends;
+        end.run_until(end.entry.pacer.due_at(next) - QUIET);
+        end.say(client(1), b"before");
+        let mut heard = Vec::new();
+        for round in next..next + 10 {
+            pair.ends[1].say(client(1), b"to be known");
+            pair.round(round, |_, _| false);
+            if round == next + 3 {
+                pair.ends[0].say(client(1), b"after");
+            }
+            heard.extend(pair.ends[1].heard(client(1)));
+        }
+        assert_eq!(heard, expected.iter().map(|text| text.as_bytes()).collect::<Vec<_>>());
+        let dropped = pair.ends[0].ledger().datagrams.forward.drops(DropReason::Ended);
+        assert_eq!(dropped, 2 - expected.len() as u64);
+    }
+}
+
 #[test]
 fn repeat_brings_what_one_lost_cell_held() {
     let mut pair = Pair::new(&PacedTerms { repeat: true, cells: 1, ..terms() });

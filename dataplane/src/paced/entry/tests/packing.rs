@@ -46,7 +46,7 @@ proptest! {
             said.push(data.clone());
             let waiting =
                 Waiting { arrived: 0, socket: 0, flow, id: i as u16, data, written: 0, is_opened: false };
-            packer.push(waiting, &mut tally);
+            packer.push(waiting);
         }
         (0..closes).filter(|_| !is_meeting).for_each(|flow| packer.close(flow));
 
@@ -103,13 +103,13 @@ proptest! {
 #[test]
 fn open_precedes_each_datagram_until_the_exit_answers() {
     let mut packer = Packer::new(&PacedTerms { cells: 1, ..terms() }, P);
-    let (mut tally, mut clients) = (Tally::default(), Clients::new(0));
+    let mut clients = Clients::new(0);
     clients.session_up(SESSION);
     let mut rng = ChaCha20Rng::seed_from_u64(3);
     let id = clients.client(0, client(1), Duration::from_secs(60)).unwrap().unwrap();
     let flow = clients.flow(id, &Destination::Ip(destination()), 0, &mut rng).unwrap();
     let at = FlowAt { number: flow.number, token: flow.token };
-    let mut push = |packer: &mut Packer, len, flow| {
+    let push = |packer: &mut Packer, len, flow| {
         let waiting = Waiting {
             arrived: 0,
             socket: 0,
@@ -119,7 +119,7 @@ fn open_precedes_each_datagram_until_the_exit_answers() {
             written: 0,
             is_opened: false,
         };
-        packer.push(waiting, &mut tally);
+        packer.push(waiting);
     };
     // The first two share a cell with one OPEN; the third does not fit into a cell with it.
     [20, 30, P - 10, 300].into_iter().for_each(|len| push(&mut packer, len, at));
@@ -148,7 +148,7 @@ fn late_queue_shrinks_for_want_of_a_repeat() {
     let (mut tally, clients) = (Tally::default(), Clients::new(0));
     for arrived in [10, 20, 30] {
         let data = vec![arrived as u8; 160];
-        packer.push(Waiting { arrived, socket: 0, flow: None, id: 0, data, written: 0, is_opened: false }, &mut tally);
+        packer.push(Waiting { arrived, socket: 0, flow: None, id: 0, data, written: 0, is_opened: false });
     }
     // True if nothing of the cell is a repeat, and what is new in it.
     let mut fill = |takes_new, catches_up| {
@@ -170,7 +170,7 @@ fn late_queue_shrinks_for_want_of_a_repeat() {
 fn queue_is_late_after_64_rounds_in_a_row() {
     let mut packer = Packer::new(&PacedTerms { repeat: true, cells: 1, ..terms() }, P - 8);
     let waiting = Waiting { arrived: 10, socket: 0, flow: None, id: 0, data: vec![1], written: 0, is_opened: false };
-    packer.push(waiting, &mut Tally::default());
+    packer.push(waiting);
     let mut late = |rounds, until| (0..rounds).filter(|_| packer.falls_behind(until)).count();
     assert_eq!([late(63, 11), late(1, 10), late(63, 11), late(3, 11)], [0, 0, 0, 3]);
 }
