@@ -112,8 +112,8 @@ impl Packer {
         }
     }
 
-    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed. Calls `dropped` with the time at
-    /// which each of them came.
+    /// Drops the datagrams that `is_aged`, but for those of which a fragment was sealed. Calls `dropped` with the time
+    /// at which each of them came.
     pub(super) fn drop_aged(&mut self, is_aged: impl Fn(&Waiting) -> bool, mut dropped: impl FnMut(Nanos)) {
         self.waiting.retain(|waiting| {
             let stays = waiting.written > 0 || !is_aged(waiting);

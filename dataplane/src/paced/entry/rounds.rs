@@ -125,8 +125,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.ready = Some(Ready { round, at });
     }
 
-    /// Draws another name for the session once the exit and late answers have none of its flows left, so that it does not
-    /// link them with later ones. Ends of flows that have found no channel until then are not said.
+    /// Draws another name for the session once the exit and late answers have none of its flows left, so that it does
+    /// not link them with later ones. Ends of flows that have found no channel until then are not said.
     fn renew_session(&mut self, round: u64) {
         let says_others = self.channels.channel(round).is_some() && self.packer.has_others();
         let lasts = u64::from(self.settings.terms.rounds) + BEHIND_MAX;
