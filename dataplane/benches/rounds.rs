@@ -152,7 +152,7 @@ fn measure(class: Class, channels: u32) -> (u64, u64) {
                 Direction::Forward => mix.ports().0.cells = cells,
                 Direction::Backward => mix.ports().1.cells = cells,
             }
-            let due = times.due(direction, POSITION, round) - start + START;
+            let due = times.schedule(direction, POSITION).due_at(round) - start + START;
             for (part, at) in [(0, due - MS), (1, due)] {
                 let before = cpu_ns();
                 for _ in 0..=channels / 4096 {

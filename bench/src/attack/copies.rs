@@ -50,7 +50,7 @@ impl Copies {
             list.len() - 1
         });
         let cell = &mut list[found];
-        let release = self.times.due(Direction::Forward, 1, cell.round);
+        let release = self.times.schedule(Direction::Forward, 1).due_at(cell.round);
         cell.copies += 1;
         cell.came |= arrives.is_some_and(|arrives| arrives < release);
         if cell.copies < self.terms.copies {

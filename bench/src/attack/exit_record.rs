@@ -77,7 +77,7 @@ impl ExitRecord {
 
     /// When the exit releases a round forward, by the class's clock.
     fn release(&self, round: u64) -> Nanos {
-        self.times.due(Forward, self.hops, round)
+        self.times.schedule(Forward, self.hops).due_at(round)
     }
 
     /// Fills a record that begins at `begin` by the class's clock. `flows` has the entries of each flow: the user's,

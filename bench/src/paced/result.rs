@@ -155,7 +155,7 @@ impl PacedRow {
         let late = |time: fn(&Release) -> u64| {
             let came = releases.iter().filter(|(_, _, one)| !one.is_empty());
             let late = came.map(|(direction, at, one)| {
-                let due = times.due(*direction, plan.position, *at);
+                let due = times.schedule(*direction, plan.position).due_at(*at);
                 time(one) as f64 - due as f64
             });
             GridError::of(late.collect())

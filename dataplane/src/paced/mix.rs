@@ -16,7 +16,7 @@ use wire::gcm::{Job, encipher_batch};
 use wire::ids::{ChannelKeys, LinkId, Side};
 use wire::layer::BATCH_MAX;
 use wire::paced::clock::SteadyClock;
-use wire::paced::{AHEAD_MAX, ControlSlots, HopKeys, PacedHeader, Timetable};
+use wire::paced::{AHEAD_MAX, ControlSlots, HopKeys, PacedHeader, Schedule, Timetable};
 
 use super::batches::{Batches, Channel};
 use super::gate::{ArrivalTime, Arrived, Gate, Intake};
@@ -36,7 +36,6 @@ use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP, Worker};
 use crate::socket::Port;
 use crate::stage::rounds::noise::Noise;
-use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Released, Rounds};
 use loops::Loops;
 pub use loops::{Delay, LoopCounts, LoopsView};

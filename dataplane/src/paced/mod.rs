@@ -39,7 +39,7 @@ use std::time::Duration;
 use wire::cell::Direction;
 use wire::ids::{ChannelKeys, LinkId, Side, SlotId};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{AHEAD_MAX, Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Timetable, seats_on};
+use wire::paced::{AHEAD_MAX, Call, ControlSlots, EntryKeys, MeetingToken, PacedTerms, Schedule, Timetable, seats_on};
 use wire::reassembly::HOLD;
 use wire::setup::Suite;
 
@@ -48,7 +48,6 @@ use crate::command::LinkCommand;
 use crate::entry::listener::{Listener, ListenerId};
 use crate::exit::QueryId;
 use crate::stage::ingress;
-use crate::stage::rounds::schedule::Schedule;
 pub use control_cells::Control;
 use control_guard::ControlLimits;
 pub use links::{SlotKeys, link_commands};
@@ -91,8 +90,7 @@ impl Settings {
 
     /// When this hop releases rounds.
     fn schedule(&self, direction: Direction) -> Schedule {
-        let times = self.times();
-        Schedule::new(times.period(), times.offset(direction, self.position))
+        self.times().schedule(direction, self.position)
     }
 
     /// The control slots of the link that cells of this direction leave on.

@@ -3,7 +3,8 @@
 //! ```text
 //! cell, body, meeting   headers, layers, inner bodies
 //! terms                 the parameters of a class, and what a chain refuses
-//! timetable, slots      rounds, releases, batches and phases; the places of control cells
+//! timetable, schedule   rounds, batches and phases; when a hop releases
+//! slots                 the places of control cells
 //! report                what neighbours report to each other about places and company
 //! clock                 a clock that never steps, and the offset of a neighbour's
 //! ```
@@ -18,6 +19,7 @@ mod cell;
 pub mod clock;
 mod meeting;
 mod report;
+mod schedule;
 mod slots;
 pub mod terms;
 mod timetable;
@@ -39,6 +41,7 @@ pub use body::{EntryKeys, ExitKeys, HopKeys, Inner, RoundSub};
 pub use cell::{PacedClass, PacedHeader, SLOT_ROUNDS};
 pub use meeting::{BadSecret, Call, MEETING_OVERHEAD, Meeting, MeetingSecret, MeetingToken, SALT_LEN};
 pub use report::{COMPANY_LEN, Company, REPORT_LEN, Report};
+pub use schedule::Schedule;
 pub use slots::{ACK_COPIES, ControlSlots, SlotCount, Slots, ack_slots, control_window, seats_on, setup_slots};
 pub use terms::PacedTerms;
 pub use timetable::{Phase, Timetable};

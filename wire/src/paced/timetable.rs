@@ -2,6 +2,7 @@
 
 use crate::cell::Direction;
 
+use super::Schedule;
 use super::terms::PacedTerms;
 
 const MS: u64 = 1_000_000;
@@ -68,14 +69,9 @@ impl Timetable {
         }
     }
 
-    /// When hop `hop`, from 1, releases round `round`.
-    pub fn due(&self, direction: Direction, hop: usize, round: u64) -> u64 {
-        self.begin(round) + self.offset(direction, hop)
-    }
-
-    /// The last round that hop `hop`, from 1, has to release by `now_ns`.
-    pub fn last_due(&self, direction: Direction, hop: usize, now_ns: u64) -> u64 {
-        self.round_at(now_ns.saturating_sub(self.offset(direction, hop)))
+    /// When hop `hop`, from 1, releases rounds.
+    pub fn schedule(&self, direction: Direction, hop: usize) -> Schedule {
+        Schedule::new(self.period_ns, self.offset(direction, hop))
     }
 
     /// The batch of a round.

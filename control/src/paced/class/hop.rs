@@ -6,7 +6,7 @@ use wire::cell::{CellKind, Direction};
 use wire::ids::{LinkId, Side};
 use wire::link::LinkContent;
 use wire::paced::clock::{CLOCK_LEN, ClockCell, SteadyClock};
-use wire::paced::{AHEAD_MAX, Report};
+use wire::paced::{Report, Schedule};
 
 use super::{ClassTime, Neighbour, PacedCell, compare_clocks, place};
 use crate::Trust;
@@ -23,9 +23,10 @@ const RECEIVED_NS: u64 = 100_000;
 
 pub(super) struct HopPart {
     hop: PacedHop,
-    position: usize,
-    /// The rounds that are handed over next, forward and backward.
-    next: [u64; 2],
+    /// Of releases, forward and backward.
+    schedules: [Schedule; 2],
+    /// The rounds that were handed over last, forward and backward.
+    handed_over: [u64; 2],
     /// By link; at Mix 1 entries, too.
     neighbours: HashMap<LinkId, Neighbour>,
     /// Links to hops among these: the status, which is made in every turn, looks at no others.
@@ -35,13 +36,13 @@ pub(super) struct HopPart {
 
 impl HopPart {
     pub(super) fn new(config: PacedConfig, position: usize, unix_ns: u64) -> HopPart {
-        let [forward, backward] = [Direction::Forward, Direction::Backward]
-            .map(|direction| config.times.last_due(direction, position, unix_ns));
+        let schedules = [Direction::Forward, Direction::Backward].map(|way| config.times.schedule(way, position));
+        let handed_over = schedules.map(|schedule| schedule.last_due(unix_ns));
         HopPart {
-            watch: HopWatch::new(&config, position, backward),
-            hop: PacedHop::new(config, position, [forward, backward]),
-            position,
-            next: [forward + 1, backward + 1],
+            watch: HopWatch::new(&config, position, handed_over[1]),
+            hop: PacedHop::new(config, position, handed_over),
+            schedules,
+            handed_over,
             neighbours: HashMap::new(),
             hops: Vec::new(),
         }
@@ -53,9 +54,8 @@ impl HopPart {
 
     /// When the next round is to be handed over, by the class's clock.
     pub(super) fn due(&self) -> u64 {
-        let (times, [forward, backward]) = (&self.hop.config().times, self.next);
-        let due = |direction, round| times.due(direction, self.position, round);
-        due(Direction::Forward, forward).min(due(Direction::Backward, backward)).saturating_sub(times.period())
+        let due = |way: usize| self.schedules[way].due_at(self.handed_over[way] + 1);
+        due(0).min(due(1)).saturating_sub(self.hop.config().times.period())
     }
 
     pub(super) fn tick(&mut self, cx: &mut Context, trust: &Trust, at: ClassTime) {
@@ -77,22 +77,20 @@ impl HopPart {
 
     /// Hands over the rounds that are due within a period.
     fn hand_over(&mut self, cx: &mut Context, direction: Direction, at: ClassTime) {
-        let HopPart { hop, position, next, watch, .. } = self;
-        let next = &mut next[direction as usize];
+        let HopPart { hop, schedules, handed_over, watch, .. } = self;
+        let handed_over = &mut handed_over[direction as usize];
         let period = hop.config().times.period();
-        let last = hop.config().times.last_due(direction, *position, at.class_ns + period);
-        *next = (*next).max((last + 1).saturating_sub(AHEAD_MAX));
-        while *next <= last {
+        for round in schedules[direction as usize].due(*handed_over, at.class_ns + period) {
             if direction == Direction::Forward {
-                watch.begins(hop, *next, at.now);
+                watch.begins(hop, round, at.now);
             }
-            let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, *next);
+            let outcomes = hop.advance(&mut cx.rng, &mut cx.counters, direction, round);
             watch.loops_decided(&outcomes);
             install_loops(cx, outcomes);
-            for cell in hop.cells(direction, *next) {
-                place(cx, direction, *next, cell);
+            for cell in hop.cells(direction, round) {
+                place(cx, direction, round, cell);
             }
-            *next += 1;
+            *handed_over = round;
         }
     }
 

@@ -28,7 +28,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Side};
 use wire::paced::clock::SteadyClock;
-use wire::paced::{AHEAD_MAX, ControlSlots, ExitKeys, MeetingToken, PacedHeader, Timetable};
+use wire::paced::{AHEAD_MAX, ControlSlots, ExitKeys, MeetingToken, PacedHeader, Schedule, Timetable};
 
 use super::batches::{Batches, Channel};
 use super::gate::{ArrivalTime, Arrived, Gate, Intake};
@@ -49,7 +49,6 @@ use crate::runner::{APPS, BLOCKED_WAIT, Clock, UP, Worker};
 use crate::socket::Port;
 use crate::socket::apps::Apps;
 use crate::stage::rounds::noise::Noise;
-use crate::stage::rounds::schedule::Schedule;
 use crate::stage::rounds::{Place, Rounds};
 use crate::{MILLI, Nanos};
 use meetings::Meetings;

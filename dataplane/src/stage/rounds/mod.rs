@@ -8,7 +8,6 @@
 //! and taken once; its bytes do not move.
 
 pub mod noise;
-pub mod schedule;
 
 use std::cmp::Ordering;
 

@@ -1,37 +1,37 @@
 //! When rounds are released (SPEC 9.5).
 
-use wire::paced::AHEAD_MAX;
+use std::ops::RangeInclusive;
 
-use crate::Nanos;
+use super::AHEAD_MAX;
 
 /// The releases of one direction at a hop, in ns since 1970 by the class's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    period: Nanos,
-    offset: Nanos,
+    period_ns: u64,
+    offset_ns: u64,
 }
 
 impl Schedule {
-    /// Round r is released `offset` after it begins, and begins at r times `period`.
-    pub fn new(period: Nanos, offset: Nanos) -> Schedule {
-        assert!(period > 0);
-        Schedule { period, offset }
+    /// Round r is released `offset_ns` after it begins, and begins at r times `period_ns`.
+    pub(super) fn new(period_ns: u64, offset_ns: u64) -> Schedule {
+        assert!(period_ns > 0);
+        Schedule { period_ns, offset_ns }
     }
 
     /// The time at which a round is released.
-    pub fn due_at(self, round: u64) -> Nanos {
-        round * self.period + self.offset
+    pub fn due_at(self, round: u64) -> u64 {
+        round * self.period_ns + self.offset_ns
     }
 
-    /// The last round that is due at `now`; 0 before the first.
-    pub fn last_due(self, now: Nanos) -> u64 {
-        now.saturating_sub(self.offset) / self.period
+    /// The last round that is due at `now_ns`; 0 before the first.
+    pub fn last_due(self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.offset_ns) / self.period_ns
     }
 
-    /// The rounds to release at `now` after `released`: at most the [`AHEAD_MAX`] latest ones. The rounds between
+    /// The rounds to release at `now_ns` after `released`: at most the [`AHEAD_MAX`] latest ones. The rounds between
     /// `released` and these are skipped.
-    pub fn due(self, released: u64, now: Nanos) -> std::ops::RangeInclusive<u64> {
-        let last = self.last_due(now);
+    pub fn due(self, released: u64, now_ns: u64) -> RangeInclusive<u64> {
+        let last = self.last_due(now_ns);
         (released + 1).max((last + 1).saturating_sub(AHEAD_MAX))..=last
     }
 }
@@ -39,7 +39,8 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MILLI;
+
+    const MILLI: u64 = 1_000_000;
 
     #[test]
     fn round_is_due_at_its_offset() {
