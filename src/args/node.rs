@@ -138,8 +138,17 @@ pub enum MeetAction {
     New(MeetNewArgs),
 }
 
+const MEET_NEW_HELP: &str = "\
+Examples:
+  A secret for two users, in a file that only its owner may read:
+    eddy meet new --out call.secret
+
+  The same for a third person, who gets another one:
+    eddy meet new --out call-bob.secret";
+
 /// `eddy meet new`.
 #[derive(Args, Debug)]
+#[command(after_long_help = MEET_NEW_HELP)]
 pub struct MeetNewArgs {
     /// A new file for it, which only its owner may read [default: standard output]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

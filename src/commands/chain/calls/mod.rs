@@ -327,7 +327,7 @@ fn wait(
     let batch = Duration::from_millis(batch_ms);
     let patience = SETUP_MAX + 2 * Duration::from_secs(interval_s.into()) + 4 * batch;
     let bar = ProgressBar::new(users.len() as u64)
-        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} users in calls; {msg}")?);
+        .with_style(ProgressStyle::with_template("{bar:16} {pos}/{len} users in calls; {msg}")?);
     let first = first_batch(batch_ms, 1000 * u64::from(interval_s), started_at);
     let (started, mut said) = (Instant::now(), false);
     loop {
