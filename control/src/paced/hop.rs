@@ -315,13 +315,13 @@ impl PacedHop {
             Direction::Forward => {
                 let before = self.forward;
                 self.forward = before.max(round);
-                outcomes.extend(self.follow(counters));
+                outcomes.extend(self.follow(counters, before));
                 let next = Phase::Setup(self.position + 1);
-                let begin = self.config.rounds_of(self.coming.batch, next).start;
-                self.coming.skipped[0] += self.skipped_of(begin, before + 1..self.forward);
+                self.coming.skipped[0] += self.skipped_of(next, before + 1..self.forward);
                 // It is over if all its rounds were left out.
-                let begins = (before + 1..=self.forward).contains(&begin);
-                let is_due = || begins || self.config.place_of(self.coming.batch, next, self.forward).is_some();
+                let begin = || self.config.rounds_of(self.coming.batch, next).start;
+                let begins = || (before + 1..=self.forward).contains(&begin());
+                let is_due = || begins() || self.config.place_of(self.coming.batch, next, self.forward).is_some();
                 if !self.is_exit() && self.coming.setups.is_none() && is_due() {
                     outcomes.extend(self.begin_setups(rng, counters));
                 }
@@ -329,10 +329,7 @@ impl PacedHop {
             Direction::Backward => {
                 let before = self.backward;
                 self.backward = before.max(round);
-                if !self.is_exit() {
-                    let begin = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position + 1)).start;
-                    self.coming.skipped[1] += self.skipped_of(begin, before + 1..self.backward);
-                }
+                self.coming.skipped[1] += self.skipped_of(Phase::Ack(self.position + 1), before + 1..self.backward);
                 let own = self.config.rounds_of(self.coming.batch, Phase::Ack(self.position)).start;
                 if self.coming.acks.is_none() && self.backward >= own {
                     self.begin_acks(rng, counters);
@@ -343,18 +340,26 @@ impl PacedHop {
         outcomes
     }
 
-    /// How many of these rounds carry setups or acks in the phase that begins in this one.
-    fn skipped_of(&self, begin: u64, rounds: Range<u64>) -> u64 {
+    /// How many of these rounds carry setups or acks of a phase of the next link. The exit has none.
+    fn skipped_of(&self, phase: Phase, rounds: Range<u64>) -> u64 {
+        if self.is_exit() {
+            return 0;
+        }
+        let begin = self.config.rounds_of(self.coming.batch, phase).start;
         rounds.end.min(begin + self.config.times.used()).saturating_sub(begin.max(rounds.start))
     }
 
-    /// Turns to the next batch when its setups may come.
-    fn follow(&mut self, counters: &mut Counters) -> Vec<Outcome> {
+    /// Turns to the next batch when its setups may come. The last forward round was `before`.
+    fn follow(&mut self, counters: &mut Counters, before: u64) -> Vec<Outcome> {
         let batch = self.config.coming(self.forward);
         if batch == self.coming.batch {
             return Vec::new();
         }
         self.close(counters);
+        // It may have been stopped until now.
+        let [setups, acks] = [Phase::Setup(self.position + 1), Phase::Ack(self.position + 1)];
+        self.coming.skipped[0] += self.skipped_of(setups, before + 1..self.forward);
+        self.coming.skipped[1] += self.skipped_of(acks, self.backward + 1..self.forward);
         let failed = self.finish_loops();
         // A hop that has skipped a batch has no channel in the running one.
         let running = if self.coming.batch + 1 == batch { &self.coming.accepted[..] } else { &[] };

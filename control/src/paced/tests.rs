@@ -710,7 +710,8 @@ fn loops_fail_if_their_mix_stalls_while_setups_leave() {
 #[test]
 fn loops_of_a_mix_that_misses_their_acks_are_not_ready() {
     // Of 42 rounds it skips some, in which acks do not come.
-    for (skipped, expected) in [(0, Failure::NoAck), (20, Failure::NoAck), (30, Failure::NotReady)] {
+    let missed = [(0, Failure::NoAck), (20, Failure::NoAck), (30, Failure::NotReady)];
+    for (skipped, expected) in missed {
         let is_lost = |cell: &Sent| cell.link == 3 && cell.kind == CellKind::Ack;
         let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 0).losing(is_lost);
         let start = world.config.rounds_of(BATCH + 1, Phase::Ack(3)).start;
@@ -722,6 +723,20 @@ fn loops_of_a_mix_that_misses_their_acks_are_not_ready() {
             Outcome::Ready { .. } => panic!("no ack has come"),
         });
         assert_eq!(found.collect::<Vec<_>>(), [expected; 2], "{skipped}");
+    }
+    // It is stopped from before its setups leave, or before their acks come, until the next batch.
+    for phase in [Phase::Setup(3), Phase::Ack(3)] {
+        let mut world = World::new(PacedTerms { loops: 1, ..terms() }, 0).losing(|cell| cell.link == 3);
+        let rounds = world.config.rounds_of(BATCH + 1, phase);
+        world.run_to(rounds.start + u64::from(phase == Phase::Setup(3)));
+        let mut hop = world.hops.remove(1);
+        let end = world.config.times.first(BATCH + 2) + 20;
+        [FORWARD, BACKWARD].into_iter().for_each(|direction| hop.advance(direction, end));
+        let of_batch = hop.outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Failed { batch, why, .. } if *batch == BATCH + 1 => Some(*why),
+            _ => None,
+        });
+        assert_eq!(of_batch.collect::<Vec<_>>(), [Failure::NotReady; 2], "{phase:?}");
     }
 }
 

@@ -40,20 +40,20 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const MILLI: u64 = 1_000_000;
+    const MS: u64 = 1_000_000;
 
     #[test]
     fn round_is_due_at_its_offset() {
-        let schedule = Schedule::new(10 * MILLI, 18 * MILLI);
-        assert_eq!(schedule.due_at(100), 1018 * MILLI);
-        assert_eq!([1018 * MILLI - 1, 1018 * MILLI, 1028 * MILLI].map(|now| schedule.last_due(now)), [99, 100, 101]);
+        let schedule = Schedule::new(10 * MS, 18 * MS);
+        assert_eq!(schedule.due_at(100), 1018 * MS);
+        assert_eq!([1018 * MS - 1, 1018 * MS, 1028 * MS].map(|now| schedule.last_due(now)), [99, 100, 101]);
         assert_eq!(schedule.last_due(0), 0);
     }
 
     #[test]
     fn late_hop_releases_the_latest_rounds_only() {
-        let schedule = Schedule::new(10 * MILLI, 18 * MILLI);
-        let due = |released, ms| schedule.due(released, ms * MILLI).collect::<Vec<u64>>();
+        let schedule = Schedule::new(10 * MS, 18 * MS);
+        let due = |released, ms| schedule.due(released, ms * MS).collect::<Vec<u64>>();
         assert_eq!(due(100, 1027), [0; 0]);
         assert_eq!(due(100, 1028), [101]);
         assert_eq!(due(100, 1098), (101..=108).collect::<Vec<_>>());

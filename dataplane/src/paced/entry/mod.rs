@@ -99,9 +99,10 @@ struct MeetingEnd {
     max_age: Nanos,
     /// The application's address.
     client: Option<SocketAddr>,
-    /// The number of the meeting: 1, and another one when its secret was changed. Since when it is another one.
+    /// The number of the meeting: 1, and another one when its secret was changed.
     number: u32,
-    since: Option<Nanos>,
+    /// When that was, until the application's socket is read empty: what is in it was for the one before.
+    changed: Option<Nanos>,
     /// That of the latest fragmented datagram.
     next_id: u16,
     /// The latest round of which a cell has opened, and what that says.
@@ -120,7 +121,7 @@ impl MeetingEnd {
             max_age,
             client: None,
             number: 1,
-            since: None,
+            changed: None,
             next_id: rng.next_u32() as u16,
             latest: None,
             silent: 0,
@@ -406,7 +407,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 return;
             }
             let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-            let is_filled = count < APP_DATAGRAMS && self.apps.recv(&mut batch);
+            let may_read = count < APP_DATAGRAMS;
+            let is_filled = may_read && self.apps.recv(&mut batch);
+            if let Some(meeting) = self.meeting.as_mut().filter(|_| may_read && !is_filled) {
+                meeting.changed = None;
+            }
             if is_filled {
                 let socket = batch.socket();
                 let waited = waited.max(self.apps.waited(socket, now));
@@ -429,11 +434,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// Why datagrams are dropped that may have waited for so long in a socket, if they are.
     fn why_late(&self, socket: SocketId, waited: Nanos, now: Nanos) -> Option<DropReason> {
-        let since = self.meeting.as_ref().and_then(|meeting| meeting.since);
-        let is_former = since.is_some_and(|since| now.saturating_sub(waited) <= since);
+        let max_age = self.max_age(socket);
+        let changed = self.meeting.as_ref().and_then(|meeting| meeting.changed);
         match () {
-            () if is_former => Some(DropReason::Ended),
-            () if waited > self.max_age(socket) => Some(DropReason::Aged),
+            () if changed.is_some_and(|changed| now <= changed.saturating_add(max_age)) => Some(DropReason::Ended),
+            () if waited > max_age => Some(DropReason::Aged),
             () => None,
         }
     }
@@ -479,12 +484,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// Drops datagrams that have waited for too long.
     fn drop_aged(&mut self, now: Nanos) {
+        // A worker that was stopped is late, whatever the applications send.
+        let is_on_time = now <= self.prepare_at() + self.times.period();
         let Self { packer, users, meeting, datagrams, carries, over_rate, punts, .. } = self;
         let max_age = |socket| meeting.as_ref().map_or_else(|| users.max_age(socket), |meeting| meeting.max_age);
         let is_aged = |waiting: &Waiting| now - waiting.arrived > max_age(waiting.socket);
         packer.drop_aged(is_aged, |arrived| match carries {
             // It was there for a round with a channel, and found no room in it.
-            Some(carries) if carries.contains(&arrived) => {
+            Some(carries) if is_on_time && carries.contains(&arrived) => {
                 datagrams.forward.drop(DropReason::OverRate);
                 over_rate.send(Notice::OverRate, punts, now);
             }

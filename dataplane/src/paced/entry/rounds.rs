@@ -48,6 +48,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             return;
         }
         let Some(round) = self.pacer.next(self.clock.at(now)) else { return };
+        let began = self.runner_clock.map_or(now, |clock| clock.now());
         self.drop_aged(now);
         self.follow_link();
         let is_next = round == self.pacer.last() + 1;
@@ -58,8 +59,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.follow_meeting(round, now);
         let Self { settings, times, channels, packer, users, meeting, sender, cells, datagrams, .. } = self;
         let Self { links, link, slots, pacer, clock, free, rng, session, .. } = self;
-        let Self { prepared, punts, runner_clock, waits, carries, .. } = self;
-        let began = runner_clock.map_or(now, |clock| clock.now());
+        let Self { prepared, punts, waits, carries, .. } = self;
         let terms = &settings.terms;
         let is_last = round + 1 == times.first(times.batch_of(round) + 1);
         let takes_new = !(terms.repeat && is_last);
@@ -154,7 +154,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 counted: meeting.counted,
                 ..MeetingEnd::new(meeting.max_age, rng)
             };
-            (meeting.number, meeting.since) = (channel.meeting, Some(now));
+            (meeting.number, meeting.changed) = (channel.meeting, Some(now));
         }
     }
 
