@@ -42,7 +42,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("chain --class voice --deny 10.0.0.0/8", &["--deny is for chains of a free class", "leave it out"]),
         ("chain --class voice --resolver 192.0.2.1:53", &["--resolver is for chains of a free class", "leave it out"]),
         ("chain --class voice:seats=8", &["--users 20 does not fit seats 8: expected 20 or more"]),
-        ("chain --class voice:n_min=40 --users 4", &["does not fit n_min 40: expected at most 4", "noise only"]),
+        ("chain --class voice:n_min=40 --users 4", &["does not fit n_min 40: expected --users 40 or more", "noise only"]),
         ("chain --class voice:rounds=512 --mixes 7", &["rounds is too small", "expected 2048 or more"]),
         ("init new --class voice:n_min=300", &["n_min must be 1 to seats, which is 256 (got 300)"]),
     ];

@@ -194,7 +194,7 @@ fn check(args: &ChainArgs, terms: &PacedTerms, users: usize) -> Result<(), Confi
         format!("seats {}: expected {users} or more", terms.seats)
     } else if usize::from(terms.n_min) > users {
         let n_min = terms.n_min;
-        format!("n_min {n_min}, because batches of fewer channels carry noise only: expected --users {n_min} or more")
+        format!("n_min {n_min}: expected --users {n_min} or more, because batches of fewer channels carry noise only")
     } else {
         return Ok(());
     };
