@@ -30,6 +30,9 @@ pub(super) use trouble::Trouble;
 const CHECK_NEXT_HOP: &str =
     "check that it runs, that UDP reaches it, and that it has the same chain.toml as this node";
 
+/// Notices within a minute from which on programs send too much: a stream that fills a class loses one now and then.
+const OVER_RATE_FROM: u32 = 10;
+
 /// The log of one node.
 #[derive(Default)]
 pub struct Log {
@@ -73,6 +76,8 @@ pub struct Log {
     position: usize,
     no_seat: Trouble,
     over_rate: Trouble,
+    /// Notices of that within a minute from this time on.
+    over_rated: (Duration, u32),
     /// What the class carries, in words.
     carries: String,
     cells_without_seat: u64,
@@ -344,7 +349,12 @@ impl Log {
                 }
             }
             Notice::OverRate => {
-                if self.over_rate.occurs(now) {
+                let (since, count) = &mut self.over_rated;
+                if now >= *since + Duration::from_secs(60) {
+                    (*since, *count) = (now, 0);
+                }
+                *count += 1;
+                if *count >= OVER_RATE_FROM && self.over_rate.occurs(now) {
                     warn!(
                         "programs send more than this class carries, which is {}: the rest is dropped (`over-rate`); lower their bit \
                          rate, or use a class that carries more",
@@ -471,6 +481,17 @@ mod tests {
             lines.0.load(Ordering::Relaxed)
         };
         assert!((5..=9).contains(&lines_of(1)) && lines_of(2) == 0, "{} lines", lines_of(1));
+    }
+
+    #[test]
+    fn programs_that_send_too_much_are_told_once_it_is_many() {
+        let lines_of = |each_ms: u64| {
+            let (mut log, lines) = (Log::default(), Lines::default());
+            let mut notice = |nth| log.notice(Duration::from_millis(nth * each_ms), &Notice::OverRate);
+            subscriber::with_default(lines.clone(), || (0..100).for_each(&mut notice));
+            lines.0.load(Ordering::Relaxed)
+        };
+        assert_eq!([20_000, 10, 100].map(lines_of), [0, 1, 1]);
     }
 
     #[test]
