@@ -436,11 +436,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn why_late(&self, socket: SocketId, waited: Nanos, now: Nanos) -> Option<DropReason> {
         let max_age = self.max_age(socket);
         let changed = self.meeting.as_ref().and_then(|meeting| meeting.changed);
-        match () {
-            () if changed.is_some_and(|changed| now <= changed.saturating_add(max_age)) => Some(DropReason::Ended),
-            () if waited > max_age => Some(DropReason::Aged),
-            () => None,
+        if changed.is_some_and(|changed| now <= changed.saturating_add(max_age)) {
+            return Some(DropReason::Ended);
         }
+        (waited > max_age).then_some(DropReason::Aged)
     }
 
     /// Queues a datagram of an application, which was counted as received.
