@@ -401,6 +401,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let until = self.ready.as_ref().map_or_else(|| self.prepare_at(), |ready| ready.at.saturating_sub(QUIET));
         let waited = self.apps_read.waited(now);
         self.apps_read.set(now);
+        if let Some(MeetingEnd { changed: Some(changed), max_age, .. }) = &mut self.meeting
+            && waited > *max_age
+        {
+            // It was stopped, and has read nothing meanwhile.
+            *changed = now;
+        }
         let mut count = 0;
         for call in 0..APP_BATCHES {
             if call > 0 && self.runner_clock.is_some_and(|clock| clock.now() >= until) {
