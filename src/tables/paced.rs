@@ -45,7 +45,7 @@ fn of_entry(entry: &PacedEntryReport) -> String {
     let channel = match (entry.has_channel, entry.round) {
         (_, None) => "waits for the clock of mix1".to_owned(),
         (true, _) if entry.company.is_some_and(|company| company.channels == 0) => {
-            "has a channel, of which mix1 knows nothing: it has restarted".to_owned()
+            "has a channel, not counted by mix1: a new one, or mix1 has restarted".to_owned()
         }
         (true, _) => "has a channel".to_owned(),
         (false, _) => format!("joins a batch in {:.0} s or later", entry.next_batch_s),

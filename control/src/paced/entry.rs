@@ -130,8 +130,8 @@ impl PacedEntry {
         self.running
     }
 
-    /// Its next round is this one: its lead has jumped. The rounds in which it was ready are as long ago as before, so
-    /// whoever moves its time makes it miss no batch that does not count.
+    /// Its next round is this one: its lead has jumped. The rounds in which it was ready are as long ago as before: a
+    /// batch that it misses because somebody has moved its time counts.
     pub(super) fn jumps_to(&mut self, round: u64) {
         let waits = self.was_ready() && round <= self.running;
         if !waits {

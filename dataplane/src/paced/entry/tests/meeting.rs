@@ -109,7 +109,7 @@ fn another_meeting_gets_nothing_of_the_one_before() {
     }
 }
 
-/// The one before had stopped, which is no loss of the next one.
+/// Cells that the former other end did not send do not count as lost to the next one.
 #[test]
 fn silence_of_the_one_before_is_no_loss_of_the_next() {
     for (number, lost) in [(1, 30), (2, 0)] {
