@@ -15,7 +15,7 @@ const IP_UDP: u64 = 28;
 /// Rounds over which the highest rate is taken.
 const PEAK_ROUNDS: usize = 64;
 
-/// Warnings of terms that hide little.
+/// Warnings of terms that hide little, in lines for a screen.
 pub fn warnings(terms: &PacedTerms) -> Vec<String> {
     let (n_min, mut all) = (terms.n_min, Vec::new());
     if n_min < HIDES_FROM {
@@ -37,7 +37,7 @@ pub fn warnings(terms: &PacedTerms) -> Vec<String> {
     if terms.loops == 0 {
         all.push("loops = 0: no mix raises an alarm, and the exit counts pairs of users exactly".to_owned());
     }
-    all.iter().map(|warning| format!("Warning: {warning}\n")).collect()
+    all
 }
 
 /// A value for each way of using a class.

@@ -46,7 +46,7 @@ fn summary(args: &AssembleArgs, chain: &ChainFile) -> String {
         if class.n_min > 1 {
             text += &format!("  company  a batch of fewer than {} channels carries nothing (n_min)\n", class.n_min);
         }
-        text.extend(warnings(class).iter().map(|warning| format!("\n{warning}")));
+        text.extend(warnings(class).iter().map(|warning| format!("\nWarning: {warning}\n")));
     }
     if args.interval.is_none() && chain.terms.interval_s != INTERVAL_S {
         text += &format!("\ninterval     {} s, the shortest for these classes\n", chain.terms.interval_s);

@@ -229,7 +229,7 @@ fn next_commands(args: &InitArgs, shape: Shape, plan: &Plan, files: &Files) -> S
 
     for PlannedClass { terms, .. } in &plan.paced {
         let _ = write!(text, "\n{}", Figures::of(terms, plan.suite, plan.hops.len()).text(terms));
-        text.extend(warnings(terms).iter().map(|warning| format!("\n{warning}")));
+        text.extend(warnings(terms).iter().map(|warning| format!("\nWarning: {warning}\n")));
     }
     if let Some(PlannedClass { terms, .. }) = plan.paced.first() {
         let among = match terms.n_min {

@@ -329,8 +329,8 @@ fn figures(loaded: &Loaded) -> Vec<String> {
 fn weaknesses(loaded: &Loaded) -> Vec<String> {
     let classes = if loaded.position == 0 { loaded.classes() } else { Vec::new() };
     let of_class = |terms: &PacedTerms| {
-        let lines = warnings(terms).into_iter().map(|line| line.replace("Warning: ", "").trim_end().replace('\n', " "));
-        lines.map(|line| format!("class {}: {line}", terms.name)).collect::<Vec<_>>()
+        let lines = warnings(terms).into_iter();
+        lines.map(|lines| format!("class {}: {}", terms.name, lines.replace('\n', " "))).collect::<Vec<_>>()
     };
     classes.iter().filter_map(|class| class.terms.paced()).flat_map(of_class).collect()
 }
