@@ -1,5 +1,7 @@
 mod meeting;
 mod packing;
+mod session;
+mod waiting;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -599,64 +601,6 @@ fn time_of_preparing_does_not_count_as_time_to_settle() {
 }
 
 #[test]
-fn flows_of_a_closed_listener_are_closed_at_the_exit() {
-    let mut bench = Bench::to_destination(terms());
-    bench.open(BATCH);
-    let first = bench.times.first(BATCH);
-    bench.run_to(first + 20);
-    bench.say(client(1), b"ask");
-    bench.run_to(first + 21);
-    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
-    let cells = bench.data_of(first + 22);
-    assert_eq!(kinds(&bench.read_at_exit(&cells[0]).unwrap(), false), ["session", "close"]);
-    assert_eq!(bench.ledger().gauges.flows, 0);
-    let cells = bench.data_of(first + 23);
-    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()), "random without a flow");
-}
-
-#[test]
-fn session_is_drawn_again_after_a_batch_without_a_flow() {
-    let mut bench = Bench::to_destination(terms());
-    bench.open(BATCH);
-    let (first, rounds) = (bench.times.first(BATCH), u64::from(terms().rounds));
-    bench.run_to(first + 20);
-    let before = bench.entry.session;
-    bench.say(client(1), b"ask");
-    bench.run_to(first + 21);
-    assert_eq!(bench.entry.users.clients.flow_at(packer::SESSION, 0).map(|flow| flow.number), Some(0));
-    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
-    let until = |bench: &mut Bench, round| {
-        bench.run_to(round);
-        bench.entry.session != before
-    };
-    let changed = (first + 22..).find(|round| until(&mut bench, *round)).unwrap();
-    let after = changed - first - 21 - wire::paced::BEHIND_MAX;
-    assert!((rounds..rounds + 4).contains(&after), "{after}");
-    let renewed = bench.entry.session;
-    bench.run_to(changed + 2 * rounds);
-    assert_eq!(bench.entry.session, renewed, "nobody has heard it");
-}
-
-/// Whoever keeps channels from an entry would have it keep the name, however long.
-#[test]
-fn end_of_a_flow_that_finds_no_channel_does_not_keep_the_name() {
-    let mut bench = Bench::to_destination(terms());
-    bench.open(BATCH);
-    let (first, next) = (bench.times.first(BATCH), bench.times.first(BATCH + 1));
-    bench.run_to(first + 20);
-    let before = bench.entry.session;
-    bench.say(client(1), b"ask");
-    bench.run_to(next + 10);
-    bench.command(Command::Entry(EntryCommand::Unlisten { id: ListenerId(0) }));
-    let again = bench.times.first(BATCH + 4);
-    bench.run_to(again - 20);
-    assert_ne!(bench.entry.session, before);
-    bench.open(BATCH + 4);
-    let cells = bench.data_of(again + 1);
-    assert!(cells.iter().all(|cell| bench.read_at_exit(cell).is_none()), "the end is not said under another name");
-}
-
-#[test]
 fn late_worker_drops_rounds_and_seals_no_place_twice() {
     let mut bench = Bench::to_destination(terms());
     bench.open(BATCH);
@@ -724,85 +668,6 @@ fn cells_that_miss_their_slot_are_dropped() {
     assert_eq!(rounds, [first + 10, first + 11, first + 12].into());
     let aged = bench.ledger().cells.forward.drops(DropReason::Aged) - before.drops(DropReason::Aged);
     assert_eq!(aged, 4 + 2 * bench.entry.slots.of(&bench.times, first + 10).placed as u64);
-}
-
-#[test]
-fn datagrams_wait_up_to_the_age_of_their_forward() {
-    let mut bench = Bench::new(terms(), forwards(&[MAX_AGE, Duration::from_millis(25)]), 1);
-    bench.run_to(bench.times.first(BATCH) - 15);
-    let start = bench.entry.clock.at(bench.now);
-    bench.say(client(1), b"long");
-    bench.apps.send(Datagram { from: client(2), to: listener(1), bytes: b"short".to_vec() });
-    let mut at = |ms: u64| {
-        bench.run_until(start + ms * MILLI);
-        let forward = bench.ledger().datagrams.forward;
-        (forward.held, forward.drops(DropReason::Aged))
-    };
-    assert_eq!([at(1), at(25), at(26), at(60), at(61)], [(2, 0), (2, 0), (1, 1), (1, 1), (0, 2)]);
-}
-
-/// G.711: a datagram in every second round, the other one repeats it. Another datagram makes it late.
-#[test]
-fn stream_that_fills_the_class_is_late_for_a_moment_only() {
-    for phase in 1..10 {
-        let mut bench = Bench::to_destination(PacedTerms { cells: 1, repeat: true, ..terms() });
-        bench.open(BATCH);
-        let first = bench.times.first(BATCH);
-        bench.run_to(first + 3);
-        bench.say(client(1), &[1; 182]);
-        bench.run_to(first + 6);
-        let place = RoundSub { round: first + 3, sub: 0 };
-        let answers = [SESSION_FLOW, 0].map(|flow| Frame::Status { flow, code: Status::Open });
-        bench.send_from_mix(place, &bench.exit_body(place, &answers));
-        bench.run_to(first + 20);
-        bench.say(client(1), &[1; 182]);
-        let begin = bench.entry.pacer.due_at(first + 20) + phase * MILLI;
-        for datagram in 0..200 {
-            bench.run_until(begin + datagram * 20 * MILLI);
-            bench.say(client(1), &[1; 182]);
-        }
-        bench.run_until(begin + 4000 * MILLI);
-        assert_eq!(bench.entry.packer.len(), 0, "{phase} ms behind a round");
-        assert_eq!(bench.ledger().datagrams.forward.drops(DropReason::Aged), 0);
-    }
-}
-
-/// With a channel it is the application that sends too much. Without one, or stopped, it is not.
-#[test]
-fn what_the_class_does_not_carry_is_counted_and_told() {
-    let mut bench = Bench::to_destination(PacedTerms { cells: 1, ..terms() });
-    bench.open(BATCH);
-    let first = bench.times.first(BATCH);
-    bench.run_to(first - 20);
-    (0..5).for_each(|_| bench.say(client(1), &[1; 180]));
-    bench.run_to(first + 1);
-    let drops = |bench: &mut Bench| {
-        let forward = bench.ledger().datagrams.forward;
-        [DropReason::Aged, DropReason::OverRate].map(|reason| forward.drops(reason))
-    };
-    assert_eq!(drops(&mut bench), [5, 0], "no channel");
-    (0..20).for_each(|_| bench.say(client(1), &[1; 180]));
-    bench.run_to(first + 20);
-    let told =
-        std::iter::from_fn(|| bench.punts.pop().ok()).filter(|punt| matches!(punt, Punt::Notice(Notice::OverRate)));
-    assert!(told.count() > 0);
-    let [aged, over_rate] = drops(&mut bench);
-    assert!(aged == 5 && (10..20).contains(&over_rate), "{aged} {over_rate}: the first rounds take some");
-    bench.say(client(1), &[1; 180]);
-    bench.say(client(1), &[1; 180]);
-    bench.turn();
-    bench.now += 2_000 * MILLI;
-    bench.run_to(first + 300);
-    assert_eq!(drops(&mut bench), [aged + 2, over_rate], "it was stopped");
-}
-
-#[test]
-fn queue_of_datagrams_is_bounded() {
-    let mut bench = Bench::new(terms(), forwards(&[Duration::from_secs(60)]), 1);
-    (0..packer::WAITING_MAX + 10).for_each(|_| bench.say(client(1), &[0; 100]));
-    bench.run_to(bench.times.first(BATCH) - 10);
-    let forward = bench.ledger().datagrams.forward;
-    assert_eq!((forward.held, forward.drops(DropReason::ChannelQueueFull)), (packer::WAITING_MAX as u64, 10));
 }
 
 /// The places of the latest 512 rounds are remembered. Mix 1 could get behind that by a lead that jumps there and back.
